@@ -1,0 +1,36 @@
+"""spikellm: spike-driven large language models, made after training.
+
+Importing this package loads neither torch nor transformers; it arranges that the checkpoint format is registered as soon as transformers is
+imported, so that ``AutoModelForCausalLM.from_pretrained`` reloads converted models.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wrapt import register_post_import_hook
+
+if TYPE_CHECKING:
+    from spikellm.api import Conversion, convert, generate, load, perplexity, save, set_form, summarize
+
+__version__ = "0.1.0"
+__all__ = ["Conversion", "__version__", "convert", "generate", "load", "perplexity", "save", "set_form", "summarize"]
+
+
+def _register_format(_: Any) -> None:
+    import spikellm.checkpoint.huggingface  # noqa: F401
+
+
+register_post_import_hook(_register_format, "transformers.quantizers.auto")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from spikellm import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

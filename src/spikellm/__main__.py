@@ -1,0 +1,7 @@
+"""``python -m spikellm``."""
+
+import sys
+
+from spikellm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Text, activations and the block loop."""

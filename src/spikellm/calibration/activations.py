@@ -1,0 +1,98 @@
+"""What is kept of activations while a model is converted: the hidden states between blocks, and samples of the inputs of linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class ActivationStore:
+    """Hidden states of one stream, one tensor a batch of windows, in RAM."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        self._batches = [batch.detach().cpu() for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._batches[index]
+
+    def __setitem__(self, index: int, value: Tensor) -> None:
+        self._batches[index] = value.detach().cpu()
+
+    def copy(self) -> ActivationStore:
+        """A store with the same states; tensors are replaced, never changed in place, so nothing is duplicated."""
+        return ActivationStore(self._batches)
+
+    @property
+    def bytes(self) -> int:
+        return sum(batch.numel() * batch.element_size() for batch in self._batches)
+
+
+class TokenSample:
+    """Evenly spread sample of the input tokens of a linear layer, float32.
+
+    Args:
+        seen: tokens that will pass in all.
+        wanted: tokens to keep at most.
+    """
+
+    def __init__(self, seen: int, wanted: int) -> None:
+        self._stride = max(1, -(-seen // wanted))
+        self._position = 0
+        self._parts: list[Tensor] = []
+
+    def update(self, x: Tensor) -> None:
+        """Take what the stride picks from ``(..., channels)``."""
+        tokens = x.detach().reshape(-1, x.shape[-1])
+        first = -self._position % self._stride
+        self._position += tokens.shape[0]
+        self._parts.append(tokens[first :: self._stride].float())
+
+    def tokens(self) -> Tensor:
+        """The sample, ``(tokens, channels)``."""
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0]
+
+
+class SampledInputs:
+    """Token samples of several linear layers; layers that are fed the very same tensor (q, k and v) share one sample."""
+
+    def __init__(self, layers: dict[str, nn.Module], seen: int, wanted: int) -> None:
+        self._layers, self._seen, self._wanted = layers, seen, wanted
+        self._of: dict[str, TokenSample] = {}
+        self._last: tuple[Tensor, TokenSample] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._of[name].tokens()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._of
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While this holds, every forward pass through the layers is sampled."""
+        handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in self._layers.items()]
+        try:
+            yield
+        finally:
+            self._last = None
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+        def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0]
+            if self._last is not None and self._last[0] is x and self._of.get(name, self._last[1]) is self._last[1]:
+                self._of[name] = self._last[1]
+                return
+            sample = self._of.setdefault(name, TokenSample(self._seen, self._wanted))
+            sample.update(x)
+            self._last = (x, sample)
+
+        return record

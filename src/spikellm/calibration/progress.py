@@ -1,0 +1,81 @@
+"""Journal of a conversion: finished blocks on disk, so that an interrupted run goes on where it stopped and ends in the same bytes.
+
+Activations are not kept: on resuming, the streams are run through the finished blocks again, which gives them back exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spikellm.errors import RequestError
+from spikellm.files import write_atomically
+
+_MANIFEST = "manifest.json"
+
+
+class Journal:
+    """Finished blocks of one conversion in one folder.
+
+    Args:
+        folder: created if it is not there.
+        identity: what must be equal for a resumed run to end in the same bytes (recipe, fingerprints, versions).
+
+    Raises:
+        RequestError: the folder holds a journal of something else; names the field that differs.
+    """
+
+    class Entry(NamedTuple):
+        tensors: dict[str, Tensor]
+        record: dict[str, Any]
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = folder / _MANIFEST
+        if manifest.exists():
+            self._compare(json.loads(manifest.read_text(encoding="utf-8")), json.loads(json.dumps(identity)))
+        else:
+            write_atomically(manifest, lambda path: path.write_text(json.dumps(identity, indent=1), encoding="utf-8"))
+
+    def read(self, index: int) -> Entry | None:
+        """Tensors and record of a finished block; None if it is not there."""
+        path = self._path(index)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                return self.Entry({key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["record"]))
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise RequestError(f"{path} is damaged ({error}); delete it to convert that block again") from None
+
+    def write(self, index: int, layers: dict[str, Any], record: dict[str, Any]) -> None:
+        """Keep a finished block."""
+        tensors = {f"{name}.{key}": tensor.contiguous() for name, layer in layers.items() if isinstance(layer, nn.Module) for key, tensor in layer.state_dict().items()}
+        write_atomically(self._path(index), lambda path: save_file(tensors, path, metadata={"record": json.dumps(record)}))
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.safetensors"
+
+    def _compare(self, found: dict[str, Any], expected: dict[str, Any]) -> None:
+        for key in sorted(found.keys() | expected.keys()):
+            if found.get(key) != expected.get(key):
+                raise RequestError(
+                    f"{self.folder} holds an interrupted conversion with another {key} ({_short(found.get(key))}, now {_short(expected.get(key))}); "
+                    "resume with the same settings, or start afresh with --force"
+                )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def is_journal(folder: Path) -> bool:
+    """Whether a folder holds an interrupted conversion."""
+    return (folder / _MANIFEST).is_file()

@@ -1,0 +1,114 @@
+"""Run decoder blocks one at a time, outside their model, exactly as the model runs them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from spikellm.errors import UnsupportedModelError
+from spikellm.modeling.families import Blocks
+
+_BATCH_TOKENS = 2048
+
+
+class Call(NamedTuple):
+    """What a block is called with beside its hidden states; masks and positions, the same for every batch of one size."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the wanted input has been seen."""
+
+
+class BlockReplay:
+    """Inputs of the first block for all batches, and how every block is called.
+
+    Args:
+        model: the full-precision model, in evaluation mode.
+        blocks: its decoder blocks.
+        windows: tokens, ``(windows, seqlen)``; run in batches of about 2,048 tokens.
+
+    Raises:
+        UnsupportedModelError: the blocks one by one do not give what the whole model gives: the family passes something between blocks
+            that is not replayed.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, blocks: Blocks, windows: Tensor) -> None:
+        home = next(model.parameters()).device
+        self.batches = windows.to(home).split(max(1, _BATCH_TOKENS // windows.shape[1]))
+        self._calls: dict[int, list[Call]] = {}
+        for batch in {b.shape[0]: b for b in reversed(self.batches)}.values():  # the first batch last, for `output`
+            calls, output = _watch(model, blocks, batch)
+            self._calls[batch.shape[0]] = calls
+        self.first_inputs = [_first_input(model, blocks, batch) for batch in self.batches]
+        self._verify(type(model).__name__, blocks, output)
+
+    def forward(self, index: int, block: nn.Module, batch: int, hidden: Tensor) -> Tensor:
+        """Output hidden states of block ``index`` (or a stand-in for it) on one batch."""
+        call = self._calls[self.batches[batch].shape[0]][index]
+        device = next(block.parameters()).device
+        arguments, keywords = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tuple(call))
+        return _hidden(block(hidden.to(device), *arguments, **keywords))
+
+    def _verify(self, kind: str, blocks: Blocks, expected: Tensor) -> None:
+        """Check on the first batch that blocks run one by one give what the whole model gives."""
+        hidden = self.first_inputs[0]
+        for index, block in enumerate(blocks.modules):
+            hidden = self.forward(index, block, 0, hidden)
+        error = float((hidden.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-20))
+        if error >= 1e-2:  # NaN passes: the block loop names the block that makes it
+            raise UnsupportedModelError(f"{kind}: its blocks run one by one do not give what the whole model gives (relative difference {error:.2g}); this family cannot be converted")
+
+
+@torch.no_grad()
+def _watch(model: nn.Module, blocks: Blocks, batch: Tensor) -> tuple[list[Call], Tensor]:
+    calls: list[Call] = []
+    outputs: list[Tensor] = []
+
+    def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        keywords = {name: value for name, value in keywords.items() if name != "hidden_states"}
+        calls.append(Call(arguments[1:], keywords))
+
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        outputs.append(_hidden(output).detach())
+
+    handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks.modules]
+    handles.append(blocks.modules[-1].register_forward_hook(after))
+    try:
+        model(batch, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(calls) != len(blocks.modules):
+        raise UnsupportedModelError(f"{type(model).__name__} calls its {len(blocks.modules)} blocks {len(calls)} times in a pass; each must run once, in order")
+    return calls, outputs[0]
+
+
+@torch.no_grad()
+def _first_input(model: nn.Module, blocks: Blocks, batch: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+
+    def stop(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        seen.append(arguments[0] if arguments else keywords["hidden_states"])
+        raise _Stop
+
+    handle = blocks.modules[0].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(batch, use_cache=False)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, Tensor)
+    return hidden

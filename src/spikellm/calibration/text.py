@@ -1,0 +1,160 @@
+"""Text and token windows, for calibration and for perplexity.
+
+A source is the name of a known set (``wikitext2``, ``c4``, ``ptb``: from the hub; ``stdlib``: the running Python's docstrings) or a path: a text
+file, a ``.jsonl`` file with a ``text`` field, or a folder of such files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikellm.calibration.stdlib_text import Split, stdlib_docstrings
+from spikellm.errors import DependencyError, RequestError
+from spikellm.modeling.families import longest_window
+
+DEFAULT_SEQLEN = 2048
+_SUFFIXES = (".txt", ".jsonl")
+_C4_DOCUMENTS = 4000
+
+
+def read_text(source: str, split: Split) -> str:
+    """Text of a source.
+
+    Args:
+        source: name of a set, or path. A path gives the same text for either split.
+        split: ``"calibration"`` (training part) or ``"evaluation"`` (test part) of a named set.
+
+    Raises:
+        RequestError: no such set or file, not text, or empty.
+        DependencyError: the hub cannot be reached.
+    """
+    if source in NAMED:
+        text = NAMED[source](split)
+    else:
+        path = Path(source)
+        if not path.exists():
+            raise RequestError(f"text {source!r} is neither a known set ({', '.join(NAMED)}) nor an existing path")
+        text = _read_path(path)
+    if not text.strip():
+        raise RequestError(f"text {source!r} is empty; give a file with some text in it")
+    return text
+
+
+def _read_path(path: Path) -> str:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+        if not files:
+            raise RequestError(f"folder {path} holds no {' or '.join(_SUFFIXES)} file")
+        return "\n\n".join(_read_path(file) for file in files)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or give a .txt or .jsonl file") from None
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+    return "\n\n".join(_json_lines(path, text)) if path.suffix == ".jsonl" else text
+
+
+def _json_lines(path: Path, text: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            documents.append(json.loads(line)["text"])
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(f"{path}, line {number}: expected a JSON object with a 'text' field") from None
+        if not isinstance(documents[-1], str):
+            raise RequestError(f"{path}, line {number}: 'text' is {type(documents[-1]).__name__}, expected a string")
+    return documents
+
+
+def _from_hub(name: str, field: str, **where: Any) -> list[str]:
+    import datasets
+
+    try:
+        data = datasets.load_dataset(**where)
+        return list(data[field])
+    except Exception as error:  # the hub client raises many kinds, all of which mean the same to the user
+        reason = " ".join(str(error).split())[:160]
+        raise DependencyError(f"the text {name!r} comes from the hub, which could not be read ({reason}); give a local path, or 'stdlib', instead") from None
+
+
+def _wikitext2(split: Split) -> str:
+    part = "train" if split == "calibration" else "test"
+    return "\n\n".join(_from_hub("wikitext2", "text", path="Salesforce/wikitext", name="wikitext-2-raw-v1", split=part))
+
+
+def _ptb(split: Split) -> str:
+    part = "train" if split == "calibration" else "test"
+    lines = _from_hub("ptb", "sentence", path="ptb-text-only/ptb_text_only", revision="refs/convert/parquet", name="penn_treebank", split=part)
+    return ("\n\n" if split == "calibration" else " ").join(lines)
+
+
+def _c4(split: Split) -> str:
+    file = "en/c4-train.00000-of-01024.json.gz" if split == "calibration" else "en/c4-validation.00000-of-00008.json.gz"
+    documents = _from_hub("c4", "text", path="allenai/c4", data_files={"part": file}, split=f"part[:{_C4_DOCUMENTS}]")
+    return "\n\n".join(documents)
+
+
+NAMED: dict[str, Callable[[Split], str]] = {"wikitext2": _wikitext2, "c4": _c4, "ptb": _ptb, "stdlib": stdlib_docstrings}
+
+
+def tokenize(tokenizer: Any, text: str) -> Tensor:
+    """Tokens of a whole text, tokenized once with the tokenizer's own special tokens: int64, ``(tokens,)``."""
+    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
+
+
+def window_length(config: object, seqlen: int | None) -> int:
+    """Tokens of a window: as asked, else the smaller of 2048 and what the model can attend to.
+
+    Raises:
+        RequestError: longer than the model's maximum, or too short to predict anything.
+    """
+    longest = longest_window(config)
+    if seqlen is None:
+        return min(DEFAULT_SEQLEN, longest or DEFAULT_SEQLEN)
+    if longest is not None and seqlen > longest:
+        raise RequestError(f"seqlen {seqlen} is above the model's maximum of {longest} tokens; give --seqlen {longest} or less")
+    if seqlen < 2:
+        raise RequestError(f"seqlen {seqlen} is too short; a window needs at least 2 tokens to predict one from another")
+    return seqlen
+
+
+def disjoint_windows(tokens: Tensor, seqlen: int, source: str) -> Tensor:
+    """Consecutive windows, the tail dropped: ``(windows, seqlen)``.
+
+    Raises:
+        RequestError: the text is shorter than one window.
+    """
+    _require_window(tokens, seqlen, source)
+    return tokens[: tokens.shape[0] // seqlen * seqlen].view(-1, seqlen)
+
+
+def random_windows(tokens: Tensor, seqlen: int, samples: int, seed: int, source: str) -> Tensor:
+    """Windows at random places, ``(samples, seqlen)``; the same seed gives the same windows.
+
+    Raises:
+        RequestError: the text is shorter than one window.
+    """
+    _require_window(tokens, seqlen, source)
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(tokens.shape[0] - seqlen + 1, (samples,), generator=generator)
+    return torch.stack([tokens[start : start + seqlen] for start in starts.tolist()])
+
+
+def _require_window(tokens: Tensor, seqlen: int, source: str) -> None:
+    if tokens.shape[0] < seqlen:
+        raise RequestError(f"text {source!r} has {tokens.shape[0]} tokens, shorter than one window of {seqlen}; give a longer text or --seqlen {max(2, tokens.shape[0])}")
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes, to tell whether two runs saw the same."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

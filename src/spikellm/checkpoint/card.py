@@ -1,0 +1,56 @@
+"""The model card that is written beside a converted model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikellm.checkpoint.config import SpikeConfig
+from spikellm.profiling.summary import summarize
+
+
+def model_card(name: str, model: Any, config: SpikeConfig) -> str:
+    """Markdown with how to load the model, its figures and its recipe."""
+    recipe, summary = config.parsed_recipe(), summarize(model)
+    rows = "\n".join(f"| `{block['name']}` | {block['loss']:.4g} | {block['relative_loss']:.2%} |" for block in config.record["blocks"])
+    measured = "\n".join(f"- {key}: {value}" for key, value in config.record["versions"].items())
+    return f"""---
+library_name: transformers
+tags: [spikellm, spiking-neural-network, quantization]
+pipeline_tag: text-generation
+---
+
+# {name}
+
+A spike-driven language model made by [spikellm](https://pypi.org/project/spikellm/) with the recipe `{recipe.name}`. {recipe.description}
+
+## Load it
+
+```python
+import spikellm  # registers the format; without it transformers would fill the layers with random numbers
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/to/{name}")
+```
+
+`model, tokenizer = spikellm.load("path/to/{name}")` does the same and checks more. On the command line: `spikellm generate path/to/{name} "Once"`.
+
+## Figures
+
+- converted layers: {summary.spiking_layers} of {len(summary.layers)} linear layers
+- average steps over multiply-accumulates of converted layers: {summary.average_steps:.3f}
+- weights of converted layers: {summary.weight_bytes:,} bytes, {summary.weight_bytes / max(summary.dense_bytes, 1):.3f} of 16 bits a weight
+
+Difference to the original behind each block, on the calibration text:
+
+| block | mean squared error | relative |
+|---|---|---|
+{rows}
+
+## Made with
+
+{measured}
+- calibration text: {recipe.calibration.text}, {config.record["calibration"]["windows"]} windows of {config.record["calibration"]["seqlen"]} tokens
+
+```yaml
+{recipe.to_yaml()}```
+"""

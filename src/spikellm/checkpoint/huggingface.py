@@ -1,0 +1,121 @@
+"""Save and load through the model library's own methods: ordinary safetensors shards that ``from_pretrained`` reloads, strictly.
+
+``import spikellm`` registers the classes below as soon as the model library is imported. Where that import is missing, the library itself
+only warns and fills the layers with random numbers; the model card says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from spikellm.checkpoint.card import model_card
+from spikellm.checkpoint.config import METHOD, SpikeConfig
+from spikellm.errors import CheckpointError, RequestError
+from spikellm.files import folder_when_done
+from spikellm.modeling.families import is_linear
+from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.swap import replace_module, spiking_like
+
+register_quantization_config(METHOD)(SpikeConfig)
+
+
+@register_quantizer(METHOD)
+class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts spiking layers into an empty model before its weights are read, and checks them afterwards."""
+
+    quantization_config: SpikeConfig
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        recipe = self.quantization_config.parsed_recipe()
+        for name in self.quantization_config.modules:
+            settings = recipe.for_module(name)
+            try:
+                module = model.get_submodule(name)
+            except AttributeError:
+                raise CheckpointError(f"config.json lists the converted module {name!r}, which {type(model).__name__} does not have; the folder is damaged") from None
+            if settings is None or not is_linear(module):
+                raise CheckpointError(f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged")
+            replace_module(model, name, spiking_like(module, settings, device="meta"))
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        missing = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.device.type != "meta" and not getattr(tensor, "_is_hf_initialized", False)]
+        if missing:
+            raise CheckpointError(f"the checkpoint lacks {len(missing)} tensors ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); it is incomplete, convert again")
+        for name, module in model.named_modules():
+            if isinstance(module, SpikingLinear):
+                check_layer(name, module)
+        return model
+
+    def is_serializable(self, **_: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def check_layer(name: str, layer: SpikingLinear) -> None:
+    """Refuse state that no conversion writes: groups that do not exist, zero steps, scales that are not finite and positive.
+
+    Raises:
+        CheckpointError: names the layer and the buffer.
+    """
+    if layer.weight_codes.is_meta:
+        return  # offloaded to disk
+    if int(layer.channel_group.max()) >= layer.group_steps.shape[0]:
+        raise CheckpointError(f"{name}.channel_group names group {int(layer.channel_group.max())} of {layer.group_steps.shape[0]}; the checkpoint is damaged")
+    activations = layer.settings.activations
+    known = {activations.steps, activations.salient_steps}
+    if not set(layer.group_steps.tolist()) <= known:
+        raise CheckpointError(f"{name}.group_steps holds {layer.group_steps.tolist()}, the recipe says {sorted(known)}; the checkpoint is damaged")
+    if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
+        raise CheckpointError(f"{name}.weight_scale holds values that are not finite and positive; the checkpoint is damaged")
+    if int(layer.weight_zero.max()) >= 2**layer.settings.weights.bits:
+        raise CheckpointError(f"{name}.weight_zero exceeds {layer.settings.weights.bits} bits; the checkpoint is damaged")
+
+
+def mark_converted(model: Any, config: SpikeConfig) -> None:
+    """Tell the model library that a model was converted, so that it can save it."""
+    model.config.quantization_config = config
+    model.hf_quantizer = SpikeQuantizer(config, pre_quantized=True)
+    model.is_quantized = True
+    model.quantization_method = METHOD
+
+
+def spike_config(model: Any) -> SpikeConfig | None:
+    """Configuration of a converted model; None for an ordinary one."""
+    config = getattr(model.config, "quantization_config", None)
+    return config if isinstance(config, SpikeConfig) else None
+
+
+def save(model: Any, tokenizer: Any, out: str | Path, *, overwrite: bool = False, max_shard_size: str | int = "5GB") -> Path:
+    """Write a converted model, its tokenizer and a model card to a folder, which appears only once it is complete.
+
+    Raises:
+        RequestError: the model was not converted, or ``out`` is not empty.
+        SpikeLLMError: the disk refused.
+    """
+    config = spike_config(model)
+    if config is None:
+        raise RequestError("the model was not converted; call spikellm.convert first")
+    out = Path(out)
+    with folder_when_done(out, overwrite=overwrite) as folder:
+        try:
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        except OSError:
+            raise
+        except Exception as error:
+            if "No space left" in str(error):  # safetensors wraps the system's error
+                raise OSError(28, "No space left on device") from None
+            raise
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(out.name, model, config), encoding="utf-8")
+    return out

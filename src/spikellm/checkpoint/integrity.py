@@ -1,0 +1,67 @@
+"""Checks of a model folder before it is loaded, so that damage is named instead of surfacing as a stack of someone else's errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from spikellm.errors import CheckpointError, RequestError
+
+_HEADER_LIMIT = 100_000_000  # as the safetensors library has it
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder holds a whole model: a configuration, and every shard at its full length.
+
+    Raises:
+        RequestError: not a model folder.
+        CheckpointError: a shard is missing or truncated; names it.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is a file, expected a folder with config.json and safetensors shards")
+    if not (folder / "config.json").is_file():
+        raise RequestError(f"folder {folder} has no config.json; expected a model folder as save_pretrained writes it")
+    try:
+        if not isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise CheckpointError(f"{folder}/config.json is not valid JSON ({error}); restore it") from None
+    for shard in _shards(folder):
+        check_shard(shard)
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(f"{index} is damaged (expected JSON with a weight_map); restore it") from None
+        bad = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+        if bad:
+            raise CheckpointError(f"{index} names {bad[0]!r}, which is no file name in this folder; refused")
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        others = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"found {others[0]}, which may run code when read; convert it to safetensors first" if others else "copy the weights there"
+        raise CheckpointError(f"folder {folder} has no model.safetensors (nor an index of shards); {hint}")
+    return [single]
+
+
+def check_shard(shard: Path) -> None:
+    """Compare a shard's length with what its header declares."""
+    if not shard.is_file():
+        raise CheckpointError(f"shard {shard} is missing though the index names it; copy it there again")
+    size = shard.stat().st_size
+    try:
+        with open(shard, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
+                raise ValueError(f"header of {length} bytes in a file of {size}")
+            header = json.loads(file.read(length))
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"shard {shard} is damaged or truncated ({error}); copy it again") from None
+    if size != 8 + length + end:
+        raise CheckpointError(f"shard {shard} has {size} bytes, its header declares {8 + length + end}; it is truncated or damaged, copy it again")

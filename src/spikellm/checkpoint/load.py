@@ -1,0 +1,76 @@
+"""Load a model, converted or not, from a folder or the hub: strictly, and with one clear line when it cannot be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from spikellm.checkpoint.integrity import check_folder
+from spikellm.errors import CheckpointError, DependencyError, RequestError, SpikeLLMError, UnsupportedModelError
+
+
+def load(source: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        source: folder, or name on the hub.
+        device: where to put the model; the CPU by default.
+        dtype: type of what is not converted; ``"auto"`` as saved.
+        trust_remote_code: run Python code that comes with the model.
+
+    Returns:
+        ``(model, tokenizer)``, the model in evaluation mode.
+
+    Raises:
+        RequestError: no such folder, or not a model.
+        CheckpointError: incomplete or damaged.
+        DependencyError: the hub cannot be reached.
+        UnsupportedModelError: not a causal language model.
+    """
+    import transformers
+
+    import spikellm.checkpoint.huggingface  # noqa: F401  registers the format
+
+    where = str(source)
+    local = Path(where).exists()
+    if local:
+        check_folder(Path(where))
+    elif _is_path(source):
+        raise RequestError(f"folder {where} does not exist; give a model folder, or a hub name such as 'organisation/model'")
+    try:
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code, use_safetensors=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except SpikeLLMError:
+        raise
+    except (SafetensorError, EOFError) as error:
+        raise CheckpointError(f"weights of {where} cannot be read: {_line(error)}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise _explain(where, local, error) from None
+    problems = [f"{kind.split('_')[0]} {sorted(map(str, info[kind]))[0]}" for kind in ("missing_keys", "mismatched_keys") if info.get(kind)]
+    if problems or (info.get("unexpected_keys") and getattr(model, "is_quantized", False)):
+        problems += [f"unexpected {sorted(info['unexpected_keys'])[0]}"] if info.get("unexpected_keys") else []
+        raise CheckpointError(f"weights of {where} do not fit its configuration ({'; '.join(problems)}); restore the folder or convert again")
+    return model.to(device or "cpu").eval(), tokenizer
+
+
+def _is_path(source: str | Path) -> bool:
+    text = str(source)
+    return isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith("/") or "\\" in text
+
+
+def _explain(where: str, local: bool, error: Exception) -> SpikeLLMError:
+    text = _line(error)
+    if "trust_remote_code" in text:
+        return RequestError(f"{where} brings its own Python code, which is run only with --trust-remote-code; read it first")
+    if not local and isinstance(error, OSError):
+        return DependencyError(f"{where!r} is no folder here, and the hub could not give it ({text[:160]}); give the path of a local model folder instead")
+    if "Unrecognized configuration class" in text or "does not recognize this architecture" in text or "Unrecognized model" in text:
+        return UnsupportedModelError(f"{where} is not a causal language model that the installed transformers knows ({text[:160]})")
+    return CheckpointError(f"{where} cannot be loaded: {text[:300]}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

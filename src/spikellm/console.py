@@ -1,0 +1,61 @@
+"""How the command line speaks: results to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from spikellm.files import write_atomically
+
+out = Console(soft_wrap=False)
+err = Console(stderr=True)
+
+
+def note(text: str) -> None:
+    """A line of progress on standard error."""
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def write_json(data: Any, target: str) -> None:
+    """JSON to a file, or to standard output where the target is ``-``."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    if target == "-":
+        sys.stdout.write(text + "\n")
+    else:
+        write_atomically(Path(target), lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 1) -> None:
+    """A table on standard output; the first ``left`` columns are flush left, the others right."""
+    sheet = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        sheet.add_column(column, justify="left" if place < left else "right", overflow="fold")
+    for row in rows:
+        sheet.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(sheet)
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; yields ``update(done, total)``."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task: TaskID = progress.add_task(label, total=1)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

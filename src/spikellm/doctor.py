@@ -1,0 +1,31 @@
+"""What this machine offers: versions, processor features, kernels in use."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "safetensors", "accelerate", "datasets", "pydantic")
+
+
+def examine() -> dict[str, Any]:
+    """Findings by name, in the order in which they are worth reading."""
+    import torch
+
+    import spikellm
+
+    found: dict[str, Any] = {"spikellm": spikellm.__version__, "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}"}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "missing; reinstall spikellm"
+    found["processor"] = torch.backends.cpu.get_cpu_capability()
+    found["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    found["accelerator"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    found["kernels"] = "torch reference (exact integer products in floating point)"
+    found["compiler"] = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), "none")
+    return found

@@ -1,0 +1,38 @@
+"""The project's own errors. Each message says what was found, what was expected and what to do next, in one line."""
+
+from __future__ import annotations
+
+
+class SpikeLLMError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    ``exit_status`` is what the command line returns: 2 where the request was wrong, 1 where the work failed.
+    """
+
+    exit_status = 1
+
+
+class RequestError(SpikeLLMError, ValueError):
+    """What was asked for cannot be done: a missing path, an unknown name, a value out of range."""
+
+    exit_status = 2
+
+
+class RecipeError(RequestError):
+    """A recipe that cannot be read, or whose values do not fit together."""
+
+
+class UnsupportedModelError(RequestError):
+    """A model whose structure cannot be converted exactly; the message names the part."""
+
+
+class CheckpointError(SpikeLLMError):
+    """A folder of weights that is incomplete, damaged or does not fit its configuration."""
+
+
+class NumericalError(SpikeLLMError):
+    """NaN or infinity where a finite number is needed; the message names the tensor or the block."""
+
+
+class DependencyError(SpikeLLMError):
+    """Something outside the package is missing: a network, a package, a compiler."""

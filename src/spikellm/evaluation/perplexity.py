@@ -1,0 +1,77 @@
+"""Perplexity as the field reports it: the text tokenized once, disjoint windows, the tail dropped, the mean loss over all targets.
+
+(The *word* perplexity of evaluation harnesses is another number.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikellm.calibration.text import disjoint_windows, read_text, tokenize, window_length
+from spikellm.errors import NumericalError, RequestError
+
+_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Result of one measurement.
+
+    Attributes:
+        value: exp of the mean loss, nats a token.
+        tokens: targets that the mean is over, ``windows · (seqlen − 1)``.
+        windows: disjoint windows used.
+        seqlen: tokens of a window.
+    """
+
+    value: float
+    tokens: int
+    windows: int
+    seqlen: int
+
+
+def perplexity(
+    model: Any, tokenizer: Any, source: str, *, seqlen: int | None = None, limit: int | None = None, on_batch: Callable[[int, int], None] | None = None
+) -> Perplexity:
+    """Perplexity of a model on a text.
+
+    Args:
+        source: ``wikitext2``, ``c4``, ``ptb``, ``stdlib`` or a path (see :mod:`spikellm.calibration.text`).
+        seqlen: tokens of a window; min(2048, the model's maximum) by default.
+        limit: use the first ``limit`` windows only.
+        on_batch: called with ``(windows done, windows in all)``.
+
+    Raises:
+        RequestError: unknown text, a text shorter than one window, a window longer than the model's maximum.
+        NumericalError: the model's loss is not finite.
+    """
+    if limit is not None and limit < 1:
+        raise RequestError(f"limit is {limit}; expected at least one window")
+    length = window_length(model.config, seqlen)
+    windows = disjoint_windows(tokenize(tokenizer, read_text(source, "evaluation")), length, source)
+    return perplexity_of_windows(model, windows if limit is None else windows[:limit], on_batch)
+
+
+@torch.no_grad()
+def perplexity_of_windows(model: Any, windows: Tensor, on_batch: Callable[[int, int], None] | None = None) -> Perplexity:
+    """Perplexity on given windows, ``(windows, seqlen)``."""
+    device = next(model.parameters()).device
+    total, done = 0.0, 0
+    for batch in windows.split(max(1, _BATCH_TOKENS // windows.shape[1])):
+        batch = batch.to(device)
+        logits = model(batch, use_cache=False).logits[:, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
+        done += batch.shape[0]
+        if on_batch:
+            on_batch(done, windows.shape[0])
+    count, length = windows.shape
+    targets = count * (length - 1)
+    if not math.isfinite(total):
+        raise NumericalError("the model's loss is NaN or infinite on this text; its weights are damaged or its number type overflows")
+    return Perplexity(math.exp(min(total / targets, 700.0)), targets, count, length)

@@ -1,0 +1,81 @@
+"""Writing files so that nothing half-written is ever left looking whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spikellm.errors import RequestError, SpikeLLMError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, flush it, and rename it to ``path``.
+
+    Raises:
+        SpikeLLMError: the file system refused (full, read-only); the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_when_done(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that becomes ``target`` when the block ends well and vanishes when it does not.
+
+    Raises:
+        RequestError: ``target`` exists, is not empty, and may not be overwritten.
+        SpikeLLMError: the file system refused.
+    """
+    require_free(target, overwrite=overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        temporary.chmod(0o777 & ~_umask())
+    except OSError as error:
+        raise cannot_write(target, error) from None
+    try:
+        yield temporary
+        _swap_in(temporary, target)
+    except OSError as error:
+        raise cannot_write(target, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_free(target: Path, *, overwrite: bool = False) -> None:
+    """Refuse a target that holds something, or is no folder, unless it may be overwritten."""
+    if target.exists() and not target.is_dir():
+        raise RequestError(f"{target} is a file, expected a folder to write to; choose another name")
+    if not overwrite and target.is_dir() and any(target.iterdir()):
+        raise RequestError(f"folder {target} exists and is not empty; choose another one, or overwrite it with --force")
+
+
+def cannot_write(path: Path, error: OSError) -> SpikeLLMError:
+    """One line for a refusal of the file system."""
+    return SpikeLLMError(f"cannot write {path}: {error.strerror or error}; free space or choose another place, then run again")
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    old = temporary.with_name(f"{temporary.name}.old")
+    if target.is_dir() and any(target.iterdir()):
+        os.replace(target, old)
+    os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Integer products: the reference in torch."""

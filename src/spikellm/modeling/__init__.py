@@ -1,0 +1,1 @@
+"""Spiking modules and what the package knows of model families."""

@@ -1,0 +1,254 @@
+"""The spiking linear layer: packed integer weights, inputs coded as spikes on the fly, one integer product for all steps.
+
+    y[n, o] = Σ_segments θ_a[n] · s_w[o] · (Σ_c q[n, c]·k[o, c] − z_a[n]·Σ_c k[o, c])  +  bias[o]
+
+``q`` are spike counts, ``k = code − zero`` integer weights. A *segment* is a run of columns with one activation group a and one weight group
+w; the baseline's charge is taken off over the columns of the segment alone. Columns are stored sorted by activation group (stable), so
+groups are contiguous, and weight groups are formed in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.errors import RequestError
+from spikellm.kernels.torch_reference import integer_product
+from spikellm.neurons import SoftResetNeuron, make_neuron
+from spikellm.quantization.affine import AffineWeights, column_groups
+from spikellm.quantization.packing import pack, packed_length, unpack
+from spikellm.quantization.thresholds import Threshold, threshold_for_range, token_range
+from spikellm.recipe import LinearRecipe
+
+Form = Literal["merged", "stepped", "binary"]
+
+
+class Segment(NamedTuple):
+    """Columns ``start … stop`` (in stored order) with one activation group and one weight group."""
+
+    start: int
+    stop: int
+    activation_group: int
+    weight_group: int
+
+
+class Layout(NamedTuple):
+    """Where stored columns come from: ``order[i]`` is the channel of stored column i; None if nothing moved."""
+
+    order: Tensor | None
+    bounds: list[int]  # activation group a holds stored columns bounds[a] … bounds[a+1]
+    steps: list[int]
+    segments: list[Segment]
+
+
+class SpikingLinear(nn.Module):
+    """A linear layer whose weights are integer codes and whose inputs are spikes.
+
+    Persistent state, all named buffers: ``weight_codes`` (uint8, packed, ``(out, bytes)``), ``weight_scale`` (float32, ``(out, weight groups)``),
+    ``weight_zero`` (uint8, the same shape), ``channel_group`` (uint8, ``(in,)``: activation group of every channel), ``group_steps`` (uint8,
+    ``(groups,)``: steps T of each group); ``bias`` as the layer had it.
+
+    Attributes:
+        form: how spikes are summed: ``"merged"`` (one product of counts), ``"stepped"`` (T products) or ``"binary"`` (T·L products of
+            {0, 1}, or {−1, 0, 1}). All give the same integers, so the same output bit for bit.
+    """
+
+    weight_codes: Tensor
+    weight_scale: Tensor
+    weight_zero: Tensor
+    channel_group: Tensor
+    group_steps: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, settings: LinearRecipe, *, bias: bool = True, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.settings = in_features, out_features, settings
+        self.form: Form = "merged"
+        weights, groups = settings.weights, settings.activations.groups
+        weight_groups = len(column_groups(in_features, weights.group_size))
+        empty = {"device": device}
+        self.register_buffer("weight_codes", torch.zeros(out_features, packed_length(in_features, weights.bits), dtype=torch.uint8, **empty))
+        self.register_buffer("weight_scale", torch.ones(out_features, weight_groups, dtype=torch.float32, **empty))
+        self.register_buffer("weight_zero", torch.zeros(out_features, weight_groups, dtype=torch.uint8, **empty))
+        self.register_buffer("channel_group", torch.zeros(in_features, dtype=torch.uint8, **empty))
+        self.register_buffer("group_steps", torch.ones(groups, dtype=torch.uint8, **empty))
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, **empty), requires_grad=False) if bias else None
+        self._layout: Layout | None = None
+
+    @property
+    def neuron(self) -> SoftResetNeuron | None:
+        """The neuron that codes the inputs; None where inputs are not coded."""
+        activations = self.settings.activations
+        return make_neuron(activations.neuron, activations.bits) if activations.spiking else None
+
+    @property
+    def channel_steps(self) -> Tensor:
+        """Steps T of every input channel, ``(in,)``."""
+        return self.group_steps[self.channel_group.long()]
+
+    @property
+    def average_steps(self) -> float:
+        """Mean steps over the input channels; 1 where inputs are not coded."""
+        return float(self.channel_steps.float().mean())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of everything that replaces the dense weight: codes, scales, zero-points, groups and steps."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers(recurse=False))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingLinear:
+        """Moves as any module does, but scales stay float32: casting a model must not change its integers' meaning."""
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        if self.weight_scale.dtype != torch.float32:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        self._layout = None
+        return self
+
+    def layout(self) -> Layout:
+        """Order of stored columns and the segments they form; derived from ``channel_group`` once."""
+        if self._layout is None:
+            self._layout = make_layout(self.channel_group, self.group_steps, self.settings.weights.group_size)
+        return self._layout
+
+    @torch.no_grad()
+    def set_weights(self, weights: AffineWeights) -> None:
+        """Take over integer weights whose columns are in stored order (see :meth:`layout`)."""
+        self.weight_codes.copy_(pack(weights.codes, self.settings.weights.bits))
+        self.weight_scale.copy_(weights.scale)
+        self.weight_zero.copy_(weights.zero)
+
+    @torch.no_grad()
+    def set_groups(self, channel_group: Tensor, group_steps: Iterable[int]) -> None:
+        """Set the activation group of every channel and the steps of every group."""
+        self.channel_group.copy_(channel_group)
+        self.group_steps.copy_(torch.tensor(list(group_steps), dtype=torch.uint8))
+        self._layout = None
+
+    def integer_weights(self) -> Tensor:
+        """Integer weights ``k = code − zero``, int16, ``(out, in)``, columns in stored order."""
+        codes = unpack(self.weight_codes, self.settings.weights.bits, self.in_features).to(torch.int16)
+        for group, (start, stop) in enumerate(column_groups(self.in_features, self.settings.weights.group_size)):
+            codes[:, start:stop] -= self.weight_zero[:, group : group + 1]
+        return codes
+
+    def dense_weight(self) -> Tensor:
+        """The weight that the codes stand for, float32, ``(out, in)``, columns in their original order."""
+        weight = self.integer_weights().float()
+        for group, (start, stop) in enumerate(column_groups(self.in_features, self.settings.weights.group_size)):
+            weight[:, start:stop] *= self.weight_scale[:, group : group + 1]
+        order = self.layout().order
+        return weight if order is None else torch.empty_like(weight).index_copy_(1, order, weight)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Threshold]]:
+        """Spike counts of inputs.
+
+        Args:
+            x: ``(tokens, in)``.
+
+        Returns:
+            ``(codes, thresholds)``: int32 ``(tokens, in)`` with columns in stored order, and θ, z ``(tokens, 1)`` of each activation group.
+
+        Raises:
+            RequestError: the layer does not code its inputs.
+        """
+        neuron = self.neuron
+        if neuron is None:
+            raise RequestError("this layer does not code its inputs (activations.bits is 16), so it has no input spikes")
+        layout, activations = self.layout(), self.settings.activations
+        x = x.float() if layout.order is None else x.float().index_select(1, layout.order)
+        whole = token_range(x) if activations.thresholds == "shared" else None
+        codes, thresholds = [], []
+        for group, steps in enumerate(layout.steps):
+            part = x[:, layout.bounds[group] : layout.bounds[group + 1]]
+            low, high = whole or token_range(part)
+            threshold = threshold_for_range(low, high, neuron.levels * steps, symmetric=activations.symmetric, signed=neuron.signed)
+            codes.append(neuron.encode(part, *threshold, steps))
+            thresholds.append(threshold)
+        return torch.cat(codes, dim=1), thresholds
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in)`` → ``(..., out)``, in the type of ``x``; sums are exact integers, scaled in float32."""
+        tokens = x.reshape(-1, self.in_features)
+        weights = self.integer_weights()
+        y = self._spiking(tokens, weights) if self.settings.activations.spiking else self._weight_only(tokens, weights)
+        if self.bias is not None:
+            y = y + self.bias.float()
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def _spiking(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        neuron = cast(SoftResetNeuron, self.neuron)
+        codes, thresholds = self.encode(tokens)
+        layout = self.layout()
+        y = torch.zeros(tokens.shape[0], self.out_features, dtype=torch.float32, device=tokens.device)
+        for start, stop, group, weight_group in layout.segments:
+            steps, (theta, baseline), k = layout.steps[group], thresholds[group], weights[:, start:stop]
+            largest = 2 * neuron.levels * steps * (2**self.settings.weights.bits - 1) * (stop - start)
+            planes = spikes_of(codes[:, start:stop], neuron, steps, self.form)
+            charge = cast(Tensor, sum(integer_product(plane, k, largest) for plane in planes))
+            charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
+            y += charge.float() * theta * self.weight_scale[:, weight_group]
+        return y
+
+    def _weight_only(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        if self.form != "merged":
+            raise RequestError(f"form {self.form!r} unrolls input spikes, and this layer does not code its inputs (activations.bits is 16); use 'merged'")
+        tokens = tokens.float()
+        parts = [tokens[:, s.start : s.stop] @ weights[:, s.start : s.stop].float().T * self.weight_scale[:, s.weight_group] for s in self.layout().segments]
+        return cast(Tensor, sum(parts))
+
+    def extra_repr(self) -> str:
+        weights, activations = self.settings.weights, self.settings.activations
+        spikes = f"{activations.neuron} {activations.bits}-bit spikes" if activations.spiking else "inputs not coded"
+        return f"in={self.in_features}, out={self.out_features}, weights {weights.bits}-bit, {spikes}, bias={self.bias is not None}"
+
+
+def spikes_of(codes: Tensor, neuron: SoftResetNeuron, steps: int, form: Form) -> Iterator[Tensor]:
+    """The spikes of a train in one of its three forms, slice by slice; they sum to the codes."""
+    if form == "merged":
+        return iter((codes,))
+    return neuron.iterate_stepped(codes, steps) if form == "stepped" else neuron.iterate_binary(codes, steps)
+
+
+def make_layout(channel_group: Tensor, group_steps: Tensor, weight_group_size: int | None) -> Layout:
+    """Sort columns by activation group and cut them where either kind of group ends."""
+    columns = channel_group.shape[0]
+    counts = torch.bincount(channel_group.long(), minlength=group_steps.shape[0]).tolist()
+    bounds = [0]
+    for count in counts:
+        bounds.append(bounds[-1] + count)
+    order = torch.sort(channel_group, stable=True).indices if sum(count > 0 for count in counts) > 1 else None
+    weight_bounds = column_groups(columns, weight_group_size)
+    cuts = sorted({0, columns, *bounds, *(stop for _, stop in weight_bounds)})
+    segments = []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        group = max(a for a in range(len(counts)) if bounds[a] <= start and counts[a])
+        segments.append(Segment(start, stop, group, start // (weight_group_size or columns)))
+    return Layout(order, bounds, group_steps.tolist(), segments)
+
+
+def spiking_linears(model: nn.Module) -> dict[str, SpikingLinear]:
+    """Spiking linear layers of a model by full name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SpikingLinear)}
+
+
+def set_form(model: nn.Module, form: Form) -> None:
+    """Run every spiking layer of a model in one form.
+
+    Raises:
+        RequestError: unknown form, no spiking layer, or a layer that does not code its inputs.
+    """
+    layers = spiking_linears(model)
+    if form not in get_args(Form):
+        raise RequestError(f"unknown form {form!r} (valid: {', '.join(get_args(Form))})")
+    if not layers:
+        raise RequestError("the model has no spiking layer; convert it first")
+    silent = [name for name, layer in layers.items() if layer.neuron is None]
+    if form != "merged" and silent:
+        raise RequestError(f"{len(silent)} layers do not code their inputs ({silent[0]}, …: activations.bits is 16), so they have no {form} form")
+    for layer in layers.values():
+        layer.form = form

@@ -1,0 +1,26 @@
+"""Put spiking layers in the place of linear ones."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from spikellm.modeling.families import weight_and_bias
+from spikellm.modeling.linear import SpikingLinear
+from spikellm.recipe import LinearRecipe
+
+
+def spiking_like(module: nn.Module, settings: LinearRecipe, device: object = None) -> SpikingLinear:
+    """An empty spiking layer of the shape, bias and type of a linear one, on ``device`` (the module's own by default)."""
+    weight, bias = weight_and_bias(module)
+    layer = SpikingLinear(
+        weight.shape[1], weight.shape[0], settings, bias=bias is not None, dtype=weight.dtype, device=device if device is not None else weight.device  # type: ignore[arg-type]
+    )
+    if bias is not None and layer.bias is not None and not bias.is_meta:
+        layer.bias.data.copy_(bias.data)
+    return layer
+
+
+def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule with this full name."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent) if parent else root, leaf, module)

@@ -1,0 +1,35 @@
+"""Spike rasters: which neuron fires when."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spikellm.neurons.base import Drive, SoftResetNeuron, Steps
+from spikellm.quantization.thresholds import threshold_for_range, token_range
+
+
+def spike_raster(
+    x: Tensor, neuron: SoftResetNeuron, steps: Steps = 1, *, form: Literal["stepped", "binary"] = "binary", drive: Drive = "drain"
+) -> Tensor:
+    """Raster of a tensor under its own per-token thresholds.
+
+    Args:
+        x: ``(..., channels)``, finite; the range of each token over its channels sets θ and z.
+        steps: T, one number or one for each channel (θ is then divided so that every channel spans the range).
+        form: ``"stepped"`` for multi-level spikes, ``"binary"`` for {0, 1} or {−1, 0, 1}.
+        drive: in what order the spikes come; their sum is the same.
+
+    Returns:
+        Integers ``(time, ..., channels)``: time is T, or T·L in binary form.
+    """
+    low, high = token_range(x.float())
+    theta, baseline = threshold_for_range(low, high, neuron.top(steps), signed=neuron.signed)
+    spikes = neuron.simulate(x, theta, baseline, steps, drive).spikes
+    if form == "stepped":
+        return spikes
+    if form == "binary":
+        return torch.cat([torch.stack(list(neuron.iterate_binary(spike))) for spike in spikes])
+    raise ValueError(f"unknown form {form!r} (valid: stepped, binary)")

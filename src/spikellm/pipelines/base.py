@@ -1,0 +1,64 @@
+"""What a pipeline is: which inputs it asks to see, how it fits one block, what it finishes with.
+
+The block loop (:mod:`spikellm.calibration.blocks`) does everything else. Adding a pipeline is adding a file with a class under
+``@pipelines.register(name)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.calibration.activations import ActivationStore, SampledInputs
+from spikellm.modeling.linear import SpikingLinear
+from spikellm.recipe import LinearRecipe, Recipe
+from spikellm.registry import Registry
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """One decoder block as a pipeline sees it.
+
+    Attributes:
+        module: the full-precision block.
+        layers: its linear layers to convert, by full name.
+        settings: recipe of each of them.
+        samples: input tokens of the layers that the pipeline asked for, from the converted stream.
+        inputs: converted stream: what the block will be fed.
+        targets: full-precision stream: what the block should give.
+        forward: ``forward(module, i, hidden)`` runs a block on batch ``i`` of a stream.
+        recipe: the whole recipe.
+    """
+
+    module: nn.Module
+    layers: dict[str, nn.Module]
+    settings: dict[str, LinearRecipe]
+    samples: SampledInputs
+    inputs: ActivationStore
+    targets: ActivationStore
+    forward: Callable[[nn.Module, int, Tensor], Tensor]
+    recipe: Recipe
+    device: torch.device
+
+
+class Pipeline(Protocol):
+    """How weights and channel groups of a block are fitted."""
+
+    def observes(self, settings: LinearRecipe) -> bool:
+        """Whether the inputs of a layer with these settings are needed."""
+        ...
+
+    def fit_block(self, context: BlockContext) -> dict[str, SpikingLinear]:
+        """Spiking layers for every layer of the context."""
+        ...
+
+    def finish(self, model: nn.Module) -> None:
+        """Last touch on the whole model, after all blocks."""
+        ...
+
+
+pipelines: Registry[Callable[[], Pipeline]] = Registry("pipeline")

@@ -1,0 +1,80 @@
+"""What a model consists of: its linear layers, their bits, steps and sizes. Read off the modules, not off the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from spikellm.modeling.families import is_linear, weight_and_bias
+from spikellm.modeling.linear import SpikingLinear
+
+_DENSE_BYTES = 2  # a weight of the 16-bit original
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One linear layer. ``weight_bytes`` counts codes with scales and all that replaces the weight; ``dense_bytes`` 16 bits a weight."""
+
+    name: str
+    spiking: bool
+    in_features: int
+    out_features: int
+    weight_bits: int
+    spike_bits: int
+    neuron: str | None
+    thresholds: str | None
+    salient_channels: int
+    average_steps: float
+    weight_bytes: int
+    dense_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A whole model; sums are over its spiking layers unless said otherwise."""
+
+    kind: str
+    layers: list[LayerSummary]
+    total_bytes: int  # all parameters and buffers of the model
+
+    @property
+    def spiking_layers(self) -> int:
+        return sum(layer.spiking for layer in self.layers)
+
+    @property
+    def average_steps(self) -> float:
+        """Mean steps over the multiply-accumulates of converted layers; 1 where none is converted."""
+        spiking = [layer for layer in self.layers if layer.spiking]
+        products = sum(layer.in_features * layer.out_features for layer in spiking)
+        return sum(layer.average_steps * layer.in_features * layer.out_features for layer in spiking) / products if products else 1.0
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(layer.weight_bytes for layer in self.layers if layer.spiking)
+
+    @property
+    def dense_bytes(self) -> int:
+        return sum(layer.dense_bytes for layer in self.layers if layer.spiking)
+
+
+def summarize(model: nn.Module) -> ModelSummary:
+    """Summary of a model, converted or not."""
+    layers = [_summarize(name, module) for name, module in model.named_modules() if isinstance(module, SpikingLinear) or is_linear(module)]
+    tensors = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()}
+    return ModelSummary(type(model).__name__, layers, sum(tensors.values()))
+
+
+def _summarize(name: str, module: nn.Module) -> LayerSummary:
+    if isinstance(module, SpikingLinear):
+        activations = module.settings.activations
+        dense = module.in_features * module.out_features * _DENSE_BYTES
+        salient = int((module.channel_group > 0).sum())
+        neuron, thresholds = (activations.neuron, activations.thresholds if salient else None) if activations.spiking else (None, None)
+        return LayerSummary(
+            name, True, module.in_features, module.out_features, module.settings.weights.bits, activations.bits, neuron, thresholds, salient, module.average_steps,
+            module.weight_bytes, dense,
+        )  # fmt: skip
+    weight, _ = weight_and_bias(module)
+    bits = weight.element_size() * 8
+    return LayerSummary(name, False, weight.shape[1], weight.shape[0], bits, bits, None, None, 0, 1.0, weight.numel() * weight.element_size(), weight.numel() * _DENSE_BYTES)

@@ -1,0 +1,1 @@
+"""Integer codes: rounding, packing, affine weights, thresholds of activations."""

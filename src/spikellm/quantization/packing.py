@@ -1,0 +1,59 @@
+"""Integer codes of 1 to 8 bits, packed along the last axis without gaps, least significant bit first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def packed_length(length: int, bits: int) -> int:
+    """Bytes that ``length`` codes of ``bits`` bits take."""
+    return (length * bits + 7) // 8
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes into bytes.
+
+    Args:
+        codes: uint8, ``(..., length)``, each below ``2**bits``.
+        bits: 1 to 8.
+
+    Returns:
+        uint8, ``(..., packed_length(length, bits))``; unused high bits of the last byte are 0.
+
+    Raises:
+        ValueError: a code does not fit into ``bits``.
+    """
+    if codes.dtype != torch.uint8:
+        raise ValueError(f"codes to pack must be uint8, not {codes.dtype}")
+    if codes.numel() and int(codes.max()) >= 2**bits:
+        raise ValueError(f"code {int(codes.max())} does not fit into {bits} bits")
+    if bits == 8:
+        return codes.contiguous()
+    length = codes.shape[-1]
+    if 8 % bits == 0:
+        share = 8 // bits
+        padded = torch.nn.functional.pad(codes, (0, -length % share)).unflatten(-1, (-1, share))
+        packed = padded[..., 0].clone()
+        for place in range(1, share):
+            packed |= padded[..., place] << (place * bits)
+        return packed
+    stream = ((codes.unsqueeze(-1) >> _places(bits, codes)) & 1).flatten(-2)
+    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (stream << _places(8, codes)).sum(-1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
+    """Inverse of :func:`pack`: uint8 codes ``(..., length)``."""
+    if bits == 8:
+        return packed[..., :length]
+    if 8 % bits == 0:
+        mask = 2**bits - 1
+        parts = [(packed >> place) & mask for place in range(0, 8, bits)]
+        return torch.stack(parts, dim=-1).flatten(-2)[..., :length]
+    stream = ((packed.unsqueeze(-1) >> _places(8, packed)) & 1).flatten(-2)[..., : length * bits]
+    return (stream.unflatten(-1, (length, bits)) << _places(bits, packed)).sum(-1, dtype=torch.uint8)
+
+
+def _places(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, dtype=torch.uint8, device=like.device)

@@ -1,0 +1,65 @@
+"""Thresholds of spiking activations: one firing threshold θ and one baseline z for each token and channel group, found on the fly.
+
+Values are ``x ≈ θ·(q − z)`` with codes ``q`` in ``[0, top]``, or ``[−top, top]`` for a signed neuron. The range of a group always includes
+zero, so that ``0 ≤ z ≤ top`` and zero current is coded without error. Special tokens:
+
+- all zero (or so small that θ would underflow): θ = 1 and every code is the baseline, so the value is exactly 0;
+- constant: coded exactly up to the rounding of θ, since the range then ends at the constant;
+- with NaN or infinity: θ = NaN, so the output of the layer is NaN as it would be without spikes; nothing is hidden.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikellm.quantization.rounding import half_up
+
+
+class Threshold(NamedTuple):
+    """θ and z of every token, both float32; z holds integers. Shapes as the range they were made from."""
+
+    theta: Tensor
+    baseline: Tensor
+
+
+def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each token, zero included.
+
+    Args:
+        x: float32, ``(..., channels)``.
+
+    Returns:
+        ``(low, high)``, each ``(..., 1)``, ``low ≤ 0 ≤ high``; NaN where the token holds a NaN. No channel at all gives ``(0, 0)``.
+    """
+    if x.shape[-1] == 0:
+        zero = x.new_zeros(*x.shape[:-1], 1)
+        return zero, zero
+    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    return low.clamp(max=0), high.clamp(min=0)
+
+
+def threshold_for_range(low: Tensor, high: Tensor, top: Tensor | int, *, symmetric: bool = False, signed: bool = False) -> Threshold:
+    """Threshold and baseline that let ``top`` spikes reach across a range.
+
+    Args:
+        low, high: ends of the range, ``low ≤ 0 ≤ high``, float32, any shape.
+        top: largest code, T·L; one number, or one for each channel.
+        symmetric: put the baseline in the middle (``top // 2``) instead of where the range asks for it; needs ``top ≥ 2``.
+        signed: the neuron fires negative spikes itself, so the baseline is 0 and the range is symmetric.
+
+    Returns:
+        ``Threshold(theta, baseline)`` of the shape of ``low``, broadcast to ``top``.
+    """
+    if signed or symmetric:
+        reach = torch.maximum(high, -low)
+        middle = 0 if signed else top // 2
+        theta = reach / (top if signed else middle)
+        baseline = torch.zeros_like(theta) + middle
+    else:
+        theta = high / top - low / top  # not (high - low) / top: the difference may overflow
+        baseline = half_up(-low / theta).nan_to_num(0.0, 0.0, 0.0).clamp(0, top)
+    theta = torch.where(theta < torch.finfo(torch.float32).tiny, 1.0, theta)
+    return Threshold(theta.masked_fill(~torch.isfinite(theta), float("nan")), baseline)

@@ -1,0 +1,284 @@
+"""Recipes: everything that decides the result of a conversion, in one frozen, versioned object that is saved with the model.
+
+A recipe comes from a preset by name or from a YAML file; ``--set weights.bits=3`` changes single fields. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from spikellm.errors import RecipeError
+from spikellm.neurons import make_neuron, neurons
+from spikellm.registry import unknown_name
+from spikellm.saliency import criteria
+
+RECIPE_VERSION = 1
+MAX_STEPS = 255  # steps are stored in one byte
+MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WeightRecipe(_Section):
+    """How weights become integer codes."""
+
+    bits: int = Field(4, ge=2, le=8, description="bits of a weight code")
+    symmetric: bool = Field(False, description="zero-point fixed in the middle instead of placed by the range")
+    group_size: int | None = Field(None, ge=1, description="columns that share a scale; null for the whole row")
+
+
+class ActivationRecipe(_Section):
+    """How inputs of linear layers become spikes. ``bits: 16`` leaves them as they are."""
+
+    bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes")
+    neuron: str = Field("gif", description="if (1-bit spikes), gif, or ternary (2-bit spikes, symmetric)")
+    symmetric: bool = Field(False, description="range of a token symmetric around zero")
+    steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of an ordinary channel")
+    salient_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of channels that are salient (OBSpiking)")
+    search_cut: bool = Field(False, description="salient_rate is the most; each layer takes the share that loses least")
+    salient_steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of a salient channel")
+    saliency: str = Field("layer-loss", description="criterion that ranks channels")
+    invert: bool = Field(False, description="take the lowest-ranked channels instead: a control")
+    thresholds: Literal["split", "shared"] = Field("split", description="own range for each group of channels, or one range for all (as published)")
+
+    @property
+    def spiking(self) -> bool:
+        return self.bits != 16
+
+    @property
+    def groups(self) -> int:
+        """Channel groups with a threshold of their own: 2 where some channels are salient, else 1."""
+        return 2 if self.salient_rate > 0 else 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ActivationRecipe:
+        if self.bits == 16:
+            idle = [name for name in ("salient_rate", "search_cut", "symmetric", "invert") if getattr(self, name)] + [name for name in ("steps", "salient_steps") if getattr(self, name) != 1]
+            if idle:
+                raise ValueError(f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set bits to 1 … 8")
+            return self
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits is {self.bits}; expected 1 to 8, or 16 for no spikes")
+        if self.neuron not in neurons.names():
+            raise ValueError(unknown_name("neuron", self.neuron, neurons.names()))
+        neuron = make_neuron(self.neuron, self.bits)
+        if neuron.signed and not self.symmetric:
+            raise ValueError(f"neuron {self.neuron!r} fires both signs, so its range is symmetric; set symmetric to true")
+        steps = max(self.steps, self.salient_steps)
+        if steps * neuron.levels > MAX_TOP_CODE:
+            raise ValueError(f"{steps} steps of up to {neuron.levels} spikes reach code {steps * neuron.levels}; at most {MAX_TOP_CODE} is supported")
+        if self.symmetric and not neuron.signed and self.steps * neuron.levels < 2:
+            raise ValueError("a symmetric range needs a top code T·L of at least 2; raise bits or steps")
+        if self.salient_rate > 0:
+            self._check_salient()
+        elif self.salient_steps != 1 or self.search_cut or self.invert:
+            raise ValueError("salient_steps, search_cut and invert have no effect while salient_rate is 0; set salient_rate above 0")
+        return self
+
+    def _check_salient(self) -> None:
+        if self.saliency not in criteria.names():
+            raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
+        if self.salient_steps < self.steps:
+            raise ValueError(f"salient_steps ({self.salient_steps}) is below steps ({self.steps}); salient channels get at least as many")
+        if self.search_cut and self.saliency == "random":
+            raise ValueError("search_cut follows a ranking of channels, and random ranks nothing; choose another saliency")
+        if self.thresholds == "shared" and self.salient_steps == self.steps:
+            raise ValueError("with shared thresholds and equal steps salient channels are coded like all others; raise salient_steps or use split")
+
+
+class CalibrationRecipe(_Section):
+    """The text from which channels are ranked and errors measured."""
+
+    text: str = Field("wikitext2", description="wikitext2, c4, ptb (hub), stdlib (built in) or a path: .txt, .jsonl, folder")
+    samples: int = Field(128, ge=1, description="windows of text")
+    seqlen: int | None = Field(None, ge=1, description="tokens of a window; null for min(2048, the model's maximum)")
+    saliency_tokens: int = Field(8192, ge=1, description="tokens from which saliency is measured, spread evenly over the windows")
+
+
+class LinearRecipe(_Section):
+    """What one linear layer becomes."""
+
+    weights: WeightRecipe = WeightRecipe()
+    activations: ActivationRecipe = ActivationRecipe()
+
+
+class Override(_Section):
+    """Other settings for the modules whose full name matches a regular expression."""
+
+    match: str
+    skip: bool = Field(False, description="leave these modules as they are")
+    weights: dict[str, Any] = Field(default_factory=dict)
+    activations: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("match")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Override:
+        if self.skip == bool(self.weights or self.activations):
+            raise ValueError(f"the override for {self.match!r} must either skip or set weights / activations")
+        return self
+
+
+class Recipe(_Section):
+    """A whole conversion."""
+
+    version: Literal[1] = RECIPE_VERSION
+    name: str = "custom"
+    description: str = ""
+    pipeline: str = Field("rtn", description="how weights are fitted")
+    seed: int = Field(2, ge=0, lt=2**63, description="decides calibration windows and random controls")
+    weights: WeightRecipe = WeightRecipe()
+    activations: ActivationRecipe = ActivationRecipe()
+    calibration: CalibrationRecipe = CalibrationRecipe()
+    lm_head: bool = Field(False, description="convert the output projection too")
+    overrides: tuple[Override, ...] = ()
+
+    @model_validator(mode="after")
+    def _overrides_are_valid(self) -> Recipe:
+        for override in self.overrides:
+            self._apply(override, LinearRecipe(weights=self.weights, activations=self.activations))
+        return self
+
+    @cached_property
+    def _patterns(self) -> list[tuple[re.Pattern[str], Override]]:
+        return [(re.compile(override.match), override) for override in self.overrides]
+
+    def for_module(self, name: str) -> LinearRecipe | None:
+        """Settings of the module with this full name, or None to leave it. Later overrides win field by field."""
+        settings: LinearRecipe | None = LinearRecipe(weights=self.weights, activations=self.activations)
+        for pattern, override in self._patterns:
+            if pattern.fullmatch(name):
+                settings = None if override.skip else self._apply(override, settings or LinearRecipe(weights=self.weights, activations=self.activations))
+        return settings
+
+    @staticmethod
+    def _apply(override: Override, settings: LinearRecipe) -> LinearRecipe:
+        merged = settings.model_dump()
+        merged["weights"].update(override.weights)
+        merged["activations"].update(override.activations)
+        return LinearRecipe.model_validate(merged)
+
+    def unmatched_overrides(self, names: Iterable[str]) -> list[str]:
+        """Patterns that match none of the names."""
+        names = list(names)
+        return [override.match for pattern, override in self._patterns if not any(pattern.fullmatch(name) for name in names)]
+
+    def replaced(self, values: Mapping[str, Any]) -> Recipe:
+        """The same recipe with other values under dotted keys.
+
+        Raises:
+            RecipeError: a key or value is not valid.
+        """
+        data = self.model_dump()
+        for key, value in values.items():
+            _place(data, key, value)
+        return recipe_from(data, f"recipe {self.name!r}")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: a preset's name, a YAML file, or a recipe.
+        settings: ``key=value`` pairs with dotted keys, applied on top; values are read as YAML.
+
+    Raises:
+        RecipeError: unknown name, unreadable file, unknown key or value out of range; names what is valid.
+    """
+    if isinstance(source, Recipe):
+        data: dict[str, Any] = source.model_dump()
+        where = f"recipe {source.name!r}"
+    else:
+        data, where = _read(str(source))
+    for setting in settings:
+        _set(data, setting)
+    return recipe_from(data, where)
+
+
+def recipe_from(data: Mapping[str, Any], where: str) -> Recipe:
+    """Validate plain data into a recipe; ``where`` names its origin in the error."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error)}") from None
+
+
+def _preset_folder() -> Any:
+    return resources.files("spikellm") / "presets"
+
+
+def _read(source: str) -> tuple[dict[str, Any], str]:
+    if source in preset_names():
+        return {"name": source, **yaml.safe_load((_preset_folder() / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
+    path = Path(source)
+    if not path.is_file():
+        looks_like_path = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
+        raise RecipeError(f"recipe file {source} does not exist; give a YAML file or a preset" if looks_like_path else unknown_name("recipe", source, preset_names()))
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"recipe file {source} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe file {source} holds {type(data).__name__}, expected keys and values; `spikellm recipes w4a4-t2` prints one to start from")
+    return {"name": path.stem, **data}, f"recipe file {source}"
+
+
+def _set(data: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {setting!r}: expected key=value, for example weights.bits=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {setting!r}: {text!r} is not a YAML value") from None
+    _place(data, key, value)
+
+
+def _place(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, field = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise RecipeError(f"key {key!r}: {section!r} is no section of a recipe")
+    data[field] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a validation error in one line, with the valid names where a key is unknown."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for part in path[:-1]:
+            annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else Override
+            section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Override
+        return unknown_name("key", ".".join(path), [".".join([*path[:-1], name]) for name in section.model_fields])
+    message = first["msg"].removeprefix("Value error, ")
+    where = ".".join(path)
+    found = f" (found {first['input']!r})" if not isinstance(first["input"], (dict, BaseModel)) else ""
+    return f"{where}: {message}{found}" if where else message

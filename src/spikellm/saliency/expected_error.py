@@ -1,0 +1,20 @@
+"""Expected-error saliency: the loss that coding a channel really adds, ``E[δ_c²]·‖W[:,c]‖²`` (second order: ``½ tr(δ WᵀW δᵀ)``, diagonal).
+
+δ is measured with the ordinary number of steps and one range for all channels; T steps would remove about ``1 − 1/T²`` of it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from spikellm.quantization.thresholds import threshold_for_range, token_range
+from spikellm.saliency.base import Evidence, criteria
+
+
+@criteria.register("expected-error")
+def expected_error(evidence: Evidence) -> Tensor:
+    """Measured mean squared coding error of each channel times the energy of its weight column."""
+    neuron = evidence.neuron
+    theta, baseline = threshold_for_range(*token_range(evidence.x), neuron.levels * evidence.steps, signed=neuron.signed)
+    coded = neuron.decode(neuron.encode(evidence.x, theta, baseline, evidence.steps), theta, baseline)
+    return (evidence.x - coded).square().mean(0) * evidence.column_energy

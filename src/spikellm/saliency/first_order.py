@@ -1,0 +1,27 @@
+"""First-order saliency (SpikeLLM, §3.2): the mean over tokens of ``X ∘ (X Wᵀ W)``, half of ``∂‖XWᵀ‖²/∂X ∘ X``.
+
+It does not change when a channel is scaled and its weight column divided, so it cannot see outlier channels as such: with ranges shared by
+all channels it need not, with split ranges it is the wrong question (see :mod:`spikellm.saliency.layer_loss`).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from spikellm.saliency.base import Evidence, criteria
+
+
+def _products(evidence: Evidence) -> Tensor:
+    return evidence.x * ((evidence.x @ evidence.weight.T) @ evidence.weight)
+
+
+@criteria.register("first-order")
+def first_order(evidence: Evidence) -> Tensor:
+    """Signed, as published."""
+    return _products(evidence).mean(0)
+
+
+@criteria.register("first-order-absolute")
+def first_order_absolute(evidence: Evidence) -> Tensor:
+    """Absolute value before the mean: contributions of either sign count."""
+    return _products(evidence).abs().mean(0)

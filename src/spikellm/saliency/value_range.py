@@ -1,0 +1,19 @@
+"""Range criteria: channels that are large, and so widen the range of everyone who shares their threshold."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from spikellm.saliency.base import Evidence, criteria
+
+
+@criteria.register("rms")
+def rms(evidence: Evidence) -> Tensor:
+    """Root mean square of each channel."""
+    return evidence.x.square().mean(0).sqrt()
+
+
+@criteria.register("maximum")
+def maximum(evidence: Evidence) -> Tensor:
+    """Largest magnitude of each channel."""
+    return evidence.x.abs().amax(0)

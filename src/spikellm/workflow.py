@@ -1,0 +1,94 @@
+"""What a command does beyond one call: load, convert, save and tell how far it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spikellm import api, console
+from spikellm.calibration.blocks import OnBlock, Progress
+from spikellm.calibration.progress import is_journal
+from spikellm.checkpoint.huggingface import spike_config
+from spikellm.errors import RequestError
+from spikellm.files import require_free
+from spikellm.recipe import Recipe
+
+
+def convert_to_folder(
+    model: str, out: Path, recipe: str | Recipe, calibration: str | None, *, samples: int | None = None, seqlen: int | None = None, seed: int | None = None,
+    device: str | None = None, resume: bool = False, settings: Iterable[str] = (), overwrite: bool = False, trust_remote_code: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Convert a model from a folder or the hub into a folder, keeping finished blocks beside it until all is done.
+
+    Raises:
+        RequestError: OUT is not empty, or an interrupted conversion lies beside it and neither ``resume`` nor ``overwrite`` says what to do.
+    """
+    resolved = api.resolve_recipe(recipe, calibration, samples, seqlen, seed, settings)  # before anything slow
+    require_free(out, overwrite=overwrite)
+    partial = out.with_name(f"{out.name}.partial")
+    if is_journal(partial) and not resume:
+        if not overwrite:
+            raise RequestError(f"{partial} holds an interrupted conversion; go on with --resume, or start afresh with --force")
+        shutil.rmtree(partial)
+    elif partial.exists() and not is_journal(partial) and any(partial.iterdir()):
+        raise RequestError(f"{partial} is in the way: finished blocks are kept there; move it or choose another OUT")
+    console.note(f"loading {model}")
+    loaded, tokenizer = api.load(model, device=None, trust_remote_code=trust_remote_code)
+    console.note(f"reading {resolved.calibration.text}: {resolved.calibration.samples} windows")
+    result = api.convert(loaded, tokenizer, resolved, device=device, journal=partial, on_block=report_block())
+    console.note(f"writing {out}")
+    api.save(loaded, tokenizer, out, overwrite=overwrite)
+    shutil.rmtree(partial, ignore_errors=True)
+    summary = result.summary
+    return {
+        "out": str(out), "recipe": resolved.name, "layers": summary.spiking_layers, "average_steps": summary.average_steps,
+        "weight_ratio": summary.weight_bytes / summary.dense_bytes, "blocks": [asdict(block) for block in result.blocks],
+    }  # fmt: skip
+
+
+def report_block() -> OnBlock:
+    """A callback that prints a line for each block: error, time, memory."""
+
+    def on_block(progress: Progress) -> None:
+        record = progress.record
+        kept = "  (from the interrupted run)" if progress.resumed else ""
+        console.note(
+            f"block {progress.index + 1}/{progress.total}  loss {record.loss:.3e} ({record.relative_loss:.2%})  {progress.seconds:.1f} s  peak {console.size(progress.peak_memory)}{kept}"
+        )
+
+    return on_block
+
+
+def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Layers, bits, steps and sizes as plain data."""
+    loaded, _ = api.load(model, trust_remote_code=trust_remote_code)
+    summary, config = api.summarize(loaded), spike_config(loaded)
+    return {
+        "model": model, "kind": summary.kind, "recipe": config.recipe if config else None, "record": config.record if config else None,
+        "average_steps": summary.average_steps, "bytes": {"weights": summary.weight_bytes, "dense": summary.dense_bytes, "total": summary.total_bytes},
+        "layers": [asdict(layer) for layer in summary.layers],
+    }  # fmt: skip
+
+
+def show_inspection(result: dict[str, Any]) -> None:
+    """Print what :func:`inspect_model` found."""
+    rows = []
+    for layer in result["layers"]:
+        spikes = f"{layer['neuron']} {layer['spike_bits']}" if layer["neuron"] else "-"
+        steps = f"{layer['average_steps']:.3f}" if layer["neuron"] else "-"
+        salient = f"{layer['salient_channels']} {layer['thresholds']}" if layer["salient_channels"] else "-"
+        shape = f"{layer['out_features']} × {layer['in_features']}"
+        rows.append([layer["name"], shape, str(layer["weight_bits"]), spikes, steps, salient, console.size(layer["weight_bytes"])])
+    recipe = result["recipe"]["name"] if result["recipe"] else "not converted"
+    console.table(f"{result['model']}: {result['kind']}, {recipe}", ["layer", "out × in", "weight bits", "spike bits", "steps", "salient", "bytes"], rows)
+    sizes = result["bytes"]
+    if result["recipe"]:
+        console.out.print(
+            f"average steps {result['average_steps']:.3f}; converted weights {console.size(sizes['weights'])}, {sizes['weights'] / sizes['dense']:.3f} of 16 bits a weight; "
+            f"whole model {console.size(sizes['total'])}", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    else:
+        console.out.print(f"whole model {console.size(sizes['total'])}; no spiking layer", highlight=False)
