@@ -45,25 +45,32 @@ class ActivationRecipe(_Section):
     symmetric: bool = Field(False, description="range of a token symmetric around zero")
     steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of an ordinary channel")
     salient_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of channels that are salient (OBSpiking)")
-    search_cut: bool = Field(False, description="salient_rate is the most; each layer takes the share that loses least")
     salient_steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of a salient channel")
     saliency: str = Field("layer-loss", description="criterion that ranks channels")
     invert: bool = Field(False, description="take the lowest-ranked channels instead: a control")
-    thresholds: Literal["split", "shared"] = Field("split", description="own range for each group of channels, or one range for all (as published)")
+    thresholds: Literal["split", "shared"] = Field("split", description="salient channels may have a range of their own, or one range for all (as published)")
 
     @property
     def spiking(self) -> bool:
         return self.bits != 16
 
     @property
-    def groups(self) -> int:
-        """Channel groups with a threshold of their own: 2 where some channels are salient, else 1."""
-        return 2 if self.salient_rate > 0 else 1
+    def group_ranges(self) -> tuple[int, ...]:
+        """Which range each channel group is coded in. Groups: ordinary channels, then salient ones in the common range, then salient ones with
+        a range of their own (with split thresholds)."""
+        if self.salient_rate == 0:
+            return (0,)
+        return (0, 0, 1) if self.thresholds == "split" else (0, 0)
+
+    @property
+    def group_steps(self) -> tuple[int, ...]:
+        """Steps T of each channel group."""
+        return (self.steps, self.salient_steps, self.salient_steps)[: len(self.group_ranges)]
 
     @model_validator(mode="after")
     def _fits_together(self) -> ActivationRecipe:
         if self.bits == 16:
-            idle = [name for name in ("salient_rate", "search_cut", "symmetric", "invert") if getattr(self, name)] + [name for name in ("steps", "salient_steps") if getattr(self, name) != 1]
+            idle = [name for name in ("salient_rate", "symmetric", "invert") if getattr(self, name)] + [name for name in ("steps", "salient_steps") if getattr(self, name) != 1]
             if idle:
                 raise ValueError(f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set bits to 1 … 8")
             return self
@@ -81,8 +88,8 @@ class ActivationRecipe(_Section):
             raise ValueError("a symmetric range needs a top code T·L of at least 2; raise bits or steps")
         if self.salient_rate > 0:
             self._check_salient()
-        elif self.salient_steps != 1 or self.search_cut or self.invert:
-            raise ValueError("salient_steps, search_cut and invert have no effect while salient_rate is 0; set salient_rate above 0")
+        elif self.salient_steps != 1 or self.invert:
+            raise ValueError("salient_steps and invert have no effect while salient_rate is 0; set salient_rate above 0")
         return self
 
     def _check_salient(self) -> None:
@@ -90,8 +97,8 @@ class ActivationRecipe(_Section):
             raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
         if self.salient_steps < self.steps:
             raise ValueError(f"salient_steps ({self.salient_steps}) is below steps ({self.steps}); salient channels get at least as many")
-        if self.search_cut and self.saliency == "random":
-            raise ValueError("search_cut follows a ranking of channels, and random ranks nothing; choose another saliency")
+        if self.invert and self.saliency == "layer-loss":
+            raise ValueError("layer-loss searches the best split and ranks nothing, so it cannot be inverted; choose another saliency")
         if self.thresholds == "shared" and self.salient_steps == self.steps:
             raise ValueError("with shared thresholds and equal steps salient channels are coded like all others; raise salient_steps or use split")
 

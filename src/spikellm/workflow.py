@@ -79,11 +79,11 @@ def show_inspection(result: dict[str, Any]) -> None:
     for layer in result["layers"]:
         spikes = f"{layer['neuron']} {layer['spike_bits']}" if layer["neuron"] else "-"
         steps = f"{layer['average_steps']:.3f}" if layer["neuron"] else "-"
-        salient = f"{layer['salient_channels']} {layer['thresholds']}" if layer["salient_channels"] else "-"
+        salient = f"{layer['salient_channels']} ({layer['own_range_channels']})" if layer["salient_channels"] else "-"
         shape = f"{layer['out_features']} × {layer['in_features']}"
         rows.append([layer["name"], shape, str(layer["weight_bits"]), spikes, steps, salient, console.size(layer["weight_bytes"])])
     recipe = result["recipe"]["name"] if result["recipe"] else "not converted"
-    console.table(f"{result['model']}: {result['kind']}, {recipe}", ["layer", "out × in", "weight bits", "spike bits", "steps", "salient", "bytes"], rows)
+    console.table(f"{result['model']}: {result['kind']}, {recipe}", ["layer", "out × in", "weight bits", "spike bits", "steps", "salient (own range)", "bytes"], rows)
     sizes = result["bytes"]
     if result["recipe"]:
         console.out.print(

@@ -42,6 +42,8 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             if settings is None or not is_linear(module):
                 raise CheckpointError(f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged")
             replace_module(model, name, spiking_like(module, settings, device="meta"))
+            # some families initialise a layer's weight from the module around it; there is nothing left to initialise
+            model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
@@ -71,10 +73,9 @@ def check_layer(name: str, layer: SpikingLinear) -> None:
         return  # offloaded to disk
     if int(layer.channel_group.max()) >= layer.group_steps.shape[0]:
         raise CheckpointError(f"{name}.channel_group names group {int(layer.channel_group.max())} of {layer.group_steps.shape[0]}; the checkpoint is damaged")
-    activations = layer.settings.activations
-    known = {activations.steps, activations.salient_steps}
-    if not set(layer.group_steps.tolist()) <= known:
-        raise CheckpointError(f"{name}.group_steps holds {layer.group_steps.tolist()}, the recipe says {sorted(known)}; the checkpoint is damaged")
+    expected = list(layer.settings.activations.group_steps)
+    if layer.group_steps.tolist() != expected:
+        raise CheckpointError(f"{name}.group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}; the checkpoint is damaged")
     if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
         raise CheckpointError(f"{name}.weight_scale holds values that are not finite and positive; the checkpoint is damaged")
     if int(layer.weight_zero.max()) >= 2**layer.settings.weights.bits:

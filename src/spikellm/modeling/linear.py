@@ -4,12 +4,14 @@
 
 ``q`` are spike counts, ``k = code − zero`` integer weights. A *segment* is a run of columns with one activation group a and one weight group
 w; the baseline's charge is taken off over the columns of the segment alone. Columns are stored sorted by activation group (stable), so
-groups are contiguous, and weight groups are formed in that order.
+groups are contiguous, and weight groups are formed in that order, never across the boundary of two ranges: outlier channels, whose weights are
+small, keep a scale of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
@@ -40,7 +42,9 @@ class Layout(NamedTuple):
 
     order: Tensor | None
     bounds: list[int]  # activation group a holds stored columns bounds[a] … bounds[a+1]
-    steps: list[int]
+    steps: list[int]  # of each activation group
+    ranges: list[tuple[int, int]]  # stored columns that share the range of activation group a
+    weight_groups: list[tuple[int, int]]  # stored columns of each weight group
     segments: list[Segment]
 
 
@@ -68,14 +72,14 @@ class SpikingLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.settings = in_features, out_features, settings
         self.form: Form = "merged"
-        weights, groups = settings.weights, settings.activations.groups
-        weight_groups = len(column_groups(in_features, weights.group_size))
+        weights, ranges = settings.weights, settings.activations.group_ranges
+        weight_groups = len(column_groups(in_features, weights.group_size)) + len(set(ranges)) - 1  # at most; unused ones stay 1 and 0
         empty = {"device": device}
         self.register_buffer("weight_codes", torch.zeros(out_features, packed_length(in_features, weights.bits), dtype=torch.uint8, **empty))
         self.register_buffer("weight_scale", torch.ones(out_features, weight_groups, dtype=torch.float32, **empty))
         self.register_buffer("weight_zero", torch.zeros(out_features, weight_groups, dtype=torch.uint8, **empty))
         self.register_buffer("channel_group", torch.zeros(in_features, dtype=torch.uint8, **empty))
-        self.register_buffer("group_steps", torch.ones(groups, dtype=torch.uint8, **empty))
+        self.register_buffer("group_steps", torch.tensor(settings.activations.group_steps, dtype=torch.uint8, **empty))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, **empty), requires_grad=False) if bias else None
         self._layout: Layout | None = None
 
@@ -112,34 +116,34 @@ class SpikingLinear(nn.Module):
     def layout(self) -> Layout:
         """Order of stored columns and the segments they form; derived from ``channel_group`` once."""
         if self._layout is None:
-            self._layout = make_layout(self.channel_group, self.group_steps, self.settings.weights.group_size)
+            self._layout = make_layout(self.channel_group, self.group_steps, self.settings)
         return self._layout
 
     @torch.no_grad()
     def set_weights(self, weights: AffineWeights) -> None:
         """Take over integer weights whose columns are in stored order (see :meth:`layout`)."""
         self.weight_codes.copy_(pack(weights.codes, self.settings.weights.bits))
-        self.weight_scale.copy_(weights.scale)
-        self.weight_zero.copy_(weights.zero)
+        used = weights.scale.shape[1]
+        self.weight_scale[:, :used] = weights.scale
+        self.weight_zero[:, :used] = weights.zero
 
     @torch.no_grad()
-    def set_groups(self, channel_group: Tensor, group_steps: Iterable[int]) -> None:
-        """Set the activation group of every channel and the steps of every group."""
+    def set_groups(self, channel_group: Tensor) -> None:
+        """Set the activation group of every channel, ``(in,)``."""
         self.channel_group.copy_(channel_group)
-        self.group_steps.copy_(torch.tensor(list(group_steps), dtype=torch.uint8))
         self._layout = None
 
     def integer_weights(self) -> Tensor:
         """Integer weights ``k = code − zero``, int16, ``(out, in)``, columns in stored order."""
         codes = unpack(self.weight_codes, self.settings.weights.bits, self.in_features).to(torch.int16)
-        for group, (start, stop) in enumerate(column_groups(self.in_features, self.settings.weights.group_size)):
+        for group, (start, stop) in enumerate(self.layout().weight_groups):
             codes[:, start:stop] -= self.weight_zero[:, group : group + 1]
         return codes
 
     def dense_weight(self) -> Tensor:
         """The weight that the codes stand for, float32, ``(out, in)``, columns in their original order."""
         weight = self.integer_weights().float()
-        for group, (start, stop) in enumerate(column_groups(self.in_features, self.settings.weights.group_size)):
+        for group, (start, stop) in enumerate(self.layout().weight_groups):
             weight[:, start:stop] *= self.weight_scale[:, group : group + 1]
         order = self.layout().order
         return weight if order is None else torch.empty_like(weight).index_copy_(1, order, weight)
@@ -161,11 +165,10 @@ class SpikingLinear(nn.Module):
             raise RequestError("this layer does not code its inputs (activations.bits is 16), so it has no input spikes")
         layout, activations = self.layout(), self.settings.activations
         x = x.float() if layout.order is None else x.float().index_select(1, layout.order)
-        whole = token_range(x) if activations.thresholds == "shared" else None
         codes, thresholds = [], []
         for group, steps in enumerate(layout.steps):
             part = x[:, layout.bounds[group] : layout.bounds[group + 1]]
-            low, high = whole or token_range(part)
+            low, high = token_range(x[:, layout.ranges[group][0] : layout.ranges[group][1]])
             threshold = threshold_for_range(low, high, neuron.levels * steps, symmetric=activations.symmetric, signed=neuron.signed)
             codes.append(neuron.encode(part, *threshold, steps))
             thresholds.append(threshold)
@@ -214,21 +217,22 @@ def spikes_of(codes: Tensor, neuron: SoftResetNeuron, steps: int, form: Form) ->
     return neuron.iterate_stepped(codes, steps) if form == "stepped" else neuron.iterate_binary(codes, steps)
 
 
-def make_layout(channel_group: Tensor, group_steps: Tensor, weight_group_size: int | None) -> Layout:
+def make_layout(channel_group: Tensor, group_steps: Tensor, settings: LinearRecipe) -> Layout:
     """Sort columns by activation group and cut them where either kind of group ends."""
-    columns = channel_group.shape[0]
-    counts = torch.bincount(channel_group.long(), minlength=group_steps.shape[0]).tolist()
-    bounds = [0]
-    for count in counts:
-        bounds.append(bounds[-1] + count)
+    columns, group_ranges = channel_group.shape[0], settings.activations.group_ranges
+    counts = torch.bincount(channel_group.long(), minlength=len(group_ranges)).tolist()
+    bounds = [0, *accumulate(counts)]
     order = torch.sort(channel_group, stable=True).indices if sum(count > 0 for count in counts) > 1 else None
-    weight_bounds = column_groups(columns, weight_group_size)
-    cuts = sorted({0, columns, *bounds, *(stop for _, stop in weight_bounds)})
+    members = [[a for a, r in enumerate(group_ranges) if r == of] for of in group_ranges]
+    ranges = [(bounds[groups[0]], bounds[groups[-1] + 1]) for groups in members]
+    weight_groups = column_groups(sorted({stop for _, stop in ranges} - {0}), settings.weights.group_size)
+    cuts = sorted({0, columns, *bounds, *(stop for _, stop in weight_groups)})
     segments = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
-        group = max(a for a in range(len(counts)) if bounds[a] <= start and counts[a])
-        segments.append(Segment(start, stop, group, start // (weight_group_size or columns)))
-    return Layout(order, bounds, group_steps.tolist(), segments)
+    for start, stop in pairwise(cuts):
+        group = next(a for a in range(len(counts)) if bounds[a] <= start < bounds[a + 1])
+        weight_group = next(w for w, (first, last) in enumerate(weight_groups) if first <= start < last)
+        segments.append(Segment(start, stop, group, weight_group))
+    return Layout(order, bounds, group_steps.tolist(), ranges, weight_groups, segments)
 
 
 def spiking_linears(model: nn.Module) -> dict[str, SpikingLinear]:

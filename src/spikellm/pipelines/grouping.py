@@ -8,48 +8,39 @@ import torch
 from torch import Tensor
 
 from spikellm.modeling.linear import SpikingLinear
+from spikellm.neurons import make_neuron
 from spikellm.recipe import LinearRecipe
-from spikellm.saliency import Evidence, best_cut, choose, criteria, ranking, salient_count
+from spikellm.saliency import Evidence, Selection, criteria, salient_count
 
 
-def salient_channels(x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int, name: str) -> Tensor:
-    """Mask of the channels that get ``salient_steps``.
+def salient_channels(x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int, name: str) -> Selection:
+    """The channels that get ``salient_steps``, and those with a range of their own.
 
     Args:
         x: sampled inputs, float32, ``(tokens, in)``.
         weight: ``(out, in)``.
         settings: recipe of the layer.
         seed, name: decide the draw of random controls.
-
-    Returns:
-        bool, ``(in,)``.
     """
     activations = settings.activations
     evidence = Evidence(
         x=x,
         weight=weight.detach().float().to(x.device),
-        neuron=_neuron(settings),
+        neuron=make_neuron(activations.neuron, activations.bits),
         steps=activations.steps,
         salient_steps=activations.salient_steps,
         count=salient_count(activations.salient_rate, x.shape[1]),
-        thresholds=activations.thresholds,
+        split=activations.thresholds == "split",
+        invert=activations.invert,
         generator=torch.Generator().manual_seed((seed + zlib.crc32(name.encode())) % 2**63),
     )
-    scores = criteria[activations.saliency](evidence)
-    count = best_cut(evidence, ranking(scores, invert=activations.invert)) if activations.search_cut else evidence.count
-    return choose(scores, count, invert=activations.invert)
+    return criteria[activations.saliency](evidence)
 
 
-def assign_groups(layer: SpikingLinear, salient: Tensor | None) -> None:
-    """Write channel groups and their steps into a layer: group 0 ordinary, group 1 salient."""
-    activations = layer.settings.activations
-    if salient is None:
-        layer.set_groups(torch.zeros_like(layer.channel_group), [activations.steps] * activations.groups)
-    else:
-        layer.set_groups(salient.to(torch.uint8), [activations.steps, activations.salient_steps])
+def assign_groups(layer: SpikingLinear, selection: Selection | None) -> None:
+    """Write the group of every channel into a layer (see ``ActivationRecipe.group_ranges``)."""
+    group = torch.zeros_like(layer.channel_group)
+    if selection is not None:
+        group += selection.salient.to(torch.uint8) + selection.own_range.to(torch.uint8)
+    layer.set_groups(group)
 
-
-def _neuron(settings: LinearRecipe):  # type: ignore[no-untyped-def]
-    from spikellm.neurons import make_neuron
-
-    return make_neuron(settings.activations.neuron, settings.activations.bits)

@@ -35,7 +35,7 @@ def fit_layer(name: str, module: nn.Module, settings: LinearRecipe, x: Tensor | 
     weight, _ = weight_and_bias(module)
     layer = spiking_like(module, settings)
     assign_groups(layer, None if x is None else salient_channels(x, weight, settings, seed, name))
-    order = layer.layout().order
-    stored = weight.detach() if order is None else weight.detach().index_select(1, order)
-    layer.set_weights(round_to_nearest(stored, settings.weights.bits, symmetric=settings.weights.symmetric, group_size=settings.weights.group_size))
+    layout = layer.layout()
+    stored = weight.detach() if layout.order is None else weight.detach().index_select(1, layout.order)
+    layer.set_weights(round_to_nearest(stored, settings.weights.bits, layout.weight_groups, symmetric=settings.weights.symmetric))
     return layer

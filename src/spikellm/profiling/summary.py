@@ -25,6 +25,7 @@ class LayerSummary:
     neuron: str | None
     thresholds: str | None
     salient_channels: int
+    own_range_channels: int
     average_steps: float
     weight_bytes: int
     dense_bytes: int
@@ -69,12 +70,12 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
     if isinstance(module, SpikingLinear):
         activations = module.settings.activations
         dense = module.in_features * module.out_features * _DENSE_BYTES
-        salient = int((module.channel_group > 0).sum())
+        salient, own = (int((module.channel_group >= group).sum()) for group in (1, 2))
         neuron, thresholds = (activations.neuron, activations.thresholds if salient else None) if activations.spiking else (None, None)
         return LayerSummary(
-            name, True, module.in_features, module.out_features, module.settings.weights.bits, activations.bits, neuron, thresholds, salient, module.average_steps,
+            name, True, module.in_features, module.out_features, module.settings.weights.bits, activations.bits, neuron, thresholds, salient, own, module.average_steps,
             module.weight_bytes, dense,
         )  # fmt: skip
     weight, _ = weight_and_bias(module)
     bits = weight.element_size() * 8
-    return LayerSummary(name, False, weight.shape[1], weight.shape[0], bits, bits, None, None, 0, 1.0, weight.numel() * weight.element_size(), weight.numel() * _DENSE_BYTES)
+    return LayerSummary(name, False, weight.shape[1], weight.shape[0], bits, bits, None, None, 0, 0, 1.0, weight.numel() * weight.element_size(), weight.numel() * _DENSE_BYTES)

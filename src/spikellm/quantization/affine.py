@@ -24,23 +24,32 @@ class AffineWeights(NamedTuple):
     zero: Tensor
 
 
-def column_groups(columns: int, group_size: int | None) -> list[tuple[int, int]]:
-    """``(start, stop)`` of every group of columns; the last one may be shorter."""
-    size = group_size or max(columns, 1)
-    return [(start, min(start + size, columns)) for start in range(0, columns, size)]
+def column_groups(columns: int | list[int], group_size: int | None) -> list[tuple[int, int]]:
+    """``(start, stop)`` of every group of columns.
+
+    Args:
+        columns: how many there are; or a list of ends of sections, across which no group reaches.
+        group_size: columns of a group, the last of a section may be shorter; None for one group a section.
+    """
+    ends = [columns] if isinstance(columns, int) else columns
+    groups, start = [], 0
+    for end in ends:
+        size = group_size or max(end - start, 1)
+        groups += [(first, min(first + size, end)) for first in range(start, end, size)]
+        start = end
+    return groups
 
 
-def round_to_nearest(weight: Tensor, bits: int, *, symmetric: bool = False, group_size: int | None = None) -> AffineWeights:
+def round_to_nearest(weight: Tensor, bits: int, groups: list[tuple[int, int]], *, symmetric: bool = False) -> AffineWeights:
     """Code a weight matrix by the range of each row (and group).
 
     Args:
         weight: ``(out, in)``, any float dtype, finite.
         bits: 2 to 8.
+        groups: columns that share a scale (see :func:`column_groups`).
         symmetric: zero-point in the middle, ``2**(bits-1)``; the lowest code is then left unused.
-        group_size: columns that share a scale; None for the whole row.
     """
     weight = weight.float()
-    groups = column_groups(weight.shape[1], group_size)
     parts = [_one_group(weight[:, start:stop], bits, symmetric) for start, stop in groups]
     return AffineWeights(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
 
@@ -62,11 +71,11 @@ def _one_group(weight: Tensor, bits: int, symmetric: bool) -> AffineWeights:
     return AffineWeights(codes.to(torch.uint8), scale, zero.to(torch.uint8))
 
 
-def dequantize(weights: AffineWeights, group_size: int | None = None) -> Tensor:
+def dequantize(weights: AffineWeights, groups: list[tuple[int, int]]) -> Tensor:
     """Values ``s·(k − z)``, float32, ``(out, in)``."""
     codes, scale, zero = weights
     parts = [
         (codes[:, start:stop].float() - zero[:, g : g + 1].float()) * scale[:, g : g + 1]
-        for g, (start, stop) in enumerate(column_groups(codes.shape[1], group_size))
+        for g, (start, stop) in enumerate(groups)
     ]
     return torch.cat(parts, dim=1)

@@ -1,14 +1,15 @@
-"""Which channels get more steps: what a criterion sees, how channels are chosen from its scores.
+"""Which channels get more steps, and which of them a range of their own: what a criterion sees and what it returns.
 
-A criterion is a function from :class:`Evidence` to one score a channel, larger for more salient. Adding one is adding a file with a
-function under ``@criteria.register(name)``.
+A criterion is a function from :class:`Evidence` to a :class:`Selection`. Most rank channels by a score and are written as a function from
+evidence to scores under ``@ranks(name)``; one that decides otherwise registers itself under ``@criteria.register(name)``. Adding a criterion
+is adding a file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from spikellm.registry import Registry
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a linear layer when its channels are ranked.
+    """What is known of a linear layer when its channels are chosen.
 
     Attributes:
         x: input activations of sampled tokens, float32, ``(tokens, in)``, from the already converted blocks below.
@@ -28,7 +29,8 @@ class Evidence:
         steps: T of ordinary channels.
         salient_steps: T of salient channels.
         count: channels to be chosen.
-        thresholds: whether the chosen channels get a range of their own.
+        split: whether salient channels may have a range of their own.
+        invert: take the lowest scores instead of the highest.
         generator: for criteria that draw at random.
     """
 
@@ -38,7 +40,8 @@ class Evidence:
     steps: int
     salient_steps: int
     count: int
-    thresholds: Literal["split", "shared"]
+    split: bool
+    invert: bool
     generator: torch.Generator
 
     @property
@@ -47,8 +50,30 @@ class Evidence:
         return self.weight.square().sum(0)
 
 
-Criterion = Callable[[Evidence], Tensor]
+class Selection(NamedTuple):
+    """Chosen channels, both bool ``(in,)``: those with more steps, and those of them whose range is their own."""
+
+    salient: Tensor
+    own_range: Tensor
+
+
+Criterion = Callable[[Evidence], Selection]
+Score = Callable[[Evidence], Tensor]
 criteria: Registry[Criterion] = Registry("saliency")
+
+
+def ranks(name: str) -> Callable[[Score], Score]:
+    """Register a criterion that takes the ``count`` channels of the highest scores; with split ranges all of them get their own."""
+
+    def enter(score: Score) -> Score:
+        def select(evidence: Evidence) -> Selection:
+            salient = choose(score(evidence), evidence.count, invert=evidence.invert)
+            return Selection(salient, salient if evidence.split else torch.zeros_like(salient))
+
+        criteria.register(name)(select)
+        return score
+
+    return enter
 
 
 def salient_count(rate: float, channels: int) -> int:

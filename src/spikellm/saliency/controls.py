@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikellm.saliency.base import Evidence, criteria
+from spikellm.saliency.base import Evidence, ranks
 
 
-@criteria.register("random")
+@ranks("random")
 def random(evidence: Evidence) -> Tensor:
     """A random order, decided by the recipe's seed and the layer's name."""
     return torch.rand(evidence.x.shape[1], generator=evidence.generator).to(evidence.x.device)
 
 
-@criteria.register("magnitude")
+@ranks("magnitude")
 def magnitude(evidence: Evidence) -> Tensor:
     """Mean magnitude of each channel."""
     return evidence.x.abs().mean(0)

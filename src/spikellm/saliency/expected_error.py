@@ -8,10 +8,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from spikellm.quantization.thresholds import threshold_for_range, token_range
-from spikellm.saliency.base import Evidence, criteria
+from spikellm.saliency.base import Evidence, ranks
 
 
-@criteria.register("expected-error")
+@ranks("expected-error")
 def expected_error(evidence: Evidence) -> Tensor:
     """Measured mean squared coding error of each channel times the energy of its weight column."""
     neuron = evidence.neuron

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spikellm.saliency.base import Evidence, criteria
+from spikellm.saliency.base import Evidence, ranks
 
 
 def _products(evidence: Evidence) -> Tensor:
     return evidence.x * ((evidence.x @ evidence.weight.T) @ evidence.weight)
 
 
-@criteria.register("first-order")
+@ranks("first-order")
 def first_order(evidence: Evidence) -> Tensor:
     """Signed, as published."""
     return _products(evidence).mean(0)
 
 
-@criteria.register("first-order-absolute")
+@ranks("first-order-absolute")
 def first_order_absolute(evidence: Evidence) -> Tensor:
     """Absolute value before the mean: contributions of either sign count."""
     return _products(evidence).abs().mean(0)

@@ -1,8 +1,11 @@
-"""Layer-loss saliency: the split of channels that makes the expected error of the layer's output least.
+"""Layer-loss saliency: the choice of channels that makes the expected error of the layer's output least.
 
-A rounding error is uniform in ±θ/2, so a group g of channels adds ``E[θ_g²/12]·Σ_{c∈g} ‖W[:,c]‖²``, where θ_g is the range that the
-grouping itself leaves the group, divided by its steps. Several orders of channels are tried; along each, the loss of *every* cut comes from
-one pass of running maxima. The order that is best at the cut asked for wins; :func:`best_cut` searches the cut as well.
+A rounding error is uniform in ±θ/2, so a channel of range r and T steps adds ``E[r²]/(12·(T·L)²)·‖W[:,c]‖²``. Two things can be bought with
+the budget of salient channels: a range of their own for the channels that widen everyone's, and finer steps within the common range for
+the channels whose weights matter most. Along an order of channels (by size, or by
+``‖W[:,c]‖²``) the first m get their own range, and the rest of the budget goes
+to the largest ``‖W[:,c]‖²`` among the others; m and the order that lose least are searched. Ranges of every cut come from one pass of running
+maxima. With shared ranges m is 0. With T = 1 for all, only the range is bought, and fewer channels than the budget may be chosen.
 """
 
 from __future__ import annotations
@@ -10,47 +13,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikellm.saliency.base import Evidence, criteria, ranking
-from spikellm.saliency.expected_error import expected_error
+from spikellm.saliency.base import Evidence, Selection, choose, criteria, ranking
 from spikellm.saliency.value_range import maximum, rms
 
 _CHUNK = 1024  # tokens at a time
 
 
+@criteria.register("layer-loss")
+def layer_loss(evidence: Evidence) -> Selection:
+    """The best own-range set and the best finer-step set for one budget of channels. It has no ranking, so ``invert`` does not apply."""
+    orders = [ranking(scores) for scores in (maximum(evidence), rms(evidence), evidence.column_energy)]
+    losses = [loss_of_cuts(evidence, order) for order in orders]
+    best = min(range(len(orders)), key=lambda i: float(losses[i].min()))
+    cut = int(losses[best].argmin())
+    own = torch.zeros(evidence.x.shape[1], dtype=torch.bool, device=evidence.x.device)
+    own[orders[best][:cut]] = True
+    if evidence.salient_steps == evidence.steps:
+        return Selection(own, own)
+    energy = evidence.column_energy.masked_fill(own, -1.0)
+    return Selection(own | choose(energy, evidence.count - cut), own)
+
+
 def loss_of_cuts(evidence: Evidence, order: Tensor) -> Tensor:
-    """Expected loss when the first k channels of ``order`` are salient, for every k: float64, ``(channels + 1,)``."""
-    energy = evidence.column_energy[order].double()
-    first = torch.cat([energy.new_zeros(1), energy.cumsum(0)])
-    salient = rest = torch.zeros((), dtype=torch.float64)
-    for x in evidence.x.split(_CHUNK):
-        ordered = x[:, order]
-        salient = salient + _running_range(ordered).square().sum(0)
-        rest = rest + _running_range(ordered.flip(1)).square().sum(0).flip(0)
-    if evidence.thresholds == "shared":
-        salient = rest = rest[0].expand_as(rest)
-    tokens, levels = evidence.x.shape[0], evidence.neuron.levels
-    salient = salient / (12 * tokens * (levels * evidence.salient_steps) ** 2)
-    rest = rest / (12 * tokens * (levels * evidence.steps) ** 2)
-    return salient * first + rest * (first[-1] - first)
+    """Expected loss when the first m channels of ``order`` have their own range, for m = 0 … count (0 alone with shared ranges).
+
+    Returns:
+        float64, ``(cuts,)``.
+    """
+    energy = evidence.column_energy.double()
+    largest = evidence.count if evidence.split else 0
+    own_power, rest_power = _mean_square_ranges(evidence.x, order, largest)
+    own_energy = torch.cat([energy.new_zeros(1), energy[order].cumsum(0)])[: largest + 1]
+    finer_energy = torch.stack([_top_energy_without(energy, order[:cut], evidence.count - cut) for cut in range(largest + 1)])
+    rest_energy = energy.sum() - own_energy - finer_energy
+    coarse, fine = (1 / (12 * (evidence.neuron.levels * steps) ** 2) for steps in (evidence.steps, evidence.salient_steps))
+    return own_power * fine * own_energy + rest_power * (fine * finer_energy + coarse * rest_energy)
+
+
+def _mean_square_ranges(x: Tensor, order: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """Mean over tokens of the squared range (zero included) of the first m channels, and of the others, for m = 0 … largest."""
+    own = rest = torch.zeros(largest + 1, dtype=torch.float64, device=x.device)
+    for part in x.split(_CHUNK):
+        ordered = part[:, order]
+        own = own + _running_range(ordered[:, :largest]).square().sum(0)
+        rest = rest + _running_range(ordered.flip(1)).flip(1)[:, : largest + 1].square().sum(0)
+    return own / x.shape[0], rest / x.shape[0]
 
 
 def _running_range(ordered: Tensor) -> Tensor:
-    """Range (zero included) of the first k channels for k = 0 … channels: float64, ``(tokens, channels + 1)``."""
+    """Range (zero included) of the first m channels for m = 0 … channels: float64, ``(tokens, channels + 1)``."""
     start = ordered.new_zeros(ordered.shape[0], 1)
     padded = torch.cat([start, ordered], dim=1)
     return padded.cummax(1).values.double() - padded.cummin(1).values.double()
 
 
-@criteria.register("layer-loss")
-def layer_loss(evidence: Evidence) -> Tensor:
-    """Rank of each channel (larger is more salient) in the order whose split at ``evidence.count`` loses least."""
-    orders = [ranking(criterion(evidence)) for criterion in (maximum, rms, expected_error)]
-    order = min(orders, key=lambda candidate: float(loss_of_cuts(evidence, candidate)[evidence.count]))
-    scores = torch.empty(order.shape[0], device=order.device)
-    scores[order] = torch.arange(order.shape[0], 0, -1, dtype=scores.dtype, device=order.device)
-    return scores
-
-
-def best_cut(evidence: Evidence, order: Tensor) -> int:
-    """Number of salient channels, 1 … ``evidence.count``, with the least expected loss along an order."""
-    return 1 + int(loss_of_cuts(evidence, order)[1 : evidence.count + 1].argmin())
+def _top_energy_without(energy: Tensor, taken: Tensor, count: int) -> Tensor:
+    return energy.index_fill(0, taken, 0.0).topk(count).values.sum() if count else energy.new_zeros(())

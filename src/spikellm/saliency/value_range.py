@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spikellm.saliency.base import Evidence, criteria
+from spikellm.saliency.base import Evidence, ranks
 
 
-@criteria.register("rms")
+@ranks("rms")
 def rms(evidence: Evidence) -> Tensor:
     """Root mean square of each channel."""
     return evidence.x.square().mean(0).sqrt()
 
 
-@criteria.register("maximum")
+@ranks("maximum")
 def maximum(evidence: Evidence) -> Tensor:
     """Largest magnitude of each channel."""
     return evidence.x.abs().amax(0)

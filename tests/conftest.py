@@ -1,0 +1,59 @@
+"""Models and texts that the tests share. Nothing here is copied from outside: folders beside the project are read where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+import spikellm
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("default", deadline=None, max_examples=60)
+settings.load_profile("default")
+
+PROJECT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("SPIKELLM_SHARED", PROJECT.parent / "shared"))
+BUNDLED = PROJECT / "src" / "spikellm" / "assets" / "stdlib-2m"
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of shared models and texts is not beside the project")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few thousand tokens of real prose."""
+    from spikellm.calibration.stdlib_text import stdlib_docstrings
+
+    path = tmp_path_factory.mktemp("text") / "docs.txt"
+    path.write_text(stdlib_docstrings("evaluation")[:60_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def bundled() -> tuple[Any, Any]:
+    """The bundled model and its tokenizer, freshly loaded."""
+    return spikellm.load(BUNDLED)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(BUNDLED)
+
+
+@pytest.fixture(scope="session")
+def converted_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """The bundled model converted with ``w4a4-t2`` and saved."""
+    model, tokenizer = spikellm.load(BUNDLED)
+    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=64)
+    return spikellm.save(model, tokenizer, tmp_path_factory.mktemp("converted") / "w4a4-t2")
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(2, 2000, (2, 24), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from spikellm.errors import RequestError
+from spikellm.modeling.linear import SpikingLinear, set_form
+from spikellm.pipelines.grouping import assign_groups
+from spikellm.pipelines.rtn import fit_layer
+from spikellm.recipe import LinearRecipe
+from spikellm.saliency import Selection
+
+
+def make(weights: dict[str, Any], activations: dict[str, Any], *, inputs: int = 13, outputs: int = 7, seed: int = 0, bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[SpikingLinear, nn.Linear]:
+    torch.manual_seed(seed)
+    dense = nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
+    settings = LinearRecipe.model_validate({"weights": weights, "activations": activations})
+    sample = torch.randn(30, inputs)
+    sample[:, 0] *= 20
+    return fit_layer("layer", dense, settings, sample if activations.get("salient_rate") else None, seed), dense
+
+
+ACTIVATIONS = st.one_of(
+    st.fixed_dictionaries({"bits": st.integers(1, 4), "steps": st.integers(1, 3), "symmetric": st.just(False)}),
+    st.fixed_dictionaries({"bits": st.integers(2, 4), "symmetric": st.booleans()}),
+    st.fixed_dictionaries({"bits": st.just(2), "neuron": st.just("ternary"), "symmetric": st.just(True), "steps": st.integers(1, 4)}),
+    st.fixed_dictionaries({"bits": st.just(1), "neuron": st.just("if"), "steps": st.integers(2, 9)}),
+    st.fixed_dictionaries(
+        {
+            "bits": st.integers(1, 4),
+            "salient_rate": st.sampled_from([0.05, 0.3, 0.6]),
+            "salient_steps": st.integers(2, 4),
+            "saliency": st.sampled_from(["layer-loss", "rms", "first-order"]),
+            "thresholds": st.sampled_from(["split", "shared"]),
+        }
+    ),
+)
+WEIGHTS = st.fixed_dictionaries({"bits": st.integers(2, 8), "group_size": st.sampled_from([None, 1, 4, 50]), "symmetric": st.booleans()})
+
+
+@given(WEIGHTS, ACTIVATIONS, st.integers(1, 20), st.integers(1, 9), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(0, 10**6))
+def test_merged_stepped_and_binary_agree_bit_for_bit(weights: dict[str, Any], activations: dict[str, Any], inputs: int, outputs: int, dtype: torch.dtype, seed: int) -> None:
+    if inputs == 1:
+        activations = {**activations, "salient_rate": 0.0, "salient_steps": 1} if "salient_rate" in activations else activations
+    layer, _ = make(weights, activations, inputs=inputs, outputs=outputs, seed=seed, dtype=dtype)
+    x = torch.randn(2, 5, inputs, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    x[0, 0] = 0
+    x[0, 1] = 3
+    results = []
+    for form in ("merged", "stepped", "binary"):
+        layer.form = form  # type: ignore[assignment]
+        results.append(layer(x))
+    assert results[0].dtype == dtype
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@given(WEIGHTS, ACTIVATIONS, st.integers(2, 20), st.integers(0, 10**6))
+def test_output_is_that_of_decoded_spikes_and_decoded_weights(weights: dict[str, Any], activations: dict[str, Any], inputs: int, seed: int) -> None:
+    """Against an independent computation: decode every spike count, multiply in float64."""
+    layer, _ = make(weights, activations, inputs=inputs, seed=seed)
+    x = torch.randn(6, inputs, generator=torch.Generator().manual_seed(seed))
+    codes, thresholds = layer.encode(x)
+    layout, neuron = layer.layout(), layer.neuron
+    assert neuron is not None
+    values = torch.empty_like(x)
+    order = layout.order if layout.order is not None else torch.arange(inputs)
+    for column, channel in enumerate(order.tolist()):
+        group = int(layer.channel_group[channel])
+        assert layout.bounds[group] <= column < layout.bounds[group + 1]
+        values[:, channel] = neuron.decode(codes[:, column : column + 1], *thresholds[group])[:, 0]
+    assert layer.bias is not None
+    expected = values.double() @ layer.dense_weight().double().T + layer.bias.double()
+    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max() + 1e-6))
+
+
+def test_baseline_is_taken_off_over_the_columns_of_its_group_alone() -> None:
+    """All inputs shifted up: a correction over all columns would be far off (relative error 3 in the published code)."""
+    layer, dense = make({"bits": 8}, {"bits": 8, "salient_rate": 0.3, "salient_steps": 2}, inputs=64, bias=False)
+    x = torch.randn(50, 64) + 5
+    error = (layer(x) - dense(x)).norm() / dense(x).norm()
+    assert float(error) < 0.02
+
+
+def test_more_steps_lose_less() -> None:
+    x = torch.randn(100, 64)
+    errors = []
+    for steps in (1, 2, 4, 8):
+        layer, _ = make({"bits": 8}, {"bits": 3, "steps": steps}, inputs=64)
+        exact = x @ layer.dense_weight().T + layer.bias
+        errors.append(float((layer(x) - exact).square().mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.25), "twice the steps, a quarter of the squared error"
+
+
+def test_groups_and_steps_are_what_was_chosen() -> None:
+    layer, _ = make({"bits": 4}, {"bits": 4, "salient_rate": 0.25, "salient_steps": 3}, inputs=8)
+    salient = torch.tensor([0, 1, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
+    own = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
+    assign_groups(layer, Selection(salient, own))
+    assert layer.channel_group.tolist() == [0, 1, 0, 0, 2, 0, 0, 0]
+    assert layer.channel_steps.tolist() == [1, 3, 1, 1, 3, 1, 1, 1]
+    assert layer.average_steps == pytest.approx(1.5)
+    layout = layer.layout()
+    assert layout.order is not None
+    assert layout.order.tolist() == [0, 2, 3, 5, 6, 7, 1, 4]
+    assert layout.ranges == [(0, 7), (0, 7), (7, 8)]
+    assert layout.weight_groups == [(0, 7), (7, 8)]
+
+
+def test_weights_only() -> None:
+    layer, _ = make({"bits": 4, "group_size": 5}, {"bits": 16})
+    x = torch.randn(4, 13)
+    torch.testing.assert_close(layer(x), x @ layer.dense_weight().T + layer.bias)
+    with pytest.raises(RequestError, match="does not code its inputs"):
+        layer.encode(x)
+    with pytest.raises(RequestError, match="no binary form"):
+        set_form(layer, "binary")
+
+
+def test_bad_tokens_give_nan_and_leave_the_others_alone() -> None:
+    layer, _ = make({"bits": 4}, {"bits": 4})
+    x = torch.randn(3, 13)
+    good = layer(x)
+    x[1, 4] = torch.inf
+    assert torch.isnan(layer(x)[1]).all()
+    assert torch.equal(layer(x)[[0, 2]], good[[0, 2]])
+
+
+def test_wide_layers_of_many_bits_stay_exact() -> None:
+    """Sums beyond 2**24: the product leaves float32."""
+    layer, _ = make({"bits": 8}, {"bits": 8, "steps": 3}, inputs=3000, outputs=3)
+    x = torch.rand(4, 3000) + 10
+    codes, _ = layer.encode(x)
+    assert int((codes.long() @ layer.integer_weights().long().abs().T).max()) > 2**24
+    merged = layer(x)
+    layer.form = "stepped"
+    assert torch.equal(layer(x), merged)
+
+
+def test_casting_a_model_keeps_scales() -> None:
+    layer, _ = make({"bits": 4}, {"bits": 4})
+    before = layer.weight_scale.clone()
+    layer.to(torch.bfloat16)
+    assert layer.weight_scale.dtype == torch.float32
+    assert torch.equal(layer.weight_scale, before)
+    assert layer.bias is not None
+    assert layer.bias.dtype == torch.bfloat16
+
+
+def test_packed_size() -> None:
+    layer, dense = make({"bits": 4}, {"bits": 4}, inputs=512, outputs=64)
+    assert layer.weight_bytes <= 0.28 * dense.weight.numel() * 2
+
+
+def test_unknown_form_and_dense_model_are_refused() -> None:
+    with pytest.raises(RequestError, match="valid: merged, stepped, binary"):
+        set_form(make({"bits": 4}, {"bits": 4})[0], "sideways")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="no spiking layer"):
+        set_form(nn.Linear(2, 2), "binary")

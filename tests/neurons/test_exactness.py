@@ -1,0 +1,117 @@
+"""merged = stepped = binary, exactly, for every neuron, bits, steps, baseline and type; and both drives of the membrane agree with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spikellm.neurons import SoftResetNeuron, make_neuron, neurons
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+NEURONS = st.one_of(st.just(("if", 1)), st.just(("ternary", 2)), st.integers(1, 8).map(lambda bits: ("gif", bits)))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[SoftResetNeuron, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | int]:
+    """Neuron, current, threshold, baseline, steps. Ties, the top code, zeros and values out of range are likely."""
+    neuron = make_neuron(*draw(NEURONS))
+    dtype = draw(st.sampled_from(DTYPES))
+    channels = draw(st.integers(1, 9))
+    per_channel = draw(st.booleans())
+    steps: torch.Tensor | int = torch.tensor(draw(st.lists(st.integers(1, 5), min_size=channels, max_size=channels))) if per_channel else draw(st.integers(1, 7))
+    theta = torch.tensor(draw(st.sampled_from([1.0, 0.5, 0.1, 3.0, 2.0**-20, 1e4])), dtype=dtype)
+    top = neuron.levels * 7
+    units = draw(st.lists(st.one_of(st.integers(-2 * top, 2 * top).map(lambda n: n / 2), st.floats(-top * 1.5, top * 1.5, width=32)), min_size=channels, max_size=channels))
+    current = (torch.tensor(units, dtype=torch.float32) * theta.float()).to(dtype)
+    baseline = torch.tensor(0 if neuron.signed else draw(st.integers(0, top)))
+    return neuron, current, theta, baseline, steps
+
+
+@given(cases())
+def test_stepped_and_binary_forms_sum_to_the_code(case: tuple) -> None:  # type: ignore[type-arg]
+    neuron, current, theta, baseline, steps = case
+    code = neuron.encode(current, theta, baseline, steps)
+    stepped, binary = neuron.stepped(code, steps), neuron.binary(code, steps)
+    assert torch.equal(stepped.sum(0, dtype=torch.int32), code)
+    assert torch.equal(binary.sum(0, dtype=torch.int32), code)
+    assert int(stepped.abs().max()) <= neuron.levels
+    assert int(binary.max()) <= 1
+    assert int(binary.min()) >= (-1 if neuron.signed else 0)
+
+
+@given(cases(), st.sampled_from(["drain", "constant"]))
+def test_membrane_counts_the_code(case: tuple, drive: str) -> None:  # type: ignore[type-arg]
+    neuron, current, theta, baseline, steps = case
+    trace = neuron.simulate(current, theta, baseline, steps, drive)
+    assert torch.equal(trace.spikes.sum(0, dtype=torch.int32), neuron.encode(current, theta, baseline, steps))
+    assert int(trace.spikes.abs().max()) <= neuron.levels
+    expected = trace.charged - trace.spikes * theta.double()
+    torch.testing.assert_close(trace.membrane, expected, rtol=1e-12, atol=1e-12 * float(trace.charged.abs().max() + theta.double()))
+
+
+@given(cases())
+def test_the_code_is_the_nearest_level(case: tuple) -> None:  # type: ignore[type-arg]
+    """Against an independent computation in exact rational arithmetic."""
+    from fractions import Fraction
+    from math import floor
+
+    neuron, current, theta, baseline, steps = case
+    horizon = torch.as_tensor(steps).expand(current.shape)
+    for x, t, code in zip((current.float() / theta.float()).clamp(-1e6, 1e6), horizon.tolist(), neuron.encode(current, theta, baseline, steps).tolist(), strict=True):
+        units, top = Fraction(float(x)), t * neuron.levels
+        if neuron.signed:
+            magnitude = min(floor(abs(units) + Fraction(1, 2)), top)
+            assert code == (magnitude if units >= 0 else -magnitude)
+        else:
+            assert code == max(0, min(floor(units + Fraction(1, 2)) + int(baseline), top))
+
+
+@pytest.mark.parametrize(("bits", "steps", "top"), [(4, 2, 30), (4, 4, 60), (8, 2, 510), (1, 3, 3), (2, 1, 3)])
+def test_top_code_is_steps_times_levels(bits: int, steps: int, top: int) -> None:
+    neuron = make_neuron("gif", bits)
+    code = neuron.encode(torch.tensor([1e9, torch.inf]), torch.tensor(1.0), torch.tensor(0), steps)
+    assert code.tolist() == [top, top]
+    assert neuron.stepped(code, steps).tolist() == [[neuron.levels] * 2] * steps
+
+
+def test_infinity_saturates_and_nan_is_silent() -> None:
+    neuron = make_neuron("ternary", 2)
+    current = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    assert neuron.encode(current, torch.tensor(1.0), torch.tensor(0), 3).tolist() == [3, -3, 0]
+
+
+def test_half_below_a_tie_rounds_down() -> None:
+    """0.5 − 2⁻²⁵ plus a half is 1.0 in float32, yet the neuron does not reach its threshold."""
+    below = torch.nextafter(torch.tensor(0.5), torch.tensor(0.0))
+    neuron = make_neuron("if", 1)
+    assert int(neuron.encode(below, torch.tensor(1.0), torch.tensor(0))) == 0
+    assert int(neuron.encode(torch.tensor(0.5), torch.tensor(1.0), torch.tensor(0))) == 1
+
+
+def test_constant_current_spreads_spikes_and_drain_does_not() -> None:
+    neuron = make_neuron("if", 1)
+    arguments = (torch.tensor([3.0]), torch.tensor(1.0), torch.tensor(0), 6)
+    assert neuron.simulate(*arguments, drive="drain").spikes.flatten().tolist() == [1, 1, 1, 0, 0, 0]
+    assert neuron.simulate(*arguments, drive="constant").spikes.flatten().tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def test_decode_inverts_encode_on_levels() -> None:
+    neuron = make_neuron("gif", 3)
+    theta, baseline, steps = torch.tensor(0.25), torch.tensor(4), 2
+    codes = torch.arange(15, dtype=torch.int32)
+    assert torch.equal(neuron.encode(neuron.decode(codes, theta, baseline), theta, baseline, steps), codes)
+
+
+def test_wrong_use_is_refused() -> None:
+    with pytest.raises(ValueError, match="1-bit"):
+        make_neuron("if", 4)
+    with pytest.raises(ValueError, match="2 bits"):
+        make_neuron("ternary", 4)
+    with pytest.raises(ValueError, match="did you mean 'gif'"):
+        neurons["giff"]
+    with pytest.raises(ValueError, match="do not fit"):
+        make_neuron("gif", 2).stepped(torch.tensor([4]), 1)
+    with pytest.raises(ValueError, match="drive"):
+        make_neuron("gif", 2).simulate(torch.tensor([1.0]), torch.tensor(1.0), torch.tensor(0), 1, "pulse")  # type: ignore[arg-type]
