@@ -26,7 +26,8 @@ VOCABULARY = 2048
 
 def corpus() -> tuple[str, str]:
     """Training text and the text that chooses the epoch, both disjoint from the evaluation split."""
-    train, choose = [], []
+    train: list[str] = []
+    choose: list[str] = []
     for module, doc in iterate_docstrings():
         if not is_held_out(module):
             (choose if zlib.crc32(module.encode()) % 8 == 1 else train).append(doc)
@@ -47,8 +48,18 @@ def train_tokenizer(text: str) -> PreTrainedTokenizerFast:
 def build_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=3,
-            head_dim=32, max_position_embeddings=WINDOW, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, attention_dropout=0.1,
+            vocab_size=VOCABULARY,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=5,
+            num_attention_heads=6,
+            num_key_value_heads=3,
+            head_dim=32,
+            max_position_embeddings=WINDOW,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=1,
+            attention_dropout=0.1,
         )
     )
 
@@ -80,12 +91,16 @@ def main() -> None:
     ids = torch.tensor(tokenizer(text).input_ids)
     choosing = cut(torch.tensor(tokenizer(choosing_text).input_ids))
     model = build_model()
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(ids)} training tokens, {choosing.numel()} to choose the epoch")
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(ids)} training tokens, {choosing.numel()} to choose the epoch"
+    )
 
     steps = arguments.epochs * math.ceil(len(cut(ids)) / arguments.batch)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.2}, {"params": vectors, "weight_decay": 0.0}], lr=arguments.rate, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.2}, {"params": vectors, "weight_decay": 0.0}], lr=arguments.rate, betas=(0.9, 0.95)
+    )
     warm = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min(1.0, (s + 1) / warm) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
@@ -104,7 +119,10 @@ def main() -> None:
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
         value = perplexity(model, choosing)
-        print(f"epoch {epoch + 1}/{arguments.epochs}  last loss {loss.item():.3f}  choosing perplexity {value:.2f}  {time.monotonic() - started:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{arguments.epochs}  last loss {loss.item():.3f}  choosing perplexity {value:.2f}  {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
         if value < best:
             best, best_state = value, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

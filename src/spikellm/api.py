@@ -21,10 +21,13 @@ from spikellm.checkpoint.huggingface import mark_converted, save, spike_config
 from spikellm.checkpoint.load import load
 from spikellm.errors import NumericalError, RequestError
 from spikellm.evaluation.perplexity import Perplexity, perplexity
+from spikellm.modeling.devices import find_device
+from spikellm.modeling.families import longest_window
 from spikellm.modeling.linear import set_form, spiking_linears
 from spikellm.pipelines import pipelines
+from spikellm.presets import load_recipe
 from spikellm.profiling.summary import ModelSummary, summarize
-from spikellm.recipe import Recipe, load_recipe
+from spikellm.recipe import Recipe
 
 __all__ = ["Conversion", "ModelSummary", "Perplexity", "convert", "generate", "load", "perplexity", "save", "set_form", "summarize"]
 
@@ -65,12 +68,13 @@ def convert(
 
     Raises:
         RecipeError: the recipe is not valid.
-        RequestError: unknown text or pipeline, a text shorter than a window, a model that is converted already, a journal of something else.
+        RequestError: unknown text, pipeline or device, a text shorter than a window, a model that is converted already, a journal of something else.
         UnsupportedModelError: the family cannot be converted exactly.
         NumericalError: a weight or a hidden state is NaN or infinite; the tensor or block is named.
     """
     resolved = resolve_recipe(recipe, calibration, samples, seqlen, seed, settings)
     pipeline = pipelines[resolved.pipeline]()
+    place = find_device(device or next(model.parameters()).device)
     if spike_config(model) is not None or spiking_linears(model):
         raise RequestError("the model is converted already; load the original")
     _require_finite_weights(model)
@@ -81,14 +85,23 @@ def convert(
     identity = {"recipe": resolved.model_dump(mode="json"), "text": fingerprint(windows), "versions": versions()}
     book = Journal(Path(journal), {**identity, "model": _fingerprint(model)}) if journal is not None else None
     model.eval()
-    records = convert_blocks(model, windows, resolved, pipeline, device=torch.device(device or next(model.parameters()).device), journal=book, on_block=on_block)
-    record = {"blocks": [asdict(block) for block in records], "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]}, "versions": versions()}
+    records = convert_blocks(model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block)
+    record = {
+        "blocks": [asdict(block) for block in records],
+        "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]},
+        "versions": versions(),
+    }
     mark_converted(model, SpikeConfig(resolved.model_dump(mode="json"), list(spiking_linears(model)), record))
     return Conversion(resolved, records, summarize(model))
 
 
 def resolve_recipe(
-    recipe: str | Path | Recipe, calibration: str | None = None, samples: int | None = None, seqlen: int | None = None, seed: int | None = None, settings: Iterable[str] = ()
+    recipe: str | Path | Recipe,
+    calibration: str | None = None,
+    samples: int | None = None,
+    seqlen: int | None = None,
+    seed: int | None = None,
+    settings: Iterable[str] = (),
 ) -> Recipe:
     """A recipe with some of its values replaced; unknown pipelines are refused here, before any work."""
     given = {"calibration.text": calibration, "calibration.samples": samples, "calibration.seqlen": seqlen, "seed": seed}
@@ -110,8 +123,6 @@ def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 6
     Raises:
         RequestError: an empty prompt, a negative temperature, or more tokens than the model can attend to.
     """
-    from spikellm.modeling.families import longest_window
-
     if temperature < 0 or max_new_tokens < 1:
         raise RequestError(f"temperature is {temperature} and max_new_tokens {max_new_tokens}; expected at least 0 and at least 1")
     tokens = tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -119,13 +130,21 @@ def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 6
         raise RequestError("the prompt is empty; give at least one word")
     longest = longest_window(model.config)
     if longest is not None and tokens.shape[1] + max_new_tokens > longest:
-        raise RequestError(f"{tokens.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's maximum of {longest}; ask for {max(0, longest - tokens.shape[1])} at most")
+        raise RequestError(
+            f"{tokens.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's maximum of {longest}; ask for {max(0, longest - tokens.shape[1])} at most"
+        )
     device = next(model.parameters()).device
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with torch.no_grad():
-        output = model.generate(tokens.to(device), attention_mask=torch.ones_like(tokens).to(device), max_new_tokens=max_new_tokens, pad_token_id=padding, **sampling)
+        output = model.generate(
+            tokens.to(device),
+            attention_mask=torch.ones_like(tokens).to(device),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=padding,
+            **sampling,
+        )
     return str(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
@@ -133,14 +152,21 @@ def versions() -> dict[str, str]:
     """Versions that decide the bytes of a conversion."""
     import transformers
 
-    return {"spikellm": spikellm.__version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+    return {
+        "spikellm": spikellm.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _require_finite_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             count = int((~torch.isfinite(parameter)).sum())
-            raise NumericalError(f"weight {name} holds {count} NaN or infinite values; a model is converted only whole, so get an undamaged copy")
+            raise NumericalError(
+                f"weight {name} holds {count} NaN or infinite values; a model is converted only whole, so get an undamaged copy"
+            )
 
 
 def _fingerprint(model: nn.Module) -> str:

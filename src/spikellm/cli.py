@@ -21,11 +21,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_SIGINT = 130
+_INTERRUPTED = "interrupted; a conversion goes on where it stopped with --resume"
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, converted or not.")]
-Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON to a file, or to standard output (-).")]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON to a file, or to standard output (-).")
+]
 Device = Annotated[str | None, typer.Option("--device", help="Where to run, for example cpu or cuda:0.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe field, for example weights.bits=3. May be repeated.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe field, for example weights.bits=3. May be repeated.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -33,6 +40,7 @@ def main_options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
 ) -> None:
+    """Options that stand before a command."""
     if version:
         import spikellm
 
@@ -66,7 +74,12 @@ def convert(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; appears once it is complete.")],
     recipe: Annotated[str, typer.Option("--recipe", help="Name of a preset (see `spikellm recipes`) or a YAML file.")] = "w4a4-t2",
-    calibration: Annotated[str | None, typer.Option("--calibration", metavar="NAME|PATH", help="wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration", metavar="NAME|PATH", help="wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder."
+        ),
+    ] = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Windows of calibration text.")] = None,
     seqlen: Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Decides windows and random controls.")] = None,
@@ -94,7 +107,9 @@ def convert(
     if json:
         console.write_json(result, json)
     if json != "-":
-        typer.echo(f"{out}: {result['layers']} spiking layers, {result['average_steps']:.3f} steps on average, weights at {result['weight_ratio']:.3f} of 16 bits")
+        typer.echo(
+            f"{out}: {result['layers']} spiking layers, {result['average_steps']:.3f} steps on average, weights at {result['weight_ratio']:.3f} of 16 bits"
+        )
 
 
 @app.command("eval")
@@ -103,7 +118,9 @@ def evaluate(
     perplexity: Annotated[list[str], typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated.")],
     seqlen: Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window; min(2048, the model's maximum) by default.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")] = None,
-    form: Annotated[str | None, typer.Option("--form", help="Sum spikes merged (default), stepped or binary; the result is the same.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--form", help="Sum spikes merged (default), stepped or binary; the result is the same.")
+    ] = None,
     json: Json = None,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -173,7 +190,7 @@ def recipes(
 
     Example: spikellm recipes w4a4-t2 > mine.yaml
     """
-    from spikellm.recipe import load_recipe, preset_names
+    from spikellm.presets import load_recipe, preset_names
 
     if name is None and settings:
         raise RequestError("--set changes one recipe; name it, for example `spikellm recipes w4a4-t2 --set weights.bits=3`")
@@ -210,15 +227,13 @@ def main(arguments: list[str] | None = None) -> int:
     quiet_libraries(debug)
     try:
         status = app(args=arguments, standalone_mode=False)
-        return status if isinstance(status, int) else 0
+        return _fail(_INTERRUPTED, _SIGINT) if status == _SIGINT else status if isinstance(status, int) else 0
     except SpikeLLMError as error:
         if debug:
             raise
         return _fail(str(error), error.exit_status)
-    except typer.Abort:
-        return _fail("interrupted", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; a conversion goes on with --resume", 130)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail(_INTERRUPTED, _SIGINT)
     except BrokenPipeError:
         return 0
     except Exception as error:
@@ -226,7 +241,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         if hasattr(error, "format_message"):  # a usage error of the command-line parser
             return _fail(f"{error.format_message()} (see spikellm {' '.join(arguments[:1])} --help)", 2)
-        return _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'no message'} (run again with `spikellm --debug …` for a traceback)", 1)
+        return _fail(
+            f"unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'no message'} (run again with `spikellm --debug …` for a traceback)",
+            1,
+        )
 
 
 def quiet_libraries(debug: bool) -> None:

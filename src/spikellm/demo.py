@@ -58,7 +58,13 @@ def show(result: dict[str, Any]) -> None:
     """Print the table and the samples."""
     dense = result["rows"][0]["weight_bytes"]
     rows = [
-        [row["recipe"], f"{row['perplexity']:.2f}", f"{row['average_steps']:.2f}", f"{console.size(row['weight_bytes'])} ({row['weight_bytes'] / dense:.2f}×)", f"{row['seconds']:.1f} s"]
+        [
+            row["recipe"],
+            f"{row['perplexity']:.2f}",
+            f"{row['average_steps']:.2f}",
+            f"{console.size(row['weight_bytes'])} ({row['weight_bytes'] / dense:.2f}×)",
+            f"{row['seconds']:.1f} s",
+        ]
         for row in result["rows"]
     ]
     console.table(f"Bundled model on {result['text']}", ["recipe", "perplexity", "average steps", "block weights", "conversion"], rows)

@@ -17,7 +17,10 @@ def examine() -> dict[str, Any]:
 
     import spikellm
 
-    found: dict[str, Any] = {"spikellm": spikellm.__version__, "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}"}
+    found: dict[str, Any] = {
+        "spikellm": spikellm.__version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+    }
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

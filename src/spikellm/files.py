@@ -23,7 +23,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
@@ -70,8 +70,8 @@ def cannot_write(path: Path, error: OSError) -> SpikeLLMError:
 def _swap_in(temporary: Path, target: Path) -> None:
     old = temporary.with_name(f"{temporary.name}.old")
     if target.is_dir() and any(target.iterdir()):
-        os.replace(target, old)
-    os.replace(temporary, target)
+        target.replace(old)
+    temporary.replace(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

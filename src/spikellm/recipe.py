@@ -1,6 +1,6 @@
 """Recipes: everything that decides the result of a conversion, in one frozen, versioned object that is saved with the model.
 
-A recipe comes from a preset by name or from a YAML file; ``--set weights.bits=3`` changes single fields. Unknown keys are refused.
+Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm.presets`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -20,7 +18,7 @@ from spikellm.neurons import make_neuron, neurons
 from spikellm.registry import unknown_name
 from spikellm.saliency import criteria
 
-RECIPE_VERSION = 1
+RECIPE_VERSION: Literal[1] = 1
 MAX_STEPS = 255  # steps are stored in one byte
 MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
 
@@ -48,7 +46,9 @@ class ActivationRecipe(_Section):
     salient_steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of a salient channel")
     saliency: str = Field("layer-loss", description="criterion that ranks channels")
     invert: bool = Field(False, description="take the lowest-ranked channels instead: a control")
-    thresholds: Literal["split", "shared"] = Field("split", description="salient channels may have a range of their own, or one range for all (as published)")
+    thresholds: Literal["split", "shared"] = Field(
+        "split", description="salient channels may have a range of their own, or one range for all (as published)"
+    )
 
     @property
     def spiking(self) -> bool:
@@ -70,7 +70,9 @@ class ActivationRecipe(_Section):
     @model_validator(mode="after")
     def _fits_together(self) -> ActivationRecipe:
         if self.bits == 16:
-            idle = [name for name in ("salient_rate", "symmetric", "invert") if getattr(self, name)] + [name for name in ("steps", "salient_steps") if getattr(self, name) != 1]
+            idle = [name for name in ("salient_rate", "symmetric", "invert") if getattr(self, name)] + [
+                name for name in ("steps", "salient_steps") if getattr(self, name) != 1
+            ]
             if idle:
                 raise ValueError(f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set bits to 1 … 8")
             return self
@@ -83,7 +85,9 @@ class ActivationRecipe(_Section):
             raise ValueError(f"neuron {self.neuron!r} fires both signs, so its range is symmetric; set symmetric to true")
         steps = max(self.steps, self.salient_steps)
         if steps * neuron.levels > MAX_TOP_CODE:
-            raise ValueError(f"{steps} steps of up to {neuron.levels} spikes reach code {steps * neuron.levels}; at most {MAX_TOP_CODE} is supported")
+            raise ValueError(
+                f"{steps} steps of up to {neuron.levels} spikes reach code {steps * neuron.levels}; at most {MAX_TOP_CODE} is supported"
+            )
         if self.symmetric and not neuron.signed and self.steps * neuron.levels < 2:
             raise ValueError("a symmetric range needs a top code T·L of at least 2; raise bits or steps")
         if self.salient_rate > 0:
@@ -100,7 +104,9 @@ class ActivationRecipe(_Section):
         if self.invert and self.saliency == "layer-loss":
             raise ValueError("layer-loss searches the best split and ranks nothing, so it cannot be inverted; choose another saliency")
         if self.thresholds == "shared" and self.salient_steps == self.steps:
-            raise ValueError("with shared thresholds and equal steps salient channels are coded like all others; raise salient_steps or use split")
+            raise ValueError(
+                "with shared thresholds and equal steps salient channels are coded like all others; raise salient_steps or use split"
+            )
 
 
 class CalibrationRecipe(_Section):
@@ -172,7 +178,11 @@ class Recipe(_Section):
         settings: LinearRecipe | None = LinearRecipe(weights=self.weights, activations=self.activations)
         for pattern, override in self._patterns:
             if pattern.fullmatch(name):
-                settings = None if override.skip else self._apply(override, settings or LinearRecipe(weights=self.weights, activations=self.activations))
+                settings = (
+                    None
+                    if override.skip
+                    else self._apply(override, settings or LinearRecipe(weights=self.weights, activations=self.activations))
+                )
         return settings
 
     @staticmethod
@@ -195,36 +205,11 @@ class Recipe(_Section):
         """
         data = self.model_dump()
         for key, value in values.items():
-            _place(data, key, value)
+            place_value(data, key, value)
         return recipe_from(data, f"recipe {self.name!r}")
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        source: a preset's name, a YAML file, or a recipe.
-        settings: ``key=value`` pairs with dotted keys, applied on top; values are read as YAML.
-
-    Raises:
-        RecipeError: unknown name, unreadable file, unknown key or value out of range; names what is valid.
-    """
-    if isinstance(source, Recipe):
-        data: dict[str, Any] = source.model_dump()
-        where = f"recipe {source.name!r}"
-    else:
-        data, where = _read(str(source))
-    for setting in settings:
-        _set(data, setting)
-    return recipe_from(data, where)
 
 
 def recipe_from(data: Mapping[str, Any], where: str) -> Recipe:
@@ -235,38 +220,12 @@ def recipe_from(data: Mapping[str, Any], where: str) -> Recipe:
         raise RecipeError(f"{where}: {_explain(error)}") from None
 
 
-def _preset_folder() -> Any:
-    return resources.files("spikellm") / "presets"
+def place_value(data: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value under a dotted key of plain recipe data.
 
-
-def _read(source: str) -> tuple[dict[str, Any], str]:
-    if source in preset_names():
-        return {"name": source, **yaml.safe_load((_preset_folder() / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
-    path = Path(source)
-    if not path.is_file():
-        looks_like_path = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
-        raise RecipeError(f"recipe file {source} does not exist; give a YAML file or a preset" if looks_like_path else unknown_name("recipe", source, preset_names()))
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"recipe file {source} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"recipe file {source} holds {type(data).__name__}, expected keys and values; `spikellm recipes w4a4-t2` prints one to start from")
-    return {"name": path.stem, **data}, f"recipe file {source}"
-
-
-def _set(data: dict[str, Any], setting: str) -> None:
-    key, equals, text = setting.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {setting!r}: expected key=value, for example weights.bits=3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {setting!r}: {text!r} is not a YAML value") from None
-    _place(data, key, value)
-
-
-def _place(data: dict[str, Any], key: str, value: Any) -> None:
+    Raises:
+        RecipeError: a part of the key is no section.
+    """
     *sections, field = key.split(".")
     for section in sections:
         data = data.setdefault(section, {})

@@ -14,6 +14,7 @@ from spikellm.calibration.progress import is_journal
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError
 from spikellm.files import require_free
+from spikellm.modeling.devices import find_device
 from spikellm.recipe import Recipe
 
 
@@ -28,6 +29,7 @@ def convert_to_folder(
     """
     resolved = api.resolve_recipe(recipe, calibration, samples, seqlen, seed, settings)  # before anything slow
     require_free(out, overwrite=overwrite)
+    place = find_device(device) if device else None
     partial = out.with_name(f"{out.name}.partial")
     if is_journal(partial) and not resume:
         if not overwrite:
@@ -36,9 +38,9 @@ def convert_to_folder(
     elif partial.exists() and not is_journal(partial) and any(partial.iterdir()):
         raise RequestError(f"{partial} is in the way: finished blocks are kept there; move it or choose another OUT")
     console.note(f"loading {model}")
-    loaded, tokenizer = api.load(model, device=None, trust_remote_code=trust_remote_code)
+    loaded, tokenizer = api.load(model, trust_remote_code=trust_remote_code)
     console.note(f"reading {resolved.calibration.text}: {resolved.calibration.samples} windows")
-    result = api.convert(loaded, tokenizer, resolved, device=device, journal=partial, on_block=report_block())
+    result = api.convert(loaded, tokenizer, resolved, device=place, journal=partial, on_block=report_block())
     console.note(f"writing {out}")
     api.save(loaded, tokenizer, out, overwrite=overwrite)
     shutil.rmtree(partial, ignore_errors=True)
@@ -83,7 +85,11 @@ def show_inspection(result: dict[str, Any]) -> None:
         shape = f"{layer['out_features']} × {layer['in_features']}"
         rows.append([layer["name"], shape, str(layer["weight_bits"]), spikes, steps, salient, console.size(layer["weight_bytes"])])
     recipe = result["recipe"]["name"] if result["recipe"] else "not converted"
-    console.table(f"{result['model']}: {result['kind']}, {recipe}", ["layer", "out × in", "weight bits", "spike bits", "steps", "salient (own range)", "bytes"], rows)
+    console.table(
+        f"{result['model']}: {result['kind']}, {recipe}",
+        ["layer", "out × in", "weight bits", "spike bits", "steps", "salient (own range)", "bytes"],
+        rows,
+    )
     sizes = result["bytes"]
     if result["recipe"]:
         console.out.print(

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import FAMILIES, GATED, build
 
 import spikellm
+from families import FAMILIES, GATED, build
 from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.families import find_blocks, has_tied_head, linear_layers, longest_window
 from spikellm.modeling.linear import spiking_linears

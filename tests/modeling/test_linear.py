@@ -16,7 +16,16 @@ from spikellm.recipe import LinearRecipe
 from spikellm.saliency import Selection
 
 
-def make(weights: dict[str, Any], activations: dict[str, Any], *, inputs: int = 13, outputs: int = 7, seed: int = 0, bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[SpikingLinear, nn.Linear]:
+def make(
+    weights: dict[str, Any],
+    activations: dict[str, Any],
+    *,
+    inputs: int = 13,
+    outputs: int = 7,
+    seed: int = 0,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[SpikingLinear, nn.Linear]:
     torch.manual_seed(seed)
     dense = nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
     settings = LinearRecipe.model_validate({"weights": weights, "activations": activations})
@@ -43,8 +52,17 @@ ACTIVATIONS = st.one_of(
 WEIGHTS = st.fixed_dictionaries({"bits": st.integers(2, 8), "group_size": st.sampled_from([None, 1, 4, 50]), "symmetric": st.booleans()})
 
 
-@given(WEIGHTS, ACTIVATIONS, st.integers(1, 20), st.integers(1, 9), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(0, 10**6))
-def test_merged_stepped_and_binary_agree_bit_for_bit(weights: dict[str, Any], activations: dict[str, Any], inputs: int, outputs: int, dtype: torch.dtype, seed: int) -> None:
+@given(
+    WEIGHTS,
+    ACTIVATIONS,
+    st.integers(1, 20),
+    st.integers(1, 9),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    st.integers(0, 10**6),
+)
+def test_merged_stepped_and_binary_agree_bit_for_bit(
+    weights: dict[str, Any], activations: dict[str, Any], inputs: int, outputs: int, dtype: torch.dtype, seed: int
+) -> None:
     if inputs == 1:
         activations = {**activations, "salient_rate": 0.0, "salient_steps": 1} if "salient_rate" in activations else activations
     layer, _ = make(weights, activations, inputs=inputs, outputs=outputs, seed=seed, dtype=dtype)
@@ -61,7 +79,9 @@ def test_merged_stepped_and_binary_agree_bit_for_bit(weights: dict[str, Any], ac
 
 
 @given(WEIGHTS, ACTIVATIONS, st.integers(2, 20), st.integers(0, 10**6))
-def test_output_is_that_of_decoded_spikes_and_decoded_weights(weights: dict[str, Any], activations: dict[str, Any], inputs: int, seed: int) -> None:
+def test_output_is_that_of_decoded_spikes_and_decoded_weights(
+    weights: dict[str, Any], activations: dict[str, Any], inputs: int, seed: int
+) -> None:
     """Against an independent computation: decode every spike count, multiply in float64."""
     layer, _ = make(weights, activations, inputs=inputs, seed=seed)
     x = torch.randn(6, inputs, generator=torch.Generator().manual_seed(seed))

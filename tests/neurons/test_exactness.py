@@ -20,10 +20,18 @@ def cases(draw: st.DrawFn) -> tuple[SoftResetNeuron, torch.Tensor, torch.Tensor,
     dtype = draw(st.sampled_from(DTYPES))
     channels = draw(st.integers(1, 9))
     per_channel = draw(st.booleans())
-    steps: torch.Tensor | int = torch.tensor(draw(st.lists(st.integers(1, 5), min_size=channels, max_size=channels))) if per_channel else draw(st.integers(1, 7))
+    steps: torch.Tensor | int = (
+        torch.tensor(draw(st.lists(st.integers(1, 5), min_size=channels, max_size=channels))) if per_channel else draw(st.integers(1, 7))
+    )
     theta = torch.tensor(draw(st.sampled_from([1.0, 0.5, 0.1, 3.0, 2.0**-20, 1e4])), dtype=dtype)
     top = neuron.levels * 7
-    units = draw(st.lists(st.one_of(st.integers(-2 * top, 2 * top).map(lambda n: n / 2), st.floats(-top * 1.5, top * 1.5, width=32)), min_size=channels, max_size=channels))
+    units = draw(
+        st.lists(
+            st.one_of(st.integers(-2 * top, 2 * top).map(lambda n: n / 2), st.floats(-top * 1.5, top * 1.5, width=32)),
+            min_size=channels,
+            max_size=channels,
+        )
+    )
     current = (torch.tensor(units, dtype=torch.float32) * theta.float()).to(dtype)
     baseline = torch.tensor(0 if neuron.signed else draw(st.integers(0, top)))
     return neuron, current, theta, baseline, steps
@@ -59,7 +67,12 @@ def test_the_code_is_the_nearest_level(case: tuple) -> None:  # type: ignore[typ
 
     neuron, current, theta, baseline, steps = case
     horizon = torch.as_tensor(steps).expand(current.shape)
-    for x, t, code in zip((current.float() / theta.float()).clamp(-1e6, 1e6), horizon.tolist(), neuron.encode(current, theta, baseline, steps).tolist(), strict=True):
+    for x, t, code in zip(
+        (current.float() / theta.float()).clamp(-1e6, 1e6),
+        horizon.tolist(),
+        neuron.encode(current, theta, baseline, steps).tolist(),
+        strict=True,
+    ):
         units, top = Fraction(float(x)), t * neuron.levels
         if neuron.signed:
             magnitude = min(floor(abs(units) + Fraction(1, 2)), top)

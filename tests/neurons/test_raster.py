@@ -18,7 +18,9 @@ def test_raster_decodes_to_the_tensor(name: str, bits: int, steps: int, drive: s
     assert binary.shape == (steps * neuron.levels, 4, 33)
     assert set(binary.unique().tolist()) <= ({-1, 0, 1} if neuron.signed else {0, 1})
     assert torch.equal(binary.sum(0), stepped.sum(0))
-    assert float((neuron.decode(binary.sum(0), theta, baseline) - x).abs().max()) <= float(theta.max()) * (1.01 if not neuron.signed else 0.51)
+    assert float((neuron.decode(binary.sum(0), theta, baseline) - x).abs().max()) <= float(theta.max()) * (
+        1.01 if not neuron.signed else 0.51
+    )
 
 
 def test_steps_by_channel() -> None:

@@ -16,7 +16,17 @@ from spikellm.saliency.layer_loss import loss_of_cuts
 from spikellm.saliency.value_range import maximum, rms
 
 
-def evidence(seed: int = 0, *, tokens: int = 50, channels: int = 12, outliers: int = 0, steps: int = 1, salient_steps: int = 2, count: int = 3, split: bool = True) -> Evidence:
+def evidence(
+    seed: int = 0,
+    *,
+    tokens: int = 50,
+    channels: int = 12,
+    outliers: int = 0,
+    steps: int = 1,
+    salient_steps: int = 2,
+    count: int = 3,
+    split: bool = True,
+) -> Evidence:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, channels, generator=generator)
     weight = torch.randn(9, channels, generator=generator) * torch.rand(channels, generator=generator)

@@ -71,8 +71,9 @@ class SampledInputs:
     def __getitem__(self, name: str) -> Tensor:
         return self._of[name].tokens()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._of
+    def get(self, name: str) -> Tensor | None:
+        """Sample of a layer, None if it was not watched."""
+        return self[name] if name in self._of else None
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -88,7 +88,14 @@ def output_head(model: nn.Module) -> str | None:
 
 @torch.no_grad()
 def convert_blocks(
-    model: nn.Module, windows: Tensor, recipe: Recipe, pipeline: Pipeline, *, device: torch.device, journal: Journal | None = None, on_block: OnBlock | None = None
+    model: nn.Module,
+    windows: Tensor,
+    recipe: Recipe,
+    pipeline: Pipeline,
+    *,
+    device: torch.device,
+    journal: Journal | None = None,
+    on_block: OnBlock | None = None,
 ) -> list[BlockRecord]:
     """Convert every decoder block of a model in place.
 
@@ -110,7 +117,9 @@ def convert_blocks(
     blocks = find_blocks(model)
     plan = plan_layers(model, blocks, recipe)
     if recipe.lm_head and has_tied_head(model):
-        raise UnsupportedModelError("lm_head is true, but the output projection shares its weight with the input embedding; leave lm_head false")
+        raise UnsupportedModelError(
+            "lm_head is true, but the output projection shares its weight with the input embedding; leave lm_head false"
+        )
     replay = BlockReplay(model, blocks, windows)
     exact = ActivationStore(replay.first_inputs)
     converted = exact.copy()
@@ -125,7 +134,10 @@ def convert_blocks(
 
         for batch in range(len(exact)):
             exact[batch] = forward(block, batch, exact[batch])
-        _require_finite(exact, f"the original model gives NaN or infinity behind block {name}; its weights or type ({exact[0].dtype}) do not bear this text")
+        _require_finite(
+            exact,
+            f"the original model gives NaN or infinity behind block {name}; its weights or type ({exact[0].dtype}) do not bear this text",
+        )
         known = journal.read(index) if journal else None
         if known is not None:
             layers, record = _restore(model, plan[index], known), BlockRecord(**known.record)
@@ -155,7 +167,9 @@ def _fit(
 ) -> dict[str, SpikingLinear]:  # fmt: skip
     layers = {layer: model.get_submodule(layer) for layer in settings}
     watched = {layer: module for layer, module in layers.items() if pipeline.observes(settings[layer])}
-    samples = SampledInputs(watched, sum(converted[i].shape[0] * converted[i].shape[1] for i in range(len(converted))), recipe.calibration.saliency_tokens)
+    samples = SampledInputs(
+        watched, sum(converted[i].shape[0] * converted[i].shape[1] for i in range(len(converted))), recipe.calibration.saliency_tokens
+    )
     if watched:
         with samples.watching():
             for batch in range(len(converted)):
@@ -166,12 +180,16 @@ def _fit(
 def _restore(model: nn.Module, settings: dict[str, LinearRecipe], known: Journal.Entry) -> dict[str, SpikingLinear]:
     layers = {name: spiking_like(model.get_submodule(name), settings[name]) for name in settings}
     for name, layer in layers.items():
-        layer.load_state_dict({key.removeprefix(f"{name}."): tensor for key, tensor in known.tensors.items() if key.startswith(f"{name}.")}, strict=True)
+        layer.load_state_dict(
+            {key.removeprefix(f"{name}."): tensor for key, tensor in known.tensors.items() if key.startswith(f"{name}.")}, strict=True
+        )
     return layers
 
 
 def _record(name: str, layers: dict[str, SpikingLinear], converted: ActivationStore, exact: ActivationStore) -> BlockRecord:
-    _require_finite(converted, f"the converted model gives NaN or infinity behind block {name}; raise bits or leave its layers out with an override")
+    _require_finite(
+        converted, f"the converted model gives NaN or infinity behind block {name}; raise bits or leave its layers out with an override"
+    )
     squared, power, count = 0.0, 0.0, 0
     for batch in range(len(exact)):
         target = exact[batch].double()
@@ -181,7 +199,9 @@ def _record(name: str, layers: dict[str, SpikingLinear], converted: ActivationSt
     return BlockRecord(name, squared / count, squared / max(power, 1e-300), list(layers))
 
 
-def _convert_head(model: nn.Module, windows: Tensor, recipe: Recipe, pipeline: Pipeline, exact: ActivationStore, device: torch.device) -> BlockRecord:
+def _convert_head(
+    model: nn.Module, windows: Tensor, recipe: Recipe, pipeline: Pipeline, exact: ActivationStore, device: torch.device
+) -> BlockRecord:
     name = output_head(model)
     settings = recipe.for_module(name) if name else None
     if name is None or settings is None:
@@ -192,7 +212,9 @@ def _convert_head(model: nn.Module, windows: Tensor, recipe: Recipe, pipeline: P
     batches = windows.to(home).split(max(1, 2048 // windows.shape[1]))
     with samples.watching():
         before = [model(batch, use_cache=False).logits for batch in batches]
-    context = BlockContext(head, {name: head}, {name: settings}, samples, exact, exact, lambda module, batch, hidden: module(hidden), recipe, device)
+    context = BlockContext(
+        head, {name: head}, {name: settings}, samples, exact, exact, lambda module, batch, hidden: module(hidden), recipe, device
+    )
     layers = pipeline.fit_block(context)
     replace_module(model, name, layers[name])
     after = [model(batch, use_cache=False).logits for batch in batches]

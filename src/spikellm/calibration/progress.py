@@ -31,6 +31,8 @@ class Journal:
     """
 
     class Entry(NamedTuple):
+        """A finished block: tensors of its layers under full names, and its record."""
+
         tensors: dict[str, Tensor]
         record: dict[str, Any]
 
@@ -50,13 +52,18 @@ class Journal:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                return self.Entry({key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["record"]))
+                return self.Entry({key: file.get_tensor(key) for key in list(file.keys())}, json.loads(file.metadata()["record"]))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise RequestError(f"{path} is damaged ({error}); delete it to convert that block again") from None
 
     def write(self, index: int, layers: dict[str, Any], record: dict[str, Any]) -> None:
         """Keep a finished block."""
-        tensors = {f"{name}.{key}": tensor.contiguous() for name, layer in layers.items() if isinstance(layer, nn.Module) for key, tensor in layer.state_dict().items()}
+        tensors = {
+            f"{name}.{key}": tensor.contiguous()
+            for name, layer in layers.items()
+            if isinstance(layer, nn.Module)
+            for key, tensor in layer.state_dict().items()
+        }
         write_atomically(self._path(index), lambda path: save_file(tensors, path, metadata={"record": json.dumps(record)}))
 
     def _path(self, index: int) -> Path:

@@ -21,7 +21,7 @@ class Call(NamedTuple):
     keywords: dict[str, Any]
 
 
-class _Stop(Exception):
+class _Stop(Exception):  # noqa: N818  a signal, not an error
     """Ends a forward pass once the wanted input has been seen."""
 
 
@@ -63,7 +63,9 @@ class BlockReplay:
             hidden = self.forward(index, block, 0, hidden)
         error = float((hidden.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-20))
         if error >= 1e-2:  # NaN passes: the block loop names the block that makes it
-            raise UnsupportedModelError(f"{kind}: its blocks run one by one do not give what the whole model gives (relative difference {error:.2g}); this family cannot be converted")
+            raise UnsupportedModelError(
+                f"{kind}: its blocks run one by one do not give what the whole model gives (relative difference {error:.2g}); this family cannot be converted"
+            )
 
 
 @torch.no_grad()
@@ -86,7 +88,9 @@ def _watch(model: nn.Module, blocks: Blocks, batch: Tensor) -> tuple[list[Call],
         for handle in handles:
             handle.remove()
     if len(calls) != len(blocks.modules):
-        raise UnsupportedModelError(f"{type(model).__name__} calls its {len(blocks.modules)} blocks {len(calls)} times in a pass; each must run once, in order")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} calls its {len(blocks.modules)} blocks {len(calls)} times in a pass; each must run once, in order"
+        )
     return calls, outputs[0]
 
 

@@ -17,7 +17,20 @@ Split = Literal["calibration", "evaluation"]
 
 # What a distribution may leave out, or what is no prose of the library itself.
 _EXCLUDED = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "distutils", "ensurepip", "turtledemo", "__pycache__", "__phello__"}
+    {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idlelib",
+        "idle_test",
+        "lib2to3",
+        "distutils",
+        "ensurepip",
+        "turtledemo",
+        "__pycache__",
+        "__phello__",
+    }
 )
 _HELD_OUT = 8  # one top-level module in eight is kept for evaluation
 

@@ -76,7 +76,7 @@ def _json_lines(path: Path, text: str) -> list[str]:
     return documents
 
 
-def _from_hub(name: str, field: str, **where: Any) -> list[str]:
+def _from_hub(source: str, field: str, /, **where: Any) -> list[str]:
     import datasets
 
     try:
@@ -84,7 +84,9 @@ def _from_hub(name: str, field: str, **where: Any) -> list[str]:
         return list(data[field])
     except Exception as error:  # the hub client raises many kinds, all of which mean the same to the user
         reason = " ".join(str(error).split())[:160]
-        raise DependencyError(f"the text {name!r} comes from the hub, which could not be read ({reason}); give a local path, or 'stdlib', instead") from None
+        raise DependencyError(
+            f"the text {source!r} comes from the hub, which could not be read ({reason}); give a local path, or 'stdlib', instead"
+        ) from None
 
 
 def _wikitext2(split: Split) -> str:
@@ -94,7 +96,9 @@ def _wikitext2(split: Split) -> str:
 
 def _ptb(split: Split) -> str:
     part = "train" if split == "calibration" else "test"
-    lines = _from_hub("ptb", "sentence", path="ptb-text-only/ptb_text_only", revision="refs/convert/parquet", name="penn_treebank", split=part)
+    lines = _from_hub(
+        "ptb", "sentence", path="ptb-text-only/ptb_text_only", revision="refs/convert/parquet", name="penn_treebank", split=part
+    )
     return ("\n\n" if split == "calibration" else " ").join(lines)
 
 
@@ -152,7 +156,9 @@ def random_windows(tokens: Tensor, seqlen: int, samples: int, seed: int, source:
 
 def _require_window(tokens: Tensor, seqlen: int, source: str) -> None:
     if tokens.shape[0] < seqlen:
-        raise RequestError(f"text {source!r} has {tokens.shape[0]} tokens, shorter than one window of {seqlen}; give a longer text or --seqlen {max(2, tokens.shape[0])}")
+        raise RequestError(
+            f"text {source!r} has {tokens.shape[0]} tokens, shorter than one window of {seqlen}; give a longer text or --seqlen {max(2, tokens.shape[0])}"
+        )
 
 
 def fingerprint(tensor: Tensor) -> str:

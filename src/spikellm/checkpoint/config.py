@@ -25,7 +25,15 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
         CheckpointError: written by a newer version of the package, or damaged.
     """
 
-    def __init__(self, recipe: dict[str, Any], modules: list[str], record: dict[str, Any], version: int = CONFIG_VERSION, quant_method: str = METHOD, **unknown: Any) -> None:
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        modules: list[str],
+        record: dict[str, Any],
+        version: int = CONFIG_VERSION,
+        quant_method: str = METHOD,
+        **unknown: Any,
+    ) -> None:
         if version != CONFIG_VERSION or unknown or quant_method != METHOD:
             raise CheckpointError(
                 f"quantization_config has version {version} and keys {sorted(unknown)} that this spikellm does not know (expected version {CONFIG_VERSION}); upgrade spikellm"

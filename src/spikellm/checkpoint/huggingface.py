@@ -38,18 +38,28 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             try:
                 module = model.get_submodule(name)
             except AttributeError:
-                raise CheckpointError(f"config.json lists the converted module {name!r}, which {type(model).__name__} does not have; the folder is damaged") from None
+                raise CheckpointError(
+                    f"config.json lists the converted module {name!r}, which {type(model).__name__} does not have; the folder is damaged"
+                ) from None
             if settings is None or not is_linear(module):
-                raise CheckpointError(f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged")
+                raise CheckpointError(
+                    f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged"
+                )
             replace_module(model, name, spiking_like(module, settings, device="meta"))
             # some families initialise a layer's weight from the module around it; there is nothing left to initialise
             model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
-        missing = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.device.type != "meta" and not getattr(tensor, "_is_hf_initialized", False)]
+        missing = [
+            name
+            for name, tensor in model.state_dict(keep_vars=True).items()
+            if tensor.device.type != "meta" and not getattr(tensor, "_is_hf_initialized", False)
+        ]
         if missing:
-            raise CheckpointError(f"the checkpoint lacks {len(missing)} tensors ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); it is incomplete, convert again")
+            raise CheckpointError(
+                f"the checkpoint lacks {len(missing)} tensors ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); it is incomplete, convert again"
+            )
         for name, module in model.named_modules():
             if isinstance(module, SpikingLinear):
                 check_layer(name, module)
@@ -72,10 +82,14 @@ def check_layer(name: str, layer: SpikingLinear) -> None:
     if layer.weight_codes.is_meta:
         return  # offloaded to disk
     if int(layer.channel_group.max()) >= layer.group_steps.shape[0]:
-        raise CheckpointError(f"{name}.channel_group names group {int(layer.channel_group.max())} of {layer.group_steps.shape[0]}; the checkpoint is damaged")
+        raise CheckpointError(
+            f"{name}.channel_group names group {int(layer.channel_group.max())} of {layer.group_steps.shape[0]}; the checkpoint is damaged"
+        )
     expected = list(layer.settings.activations.group_steps)
     if layer.group_steps.tolist() != expected:
-        raise CheckpointError(f"{name}.group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}; the checkpoint is damaged")
+        raise CheckpointError(
+            f"{name}.group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}; the checkpoint is damaged"
+        )
     if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
         raise CheckpointError(f"{name}.weight_scale holds values that are not finite and positive; the checkpoint is damaged")
     if int(layer.weight_zero.max()) >= 2**layer.settings.weights.bits:

@@ -64,4 +64,6 @@ def check_shard(shard: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
         raise CheckpointError(f"shard {shard} is damaged or truncated ({error}); copy it again") from None
     if size != 8 + length + end:
-        raise CheckpointError(f"shard {shard} has {size} bytes, its header declares {8 + length + end}; it is truncated or damaged, copy it again")
+        raise CheckpointError(
+            f"shard {shard} has {size} bytes, its header declares {8 + length + end}; it is truncated or damaged, copy it again"
+        )

@@ -10,9 +10,12 @@ from safetensors import SafetensorError
 
 from spikellm.checkpoint.integrity import check_folder
 from spikellm.errors import CheckpointError, DependencyError, RequestError, SpikeLLMError, UnsupportedModelError
+from spikellm.modeling.devices import find_device
 
 
-def load(source: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load(
+    source: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
+) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer.
 
     Args:
@@ -25,7 +28,7 @@ def load(source: str | Path, *, device: str | torch.device | None = None, dtype:
         ``(model, tokenizer)``, the model in evaluation mode.
 
     Raises:
-        RequestError: no such folder, or not a model.
+        RequestError: no such folder or device, or not a model.
         CheckpointError: incomplete or damaged.
         DependencyError: the hub cannot be reached.
         UnsupportedModelError: not a causal language model.
@@ -34,6 +37,7 @@ def load(source: str | Path, *, device: str | torch.device | None = None, dtype:
 
     import spikellm.checkpoint.huggingface  # noqa: F401  registers the format
 
+    place = find_device(device or "cpu")
     where = str(source)
     local = Path(where).exists()
     if local:
@@ -41,7 +45,14 @@ def load(source: str | Path, *, device: str | torch.device | None = None, dtype:
     elif _is_path(source):
         raise RequestError(f"folder {where} does not exist; give a model folder, or a hub name such as 'organisation/model'")
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code, use_safetensors=True)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
     except SpikeLLMError:
         raise
@@ -52,8 +63,10 @@ def load(source: str | Path, *, device: str | torch.device | None = None, dtype:
     problems = [f"{kind.split('_')[0]} {sorted(map(str, info[kind]))[0]}" for kind in ("missing_keys", "mismatched_keys") if info.get(kind)]
     if problems or (info.get("unexpected_keys") and getattr(model, "is_quantized", False)):
         problems += [f"unexpected {sorted(info['unexpected_keys'])[0]}"] if info.get("unexpected_keys") else []
-        raise CheckpointError(f"weights of {where} do not fit its configuration ({'; '.join(problems)}); restore the folder or convert again")
-    return model.to(device or "cpu").eval(), tokenizer
+        raise CheckpointError(
+            f"weights of {where} do not fit its configuration ({'; '.join(problems)}); restore the folder or convert again"
+        )
+    return model.to(place).eval(), tokenizer
 
 
 def _is_path(source: str | Path) -> bool:
@@ -66,7 +79,9 @@ def _explain(where: str, local: bool, error: Exception) -> SpikeLLMError:
     if "trust_remote_code" in text:
         return RequestError(f"{where} brings its own Python code, which is run only with --trust-remote-code; read it first")
     if not local and isinstance(error, OSError):
-        return DependencyError(f"{where!r} is no folder here, and the hub could not give it ({text[:160]}); give the path of a local model folder instead")
+        return DependencyError(
+            f"{where!r} is no folder here, and the hub could not give it ({text[:160]}); give the path of a local model folder instead"
+        )
     if "Unrecognized configuration class" in text or "does not recognize this architecture" in text or "Unrecognized model" in text:
         return UnsupportedModelError(f"{where} is not a causal language model that the installed transformers knows ({text[:160]})")
     return CheckpointError(f"{where} cannot be loaded: {text[:300]}")

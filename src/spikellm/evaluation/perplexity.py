@@ -37,7 +37,13 @@ class Perplexity:
 
 
 def perplexity(
-    model: Any, tokenizer: Any, source: str, *, seqlen: int | None = None, limit: int | None = None, on_batch: Callable[[int, int], None] | None = None
+    model: Any,
+    tokenizer: Any,
+    source: str,
+    *,
+    seqlen: int | None = None,
+    limit: int | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
     """Perplexity of a model on a text.
 
@@ -63,8 +69,7 @@ def perplexity_of_windows(model: Any, windows: Tensor, on_batch: Callable[[int, 
     """Perplexity on given windows, ``(windows, seqlen)``."""
     device = next(model.parameters()).device
     total, done = 0.0, 0
-    for batch in windows.split(max(1, _BATCH_TOKENS // windows.shape[1])):
-        batch = batch.to(device)
+    for batch in windows.to(device).split(max(1, _BATCH_TOKENS // windows.shape[1])):
         logits = model(batch, use_cache=False).logits[:, :-1].float()
         total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
         done += batch.shape[0]

@@ -36,7 +36,9 @@ def find_blocks(model: nn.Module) -> Blocks:
     uniform = [entry for entry in lists if len({type(block) for block in entry[1]}) == 1]
     candidates = declared or uniform
     if not candidates:
-        raise UnsupportedModelError(f"{kind} has no list of equal decoder blocks; only decoder-only causal language models built of such blocks can be converted")
+        raise UnsupportedModelError(
+            f"{kind} has no list of equal decoder blocks; only decoder-only causal language models built of such blocks can be converted"
+        )
     name, modules = max(candidates, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))
     return Blocks(name, modules)
 
@@ -59,6 +61,7 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer of a known kind."""
     return type(module) is nn.Linear or _is_transposed(module)
 
 

@@ -67,20 +67,28 @@ class SpikingLinear(nn.Module):
     group_steps: Tensor
 
     def __init__(
-        self, in_features: int, out_features: int, settings: LinearRecipe, *, bias: bool = True, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        settings: LinearRecipe,
+        *,
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.settings = in_features, out_features, settings
         self.form: Form = "merged"
         weights, ranges = settings.weights, settings.activations.group_ranges
         weight_groups = len(column_groups(in_features, weights.group_size)) + len(set(ranges)) - 1  # at most; unused ones stay 1 and 0
-        empty = {"device": device}
-        self.register_buffer("weight_codes", torch.zeros(out_features, packed_length(in_features, weights.bits), dtype=torch.uint8, **empty))
-        self.register_buffer("weight_scale", torch.ones(out_features, weight_groups, dtype=torch.float32, **empty))
-        self.register_buffer("weight_zero", torch.zeros(out_features, weight_groups, dtype=torch.uint8, **empty))
-        self.register_buffer("channel_group", torch.zeros(in_features, dtype=torch.uint8, **empty))
-        self.register_buffer("group_steps", torch.tensor(settings.activations.group_steps, dtype=torch.uint8, **empty))
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, **empty), requires_grad=False) if bias else None
+        self.register_buffer(
+            "weight_codes", torch.zeros(out_features, packed_length(in_features, weights.bits), dtype=torch.uint8, device=device)
+        )
+        self.register_buffer("weight_scale", torch.ones(out_features, weight_groups, dtype=torch.float32, device=device))
+        self.register_buffer("weight_zero", torch.zeros(out_features, weight_groups, dtype=torch.uint8, device=device))
+        self.register_buffer("channel_group", torch.zeros(in_features, dtype=torch.uint8, device=device))
+        self.register_buffer("group_steps", torch.tensor(settings.activations.group_steps, dtype=torch.uint8, device=device))
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
         self._layout: Layout | None = None
 
     @property
@@ -107,7 +115,7 @@ class SpikingLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingLinear:
         """Moves as any module does, but scales stay float32: casting a model must not change its integers' meaning."""
         scale = self.weight_scale
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != torch.float32:
             self.weight_scale = scale.to(self.weight_scale.device)
         self._layout = None
@@ -199,9 +207,14 @@ class SpikingLinear(nn.Module):
 
     def _weight_only(self, tokens: Tensor, weights: Tensor) -> Tensor:
         if self.form != "merged":
-            raise RequestError(f"form {self.form!r} unrolls input spikes, and this layer does not code its inputs (activations.bits is 16); use 'merged'")
+            raise RequestError(
+                f"form {self.form!r} unrolls input spikes, and this layer does not code its inputs (activations.bits is 16); use 'merged'"
+            )
         tokens = tokens.float()
-        parts = [tokens[:, s.start : s.stop] @ weights[:, s.start : s.stop].float().T * self.weight_scale[:, s.weight_group] for s in self.layout().segments]
+        parts = [
+            tokens[:, s.start : s.stop] @ weights[:, s.start : s.stop].float().T * self.weight_scale[:, s.weight_group]
+            for s in self.layout().segments
+        ]
         return cast(Tensor, sum(parts))
 
     def extra_repr(self) -> str:
@@ -253,6 +266,8 @@ def set_form(model: nn.Module, form: Form) -> None:
         raise RequestError("the model has no spiking layer; convert it first")
     silent = [name for name, layer in layers.items() if layer.neuron is None]
     if form != "merged" and silent:
-        raise RequestError(f"{len(silent)} layers do not code their inputs ({silent[0]}, …: activations.bits is 16), so they have no {form} form")
+        raise RequestError(
+            f"{len(silent)} layers do not code their inputs ({silent[0]}, …: activations.bits is 16), so they have no {form} form"
+        )
     for layer in layers.values():
         layer.form = form

@@ -13,7 +13,12 @@ def spiking_like(module: nn.Module, settings: LinearRecipe, device: object = Non
     """An empty spiking layer of the shape, bias and type of a linear one, on ``device`` (the module's own by default)."""
     weight, bias = weight_and_bias(module)
     layer = SpikingLinear(
-        weight.shape[1], weight.shape[0], settings, bias=bias is not None, dtype=weight.dtype, device=device if device is not None else weight.device  # type: ignore[arg-type]
+        weight.shape[1],
+        weight.shape[0],
+        settings,
+        bias=bias is not None,
+        dtype=weight.dtype,
+        device=device if device is not None else weight.device,  # type: ignore[arg-type]
     )
     if bias is not None and layer.bias is not None and not bias.is_meta:
         layer.bias.data.copy_(bias.data)

@@ -171,7 +171,9 @@ class SoftResetNeuron:
         top = torch.as_tensor(self.top(steps), device=code.device)
         low = -top if self.signed else torch.zeros_like(top)
         if bool(((code > top) | (code < low)).any()):
-            raise ValueError(f"codes from {int(code.min())} to {int(code.max())} do not fit {int(low.min())} … {int(top.max())}, which {_horizon(steps)} steps reach")
+            raise ValueError(
+                f"codes from {int(code.min())} to {int(code.max())} do not fit {int(low.min())} … {int(top.max())}, which {_horizon(steps)} steps reach"
+            )
 
 
 def _horizon(steps: Steps) -> int:

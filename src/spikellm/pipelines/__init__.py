@@ -1,6 +1,8 @@
 """Pipelines: how the weights of a block are fitted."""
 
-from spikellm.pipelines import rtn as _rtn
 from spikellm.pipelines.base import BlockContext, Pipeline, pipelines
+from spikellm.registry import import_parts
 
 __all__ = ["BlockContext", "Pipeline", "pipelines"]
+
+import_parts(__name__, __path__)

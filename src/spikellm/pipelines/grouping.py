@@ -43,4 +43,3 @@ def assign_groups(layer: SpikingLinear, selection: Selection | None) -> None:
     if selection is not None:
         group += selection.salient.to(torch.uint8) + selection.own_range.to(torch.uint8)
     layer.set_groups(group)
-

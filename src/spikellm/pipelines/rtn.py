@@ -22,7 +22,7 @@ class RoundToNearest:
 
     def fit_block(self, context: BlockContext) -> dict[str, SpikingLinear]:
         return {
-            name: fit_layer(name, module, context.settings[name], context.samples[name] if name in context.samples else None, context.recipe.seed)
+            name: fit_layer(name, module, context.settings[name], context.samples.get(name), context.recipe.seed)
             for name, module in context.layers.items()
         }
 

@@ -78,4 +78,18 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
         )  # fmt: skip
     weight, _ = weight_and_bias(module)
     bits = weight.element_size() * 8
-    return LayerSummary(name, False, weight.shape[1], weight.shape[0], bits, bits, None, None, 0, 0, 1.0, weight.numel() * weight.element_size(), weight.numel() * _DENSE_BYTES)
+    return LayerSummary(
+        name,
+        False,
+        weight.shape[1],
+        weight.shape[0],
+        bits,
+        bits,
+        None,
+        None,
+        0,
+        0,
+        1.0,
+        weight.numel() * weight.element_size(),
+        weight.numel() * _DENSE_BYTES,
+    )

@@ -74,8 +74,5 @@ def _one_group(weight: Tensor, bits: int, symmetric: bool) -> AffineWeights:
 def dequantize(weights: AffineWeights, groups: list[tuple[int, int]]) -> Tensor:
     """Values ``s·(k − z)``, float32, ``(out, in)``."""
     codes, scale, zero = weights
-    parts = [
-        (codes[:, start:stop].float() - zero[:, g : g + 1].float()) * scale[:, g : g + 1]
-        for g, (start, stop) in enumerate(groups)
-    ]
+    parts = [(codes[:, start:stop].float() - zero[:, g : g + 1].float()) * scale[:, g : g + 1] for g, (start, stop) in enumerate(groups)]
     return torch.cat(parts, dim=1)

@@ -34,13 +34,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if 8 % bits == 0:
         share = 8 // bits
         padded = torch.nn.functional.pad(codes, (0, -length % share)).unflatten(-1, (-1, share))
-        packed = padded[..., 0].clone()
+        packed: Tensor = padded[..., 0].clone()
         for place in range(1, share):
             packed |= padded[..., place] << (place * bits)
         return packed
-    stream = ((codes.unsqueeze(-1) >> _places(bits, codes)) & 1).flatten(-2)
-    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (stream << _places(8, codes)).sum(-1, dtype=torch.uint8)
+    stream = _bits_of(codes, bits)
+    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8))
+    return _numbers_from(stream, 8)
 
 
 def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
@@ -51,9 +51,15 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
         mask = 2**bits - 1
         parts = [(packed >> place) & mask for place in range(0, 8, bits)]
         return torch.stack(parts, dim=-1).flatten(-2)[..., :length]
-    stream = ((packed.unsqueeze(-1) >> _places(8, packed)) & 1).flatten(-2)[..., : length * bits]
-    return (stream.unflatten(-1, (length, bits)) << _places(bits, packed)).sum(-1, dtype=torch.uint8)
+    return _numbers_from(_bits_of(packed, 8)[..., : length * bits], bits)
 
 
-def _places(count: int, like: Tensor) -> Tensor:
-    return torch.arange(count, dtype=torch.uint8, device=like.device)
+def _bits_of(numbers: Tensor, bits: int) -> Tensor:
+    places = torch.arange(bits, dtype=torch.uint8, device=numbers.device)
+    return ((numbers.unsqueeze(-1) >> places) & 1).flatten(-2)
+
+
+def _numbers_from(stream: Tensor, bits: int) -> Tensor:
+    places = torch.arange(bits, dtype=torch.uint8, device=stream.device)
+    numbers: Tensor = stream.unflatten(-1, (stream.shape[-1] // bits, bits)) << places
+    return numbers.sum(-1, dtype=torch.uint8)

@@ -60,6 +60,8 @@ def threshold_for_range(low: Tensor, high: Tensor, top: Tensor | int, *, symmetr
         baseline = torch.zeros_like(theta) + middle
     else:
         theta = high / top - low / top  # not (high - low) / top: the difference may overflow
-        baseline = torch.minimum(half_up(-low / theta).nan_to_num(0.0, 0.0, 0.0), torch.as_tensor(top, dtype=theta.dtype, device=theta.device))
+        baseline = torch.minimum(
+            half_up(-low / theta).nan_to_num(0.0, 0.0, 0.0), torch.as_tensor(top, dtype=theta.dtype, device=theta.device)
+        )
     theta = torch.where(theta < torch.finfo(torch.float32).tiny, 1.0, theta)
     return Threshold(theta.masked_fill(~torch.isfinite(theta), float("nan")), baseline)

@@ -1,0 +1,80 @@
+"""Presets and recipe files: from a name or a YAML file to a recipe.
+
+A preset is a file in this folder; adding one is adding a file. ``--set weights.bits=3`` changes single fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spikellm.errors import RecipeError
+from spikellm.recipe import Recipe, place_value, recipe_from
+from spikellm.registry import unknown_name
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: a preset's name, a YAML file, or a recipe.
+        settings: ``key=value`` pairs with dotted keys, applied on top; values are read as YAML.
+
+    Raises:
+        RecipeError: unknown name, unreadable file, unknown key or value out of range; names what is valid.
+    """
+    if isinstance(source, Recipe):
+        data: dict[str, Any] = source.model_dump()
+        where = f"recipe {source.name!r}"
+    else:
+        data, where = _read(str(source))
+    for setting in settings:
+        _set(data, setting)
+    return recipe_from(data, where)
+
+
+def _preset_folder() -> Traversable:
+    return resources.files("spikellm") / "presets"
+
+
+def _read(source: str) -> tuple[dict[str, Any], str]:
+    if source in preset_names():
+        return {"name": source, **yaml.safe_load((_preset_folder() / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
+    path = Path(source)
+    if not path.is_file():
+        looks_like_path = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
+        raise RecipeError(
+            f"recipe file {source} does not exist; give a YAML file or a preset"
+            if looks_like_path
+            else unknown_name("recipe", source, preset_names())
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"recipe file {source} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"recipe file {source} holds {type(data).__name__}, expected keys and values; `spikellm recipes w4a4-t2` prints one to start from"
+        )
+    return {"name": path.stem, **data}, f"recipe file {source}"
+
+
+def _set(data: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {setting!r}: expected key=value, for example weights.bits=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {setting!r}: {text!r} is not a YAML value") from None
+    place_value(data, key, value)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spikellm.calibration.stdlib_text import is_held_out, iterate_docstrings, stdlib_docstrings
+from spikellm.calibration.text import disjoint_windows, random_windows, read_text, tokenize, window_length
+from spikellm.errors import DependencyError, RequestError
+
+
+def test_stdlib_splits_are_disjoint_and_real() -> None:
+    calibration, evaluation = stdlib_docstrings("calibration"), stdlib_docstrings("evaluation")
+    assert len(calibration) > 500_000
+    assert 50_000 < len(evaluation) < len(calibration) / 3
+    modules = {module for module, _ in iterate_docstrings()}
+    held_out = {module for module in modules if is_held_out(module)}
+    assert 0.05 < len(held_out) / len(modules) < 0.25
+    assert stdlib_docstrings("evaluation") == evaluation
+
+
+def test_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("second", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in ("one", "two")), encoding="utf-8")
+    (tmp_path / "ignored.bin").write_bytes(b"\xff")
+    assert read_text(str(tmp_path / "b.txt"), "evaluation") == "second"
+    assert read_text(str(tmp_path / "a.jsonl"), "evaluation") == "one\n\ntwo"
+    assert read_text(str(tmp_path), "calibration") == "one\n\ntwo\n\nsecond"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", b"  \n", "is empty"),
+        ("x.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("x.jsonl", b'{"text": "a"}\n{"body": "b"}', "line 2"),
+        ("x.jsonl", b"not json", "line 1"),
+        ("x.jsonl", b'{"text": 3}', "expected a string"),
+        ("folder", None, "holds no .txt or .jsonl"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(RequestError, match=message):
+        read_text(str(path), "evaluation")
+
+
+def test_unknown_source() -> None:
+    with pytest.raises(RequestError, match="neither a known set .* nor an existing path"):
+        read_text("wikitext3", "evaluation")
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "ptb", "c4"])
+def test_no_network_names_a_way_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DependencyError, match="give a local path, or 'stdlib'"):
+        read_text(name, "evaluation")
+
+
+def test_hub_texts_are_joined_as_the_field_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[dict[str, Any]] = []
+
+    def load(**where: Any) -> dict[str, list[str]]:
+        asked.append(where)
+        return {"text": ["a", "", "b"], "sentence": ["x", "y"]}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_text("wikitext2", "evaluation") == "a\n\n\n\nb"
+    assert read_text("ptb", "evaluation") == "x y"
+    assert [(where["split"], where.get("name")) for where in asked] == [("test", "wikitext-2-raw-v1"), ("test", "penn_treebank")]
+
+
+def test_disjoint_windows_drop_the_tail() -> None:
+    assert disjoint_windows(torch.arange(11), 4, "t").tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_random_windows_are_decided_by_the_seed() -> None:
+    tokens = torch.arange(1000)
+    first = random_windows(tokens, 16, 8, 3, "t")
+    assert first.shape == (8, 16)
+    assert torch.equal(first, random_windows(tokens, 16, 8, 3, "t"))
+    assert not torch.equal(first, random_windows(tokens, 16, 8, 4, "t"))
+    assert torch.equal(first - first[:, :1], torch.arange(16).expand(8, 16))
+    assert random_windows(torch.arange(4), 4, 2, 0, "t").tolist() == [[0, 1, 2, 3]] * 2
+
+
+def test_text_shorter_than_a_window() -> None:
+    with pytest.raises(RequestError, match="has 3 tokens, shorter than one window of 4"):
+        disjoint_windows(torch.arange(3), 4, "t")
+    with pytest.raises(RequestError, match="shorter than one window"):
+        random_windows(torch.arange(3), 4, 1, 0, "t")
+
+
+def test_window_length() -> None:
+    class Config:
+        max_position_embeddings = 256
+
+    assert window_length(Config(), None) == 256
+    assert window_length(Config(), 100) == 100
+    assert window_length(object(), None) == 2048
+    with pytest.raises(RequestError, match="above the model's maximum of 256"):
+        window_length(Config(), 257)
+    with pytest.raises(RequestError, match="too short"):
+        window_length(Config(), 1)
+
+
+def test_tokenize_once_with_the_tokenizers_own_special_tokens(tokenizer: Any) -> None:
+    assert tokenize(tokenizer, "def f(): pass").tolist() == tokenizer("def f(): pass")["input_ids"]

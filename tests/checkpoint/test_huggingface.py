@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import spikellm
+from conftest import BUNDLED
+from spikellm.checkpoint.huggingface import spike_config
+from spikellm.errors import CheckpointError, DependencyError, RequestError, UnsupportedModelError
+from spikellm.modeling.linear import spiking_linears
+
+
+@pytest.fixture
+def copy(converted_folder: Path, tmp_path: Path) -> Path:
+    """A converted model to damage."""
+    return Path(shutil.copytree(converted_folder, tmp_path / "copy"))
+
+
+def change_tensor(folder: Path, name: str, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    result = change(tensors[name])
+    if result is None:
+        del tensors[name]
+    else:
+        tensors[name] = result
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+LAYER = "model.layers.0.mlp.up_proj"
+
+
+def test_fresh_process_gives_the_same_logits(converted_folder: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
+    """Through the model library's own loader; the import of spikellm comes before it and loads nothing by itself."""
+    model, _ = spikellm.load(converted_folder)
+    with torch.no_grad():
+        torch.save(model(tokens).logits, tmp_path / "logits.pt")
+    torch.save(tokens, tmp_path / "tokens.pt")
+    script = """
+import sys
+import spikellm
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+import torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+folder = sys.argv[2]
+with torch.no_grad():
+    logits = model(torch.load(folder + "/tokens.pt")).logits
+assert torch.equal(logits, torch.load(folder + "/logits.pt")), "logits differ"
+assert type(model.model.layers[0].mlp.up_proj).__name__ == "SpikingLinear"
+print("same")
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(converted_folder), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "same"
+
+
+def test_import_order_does_not_matter(converted_folder: Path) -> None:
+    script = "import sys, transformers, spikellm; m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1]); print(type(m.model.layers[0].mlp.up_proj).__name__)"
+    done = subprocess.run([sys.executable, "-c", script, str(converted_folder)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "SpikingLinear", done.stderr
+
+
+def test_saved_again_and_sharded(converted_folder: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
+    model, tokenizer = spikellm.load(converted_folder)
+    spikellm.save(model, tokenizer, tmp_path / "sharded", max_shard_size="200KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
+    again, _ = spikellm.load(tmp_path / "sharded")
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+    spikellm.save(again, tokenizer, tmp_path / "twice")
+    assert (tmp_path / "twice" / "model.safetensors").read_bytes() == (converted_folder / "model.safetensors").read_bytes()
+    assert (tmp_path / "twice" / "config.json").read_bytes() == (converted_folder / "config.json").read_bytes()
+
+
+def test_another_type_keeps_the_integers(converted_folder: Path) -> None:
+    import transformers
+
+    saved = load_file(converted_folder / "model.safetensors")
+    for dtype in (torch.float32, torch.float16):
+        model = transformers.AutoModelForCausalLM.from_pretrained(converted_folder, dtype=dtype)
+        assert model.model.norm.weight.dtype == dtype
+        for name, tensor in saved.items():
+            if name.split(".")[-1] in {"weight_codes", "weight_scale", "weight_zero", "channel_group", "group_steps"}:
+                assert torch.equal(model.get_buffer(name), tensor), name
+
+
+def test_card_and_record_tell_what_was_done(converted_folder: Path) -> None:
+    card = (converted_folder / "README.md").read_text(encoding="utf-8")
+    assert "import spikellm" in card
+    assert "salient_steps: 2" in card
+    assert "| `model.layers.4` |" in card
+    model, _ = spikellm.load(converted_folder)
+    config = spike_config(model)
+    assert config is not None
+    assert config.parsed_recipe().calibration.samples == 2
+    assert config.modules == list(spiking_linears(model))
+    assert len(config.record["blocks"]) == 5
+
+
+def test_blocks_take_a_quarter(converted_folder: Path) -> None:
+    summary = spikellm.summarize(spikellm.load(converted_folder)[0])
+    assert summary.spiking_layers == 35
+    assert summary.weight_bytes <= 0.30 * summary.dense_bytes
+    stored = sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in load_file(converted_folder / "model.safetensors").items()
+        if name.rpartition(".")[0] in spiking_linears(spikellm.load(converted_folder)[0])
+    )
+    assert stored == summary.weight_bytes
+
+
+@pytest.mark.parametrize("buffer", ["weight_codes", "weight_scale", "channel_group"])
+def test_missing_tensors_are_an_error_not_random_numbers(copy: Path, buffer: str) -> None:
+    import transformers
+
+    change_tensor(copy, f"{LAYER}.{buffer}", lambda tensor: None)
+    with pytest.raises(CheckpointError, match="lacks 1 tensors"):
+        spikellm.load(copy)
+    with pytest.raises(CheckpointError, match=f"{LAYER}.{buffer}"):
+        transformers.AutoModelForCausalLM.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "change", "message"),
+    [
+        ("channel_group", lambda t: t + 3, "names group"),
+        ("group_steps", lambda t: t + 1, "the recipe says"),
+        ("weight_scale", lambda t: t * 0, "not finite and positive"),
+        ("weight_scale", lambda t: t / 0, "not finite and positive"),
+        ("weight_zero", lambda t: t + 100, "exceeds 4 bits"),
+        ("weight_codes", lambda t: t[:, :-1].contiguous(), "weight_codes"),
+    ],
+)
+def test_damaged_state_is_refused(copy: Path, buffer: str, change: Any, message: str) -> None:
+    change_tensor(copy, f"{LAYER}.{buffer}", change)
+    with pytest.raises(CheckpointError, match=message):
+        spikellm.load(copy)
+
+
+def test_unexpected_tensors_are_refused(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors[f"{LAYER}.weight"] = torch.zeros(3, 3)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="unexpected"):
+        spikellm.load(copy)
+
+
+def edit_config(folder: Path, change: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    change(config)
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["quantization_config"].update(version=99), "upgrade spikellm"),
+        (lambda c: c["quantization_config"].update(colour="red"), "upgrade spikellm"),
+        (lambda c: c["quantization_config"]["modules"].append("model.layers.9.mlp.up_proj"), "does not have"),
+        (lambda c: c["quantization_config"]["modules"].append("model.norm"), "says otherwise"),
+        (lambda c: c["quantization_config"]["recipe"]["weights"].update(bits=99), "less than or equal to 8"),
+        (lambda c: c["quantization_config"]["modules"].pop(), "lacks 1 tensors"),
+        (lambda c: c.update(model_type="nonesuch"), "not a causal language model"),
+    ],
+)
+def test_damaged_configuration_is_refused(copy: Path, change: Any, message: str) -> None:
+    edit_config(copy, change)
+    with pytest.raises((CheckpointError, RequestError), match=message) as caught:
+        spikellm.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_shards(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    for content, message in (
+        (whole[:-10], "truncated or damaged"),
+        (whole[:100], "damaged or truncated"),
+        (b"", "damaged or truncated"),
+        (b"\xff" * 64, "damaged or truncated"),
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            spikellm.load(copy)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="has no model.safetensors"):
+        spikellm.load(copy)
+    (copy / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="may run code"):
+        spikellm.load(copy)
+
+
+def test_index_is_checked(copy: Path) -> None:
+    index = copy / "model.safetensors.index.json"
+    for content, message in (
+        ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors is missing"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "refused"),
+        ("{", "is damaged"),
+    ):
+        index.write_text(content, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=message):
+            spikellm.load(copy)
+
+
+def test_folders_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="does not exist; give a model folder, or a hub name"):
+        spikellm.load(tmp_path / "none")
+    with pytest.raises(RequestError, match=r"has no config\.json"):
+        spikellm.load(tmp_path)
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        spikellm.load(tmp_path)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(RequestError, match="is a file"):
+        spikellm.load(tmp_path / "file")
+
+
+def test_encoder_is_no_causal_language_model(tmp_path: Path) -> None:
+    import transformers
+
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=64, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
+    )
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="not a causal language model"):
+        spikellm.load(tmp_path)
+
+
+def test_no_network_names_a_way_out() -> None:
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    with pytest.raises(DependencyError, match="give the path of a local model folder instead"):
+        spikellm.load("organisation/model-that-is-not-here")
+
+
+def test_saving_is_all_or_nothing(
+    bundled: tuple[Any, Any], converted_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = spikellm.load(converted_folder)
+    with pytest.raises(RequestError, match="was not converted"):
+        spikellm.save(*bundled, tmp_path / "x")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("keep", encoding="utf-8")
+    with pytest.raises(RequestError, match="not empty"):
+        spikellm.save(model, tokenizer, out)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tokenizer, "save_pretrained", full, raising=False)
+    with pytest.raises(spikellm.errors.SpikeLLMError, match="cannot write .*No space left"):  # type: ignore[attr-defined]
+        spikellm.save(model, tokenizer, out, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing half-written is left"
+    assert (out / "precious").read_text(encoding="utf-8") == "keep"
+    monkeypatch.undo()
+    spikellm.save(model, tokenizer, out, overwrite=True)
+    assert not (out / "precious").exists()
+    assert (out / "config.json").exists()
+
+
+def test_bundled_model_is_small() -> None:
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 8 * 2**20

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spikellm
+from spikellm.errors import NumericalError, RequestError
+from spikellm.evaluation.perplexity import perplexity_of_windows
+
+
+def test_against_a_loop_over_tokens(bundled: tuple[Any, Any], text_file: Path) -> None:
+    """One window and one target at a time, from log-probabilities in float64."""
+    model, tokenizer = bundled
+    ids = tokenizer(text_file.read_text(encoding="utf-8"))["input_ids"]
+    losses = []
+    with torch.no_grad():
+        for start in range(0, 3 * 50, 50):
+            window = torch.tensor([ids[start : start + 50]])
+            log_probabilities = model(window).logits[0].double().log_softmax(-1)
+            losses += [-float(log_probabilities[i, window[0, i + 1]]) for i in range(49)]
+    seen: list[tuple[int, int]] = []
+    result = spikellm.perplexity(
+        model, tokenizer, str(text_file), seqlen=50, limit=3, on_batch=lambda done, total: seen.append((done, total))
+    )
+    assert result.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-3)
+    assert (result.tokens, result.windows, result.seqlen) == (147, 3, 50)
+    assert seen[-1] == (3, 3)
+
+
+def test_uniform_model_has_the_vocabulary_as_perplexity(bundled: tuple[Any, Any]) -> None:
+    model, _ = bundled
+    model.model.norm.weight.data.zero_()
+    assert perplexity_of_windows(model, torch.randint(2, 2000, (2, 16))).value == pytest.approx(2048, rel=1e-5)
+
+
+def test_batches_do_not_matter(bundled: tuple[Any, Any]) -> None:
+    model, _ = bundled
+    model.float()
+    windows = torch.randint(2, 2000, (70, 64), generator=torch.Generator().manual_seed(0))
+    alone = [math.log(perplexity_of_windows(model, window[None]).value) for window in windows]
+    assert math.log(perplexity_of_windows(model, windows).value) == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+
+
+def test_default_window_is_the_models_maximum(bundled: tuple[Any, Any], text_file: Path) -> None:
+    assert spikellm.perplexity(*bundled, str(text_file), limit=1).seqlen == 256
+
+
+def test_refusals(bundled: tuple[Any, Any], tmp_path: Path, text_file: Path) -> None:
+    model, tokenizer = bundled
+    (tmp_path / "short.txt").write_text("a few words", encoding="utf-8")
+    with pytest.raises(RequestError, match="shorter than one window of 256"):
+        spikellm.perplexity(model, tokenizer, str(tmp_path / "short.txt"))
+    with pytest.raises(RequestError, match="above the model's maximum of 256"):
+        spikellm.perplexity(model, tokenizer, str(text_file), seqlen=4096)
+    with pytest.raises(RequestError, match="at least one window"):
+        spikellm.perplexity(model, tokenizer, str(text_file), limit=0)
+    model.model.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="NaN or infinite"):
+        spikellm.perplexity(model, tokenizer, str(text_file), limit=1)

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import spikellm
+from conftest import BUNDLED
+from spikellm.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_convert_eval_generate_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+    """The main job as a user types it."""
+    out = tmp_path / "new" / "w4a4"
+    arguments = (
+        "convert",
+        BUNDLED,
+        out,
+        "--recipe",
+        "w4a4-t2",
+        "--calibration",
+        text_file,
+        "--samples",
+        2,
+        "--seqlen",
+        32,
+        "--set",
+        "weights.bits=3",
+        "--seed",
+        5,
+    )
+    status, stdout, stderr = run(capsys, *arguments)
+    assert status == 0, stderr
+    assert "35 spiking layers, 1.099 steps" in stdout
+    assert "block 5/5" in stderr
+    assert [path.name for path in out.parent.iterdir()] == ["w4a4"], "no temporary folder is left"
+
+    status, stdout, _ = run(capsys, "eval", out, "--perplexity", text_file, "--limit", 2, "--seqlen", 64, "--json", "-")
+    result = json.loads(stdout)
+    assert result["model"] == str(out)
+    assert result["perplexity"][str(text_file)].keys() == {"value", "tokens", "windows", "seqlen"}
+    model, tokenizer = spikellm.load(out)
+    assert result["perplexity"][str(text_file)]["value"] == spikellm.perplexity(model, tokenizer, str(text_file), seqlen=64, limit=2).value
+
+    status, stdout, _ = run(capsys, "eval", out, "--perplexity", text_file, "--limit", 1, "--seqlen", 16, "--form", "binary")
+    assert status == 0
+    assert "perplexity" in stdout
+
+    status, stdout, _ = run(capsys, "generate", out, "Return a list of", "--max-new-tokens", 8)
+    assert status == 0
+    assert stdout.startswith("Return a list of")
+    _, again, _ = run(capsys, "generate", out, "Return a list of", "--max-new-tokens", 8)
+    assert again == stdout, "greedy is repeatable"
+    _, sampled, _ = run(capsys, "generate", out, "Return a list of", "--max-new-tokens", 8, "--temperature", 1.5, "--seed", 1)
+    _, same, _ = run(capsys, "generate", out, "Return a list of", "--max-new-tokens", 8, "--temperature", 1.5, "--seed", 1)
+    assert sampled == same != stdout
+
+    status, stdout, _ = run(capsys, "inspect", out, "--json", "-")
+    inspected = json.loads(stdout)
+    assert inspected["recipe"]["seed"] == 5
+    assert {layer["weight_bits"] for layer in inspected["layers"] if layer["spiking"]} == {3}
+    assert inspected["average_steps"] == pytest.approx(1.1, abs=0.01)
+    status, stdout, _ = run(capsys, "inspect", out)
+    assert "model.layers.0.self_attn.q_proj" in stdout
+    assert "gif 4" in stdout
+
+
+def test_inspect_an_ordinary_model(capsys: pytest.CaptureFixture[str]) -> None:
+    status, stdout, _ = run(capsys, "inspect", BUNDLED)
+    assert status == 0
+    assert "not converted" in stdout
+
+
+def test_force_and_refusal_of_a_full_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("x", encoding="utf-8")
+    arguments = ("convert", BUNDLED, tmp_path / "out", "--recipe", "w8a8", "--calibration", text_file, "--samples", 1, "--seqlen", 16)
+    status, stdout, stderr = run(capsys, *arguments)
+    assert (status, stdout) == (2, "")
+    assert "not empty" in stderr
+    assert "--force" in stderr
+    status, stdout, _ = run(capsys, *arguments, "--force", "--json", "-")
+    assert status == 0
+    assert json.loads(stdout)["layers"] == 35
+    assert not (tmp_path / "out" / "old").exists()
+
+
+def test_interrupted_conversion_and_resume(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import spikellm.workflow
+
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    arguments = ("--recipe", "w4a4-t2", "--calibration", text_file, "--samples", 2, "--seqlen", 32)
+    report = spikellm.workflow.report_block
+
+    def interrupt() -> Any:
+        def on_block(progress: Any) -> None:
+            if progress.index == 2:
+                raise KeyboardInterrupt
+
+        return on_block
+
+    monkeypatch.setattr(spikellm.workflow, "report_block", interrupt)
+    status, _, stderr = run(capsys, "convert", BUNDLED, out, *arguments)
+    assert status == 130
+    assert "--resume" in stderr
+    assert not out.exists(), "nothing that looks whole"
+    monkeypatch.setattr(spikellm.workflow, "report_block", report)
+    status, _, stderr = run(capsys, "convert", BUNDLED, out, *arguments)
+    assert status == 2
+    assert "interrupted conversion" in stderr
+    status, _, stderr = run(capsys, "convert", BUNDLED, out, *arguments, "--resume")
+    assert status == 0
+    assert stderr.count("from the interrupted run") == 3
+    assert run(capsys, "convert", BUNDLED, whole, *arguments, "--resume")[0] == 0, "--resume starts where there is nothing"
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, stdout, _ = run(capsys, "recipes")
+    assert status == 0
+    assert "w4a4-t4" in stdout
+    _, yaml, _ = run(capsys, "recipes", "w4a4-t4", "--set", "weights.bits=5")
+    (tmp_path / "mine.yaml").write_text(yaml, encoding="utf-8")
+    _, stdout, _ = run(capsys, "recipes", tmp_path / "mine.yaml", "--json", "-")
+    assert json.loads(stdout)["weights"]["bits"] == 5
+    assert json.loads(run(capsys, "recipes", "--json", "-")[1]).keys() >= {"w4a4-t2"}
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    status, stdout, _ = run(capsys, "doctor", "--json", "-")
+    assert status == 0
+    assert json.loads(stdout)["torch"] == torch.__version__.split("+")[0] or json.loads(stdout)["torch"] == torch.__version__
+    assert "kernels" in run(capsys, "doctor")[1]
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version")[1].strip() == spikellm.__version__
+    for command in ("demo", "convert", "eval", "generate", "inspect", "recipes"):
+        status, stdout, _ = run(capsys, command, "--help")
+        assert status == 0
+        assert "Example" in stdout
+
+
+def damaged(tmp_path: Path, change: Any) -> Path:
+    folder = Path(shutil.copytree(BUNDLED, tmp_path / "damaged"))
+    tensors = load_file(folder / "model.safetensors")
+    change(folder, tensors)
+    return folder
+
+
+def with_nan(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.2.mlp.gate_proj.weight"][1, 1] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def truncated(folder: Path, _: dict[str, torch.Tensor]) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1000])
+
+
+def without_tokenizer(folder: Path, _: dict[str, torch.Tensor]) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "short.txt").write_text("too short", encoding="utf-8")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    out, short = tmp_path / "out", tmp_path / "short.txt"
+    small = ("--calibration", text_file, "--samples", 1, "--seqlen", 16)
+    nan = damaged(tmp_path, with_nan)
+    cases: list[tuple[tuple[object, ...], int, str]] = [
+        (("convert", tmp_path / "none", out, *small), 2, "does not exist"),
+        (("convert", tmp_path / "empty", out, *small), 2, "no config.json"),
+        (("convert", BUNDLED, tmp_path / "file", *small), 2, "is a file"),
+        (("convert", BUNDLED, out, "--recipe", "nope", *small), 2, "unknown recipe 'nope'"),
+        (("convert", BUNDLED, out, "--set", "weights.bots=3", *small), 2, "did you mean 'weights.bits'"),
+        (("convert", BUNDLED, out, "--set", "weights.bits=12", *small), 2, "less than or equal to 8"),
+        (("convert", BUNDLED, out, "--set", "activations.salient_steps=0", *small), 2, "greater than or equal to 1"),
+        (("convert", BUNDLED, out, "--samples", "0", "--calibration", text_file), 2, "greater than or equal to 1"),
+        (("convert", BUNDLED, out, "--samples", "many"), 2, "valid integer"),
+        (("convert", BUNDLED, out, "--calibration", short), 2, "shorter than one window"),
+        (("convert", BUNDLED, out, "--calibration", tmp_path / "no.txt"), 2, "neither a known set"),
+        (("convert", BUNDLED, out, "--calibration", text_file, "--seqlen", 999), 2, "above the model's maximum of 256"),
+        (("convert", nan, out, *small), 1, "model.layers.2.mlp.gate_proj.weight holds 1 NaN"),
+        (("convert", "organisation/nowhere", out, *small), 1, "give the path of a local model folder"),
+        (("convert", BUNDLED, out, "--device", "warp", *small), 2, "device 'warp'"),
+        (("eval", BUNDLED), 2, "--perplexity"),
+        (("eval", BUNDLED, "--perplexity", short), 2, "shorter than one window"),
+        (("eval", BUNDLED, "--perplexity", text_file, "--form", "binary"), 2, "no spiking layer"),
+        (("eval", BUNDLED, "--perplexity", text_file, "--json", tmp_path / "no" / "x.json", "--limit", 1), 1, "cannot write"),
+        (("generate", BUNDLED, ""), 2, "prompt is empty"),
+        (("generate", BUNDLED, "word", "--max-new-tokens", 999), 2, "exceed the model's maximum"),
+        (("generate", BUNDLED, "word", "--temperature", -1), 2, "temperature"),
+        (("inspect", tmp_path / "empty"), 2, "no config.json"),
+        (("recipes", "--set", "weights.bits=3"), 2, "name it"),
+        (("nonsense",), 2, "No such command"),
+    ]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for arguments, expected, message in cases:
+        status, stdout, stderr = run(capsys, *arguments)
+        assert status == expected, (arguments, stderr)
+        lines = [line for line in stderr.splitlines() if line.startswith("spikellm: error:")]
+        assert len(lines) == 1, (arguments, stderr)
+        assert message in lines[0], (arguments, lines[0])
+        assert stderr.rstrip().endswith(lines[0].rstrip())
+        assert stdout == ""
+        assert "Traceback" not in stderr
+        left = {path.name for path in tmp_path.iterdir()} - set(before)
+        assert not left, (arguments, left)
+
+
+@pytest.mark.parametrize(("damage", "message"), [(truncated, "truncated"), (without_tokenizer, "tokenizer")])
+def test_damaged_models(damage: Any, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+    status, _, stderr = run(capsys, "eval", damaged(tmp_path, damage), "--perplexity", text_file)
+    assert status == 1
+    assert message in stderr
+    assert "Traceback" not in stderr
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "spikellm", "inspect", str(tmp_path / "none")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    debug = subprocess.run(
+        [sys.executable, "-m", "spikellm", "--debug", "inspect", str(tmp_path / "none")], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" in debug.stderr
+
+
+@pytest.mark.slow
+def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, stdout, stderr = run(capsys, "demo", "--out", tmp_path / "kept", "--json", tmp_path / "demo.json")
+    assert status == 0, stderr
+    rows = {row["recipe"]: row for row in json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))["rows"]}
+    assert list(rows) == ["original", "rtn-w4a4", "w4a4-t2", "w4a4-t4"]
+    assert rows["original"]["perplexity"] < rows["w4a4-t2"]["perplexity"] < rows["rtn-w4a4"]["perplexity"]
+    assert rows["w4a4-t2"]["average_steps"] == pytest.approx(1.1, abs=0.01)
+    assert all(name in stdout for name in rows)
+    model, _ = spikellm.load(tmp_path / "kept" / "w4a4-t4")
+    assert spikellm.summarize(model).spiking_layers == 35

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spikellm.errors import RecipeError
+from spikellm.neurons import make_neuron
+from spikellm.presets import load_recipe, preset_names
+from spikellm.recipe import Recipe
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_are_valid_and_round_trip(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    path = tmp_path / "copy.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_presets_of_the_contract_exist() -> None:
+    assert {"rtn-w4a4", "w4a4-t2", "w4a4-t4", "w2a8-t2", "w8a8", "w4a16", "reference-w4a4-t2", "reference-w4a4-t4"} <= set(preset_names())
+
+
+def test_reference_presets_follow_the_paper() -> None:
+    for steps, rate in ((2, 0.10), (4, 0.05)):
+        activations = load_recipe(f"reference-w4a4-t{steps}").activations
+        assert (activations.saliency, activations.thresholds, activations.salient_rate, activations.salient_steps) == (
+            "first-order",
+            "shared",
+            rate,
+            steps,
+        )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("weights.bits=9", "less than or equal to 8"),
+        ("weights.bits=1", "greater than or equal to 2"),
+        ("weights.bit=3", "did you mean 'weights.bits'"),
+        ("weight.bits=3", "unknown key 'weight', did you mean 'weights'"),
+        ("activations.bits=0", "expected 1 to 8, or 16"),
+        ("activations.bits=16", "would have no effect"),
+        ("activations.neuron=lif", "valid: gif, if, ternary"),
+        ("activations.neuron=ternary", "2 bits"),
+        ("activations.saliency=hessian", "valid: "),
+        ("activations.salient_rate=1.5", "less than 1"),
+        ("activations.salient_rate=0", "have no effect while salient_rate is 0"),
+        ("activations.salient_steps=300", "less than or equal to 255"),
+        ("activations.invert=true", "cannot be inverted"),
+        ("activations.bits=8", None),
+        ("seed=-1", "greater than or equal to 0"),
+        ("version=2", "Input should be 1"),
+        ("nonsense", "expected key=value"),
+        ("weights.bits.x=3", "no section"),
+        ("weights=[", "not a YAML value"),
+        ("overrides=[{match: '(', skip: true}]", "not a regular expression"),
+        ("overrides=[{match: x}]", "must either skip or set"),
+        ("overrides=[{match: x, weights: {bits: 11}}]", "less than or equal to 8"),
+    ],
+)
+def test_settings_are_checked(setting: str, message: str | None) -> None:
+    if message is None:
+        assert load_recipe("w4a4-t2", [setting]) != load_recipe("w4a4-t2")
+        return
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe("w4a4-t2", [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_shared_thresholds_with_equal_steps_are_refused() -> None:
+    with pytest.raises(RecipeError, match="coded like all others"):
+        load_recipe("reference-w4a4-t2", ["activations.salient_steps=1"])
+
+
+def test_codes_stay_in_range() -> None:
+    with pytest.raises(RecipeError, match="at most 4095"):
+        load_recipe("w4a4-t2", ["activations.bits=8", "activations.salient_steps=17"])
+    assert make_neuron("gif", 8).top(16) == 4080
+
+
+def test_overrides_are_merged_in_order_and_matched_whole() -> None:
+    recipe = load_recipe(
+        "w4a4-t2",
+        [
+            "overrides=[{match: '.*down', weights: {bits: 8}}, {match: 'b.*', skip: true}, {match: '.*down', activations: {salient_steps: 4}}]"
+        ],
+    )
+    plain, down, skipped = recipe.for_module("x.up"), recipe.for_module("x.down"), recipe.for_module("b.up")
+    assert plain is not None
+    assert down is not None
+    assert (plain.weights.bits, plain.activations.salient_steps) == (4, 2)
+    assert (down.weights.bits, down.activations.salient_steps) == (8, 4)
+    assert skipped is None
+    assert recipe.for_module("x.down.more") == plain
+    assert recipe.unmatched_overrides(["x.down"]) == ["b.*"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("- 1", "holds list"), ("a: [", "cannot be read as YAML"), ("weigths: {bits: 4}", "did you mean 'weights'")]
+)
+def test_broken_files(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def test_unknown_names_and_missing_files() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'w4a4-t2'"):
+        load_recipe("w4a4t2")
+    with pytest.raises(RecipeError, match="does not exist"):
+        load_recipe("nowhere/mine.yaml")
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text("name: !!python/object/apply:os.getcwd []", encoding="utf-8")
+    with pytest.raises(RecipeError, match="cannot be read as YAML"):
+        load_recipe(path)
+    assert yaml.safe_load("1") == 1
