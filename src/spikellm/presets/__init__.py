@@ -6,8 +6,6 @@ A preset is a file in this folder; adding one is adding a file. ``--set weights.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,12 @@ from spikellm.errors import RecipeError
 from spikellm.recipe import Recipe, place_value, recipe_from
 from spikellm.registry import unknown_name
 
+_FOLDER = Path(__file__).parent
+
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml"))
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Recipe:
@@ -43,13 +43,9 @@ def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Re
     return recipe_from(data, where)
 
 
-def _preset_folder() -> Traversable:
-    return resources.files("spikellm") / "presets"
-
-
 def _read(source: str) -> tuple[dict[str, Any], str]:
     if source in preset_names():
-        return {"name": source, **yaml.safe_load((_preset_folder() / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
+        return {"name": source, **yaml.safe_load((_FOLDER / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
     path = Path(source)
     if not path.is_file():
         looks_like_path = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
