@@ -30,6 +30,7 @@ LAYERS = [
     ["api"],
     ["console"],
     ["workflow", "doctor"],
+    ["comparison"],
     ["demo"],
     ["cli"],
     ["__main__"],

@@ -35,6 +35,16 @@ Set = Annotated[
 ]
 
 
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration", metavar="NAME|PATH", help="wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder."
+    ),
+]
+Samples = Annotated[int | None, typer.Option("--samples", help="Windows of calibration text.")]
+Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window; min(2048, the model's maximum) by default.")]
+
+
 @app.callback(invoke_without_command=True)
 def main_options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
@@ -74,14 +84,9 @@ def convert(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; appears once it is complete.")],
     recipe: Annotated[str, typer.Option("--recipe", help="Name of a preset (see `spikellm recipes`) or a YAML file.")] = "w4a4-t2",
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            "--calibration", metavar="NAME|PATH", help="wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder."
-        ),
-    ] = None,
-    samples: Annotated[int | None, typer.Option("--samples", help="Windows of calibration text.")] = None,
-    seqlen: Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window.")] = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    seqlen: Seqlen = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Decides windows and random controls.")] = None,
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted conversion to OUT, or start one.")] = False,
@@ -112,11 +117,55 @@ def convert(
         )
 
 
+@app.command()
+def compare(
+    model: Model,
+    recipes: Annotated[str, typer.Option("--recipes", metavar="A,B,…", help="Presets or YAML files, separated by commas.")],
+    perplexity: Annotated[list[str], typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated.")],
+    calibration: Calibration = None,
+    samples: Samples = None,
+    seqlen: Seqlen = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Convert once for each; mean and deviation.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")] = None,
+    settings: Set = None,
+    device: Device = None,
+    json: Json = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Convert a model with several recipes and print one table. Nothing is saved.
+
+    Example: spikellm compare ./model --recipes rtn-w4a4,w4a4-t2 --calibration train.txt --perplexity test.txt
+    """
+    from spikellm import comparison
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
+    except ValueError:
+        raise RequestError(f"--seeds {seeds!r}: expected whole numbers separated by commas, for example 1,2,3") from None
+    result = comparison.compare(
+        model,
+        [name for name in recipes.split(",") if name],
+        perplexity,
+        calibration,
+        samples=samples,
+        seqlen=seqlen,
+        seeds=numbers,
+        limit=limit,
+        settings=settings or (),
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    if json:
+        console.write_json(result, json)
+    if json != "-":
+        comparison.show(result)
+
+
 @app.command("eval")
 def evaluate(
     model: Model,
     perplexity: Annotated[list[str], typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated.")],
-    seqlen: Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window; min(2048, the model's maximum) by default.")] = None,
+    seqlen: Seqlen = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")] = None,
     form: Annotated[
         str | None, typer.Option("--form", help="Sum spikes merged (default), stepped or binary; the result is the same.")

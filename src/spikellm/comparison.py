@@ -1,0 +1,125 @@
+"""Several recipes on one model, side by side: perplexity, average steps, size, time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spikellm import api, console
+from spikellm.errors import RequestError
+from spikellm.workflow import report_block
+
+ORIGINAL = "original"
+Visitor = Callable[[str, Any, Any], dict[str, Any]]
+"""Called with recipe, model and tokenizer of every row; what it returns is added to the row."""
+
+
+def compare(
+    model: str | Path,
+    recipes: Sequence[str],
+    texts: Sequence[str],
+    calibration: str | None = None,
+    *,
+    samples: int | None = None,
+    seqlen: int | None = None,
+    seeds: Sequence[int] = (),
+    limit: int | None = None,
+    settings: Iterable[str] = (),
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    visit: Visitor | None = None,
+) -> dict[str, Any]:
+    """Convert one model with each recipe and measure it; the original comes first.
+
+    Args:
+        model: folder or hub name.
+        recipes: presets or YAML files.
+        texts: texts to measure perplexity on.
+        seeds: one conversion for each; the mean and the standard deviation are given. The recipe's own seed by default.
+        limit: use the first ``limit`` windows only.
+        visit: see :data:`Visitor`.
+
+    Returns:
+        ``{"model", "texts", "rows": [{"recipe", "perplexity": {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
+        "weight_ratio", "seconds", …}]}``; ``ratio`` is to the original, ``seconds`` of one conversion.
+
+    Raises:
+        RequestError: nothing to compare; whatever :func:`spikellm.convert` and :func:`spikellm.perplexity` raise.
+    """
+    settings = list(settings)
+    if not recipes or not texts:
+        raise RequestError("nothing to compare: name at least one recipe and one text")
+    for recipe in recipes:  # all are checked before anything slow
+        api.resolve_recipe(recipe, calibration, samples, seqlen, None, settings)
+
+    def measure(recipe: str, seed: int | None) -> dict[str, Any]:
+        loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
+        started = time.monotonic()
+        if recipe != ORIGINAL:
+            console.note(f"{recipe}{'' if seed is None else f', seed {seed}'}")
+            api.convert(
+                loaded,
+                tokenizer,
+                recipe,
+                calibration,
+                samples=samples,
+                seqlen=seqlen,
+                seed=seed,
+                settings=settings,
+                on_block=report_block(),
+            )
+        seconds = time.monotonic() - started
+        values = {}
+        for text in texts:
+            with console.bar(f"{recipe}: perplexity on {text}") as update:
+                values[text] = api.perplexity(loaded, tokenizer, text, seqlen=seqlen, limit=limit, on_batch=update).value
+        summary = api.summarize(loaded)
+        extra = visit(recipe, loaded, tokenizer) if visit else {}
+        return {"values": values, "seconds": seconds, "summary": summary, "extra": extra}
+
+    rows: list[dict[str, Any]] = []
+    dense = 0
+    for recipe in (ORIGINAL, *recipes):
+        runs = [measure(recipe, seed) for seed in ((None,) if recipe == ORIGINAL else seeds or (None,))]
+        summary = runs[0]["summary"]
+        perplexity = {}
+        for text in texts:
+            values = [run["values"][text] for run in runs]
+            value = statistics.fmean(values)
+            base = rows[0]["perplexity"][text]["value"] if rows else value
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            perplexity[text] = {"value": value, "deviation": spread, "ratio": value / base, "seeds": len(values)}
+        dense = summary.dense_bytes or dense
+        rows.append(
+            {
+                "recipe": recipe,
+                "perplexity": perplexity,
+                "average_steps": summary.average_steps if summary.spiking_layers else None,
+                "weight_bytes": summary.weight_bytes if summary.spiking_layers else None,
+                "weight_ratio": summary.weight_bytes / summary.dense_bytes if summary.spiking_layers else 1.0,
+                "seconds": statistics.fmean(run["seconds"] for run in runs) if recipe != ORIGINAL else None,
+                **runs[0]["extra"],
+            }
+        )
+    rows[0]["weight_bytes"] = dense  # what the converted layers take at 16 bits
+    return {"model": str(model), "texts": list(texts), "rows": rows}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table of :func:`compare`."""
+    rows = []
+    for row in result["rows"]:
+        measured = []
+        for text in result["texts"]:
+            one = row["perplexity"][text]
+            spread = f" ± {one['deviation']:.2f}" if one["seeds"] > 1 else ""
+            measured.append(f"{one['value']:.2f}{spread} ({one['ratio']:.3f}×)")
+        steps = "-" if row["average_steps"] is None else f"{row['average_steps']:.2f}"
+        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.1f} s"
+        rows.append([row["recipe"], *measured, steps, f"{console.size(row['weight_bytes'])} ({row['weight_ratio']:.2f}×)", seconds])
+    names = [Path(text).name for text in result["texts"]]
+    columns = ["recipe", *(f"perplexity on {name}" for name in names), "average steps", "block weights", "conversion"]
+    console.table(f"{Path(result['model']).name}", columns, rows)
