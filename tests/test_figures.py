@@ -1,0 +1,66 @@
+"""Figures that the presets must reach on real models. Slow: whole models are converted and measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import spikellm
+from conftest import SHARED, needs_shared
+from spikellm import comparison
+
+pytestmark = [pytest.mark.slow, needs_shared]
+WINDOWS = 60
+
+
+def compare(model: str, text: str, recipes: list[str]) -> dict[str, float]:
+    """Perplexity of each recipe over the original's."""
+    train, test = SHARED / "text" / text / "train.txt", SHARED / "text" / text / "test.txt"
+    result = comparison.compare(SHARED / "models" / model, recipes, [str(test)], str(train), samples=32, limit=WINDOWS)
+    return {row["recipe"]: row["perplexity"][str(test)]["ratio"] for row in result["rows"]}
+
+
+def test_outlier_channels() -> None:
+    ratio = compare("llama-wt2-8m-outliers", "wikitext-2", ["rtn-w4a4", "reference-w4a4-t2", "w4a4-t2", "w4a4-t4"])
+    assert ratio["w4a4-t2"] <= 1.25
+    assert ratio["w4a4-t4"] <= 1.18
+    assert ratio["rtn-w4a4"] > 20
+    assert ratio["reference-w4a4-t2"] > 20
+
+
+def test_ordinary_model() -> None:
+    ratio = compare("llama-wt2-8m", "wikitext-2", ["rtn-w4a4", "w4a4-t2", "w8a8", "w4a16"])
+    assert abs(ratio["w8a8"] - 1) <= 0.005
+    assert ratio["w4a16"] < ratio["w4a4-t2"] < ratio["rtn-w4a4"]
+
+
+def test_grouped_query_attention_and_odd_sizes() -> None:
+    ratio = compare("stories-260k", "stories", ["rtn-w4a4", "w4a4-t2", "w8a8"])
+    assert ratio["w8a8"] <= 1.01
+    assert ratio["w4a4-t2"] < ratio["rtn-w4a4"]
+
+
+def test_original_figures_are_those_of_an_independent_implementation() -> None:
+    """Perplexity of the first windows of 256 tokens, measured elsewhere."""
+    test = str(SHARED / "text" / "wikitext-2" / "test.txt")
+    for model, windows, value in (("llama-wt2-8m", 30, 60.9), ("llama-wt2-8m", 60, 46.7), ("llama-wt2-8m-outliers", 30, 66.5)):
+        loaded, tokenizer = spikellm.load(SHARED / "models" / model)
+        assert spikellm.perplexity(loaded, tokenizer, test, limit=windows).value == pytest.approx(value, abs=0.06)
+
+
+def test_published_continuation() -> None:
+    model, tokenizer = spikellm.load(SHARED / "models" / "stories-260k")
+    text = spikellm.generate(model, tokenizer, "Once upon a time", max_new_tokens=40)
+    assert text.startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
+
+
+def test_three_forms_on_a_real_model(tmp_path: Any) -> None:
+    test = SHARED / "text" / "stories" / "test.txt"
+    model, tokenizer = spikellm.load(SHARED / "models" / "stories-260k")
+    spikellm.convert(model, tokenizer, "w4a4-t4", str(SHARED / "text" / "stories" / "train.txt"), samples=8)
+    values = []
+    for form in ("merged", "stepped", "binary"):
+        spikellm.set_form(model, form)  # type: ignore[arg-type]
+        values.append(spikellm.perplexity(model, tokenizer, str(test), seqlen=128, limit=4).value)
+    assert values[0] == values[1] == values[2]
