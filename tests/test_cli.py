@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import spikellm
 from conftest import BUNDLED
-from spikellm.cli import main
+from spikellm.__main__ import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -46,6 +46,7 @@ def test_convert_eval_generate_inspect(capsys: pytest.CaptureFixture[str], tmp_p
     assert status == 0, stderr
     assert "35 spiking layers, 1.099 steps" in stdout
     assert "block 5/5" in stderr
+    assert "left dense: lm_head" in stderr
     assert [path.name for path in out.parent.iterdir()] == ["w4a4"], "no temporary folder is left"
 
     status, stdout, _ = run(capsys, "eval", out, "--perplexity", text_file, "--limit", 2, "--seqlen", 64, "--json", "-")
@@ -150,6 +151,41 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kernels" in run(capsys, "doctor")[1]
 
 
+def test_help_without_a_command_and_json_of_generate(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ((), ("--debug",)):
+        status, stdout, stderr = run(capsys, *arguments)
+        assert (status, stderr) == (0, "")
+        assert "spikellm demo" in stdout
+    _, stdout, _ = run(capsys, "generate", BUNDLED, "Return", "--max-new-tokens", 2, "--json", "-")
+    assert json.loads(stdout)["text"].startswith("Return")
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+    odd = tmp_path / "a[red].txt"
+    odd.write_bytes(text_file.read_bytes())
+    status, stdout, stderr = run(capsys, "eval", BUNDLED, "--perplexity", odd, "--limit", 1, "--seqlen", 16)
+    assert status == 0, stderr
+    assert "a[red].txt" in stdout.replace("\n", "")
+
+
+def test_json_goes_into_a_pipe_without_replacing_it(tmp_path: Path) -> None:
+    import os
+    import stat
+    import threading
+
+    from spikellm.console import write_json
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text(encoding="utf-8")))
+    reader.start()
+    write_json({"a": 1}, str(pipe))
+    reader.join()
+    assert json.loads(read[0]) == {"a": 1}
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--version")[1].strip() == spikellm.__version__
     for command in ("demo", "convert", "eval", "generate", "inspect", "recipes"):
@@ -202,13 +238,23 @@ def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixtur
         (("convert", nan, out, *small), 1, "model.layers.2.mlp.gate_proj.weight holds 1 NaN"),
         (("convert", "organisation/nowhere", out, *small), 1, "give the path of a local model folder"),
         (("convert", BUNDLED, out, "--device", "warp", *small), 2, "device 'warp'"),
+        (("convert", BUNDLED, out, "--set", "overrides=[{match: q_proj, skip: true}]", *small), 2, "matches no linear layer"),
+        (("convert", BUNDLED, out, "--resume", "--force", *small), 2, "give one of them"),
+        (("convert", BUNDLED, tmp_path / "file" / "x", *small), 2, "is a file"),
+        (("convert", BUNDLED, BUNDLED, "--force", *small), 2, "OUT is the model itself"),
+        (("convert", BUNDLED, "/", *small), 2, "give a folder with a name"),
+        (("convert", BUNDLED, out, "--json", tmp_path / "no" / "x.json", *small), 2, "a folder that exists"),
         (("eval", BUNDLED), 2, "--perplexity"),
         (("eval", BUNDLED, "--perplexity", short), 2, "shorter than one window"),
         (("eval", BUNDLED, "--perplexity", text_file, "--form", "binary"), 2, "no spiking layer"),
-        (("eval", BUNDLED, "--perplexity", text_file, "--json", tmp_path / "no" / "x.json", "--limit", 1), 1, "cannot write"),
+        (("eval", BUNDLED, "--perplexity", text_file, "--json", tmp_path / "no" / "x.json", "--limit", 1), 2, "a folder that exists"),
         (("generate", BUNDLED, ""), 2, "prompt is empty"),
         (("generate", BUNDLED, "word", "--max-new-tokens", 999), 2, "exceed the model's maximum"),
         (("generate", BUNDLED, "word", "--temperature", -1), 2, "temperature"),
+        (("generate", BUNDLED, "word", "--temperature", "nan"), 2, "temperature"),
+        (("generate", BUNDLED, "word", "--seed", 10**30), 2, "seed"),
+        (("eval", BUNDLED, "--perplexity", "x[/y].txt"), 2, "x[/y].txt"),
+        (("--debugg",), 2, "No such option"),
         (("inspect", tmp_path / "empty"), 2, "no config.json"),
         (("recipes", "--set", "weights.bits=3"), 2, "name it"),
         (("nonsense",), 2, "No such command"),

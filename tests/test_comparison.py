@@ -7,7 +7,7 @@ import pytest
 
 import spikellm
 from conftest import BUNDLED
-from spikellm.cli import main
+from spikellm.__main__ import main
 
 
 def test_compare_is_what_single_conversions_give(capsys: pytest.CaptureFixture[str], text_file: Path) -> None:

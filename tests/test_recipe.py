@@ -50,7 +50,7 @@ def test_reference_presets_follow_the_paper() -> None:
         ("activations.neuron=ternary", "2 bits"),
         ("activations.saliency=hessian", "valid: "),
         ("activations.salient_rate=1.5", "less than 1"),
-        ("activations.salient_rate=0", "have no effect while salient_rate is 0"),
+        ("activations.salient_rate=0", "would have no effect while salient_rate is 0"),
         ("activations.salient_steps=300", "less than or equal to 255"),
         ("activations.invert=true", "cannot be inverted"),
         ("activations.bits=8", None),
@@ -76,6 +76,30 @@ def test_settings_are_checked(setting: str, message: str | None) -> None:
 def test_shared_thresholds_with_equal_steps_are_refused() -> None:
     with pytest.raises(RecipeError, match="coded like all others"):
         load_recipe("reference-w4a4-t2", ["activations.salient_steps=1"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting", "message"),
+    [
+        ("rtn-w4a4", "activations.saliency=bogus", "unknown saliency"),
+        ("w4a16", "activations.neuron=bogus", "unknown neuron"),
+        ("rtn-w4a4", "activations.thresholds=shared", "thresholds would have no effect"),
+        ("rtn-w4a4", "activations.saliency=rms", "saliency would have no effect"),
+        ("w4a16", "activations.thresholds=shared", "thresholds would have no effect"),
+        ("w4a16", "activations.symmetric=true", "symmetric would have no effect"),
+        ("w4a4-t2", "activations.bits=true", "valid integer"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(preset: str, setting: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(preset, [setting])
+
+
+def test_overrides_that_only_clash_together() -> None:
+    recipe = load_recipe("rtn-w4a4", ["overrides=[{match: '.*', activations: {bits: 16}}, {match: '.*q', activations: {steps: 2}}]"])
+    assert recipe.for_module("k") is not None
+    with pytest.raises(RecipeError, match=r"override '\.\*q': activations: steps would have no effect"):
+        recipe.for_module("q")
 
 
 def test_codes_stay_in_range() -> None:

@@ -1,7 +1,62 @@
-"""``python -m spikellm``."""
+"""The program ``spikellm``, also ``python -m spikellm``: runs a command and turns what goes wrong into one line and an exit status."""
 
+from __future__ import annotations
+
+import os
 import sys
 
-from spikellm.cli import main
+import typer
 
-sys.exit(main())
+from spikellm import console
+from spikellm.cli import app
+from spikellm.errors import SpikeLLMError
+
+_SIGINT = 130
+_INTERRUPTED = "interrupted; a conversion goes on where it stopped with --resume"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0 done, 1 the work failed, 2 the request was wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments[: next((i for i, word in enumerate(arguments) if not word.startswith("-")), len(arguments))]
+    quiet_libraries(debug)
+    try:
+        status = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
+        return _fail(_INTERRUPTED, _SIGINT) if status == _SIGINT else status if isinstance(status, int) else 0
+    except SpikeLLMError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_status)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail(_INTERRUPTED, _SIGINT)
+    except BrokenPipeError:  # the reader of our output went away; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        if hasattr(error, "format_message"):  # a usage error of the command-line parser
+            return _fail(f"{error.format_message()} (see spikellm {' '.join(arguments[:1])} --help)", 2)
+        return _fail(
+            f"unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'no message'} (run again with `spikellm --debug …` for a traceback)",
+            1,
+        )
+
+
+def quiet_libraries(debug: bool) -> None:
+    """Keep the libraries' own progress bars and warnings off standard error unless debugging."""
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _fail(message: str, status: int) -> int:
+    console.note(f"spikellm: error: {' '.join(message.split())}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

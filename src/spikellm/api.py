@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -22,8 +24,9 @@ from spikellm.checkpoint.load import load
 from spikellm.errors import NumericalError, RequestError
 from spikellm.evaluation.perplexity import Perplexity, perplexity
 from spikellm.modeling.devices import find_device
-from spikellm.modeling.families import longest_window
+from spikellm.modeling.families import is_linear, longest_window
 from spikellm.modeling.linear import set_form, spiking_linears
+from spikellm.modeling.swap import replace_module
 from spikellm.pipelines import pipelines
 from spikellm.presets import load_recipe
 from spikellm.profiling.summary import ModelSummary, summarize
@@ -55,7 +58,7 @@ def convert(
     journal: str | Path | None = None,
     on_block: OnBlock | None = None,
 ) -> Conversion:
-    """Turn a causal language model into a spike-driven one, in place.
+    """Turn a causal language model into a spike-driven one, in place; after an error the model is as it was.
 
     Args:
         model, tokenizer: as :func:`load` or the model library gives them.
@@ -83,9 +86,15 @@ def convert(
     tokens = tokenize(tokenizer, read_text(text.text, "calibration"))
     windows = random_windows(tokens, length, text.samples, resolved.seed, text.text)
     identity = {"recipe": resolved.model_dump(mode="json"), "text": fingerprint(windows), "versions": versions()}
-    book = Journal(Path(journal), {**identity, "model": _fingerprint(model)}) if journal is not None else None
+    book = Journal(Path(journal), {**identity, "model": _fingerprint(model), "device": place.type}) if journal is not None else None
     model.eval()
-    records = convert_blocks(model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block)
+    originals = {name: module for name, module in model.named_modules() if is_linear(module)}
+    try:
+        records = convert_blocks(model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block)
+    except BaseException:
+        for name in spiking_linears(model):  # leave the model as it was
+            replace_module(model, name, originals[name])
+        raise
     record = {
         "blocks": [asdict(block) for block in records],
         "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]},
@@ -123,8 +132,12 @@ def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 6
     Raises:
         RequestError: an empty prompt, a negative temperature, or more tokens than the model can attend to.
     """
-    if temperature < 0 or max_new_tokens < 1:
-        raise RequestError(f"temperature is {temperature} and max_new_tokens {max_new_tokens}; expected at least 0 and at least 1")
+    if not 0 <= temperature < math.inf or max_new_tokens < 1:
+        raise RequestError(
+            f"temperature is {temperature} and max_new_tokens {max_new_tokens}; expected a finite number from 0 up, and at least 1"
+        )
+    if not 0 <= seed < 2**63:
+        raise RequestError(f"seed is {seed}; expected 0 to 2**63 - 1")
     tokens = tokenizer(prompt, return_tensors="pt")["input_ids"]
     if tokens.shape[1] == 0:
         raise RequestError("the prompt is empty; give at least one word")
@@ -169,9 +182,10 @@ def _require_finite_weights(model: nn.Module) -> None:
             )
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all parameters."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)} {fingerprint(parameter)}\n".encode())
+def _fingerprint(model: Any) -> str:
+    """SHA-256 over the configuration, and over names, types, shapes and bytes of all parameters and buffers."""
+    config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {fingerprint(tensor)}\n".encode())
     return digest.hexdigest()

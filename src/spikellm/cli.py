@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,19 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from spikellm import console
-from spikellm.errors import RequestError, SpikeLLMError
+from spikellm.errors import RequestError
 
 app = typer.Typer(
     name="spikellm",
     help="Turn a pretrained language model into a spike-driven one, see what that costs, and run it.\n\nTry `spikellm demo` first: it needs no download.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-_SIGINT = 130
-_INTERRUPTED = "interrupted; a conversion goes on where it stopped with --resume"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, converted or not.")]
 Json = Annotated[
@@ -47,10 +42,14 @@ Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window
 
 @app.callback(invoke_without_command=True)
 def main_options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
 ) -> None:
     """Options that stand before a command."""
+    if context.invoked_subcommand is None and not version:
+        typer.echo(context.get_help())
+        raise typer.Exit
     if version:
         import spikellm
 
@@ -68,6 +67,7 @@ def demo(
 
     Example: spikellm demo --out spiking
     """
+    console.check_json_target(json)
     from spikellm.demo import run
 
     result = run(out, overwrite=force)
@@ -103,6 +103,7 @@ def convert(
 
       spikellm convert organisation/model out/w8a8 --recipe w8a8 --samples 64 --set weights.group_size=128
     """
+    console.check_json_target(json)
     from spikellm.workflow import convert_to_folder
 
     result = convert_to_folder(
@@ -136,6 +137,7 @@ def compare(
 
     Example: spikellm compare ./model --recipes rtn-w4a4,w4a4-t2 --calibration train.txt --perplexity test.txt
     """
+    console.check_json_target(json)
     from spikellm import comparison
 
     try:
@@ -178,6 +180,7 @@ def evaluate(
 
     Example: spikellm eval out/w4a4 --perplexity text.txt --json -
     """
+    console.check_json_target(json)
     from spikellm import api
 
     loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
@@ -201,6 +204,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0 for greedy; above 0 to sample.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Decides what is sampled.")] = 0,
+    json: Json = None,
     device: Device = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -211,7 +215,11 @@ def generate(
     from spikellm import api
 
     loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
-    typer.echo(api.generate(loaded, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
+    text = api.generate(loaded, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    if json:
+        console.write_json({"model": model, "prompt": prompt, "text": text}, json)
+    if json != "-":
+        typer.echo(text)
 
 
 @app.command()
@@ -267,46 +275,3 @@ def doctor(json: Json = None) -> None:
         console.write_json(result, json)
     if json != "-":
         console.table("spikellm doctor", ["what", "found"], [[key, str(value)] for key, value in result.items()], left=2)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Returns the exit status: 0 done, 1 the work failed, 2 the request was wrong."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
-    quiet_libraries(debug)
-    try:
-        status = app(args=arguments, standalone_mode=False)
-        return _fail(_INTERRUPTED, _SIGINT) if status == _SIGINT else status if isinstance(status, int) else 0
-    except SpikeLLMError as error:
-        if debug:
-            raise
-        return _fail(str(error), error.exit_status)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail(_INTERRUPTED, _SIGINT)
-    except BrokenPipeError:
-        return 0
-    except Exception as error:
-        if debug:
-            raise
-        if hasattr(error, "format_message"):  # a usage error of the command-line parser
-            return _fail(f"{error.format_message()} (see spikellm {' '.join(arguments[:1])} --help)", 2)
-        return _fail(
-            f"unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'no message'} (run again with `spikellm --debug …` for a traceback)",
-            1,
-        )
-
-
-def quiet_libraries(debug: bool) -> None:
-    """Keep the libraries' own progress bars and warnings off standard error unless debugging."""
-    import os
-
-    if not debug:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")
-
-
-def _fail(message: str, status: int) -> int:
-    console.note(f"spikellm: error: {' '.join(message.split())}")
-    return status

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from spikellm.errors import RequestError
 from spikellm.files import write_atomically
 
 out = Console(soft_wrap=False)
@@ -24,22 +26,40 @@ def note(text: str) -> None:
     err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def check_json_target(target: str | None) -> None:
+    """Refuse a file that could not be written, before the work that would fill it.
+
+    Raises:
+        RequestError: the folder of the file does not exist, or the target is a folder.
+    """
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise RequestError(f"--json {target}: expected a file in a folder that exists, or - for standard output")
+
+
 def write_json(data: Any, target: str) -> None:
     """JSON to a file, or to standard output where the target is ``-``."""
     text = json.dumps(data, indent=2, ensure_ascii=False)
     if target == "-":
         sys.stdout.write(text + "\n")
     else:
-        write_atomically(Path(target), lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        path = Path(target)
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8") as special:  # a pipe or a device is written to, not replaced
+                special.write(text + "\n")
+        else:
+            write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 1) -> None:
     """A table on standard output; the first ``left`` columns are flush left, the others right."""
-    sheet = Table(title=title, title_justify="left")
+    sheet = Table(title=escape(title), title_justify="left")
     for place, column in enumerate(columns):
-        sheet.add_column(column, justify="left" if place < left else "right", overflow="fold")
+        sheet.add_column(escape(column), justify="left" if place < left else "right", overflow="fold")
     for row in rows:
-        sheet.add_row(*row)
+        sheet.add_row(*map(escape, row))
     Console(width=None if sys.stdout.isatty() else 160).print(sheet)
 
 
@@ -54,7 +74,7 @@ def bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True) as progress:
-        task: TaskID = progress.add_task(label, total=1)
+        task: TaskID = progress.add_task(escape(label), total=1)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 

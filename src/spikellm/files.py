@@ -38,6 +38,7 @@ def folder_when_done(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         RequestError: ``target`` exists, is not empty, and may not be overwritten.
         SpikeLLMError: the file system refused.
     """
+    target = target.resolve()
     require_free(target, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +57,11 @@ def folder_when_done(target: Path, *, overwrite: bool = False) -> Iterator[Path]
 
 def require_free(target: Path, *, overwrite: bool = False) -> None:
     """Refuse a target that holds something, or is no folder, unless it may be overwritten."""
-    if target.exists() and not target.is_dir():
-        raise RequestError(f"{target} is a file, expected a folder to write to; choose another name")
+    for part in (target, *target.parents):
+        if part.exists() or part.is_symlink():
+            if not part.is_dir():
+                raise RequestError(f"{part} is a file, expected a folder to write {'to' if part == target else 'in'}; choose another name")
+            break
     if not overwrite and target.is_dir() and any(target.iterdir()):
         raise RequestError(f"folder {target} exists and is not empty; choose another one, or overwrite it with --force")
 
@@ -69,9 +73,15 @@ def cannot_write(path: Path, error: OSError) -> SpikeLLMError:
 
 def _swap_in(temporary: Path, target: Path) -> None:
     old = temporary.with_name(f"{temporary.name}.old")
-    if target.is_dir() and any(target.iterdir()):
+    full = target.is_dir() and any(target.iterdir())
+    if full:
         target.replace(old)
-    temporary.replace(target)
+    try:
+        temporary.replace(target)
+    except OSError:
+        if full:
+            old.replace(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -30,20 +30,20 @@ class _Section(BaseModel):
 class WeightRecipe(_Section):
     """How weights become integer codes."""
 
-    bits: int = Field(4, ge=2, le=8, description="bits of a weight code")
-    symmetric: bool = Field(False, description="zero-point fixed in the middle instead of placed by the range")
-    group_size: int | None = Field(None, ge=1, description="columns that share a scale; null for the whole row")
+    bits: int = Field(4, ge=2, le=8, description="bits of a weight code", strict=True)
+    symmetric: bool = Field(False, description="zero-point fixed in the middle instead of placed by the range", strict=True)
+    group_size: int | None = Field(None, ge=1, description="columns that share a scale; null for the whole row", strict=True)
 
 
 class ActivationRecipe(_Section):
     """How inputs of linear layers become spikes. ``bits: 16`` leaves them as they are."""
 
-    bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes")
+    bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
     neuron: str = Field("gif", description="if (1-bit spikes), gif, or ternary (2-bit spikes, symmetric)")
-    symmetric: bool = Field(False, description="range of a token symmetric around zero")
-    steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of an ordinary channel")
+    symmetric: bool = Field(False, description="range of a token symmetric around zero", strict=True)
+    steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of an ordinary channel", strict=True)
     salient_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of channels that are salient (OBSpiking)")
-    salient_steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of a salient channel")
+    salient_steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of a salient channel", strict=True)
     saliency: str = Field("layer-loss", description="criterion that ranks channels")
     invert: bool = Field(False, description="take the lowest-ranked channels instead: a control")
     thresholds: Literal["split", "shared"] = Field(
@@ -69,17 +69,24 @@ class ActivationRecipe(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ActivationRecipe:
-        if self.bits == 16:
-            idle = [name for name in ("salient_rate", "symmetric", "invert") if getattr(self, name)] + [
-                name for name in ("steps", "salient_steps") if getattr(self, name) != 1
-            ]
-            if idle:
-                raise ValueError(f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set bits to 1 … 8")
-            return self
-        if not 1 <= self.bits <= 8:
-            raise ValueError(f"bits is {self.bits}; expected 1 to 8, or 16 for no spikes")
         if self.neuron not in neurons.names():
             raise ValueError(unknown_name("neuron", self.neuron, neurons.names()))
+        if self.saliency not in criteria.names():
+            raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
+        if self.spiking:
+            self._check_spikes()
+            self._check_salient()
+        elif idle := self._changed(set(type(self).model_fields) - {"bits"}):
+            raise ValueError(f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set bits to 1 … 8")
+        return self
+
+    def _changed(self, names: set[str]) -> list[str]:
+        """Fields that differ from their defaults."""
+        return [name for name, field in type(self).model_fields.items() if name in names and getattr(self, name) != field.default]
+
+    def _check_spikes(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits is {self.bits}; expected 1 to 8, or 16 for no spikes")
         neuron = make_neuron(self.neuron, self.bits)
         if neuron.signed and not self.symmetric:
             raise ValueError(f"neuron {self.neuron!r} fires both signs, so its range is symmetric; set symmetric to true")
@@ -90,15 +97,12 @@ class ActivationRecipe(_Section):
             )
         if self.symmetric and not neuron.signed and self.steps * neuron.levels < 2:
             raise ValueError("a symmetric range needs a top code T·L of at least 2; raise bits or steps")
-        if self.salient_rate > 0:
-            self._check_salient()
-        elif self.salient_steps != 1 or self.invert:
-            raise ValueError("salient_steps and invert have no effect while salient_rate is 0; set salient_rate above 0")
-        return self
 
     def _check_salient(self) -> None:
-        if self.saliency not in criteria.names():
-            raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
+        if self.salient_rate == 0:
+            if idle := self._changed({"salient_steps", "invert", "saliency", "thresholds"}):
+                raise ValueError(f"{', '.join(idle)} would have no effect while salient_rate is 0; set salient_rate above 0")
+            return
         if self.salient_steps < self.steps:
             raise ValueError(f"salient_steps ({self.salient_steps}) is below steps ({self.steps}); salient channels get at least as many")
         if self.invert and self.saliency == "layer-loss":
@@ -113,9 +117,11 @@ class CalibrationRecipe(_Section):
     """The text from which channels are ranked and errors measured."""
 
     text: str = Field("wikitext2", description="wikitext2, c4, ptb (hub), stdlib (built in) or a path: .txt, .jsonl, folder")
-    samples: int = Field(128, ge=1, description="windows of text")
-    seqlen: int | None = Field(None, ge=1, description="tokens of a window; null for min(2048, the model's maximum)")
-    saliency_tokens: int = Field(8192, ge=1, description="tokens from which saliency is measured, spread evenly over the windows")
+    samples: int = Field(128, ge=1, description="windows of text", strict=True)
+    seqlen: int | None = Field(None, ge=1, description="tokens of a window; null for min(2048, the model's maximum)", strict=True)
+    saliency_tokens: int = Field(
+        8192, ge=1, description="tokens from which saliency is measured, spread evenly over the windows", strict=True
+    )
 
 
 class LinearRecipe(_Section):
@@ -156,7 +162,7 @@ class Recipe(_Section):
     name: str = "custom"
     description: str = ""
     pipeline: str = Field("rtn", description="how weights are fitted")
-    seed: int = Field(2, ge=0, lt=2**63, description="decides calibration windows and random controls")
+    seed: int = Field(2, ge=0, lt=2**63, description="decides calibration windows and random controls", strict=True)
     weights: WeightRecipe = WeightRecipe()
     activations: ActivationRecipe = ActivationRecipe()
     calibration: CalibrationRecipe = CalibrationRecipe()
@@ -190,7 +196,10 @@ class Recipe(_Section):
         merged = settings.model_dump()
         merged["weights"].update(override.weights)
         merged["activations"].update(override.activations)
-        return LinearRecipe.model_validate(merged)
+        try:
+            return LinearRecipe.model_validate(merged)
+        except ValidationError as error:
+            raise RecipeError(f"override {override.match!r}: {_explain(error, LinearRecipe)}") from None
 
     def unmatched_overrides(self, names: Iterable[str]) -> list[str]:
         """Patterns that match none of the names."""
@@ -234,12 +243,12 @@ def place_value(data: dict[str, Any], key: str, value: Any) -> None:
     data[field] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
     """The first problem of a validation error in one line, with the valid names where a key is unknown."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        section: Any = Recipe
+        section: Any = root
         for part in path[:-1]:
             annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else Override
             section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Override

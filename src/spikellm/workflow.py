@@ -28,25 +28,39 @@ def convert_to_folder(
         RequestError: OUT is not empty, or an interrupted conversion lies beside it and neither ``resume`` nor ``overwrite`` says what to do.
     """
     resolved = api.resolve_recipe(recipe, calibration, samples, seqlen, seed, settings)  # before anything slow
+    out = out.resolve()
+    if not out.name:
+        raise RequestError(f"OUT is {out}; give a folder with a name")
+    if out == Path(model).resolve():
+        raise RequestError(f"OUT is the model itself ({out}); choose another folder")
     require_free(out, overwrite=overwrite)
     place = find_device(device) if device else None
     partial = out.with_name(f"{out.name}.partial")
-    if is_journal(partial) and not resume:
-        if not overwrite:
+    if resume and overwrite:
+        raise RequestError("--resume goes on with an interrupted conversion and --force forgets it; give one of them")
+    if is_journal(partial):
+        if not (resume or overwrite):
             raise RequestError(f"{partial} holds an interrupted conversion; go on with --resume, or start afresh with --force")
-        shutil.rmtree(partial)
-    elif partial.exists() and not is_journal(partial) and any(partial.iterdir()):
+        if overwrite:
+            shutil.rmtree(partial)
+    elif partial.exists() and (not partial.is_dir() or any(partial.iterdir())):
         raise RequestError(f"{partial} is in the way: finished blocks are kept there; move it or choose another OUT")
     console.note(f"loading {model}")
     loaded, tokenizer = api.load(model, trust_remote_code=trust_remote_code)
     console.note(f"reading {resolved.calibration.text}: {resolved.calibration.samples} windows")
     result = api.convert(loaded, tokenizer, resolved, device=place, journal=partial, on_block=report_block())
+    dense = [layer.name for layer in result.summary.layers if not layer.spiking]
+    console.note(
+        f"left dense: {', '.join(dense[:6])}{f' and {len(dense) - 6} more' if len(dense) > 6 else ''}"
+        if dense
+        else "no linear layer is left dense"
+    )
     console.note(f"writing {out}")
     api.save(loaded, tokenizer, out, overwrite=overwrite)
     shutil.rmtree(partial, ignore_errors=True)
     summary = result.summary
     return {
-        "out": str(out), "recipe": resolved.name, "layers": summary.spiking_layers, "average_steps": summary.average_steps,
+        "out": str(out), "recipe": resolved.name, "layers": summary.spiking_layers, "dense": dense, "average_steps": summary.average_steps,
         "weight_ratio": summary.weight_bytes / summary.dense_bytes, "blocks": [asdict(block) for block in result.blocks],
     }  # fmt: skip
 

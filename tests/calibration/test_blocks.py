@@ -13,6 +13,7 @@ from spikellm.calibration.blocks import Progress
 from spikellm.calibration.replay import BlockReplay
 from spikellm.errors import NumericalError, RequestError, UnsupportedModelError
 from spikellm.modeling.families import find_blocks
+from spikellm.modeling.linear import spiking_linears
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bloom"])
@@ -54,6 +55,68 @@ def test_family_that_passes_something_between_blocks_is_refused(tokenizer: Any, 
     second.forward = remembers
     with pytest.raises(UnsupportedModelError, match="one by one do not give what the whole model gives"):
         spikellm.convert(model, tokenizer, "w8a8", str(text_file), samples=1, seqlen=16)
+
+
+def test_family_whose_blocks_see_the_tokens_is_refused(tokenizer: Any, text_file: Path) -> None:
+    """What a block is given beside its hidden states is recorded for one batch; it must not depend on the tokens."""
+    model = build("llama")
+    inner, block = model.model.forward, model.model.layers[1]
+    original = block.forward
+
+    def forward(input_ids: torch.Tensor, **keywords: Any) -> Any:
+        for layer in model.model.layers:
+            layer.tokens = input_ids
+        return inner(input_ids, **keywords)
+
+    block.forward = lambda hidden, *a, extra=None, **k: original(hidden + (extra if extra is not None else 0), *a, **k)
+    block.register_forward_pre_hook(lambda m, a, k: (a, {"extra": m.tokens[..., None].float() / 100, **k}), with_kwargs=True)
+    model.model.forward = forward
+    with pytest.raises(UnsupportedModelError, match="one by one do not give"):
+        spikellm.convert(model, tokenizer, "w8a8", str(text_file), samples=2, seqlen=16)
+
+
+def test_small_change_beside_a_massive_channel_is_seen(tokenizer: Any, text_file: Path) -> None:
+    model = build("llama")
+    model.model.embed_tokens.weight.data[:, 0] = 3000
+    second, passes = model.model.layers[1], []
+    original = second.forward
+
+    def remembers(hidden: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        passes.append(1)
+        shift = torch.ones_like(hidden)
+        shift[..., 0] = 0
+        return original(hidden + len(passes) * shift, *arguments, **keywords)
+
+    second.forward = remembers
+    with pytest.raises(UnsupportedModelError, match="one by one do not give"):
+        spikellm.convert(model, tokenizer, "w8a8", str(text_file), samples=1, seqlen=16)
+
+
+def test_saliency_is_measured_on_the_converted_stream(bundled: tuple[Any, Any], text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the second block's criterion sees is what the converted first block gives, on as many tokens as asked for."""
+    from spikellm.calibration.text import random_windows, read_text, tokenize
+    from spikellm.pipelines import grouping
+
+    seen: dict[str, torch.Tensor] = {}
+    original = grouping.salient_channels
+
+    def watch(x: torch.Tensor, weight: torch.Tensor, settings: Any, seed: int, name: str) -> Any:
+        seen[name] = x.clone()
+        return original(x, weight, settings, seed, name)
+
+    monkeypatch.setattr("spikellm.pipelines.rtn.salient_channels", watch)
+    model, tokenizer = bundled
+    result = spikellm.convert(
+        model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, settings=["calibration.saliency_tokens=16"]
+    )
+    windows = random_windows(tokenize(tokenizer, read_text(str(text_file), "calibration")), 32, 2, result.recipe.seed, "t")
+    captured: list[torch.Tensor] = []
+    model.model.layers[1].self_attn.q_proj.register_forward_pre_hook(lambda m, a: captured.append(a[0]))
+    with torch.no_grad():
+        model(windows, use_cache=False)
+    expected = captured[0].reshape(-1, 192)[::4].float()
+    assert seen["model.layers.1.self_attn.q_proj"].shape == (16, 192)
+    assert torch.equal(seen["model.layers.1.self_attn.q_proj"], expected)
 
 
 def test_token_sample_is_spread_evenly() -> None:
@@ -147,6 +210,23 @@ def test_journal_of_something_else_is_refused(text_file: Path, tmp_path: Path, b
     spikellm.convert(*bundled, "w8a8", *arguments, samples=1, seqlen=16, journal=tmp_path / "j")
     with pytest.raises(RequestError, match="another recipe"):
         spikellm.convert(*spikellm.load(BUNDLED), "w4a16", *arguments, samples=1, seqlen=16, journal=tmp_path / "j")
+    other, tokens = spikellm.load(BUNDLED)
+    other.config.rms_norm_eps = 1e-3
+    with pytest.raises(RequestError, match="another model"):
+        spikellm.convert(other, tokens, "w8a8", *arguments, samples=1, seqlen=16, journal=tmp_path / "j")
+    other, tokens = spikellm.load(BUNDLED)
+    other.model.norm.weight.data[0] += 1
+    with pytest.raises(RequestError, match="another model"):
+        spikellm.convert(other, tokens, "w8a8", *arguments, samples=1, seqlen=16, journal=tmp_path / "j")
+    changed = text_file.parent / "changed.txt"
+    changed.write_text(text_file.read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    text_file.rename(text_file.with_suffix(".kept"))
+    try:
+        changed.rename(text_file)
+        with pytest.raises(RequestError, match="another text"):
+            spikellm.convert(*spikellm.load(BUNDLED), "w8a8", *arguments, samples=1, seqlen=16, journal=tmp_path / "j")
+    finally:
+        text_file.with_suffix(".kept").replace(text_file)
     block = tmp_path / "j" / "block-00001.safetensors"
     block.write_bytes(block.read_bytes()[:100])
     with pytest.raises(RequestError, match="is damaged"):
@@ -162,6 +242,21 @@ def test_bad_weights_and_streams_are_named(tokenizer: Any, text_file: Path) -> N
     model.model.layers[1].mlp.down_proj.weight.data[:] = 3e38
     with pytest.raises(NumericalError, match=r"behind block model\.layers\.1"):
         spikellm.convert(model, tokenizer, "w8a8", str(text_file), samples=1, seqlen=16)
+    assert not spiking_linears(model), "the model is as it was"
+
+
+def test_non_finite_converted_stream_is_named(tokenizer: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spikellm.pipelines import rtn
+
+    original = rtn.round_to_nearest
+
+    def overflow(weight: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        coded = original(weight, *arguments, **keywords)
+        return coded._replace(scale=coded.scale * 1e38)
+
+    monkeypatch.setattr(rtn, "round_to_nearest", overflow)
+    with pytest.raises(NumericalError, match=r"converted model gives NaN or infinity behind model\.layers\.0"):
+        spikellm.convert(build("llama"), tokenizer, "w4a4-t2", str(text_file), samples=1, seqlen=16)
 
 
 def test_requests_that_cannot_be_met(tokenizer: Any, text_file: Path, bundled: tuple[Any, Any]) -> None:

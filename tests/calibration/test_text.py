@@ -49,6 +49,12 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes | None, message: st
         read_text(str(path), "evaluation")
 
 
+def test_line_separators_inside_json_strings(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a\u2028b"}\r\n{"text": "c"}\n', encoding="utf-8")
+    assert read_text(str(path), "evaluation") == "a\u2028b\n\nc"
+
+
 def test_unknown_source() -> None:
     with pytest.raises(RequestError, match="neither a known set .* nor an existing path"):
         read_text("wikitext3", "evaluation")

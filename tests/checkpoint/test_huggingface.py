@@ -168,6 +168,12 @@ def edit_config(folder: Path, change: Any) -> None:
         (lambda c: c["quantization_config"]["modules"].append("model.norm"), "says otherwise"),
         (lambda c: c["quantization_config"]["recipe"]["weights"].update(bits=99), "less than or equal to 8"),
         (lambda c: c["quantization_config"]["modules"].pop(), "lacks 1 tensors"),
+        (lambda c: c["quantization_config"].update(modules=None), "no valid recipe and list of modules"),
+        (lambda c: c["quantization_config"].update(record={}), "no valid record"),
+        (lambda c: c["quantization_config"].pop("recipe"), "no valid recipe"),
+        (lambda c: c.update(hidden_size=-4), "cannot be loaded"),
+        (lambda c: c.update(hidden_size="x"), "cannot be loaded"),
+        (lambda c: c.update(num_attention_heads=0), "cannot be loaded"),
         (lambda c: c.update(model_type="nonesuch"), "not a causal language model"),
     ],
 )

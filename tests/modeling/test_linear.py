@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spikellm.errors import RequestError
+from spikellm.errors import RequestError, UnsupportedModelError
+from spikellm.kernels.torch_reference import integer_product
 from spikellm.modeling.linear import SpikingLinear, set_form
 from spikellm.pipelines.grouping import assign_groups
 from spikellm.pipelines.rtn import fit_layer
@@ -153,14 +154,97 @@ def test_bad_tokens_give_nan_and_leave_the_others_alone() -> None:
 
 
 def test_wide_layers_of_many_bits_stay_exact() -> None:
-    """Sums beyond 2**24: the product leaves float32."""
-    layer, _ = make({"bits": 8}, {"bits": 8, "steps": 3}, inputs=3000, outputs=3)
-    x = torch.rand(4, 3000) + 10
-    codes, _ = layer.encode(x)
-    assert int((codes.long() @ layer.integer_weights().long().abs().T).max()) > 2**24
-    merged = layer(x)
-    layer.form = "stepped"
-    assert torch.equal(layer(x), merged)
+    """Sums beyond 2**24, where float32 would round: against integers."""
+    torch.manual_seed(0)
+    dense = nn.Linear(3000, 64, bias=False).requires_grad_(False)
+    dense.weight.data.abs_()
+    settings = LinearRecipe.model_validate({"weights": {"bits": 8}, "activations": {"bits": 8, "steps": 3}})
+    layer = fit_layer("layer", dense, settings, None, 0)
+    x = torch.rand(64, 3000)
+    codes, [threshold] = layer.encode(x)
+    weights = layer.integer_weights().long()
+    charge = codes.long() @ weights.T - threshold.baseline.long() * weights.sum(1)
+    assert int(charge.max()) > 2**24
+    expected = charge.double() * threshold.theta.double() * layer.weight_scale[:, 0].double()
+    torch.testing.assert_close(layer(x).double(), expected, rtol=3e-7, atol=0)
+    for form in ("merged", "stepped"):
+        layer.form = form  # type: ignore[assignment]
+        assert torch.equal(layer(x), layer(x.clone()))
+    assert torch.equal(integer_product(codes, weights, 2 * 765 * 255 * 3000).long(), codes.long() @ weights.T)
+
+
+@pytest.mark.parametrize("bits", [(4, 4), (8, 8)])
+def test_faster_number_types_do_not_touch_the_integers(bits: tuple[int, int]) -> None:
+    layer, _ = make({"bits": bits[0]}, {"bits": bits[1], "salient_rate": 0.1, "salient_steps": 2}, inputs=64)
+    only_weights, _ = make({"bits": 4}, {"bits": 16}, inputs=64)
+    x = torch.randn(9, 64)
+    expected, other = layer(x), only_weights(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(only_weights(x), other)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(layer(x), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_newer_precision_interface_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses to tell the old setting once the new one was used."""
+    layer, _ = make({"bits": 4}, {"bits": 4})
+    x = torch.randn(3, 13)
+    expected = layer(x)
+
+    def refuse() -> str:
+        raise RuntimeError("mixed interfaces")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    assert torch.equal(layer(x), expected)
+
+
+def test_loading_other_state_changes_the_layout() -> None:
+    recipe = ({"bits": 4}, {"bits": 4, "salient_rate": 0.3, "salient_steps": 2, "saliency": "random"})
+    first, second = make(*recipe, seed=1)[0], make(*recipe, seed=2)[0]
+    x = torch.randn(5, 13)
+    first(x)
+    assert not torch.equal(first.channel_group, second.channel_group)
+    first.load_state_dict(second.state_dict())
+    assert torch.equal(first(x), second(x))
+
+
+def test_bias_and_every_weight_setting_have_an_effect() -> None:
+    layer, dense = make({"bits": 8}, {"bits": 8})
+    assert layer.bias is not None
+    assert torch.equal(layer.bias, dense.bias)
+    assert int(layer.bias.abs().max() > 0)
+    symmetric, _ = make({"bits": 4, "symmetric": True}, {"bits": 4})
+    assert set(symmetric.weight_zero.unique().tolist()) == {8}
+    grouped, _ = make({"bits": 4, "group_size": 5}, {"bits": 4})
+    assert grouped.layout().weight_groups == [(0, 5), (5, 10), (10, 13)]
+    assert (grouped.weight_scale[:, :3] != 1).all()
+    centred, _ = make({"bits": 4}, {"bits": 4, "symmetric": True})
+    _, [threshold] = centred.encode(torch.rand(4, 13))
+    assert threshold.baseline.flatten().tolist() == [7.0] * 4
+
+
+def test_inverted_and_random_choices_reach_the_layer() -> None:
+    def groups(name: str, seed: int = 0, **activations: Any) -> list[int]:
+        dense = nn.Linear(40, 4)
+        settings = LinearRecipe.model_validate({"activations": {"bits": 4, "salient_rate": 0.2, "salient_steps": 2, **activations}})
+        return fit_layer(name, dense, settings, torch.arange(1, 41).repeat(3, 1).float(), seed).channel_group.tolist()
+
+    assert groups("a", saliency="maximum") == [0] * 32 + [2] * 8
+    assert groups("a", saliency="maximum", invert=True) == [2] * 8 + [0] * 32
+    assert groups("a", saliency="random") == groups("a", saliency="random")
+    assert groups("a", saliency="random") != groups("b", saliency="random")
+    assert groups("a", saliency="random") != groups("a", 1, saliency="random")
+
+
+def test_layer_without_a_sample_is_refused_not_left_without_salient_channels() -> None:
+    settings = LinearRecipe.model_validate({"activations": {"bits": 4, "salient_rate": 0.2, "salient_steps": 2}})
+    with pytest.raises(UnsupportedModelError, match="was not run on the calibration text"):
+        fit_layer("layer", nn.Linear(8, 2), settings, None, 0)
 
 
 def test_casting_a_model_keeps_scales() -> None:

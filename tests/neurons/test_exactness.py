@@ -128,3 +128,11 @@ def test_wrong_use_is_refused() -> None:
         make_neuron("gif", 2).stepped(torch.tensor([4]), 1)
     with pytest.raises(ValueError, match="drive"):
         make_neuron("gif", 2).simulate(torch.tensor([1.0]), torch.tensor(1.0), torch.tensor(0), 1, "pulse")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("drive", ["drain", "constant"])
+def test_very_many_steps(drive: str) -> None:
+    neuron, steps = make_neuron("if", 1), 4095
+    current = torch.tensor([1e30, 4094.5, 2048.0, 0.49, -1e30])
+    spikes = neuron.simulate(current, torch.tensor(1.0), torch.tensor(0), steps, drive).spikes  # type: ignore[arg-type]
+    assert spikes.sum(0).tolist() == neuron.encode(current, torch.tensor(1.0), torch.tensor(0), steps).tolist() == [4095, 4095, 2048, 0, 0]

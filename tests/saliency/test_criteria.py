@@ -26,13 +26,16 @@ def evidence(
     salient_steps: int = 2,
     count: int = 3,
     split: bool = True,
+    symmetric: bool = False,
 ) -> Evidence:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, channels, generator=generator)
     weight = torch.randn(9, channels, generator=generator) * torch.rand(channels, generator=generator)
     x[:, :outliers] *= 30
     weight[:, :outliers] /= 30
-    return Evidence(x, weight, make_neuron("gif", 4), steps, salient_steps, count, split, False, torch.Generator().manual_seed(seed))
+    return Evidence(
+        x, weight, make_neuron("gif", 4), steps, salient_steps, count, split, symmetric, False, torch.Generator().manual_seed(seed)
+    )
 
 
 def output_error(case: Evidence, salient: torch.Tensor, own: torch.Tensor) -> float:
@@ -90,6 +93,20 @@ def test_layer_loss_of_every_cut_against_loops(split: bool, steps: int, salient_
             expected += float((spread.double() / (15 * horizon)).square().mean() / 12 * energy[channel])
         assert loss == pytest.approx(expected, rel=1e-6)
     assert len(loss_of_cuts(case, order)) == (case.count + 1 if split else 1)
+
+
+def test_symmetric_ranges_are_those_of_the_coder() -> None:
+    case = evidence(outliers=1, symmetric=True, count=4)
+    order = maximum(case).argsort(descending=True)
+    plain = loss_of_cuts(replace(case, symmetric=False), order)
+    reach = 2 * case.x[:, order[:2]].abs().amax(1), 2 * case.x[:, order[2:]].abs().amax(1)
+    energy = case.column_energy[order].double()
+    finer = torch.zeros(12, dtype=torch.bool).index_fill(0, 2 + energy[2:].topk(2).indices, True)
+    weighted = reach[0].double().square().mean() * energy[:2].sum() / 4
+    weighted += reach[1].double().square().mean() * (energy[2:].sum() - 0.75 * energy[finer].sum())
+    assert float(loss_of_cuts(case, order)[2]) == pytest.approx(float(weighted) / (12 * 15**2), rel=1e-6)
+    assert not torch.allclose(plain, loss_of_cuts(case, order))
+    assert not torch.allclose(expected_error(case), expected_error(replace(case, symmetric=False)))
 
 
 @pytest.mark.parametrize("outliers", [0, 2, 3])

@@ -6,8 +6,9 @@ stream brings them, fit, swap the layers, run the converted block on the convert
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -148,7 +149,7 @@ def convert_blocks(
         for batch in range(len(converted)):
             converted[batch] = forward(block, batch, converted[batch])
         if known is None:
-            record = _record(name, layers, converted, exact)
+            record = _record(name, layers, ((converted[i], exact[i]) for i in range(len(exact))))
             if journal:
                 journal.write(index, layers, asdict(record))
         block.to(home)
@@ -186,39 +187,45 @@ def _restore(model: nn.Module, settings: dict[str, LinearRecipe], known: Journal
     return layers
 
 
-def _record(name: str, layers: dict[str, SpikingLinear], converted: ActivationStore, exact: ActivationStore) -> BlockRecord:
-    _require_finite(
-        converted, f"the converted model gives NaN or infinity behind block {name}; raise bits or leave its layers out with an override"
-    )
+def _record(name: str, layers: dict[str, SpikingLinear], pairs: Iterable[tuple[Tensor, Tensor]]) -> BlockRecord:
+    """Difference of the two streams, from pairs of converted and exact states."""
     squared, power, count = 0.0, 0.0, 0
-    for batch in range(len(exact)):
-        target = exact[batch].double()
-        squared += float((converted[batch].double() - target).square().sum())
+    for converted, exact in pairs:
+        target = exact.double()
+        squared += float((converted.double() - target).square().sum())
         power += float(target.square().sum())
         count += target.numel()
+    if not math.isfinite(squared):
+        raise NumericalError(
+            f"the converted model gives NaN or infinity behind {name}; raise bits or leave its layers out with an override"
+        )
     return BlockRecord(name, squared / count, squared / max(power, 1e-300), list(layers))
 
 
 def _convert_head(
     model: nn.Module, windows: Tensor, recipe: Recipe, pipeline: Pipeline, exact: ActivationStore, device: torch.device
 ) -> BlockRecord:
+    """Convert the output projection, on what the converted blocks feed it."""
     name = output_head(model)
     settings = recipe.for_module(name) if name else None
     if name is None or settings is None:
         raise RequestError("lm_head is true, but the model has no output projection or an override skips it")
     head = model.get_submodule(name)
     samples = SampledInputs({name: head}, windows.numel(), recipe.calibration.saliency_tokens)
+    inputs: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     home = next(model.parameters()).device
-    batches = windows.to(home).split(max(1, 2048 // windows.shape[1]))
     with samples.watching():
-        before = [model(batch, use_cache=False).logits for batch in batches]
+        for batch in windows.to(home).split(max(1, 2048 // windows.shape[1])):
+            model(batch, use_cache=False)
+    handle.remove()
     context = BlockContext(
         head, {name: head}, {name: settings}, samples, exact, exact, lambda module, batch, hidden: module(hidden), recipe, device
     )
     layers = pipeline.fit_block(context)
+    record = _record(name, layers, ((layers[name](hidden), head(hidden)) for hidden in inputs))
     replace_module(model, name, layers[name])
-    after = [model(batch, use_cache=False).logits for batch in batches]
-    return _record(name, layers, ActivationStore(after), ActivationStore(before))
+    return record
 
 
 def _require_finite(store: ActivationStore, message: str) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spikellm.errors import RequestError
-from spikellm.files import write_atomically
+from spikellm.files import cannot_write, write_atomically
 
 _MANIFEST = "manifest.json"
 
@@ -23,7 +23,7 @@ class Journal:
     """Finished blocks of one conversion in one folder.
 
     Args:
-        folder: created if it is not there.
+        folder: created with the first finished block.
         identity: what must be equal for a resumed run to end in the same bytes (recipe, fingerprints, versions).
 
     Raises:
@@ -37,13 +37,9 @@ class Journal:
         record: dict[str, Any]
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        manifest = folder / _MANIFEST
-        if manifest.exists():
-            self._compare(json.loads(manifest.read_text(encoding="utf-8")), json.loads(json.dumps(identity)))
-        else:
-            write_atomically(manifest, lambda path: path.write_text(json.dumps(identity, indent=1), encoding="utf-8"))
+        self.folder, self._identity = folder, identity
+        if is_journal(folder):
+            self._compare(_read_manifest(folder / _MANIFEST), json.loads(json.dumps(identity)))
 
     def read(self, index: int) -> Entry | None:
         """Tensors and record of a finished block; None if it is not there."""
@@ -57,7 +53,14 @@ class Journal:
             raise RequestError(f"{path} is damaged ({error}); delete it to convert that block again") from None
 
     def write(self, index: int, layers: dict[str, Any], record: dict[str, Any]) -> None:
-        """Keep a finished block."""
+        """Keep a finished block; the first one creates the folder and its manifest."""
+        if not is_journal(self.folder):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self.folder, error) from None
+            text = json.dumps(self._identity, indent=1)
+            write_atomically(self.folder / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
         tensors = {
             f"{name}.{key}": tensor.contiguous()
             for name, layer in layers.items()
@@ -76,6 +79,16 @@ class Journal:
                     f"{self.folder} holds an interrupted conversion with another {key} ({_short(found.get(key))}, now {_short(expected.get(key))}); "
                     "resume with the same settings, or start afresh with --force"
                 )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise RequestError(f"{path} is damaged; delete the folder, or start afresh with --force")
 
 
 def _short(value: Any) -> str:

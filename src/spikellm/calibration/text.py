@@ -64,7 +64,7 @@ def _read_path(path: Path) -> str:
 
 def _json_lines(path: Path, text: str) -> list[str]:
     documents = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

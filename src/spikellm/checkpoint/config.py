@@ -27,9 +27,9 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def __init__(
         self,
-        recipe: dict[str, Any],
-        modules: list[str],
-        record: dict[str, Any],
+        recipe: dict[str, Any] | None = None,
+        modules: list[str] | None = None,
+        record: dict[str, Any] | None = None,
         version: int = CONFIG_VERSION,
         quant_method: str = METHOD,
         **unknown: Any,
@@ -38,6 +38,10 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
             raise CheckpointError(
                 f"quantization_config has version {version} and keys {sorted(unknown)} that this spikellm does not know (expected version {CONFIG_VERSION}); upgrade spikellm"
             )
+        if not (isinstance(recipe, dict) and isinstance(modules, list) and all(isinstance(name, str) for name in modules)):
+            raise CheckpointError("quantization_config in config.json has no valid recipe and list of modules; the folder is damaged")
+        if not (isinstance(record, dict) and {"blocks", "calibration", "versions"} <= record.keys()):
+            raise CheckpointError("quantization_config in config.json has no valid record of the conversion; the folder is damaged")
         self.quant_method = METHOD
         self.version = version
         self.recipe = recipe

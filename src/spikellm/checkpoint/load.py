@@ -58,7 +58,7 @@ def load(
         raise
     except (SafetensorError, EOFError) as error:
         raise CheckpointError(f"weights of {where} cannot be read: {_line(error)}") from None
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever a damaged configuration makes the model library stumble over
         raise _explain(where, local, error) from None
     problems = [f"{kind.split('_')[0]} {sorted(map(str, info[kind]))[0]}" for kind in ("missing_keys", "mismatched_keys") if info.get(kind)]
     if problems or (info.get("unexpected_keys") and getattr(model, "is_quantized", False)):

@@ -25,7 +25,14 @@ def integer_product(codes: Tensor, weights: Tensor, largest: int) -> Tensor:
     """
     if largest > _EXACT_FLOAT64:
         raise OverflowError(f"sums up to {largest} are not exact in float64 (2**53)")
-    # codes above 256 would round where float32 products may run in bfloat16 (torch.set_float32_matmul_precision)
-    small = largest <= _EXACT_FLOAT32 and bool(torch.get_float32_matmul_precision() == "highest")
-    dtype = torch.float32 if small else torch.float64
-    return codes.to(dtype) @ weights.to(dtype).T
+    dtype = torch.float32 if largest <= _EXACT_FLOAT32 and _float32_is_exact() else torch.float64
+    with torch.autocast(codes.device.type, enabled=False):
+        return codes.to(dtype) @ weights.to(dtype).T
+
+
+def _float32_is_exact() -> bool:
+    """Whether products of float32 matrices are carried out in float32, not in a shorter type that the user chose for speed."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set through torch's newer interface, which this question cannot be asked of
+        return False

@@ -53,7 +53,7 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
     fused = [name for name, parameter in block.named_parameters() if parameter.dim() == 3]
     if fused:
         raise UnsupportedModelError(
-            f"{type(block).__name__} keeps expert weights fused in 3-D parameters ({fused[0]}); mixture-of-experts models are not supported yet and would stay dense there"
+            f"{type(block).__name__} keeps weights in 3-D parameters ({fused[0]}), as mixture-of-experts models fuse their experts; those are not supported yet and would stay dense"
         )
     if not found:
         raise UnsupportedModelError(f"{type(block).__name__} has no linear layer of a known kind (nn.Linear, Conv1D)")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,10 @@ class SpikingLinear(nn.Module):
         self._layout = None
         return self
 
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._layout = None
+
     def layout(self) -> Layout:
         """Order of stored columns and the segments they form; derived from ``channel_group`` once."""
         if self._layout is None:
@@ -211,6 +215,10 @@ class SpikingLinear(nn.Module):
                 f"form {self.form!r} unrolls input spikes, and this layer does not code its inputs (activations.bits is 16); use 'merged'"
             )
         tokens = tokens.float()
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self._sum_of_segments(tokens, weights)
+
+    def _sum_of_segments(self, tokens: Tensor, weights: Tensor) -> Tensor:
         parts = [
             tokens[:, s.start : s.stop] @ weights[:, s.start : s.stop].float().T * self.weight_scale[:, s.weight_group]
             for s in self.layout().segments

@@ -145,7 +145,10 @@ class SoftResetNeuron:
         if drive not in ("drain", "constant"):
             raise ValueError(f"unknown drive {drive!r} (valid: drain, constant)")
         theta, baseline = theta.float(), torch.as_tensor(baseline, device=current.device)
-        units = (current.float() / theta).clamp(-_CHARGE_LIMIT, _CHARGE_LIMIT).double()
+        limit = (
+            float(torch.as_tensor(self.top(steps)).max() + baseline.abs().max()) + 1
+        )  # beyond any code: nothing changes, nothing overflows
+        units = (current.float() / theta).clamp(-limit, limit).double()
         sign = torch.sign(units).long() if self.signed else torch.ones((), dtype=torch.long, device=current.device)
         total = (units * 2.0**_FRACTION).round().long() * sign
         if not self.signed:

@@ -31,6 +31,7 @@ def salient_channels(x: Tensor, weight: Tensor, settings: LinearRecipe, seed: in
         salient_steps=activations.salient_steps,
         count=salient_count(activations.salient_rate, x.shape[1]),
         split=activations.thresholds == "split",
+        symmetric=activations.symmetric,
         invert=activations.invert,
         generator=torch.Generator().manual_seed((seed + zlib.crc32(name.encode())) % 2**63),
     )

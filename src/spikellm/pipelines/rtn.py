@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.families import weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.swap import spiking_like
@@ -33,6 +34,10 @@ class RoundToNearest:
 def fit_layer(name: str, module: nn.Module, settings: LinearRecipe, x: Tensor | None, seed: int) -> SpikingLinear:
     """Spiking layer of one linear layer; ``x`` are sampled inputs, needed where the recipe asks for salient channels."""
     weight, _ = weight_and_bias(module)
+    if x is None and settings.activations.salient_rate > 0:
+        raise UnsupportedModelError(
+            f"layer {name} was not run on the calibration text, so its channels cannot be ranked; leave it out with an override (skip: true)"
+        )
     layer = spiking_like(module, settings)
     assign_groups(layer, None if x is None else salient_channels(x, weight, settings, seed, name))
     layout = layer.layout()

@@ -30,6 +30,7 @@ class Evidence:
         salient_steps: T of salient channels.
         count: channels to be chosen.
         split: whether salient channels may have a range of their own.
+        symmetric: whether ranges are symmetric around zero.
         invert: take the lowest scores instead of the highest.
         generator: for criteria that draw at random.
     """
@@ -41,6 +42,7 @@ class Evidence:
     salient_steps: int
     count: int
     split: bool
+    symmetric: bool
     invert: bool
     generator: torch.Generator
 

@@ -15,6 +15,8 @@ from spikellm.saliency.base import Evidence, ranks
 def expected_error(evidence: Evidence) -> Tensor:
     """Measured mean squared coding error of each channel times the energy of its weight column."""
     neuron = evidence.neuron
-    theta, baseline = threshold_for_range(*token_range(evidence.x), neuron.levels * evidence.steps, signed=neuron.signed)
+    theta, baseline = threshold_for_range(
+        *token_range(evidence.x), neuron.levels * evidence.steps, symmetric=evidence.symmetric, signed=neuron.signed
+    )
     coded = neuron.decode(neuron.encode(evidence.x, theta, baseline, evidence.steps), theta, baseline)
     return (evidence.x - coded).square().mean(0) * evidence.column_energy

@@ -17,6 +17,7 @@ from spikellm.saliency.base import Evidence, Selection, choose, criteria, rankin
 from spikellm.saliency.value_range import maximum, rms
 
 _CHUNK = 1024  # tokens at a time
+_TOKENS = 2048  # ranges are averaged over; spread evenly
 
 
 @criteria.register("layer-loss")
@@ -42,7 +43,7 @@ def loss_of_cuts(evidence: Evidence, order: Tensor) -> Tensor:
     """
     energy = evidence.column_energy.double()
     largest = evidence.count if evidence.split else 0
-    own_power, rest_power = _mean_square_ranges(evidence.x, order, largest)
+    own_power, rest_power = _mean_square_ranges(evidence, order, largest)
     own_energy = torch.cat([energy.new_zeros(1), energy[order].cumsum(0)])[: largest + 1]
     finer_energy = torch.stack([_top_energy_without(energy, order[:cut], evidence.count - cut) for cut in range(largest + 1)])
     rest_energy = energy.sum() - own_energy - finer_energy
@@ -50,21 +51,21 @@ def loss_of_cuts(evidence: Evidence, order: Tensor) -> Tensor:
     return own_power * fine * own_energy + rest_power * (fine * finer_energy + coarse * rest_energy)
 
 
-def _mean_square_ranges(x: Tensor, order: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-    """Mean over tokens of the squared range (zero included) of the first m channels, and of the others, for m = 0 … largest."""
+def _mean_square_ranges(evidence: Evidence, order: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """Mean over tokens of the squared range of the first m channels, and of the others, for m = 0 … largest."""
+    x = evidence.x[:: -(-evidence.x.shape[0] // _TOKENS)]
     own = rest = torch.zeros(largest + 1, dtype=torch.float64, device=x.device)
     for part in x.split(_CHUNK):
         ordered = part[:, order]
-        own = own + _running_range(ordered[:, :largest]).square().sum(0)
-        rest = rest + _running_range(ordered.flip(1)).flip(1)[:, : largest + 1].square().sum(0)
+        own = own + _running_range(ordered[:, :largest], evidence.symmetric).double().square().sum(0)
+        rest = rest + _running_range(ordered.flip(1), evidence.symmetric).flip(1)[:, : largest + 1].double().square().sum(0)
     return own / x.shape[0], rest / x.shape[0]
 
 
-def _running_range(ordered: Tensor) -> Tensor:
-    """Range (zero included) of the first m channels for m = 0 … channels: float64, ``(tokens, channels + 1)``."""
-    start = ordered.new_zeros(ordered.shape[0], 1)
-    padded = torch.cat([start, ordered], dim=1)
-    return padded.cummax(1).values.double() - padded.cummin(1).values.double()
+def _running_range(ordered: Tensor, symmetric: bool) -> Tensor:
+    """Range (zero included) of the first m channels for m = 0 … channels, ``(tokens, channels + 1)``; twice the reach if symmetric."""
+    padded = torch.cat([ordered.new_zeros(ordered.shape[0], 1), ordered], dim=1)
+    return 2 * padded.abs().cummax(1).values if symmetric else padded.cummax(1).values - padded.cummin(1).values
 
 
 def _top_energy_without(energy: Tensor, taken: Tensor, count: int) -> Tensor:
