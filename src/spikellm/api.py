@@ -23,6 +23,7 @@ from spikellm.checkpoint.huggingface import mark_converted, save, spike_config
 from spikellm.checkpoint.load import load
 from spikellm.errors import NumericalError, RequestError
 from spikellm.evaluation.perplexity import Perplexity, perplexity
+from spikellm.modeling.attention import CHILD, spiking_attentions, use_interface
 from spikellm.modeling.devices import find_device
 from spikellm.modeling.families import is_linear, longest_window
 from spikellm.modeling.linear import set_form, spiking_linears
@@ -89,18 +90,24 @@ def convert(
     book = Journal(Path(journal), {**identity, "model": _fingerprint(model), "device": place.type}) if journal is not None else None
     model.eval()
     originals = {name: module for name, module in model.named_modules() if is_linear(module)}
+    attention = use_interface(model) if resolved.attention.spiking else None
     try:
         records = convert_blocks(model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block)
     except BaseException:
         for name in spiking_linears(model):  # leave the model as it was
             replace_module(model, name, originals[name])
+        for name in spiking_attentions(model):
+            delattr(model.get_submodule(name), CHILD)
+        if attention is not None:
+            model.set_attn_implementation(attention)
         raise
     record = {
         "blocks": [asdict(block) for block in records],
         "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]},
         "versions": versions(),
     }
-    mark_converted(model, SpikeConfig(resolved.model_dump(mode="json"), list(spiking_linears(model)), record))
+    shapes = {name: list(spikes.shape) for name, spikes in spiking_attentions(model).items()}
+    mark_converted(model, SpikeConfig(resolved.model_dump(mode="json"), list(spiking_linears(model)), record, shapes))
     return Conversion(resolved, records, summarize(model))
 
 

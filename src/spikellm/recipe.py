@@ -131,6 +131,39 @@ class LinearRecipe(_Section):
     activations: ActivationRecipe = ActivationRecipe()
 
 
+_NOT_CODED = ActivationRecipe(bits=16)
+
+
+class AttentionRecipe(_Section):
+    """How attention becomes spikes; each part with ``bits: 16`` stays as it is. Channels are those of one head."""
+
+    query: ActivationRecipe = _NOT_CODED
+    key: ActivationRecipe = _NOT_CODED
+    value: ActivationRecipe = _NOT_CODED
+    probabilities: ActivationRecipe = _NOT_CODED
+    key_axis: Literal["token", "sequence"] = Field(
+        "token", description="ranges of K over a token, or over the sequence as published (evaluation only)"
+    )
+
+    @property
+    def spiking(self) -> bool:
+        """Whether any part is coded."""
+        return any(part.spiking for part in (self.query, self.key, self.value, self.probabilities))
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> AttentionRecipe:
+        for name in ("query", "probabilities"):
+            if getattr(self, name).salient_rate > 0:
+                raise ValueError(f"{name} takes one step in every channel; salient channels are for key and value")
+        if self.key.spiking != self.value.spiking:
+            raise ValueError("key and value are coded together, since they share a cache; set bits of both, or of neither")
+        if self.key_axis == "sequence" and (not self.key.spiking or (self.key.salient_rate > 0 and self.key.thresholds == "split")):
+            raise ValueError(
+                "key_axis: sequence gives every channel of K a range of its own over all tokens; K must spike, with shared thresholds"
+            )
+        return self
+
+
 class Override(_Section):
     """Other settings for the modules whose full name matches a regular expression."""
 
@@ -165,6 +198,7 @@ class Recipe(_Section):
     seed: int = Field(2, ge=0, lt=2**63, description="decides calibration windows and random controls", strict=True)
     weights: WeightRecipe = WeightRecipe()
     activations: ActivationRecipe = ActivationRecipe()
+    attention: AttentionRecipe = AttentionRecipe()
     calibration: CalibrationRecipe = CalibrationRecipe()
     lm_head: bool = Field(False, description="convert the output projection too")
     overrides: tuple[Override, ...] = ()
@@ -190,6 +224,11 @@ class Recipe(_Section):
                     else self._apply(override, settings or LinearRecipe(weights=self.weights, activations=self.activations))
                 )
         return settings
+
+    def attention_for(self, name: str) -> AttentionRecipe | None:
+        """Settings of the attention module with this full name, or None to leave it."""
+        skipped = any(override.skip and pattern.fullmatch(name) for pattern, override in self._patterns)
+        return self.attention if self.attention.spiking and not skipped else None
 
     @staticmethod
     def _apply(override: Override, settings: LinearRecipe) -> LinearRecipe:

@@ -263,7 +263,7 @@ def test_requests_that_cannot_be_met(tokenizer: Any, text_file: Path, bundled: t
     def convert(*settings: str) -> None:
         spikellm.convert(build("llama"), tokenizer, "w8a8", str(text_file), samples=1, seqlen=16, settings=settings)
 
-    with pytest.raises(RequestError, match="matches no linear layer; names are like"):
+    with pytest.raises(RequestError, match="matches no layer; names are like"):
         convert("overrides=[{match: q_proj, skip: true}]")
     with pytest.raises(RequestError, match="nothing to convert"):
         convert("overrides=[{match: '.*', skip: true}]")

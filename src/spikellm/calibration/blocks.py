@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.calibration.activations import ActivationStore, SampledInputs
+from spikellm.calibration.attention import ATTENTION_TOKENS, AttentionSample, fit_attention
 from spikellm.calibration.memory import peak_memory
+from spikellm.calibration.plan import BlockPlan, output_head, plan_blocks
 from spikellm.calibration.progress import Journal
 from spikellm.calibration.replay import BlockReplay
-from spikellm.errors import NumericalError, RequestError, UnsupportedModelError
-from spikellm.modeling.families import Blocks, find_blocks, has_tied_head, linear_layers
-from spikellm.modeling.linear import SpikingLinear
-from spikellm.modeling.swap import replace_module, spiking_like
+from spikellm.errors import NumericalError, RequestError
+from spikellm.modeling.attention import CHILD
+from spikellm.modeling.families import find_blocks
+from spikellm.modeling.swap import replace_module
 from spikellm.pipelines.base import BlockContext, Pipeline
-from spikellm.recipe import LinearRecipe, Recipe
+from spikellm.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class BlockRecord:
         name: full name of the block.
         loss: mean squared difference of the two streams behind it.
         relative_loss: that over the mean square of the full-precision stream.
-        layers: full names of the layers converted.
+        layers: full names of the modules converted.
     """
 
     name: str
@@ -56,35 +58,6 @@ class Progress:
 
 
 OnBlock = Callable[[Progress], None]
-
-
-def plan_layers(model: nn.Module, blocks: Blocks, recipe: Recipe) -> list[dict[str, LinearRecipe]]:
-    """Settings of every layer to convert, for each block, by full name.
-
-    Raises:
-        UnsupportedModelError: a block cannot be converted whole, or its sizes do not fit the recipe.
-        RequestError: an override that matches nothing, or nothing left to convert.
-    """
-    plan: list[dict[str, LinearRecipe]] = []
-    names: list[str] = []
-    for index, block in enumerate(blocks.modules):
-        full = [f"{blocks.name}.{index}.{name}" for name in linear_layers(block)]
-        names += full
-        plan.append({name: settings for name in full if (settings := recipe.for_module(name)) is not None})
-    head = output_head(model)
-    if recipe.lm_head and head is not None:
-        names.append(head)
-    if unmatched := recipe.unmatched_overrides(names):
-        raise RequestError(f"the override {unmatched[0]!r} matches no linear layer; names are like {names[0]!r}")
-    if not any(plan):
-        raise RequestError("the recipe skips every linear layer, so there is nothing to convert")
-    return plan
-
-
-def output_head(model: nn.Module) -> str | None:
-    """Full name of the output projection."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 @torch.no_grad()
@@ -116,17 +89,13 @@ def convert_blocks(
         UnsupportedModelError: the family cannot be converted exactly.
     """
     blocks = find_blocks(model)
-    plan = plan_layers(model, blocks, recipe)
-    if recipe.lm_head and has_tied_head(model):
-        raise UnsupportedModelError(
-            "lm_head is true, but the output projection shares its weight with the input embedding; leave lm_head false"
-        )
+    plan = plan_blocks(model, blocks, recipe)
     replay = BlockReplay(model, blocks, windows)
     exact = ActivationStore(replay.first_inputs)
     converted = exact.copy()
     records = []
     for index, block in enumerate(blocks.modules):
-        started, name = time.monotonic(), f"{blocks.name}.{index}"
+        started, name = time.monotonic(), plan[index].name
         home = next(block.parameters()).device
         block.to(device)
 
@@ -141,17 +110,17 @@ def convert_blocks(
         )
         known = journal.read(index) if journal else None
         if known is not None:
-            layers, record = _restore(model, plan[index], known), BlockRecord(**known.record)
+            modules, record = _restore(model, plan[index], known), BlockRecord(**known.record)
         else:
-            layers = _fit(model, name, block, plan[index], converted, exact, forward, recipe, pipeline, device)
-        for layer_name, layer in layers.items():
-            replace_module(model, layer_name, layer)
+            modules = _fit(model, plan[index], block, converted, exact, forward, recipe, pipeline, device)
+        for module_name, module in modules.items():
+            replace_module(model, module_name, module)
         for batch in range(len(converted)):
             converted[batch] = forward(block, batch, converted[batch])
         if known is None:
-            record = _record(name, layers, ((converted[i], exact[i]) for i in range(len(exact))))
+            record = _record(name, modules, ((converted[i], exact[i]) for i in range(len(exact))))
             if journal:
-                journal.write(index, layers, asdict(record))
+                journal.write(index, modules, asdict(record))
         block.to(home)
         records.append(record)
         if on_block:
@@ -163,31 +132,40 @@ def convert_blocks(
 
 
 def _fit(
-    model: nn.Module, name: str, block: nn.Module, settings: dict[str, LinearRecipe], converted: ActivationStore, exact: ActivationStore,
+    model: nn.Module, plan: BlockPlan, block: nn.Module, converted: ActivationStore, exact: ActivationStore,
     forward: Callable[[nn.Module, int, Tensor], Tensor], recipe: Recipe, pipeline: Pipeline, device: torch.device,
-) -> dict[str, SpikingLinear]:  # fmt: skip
-    layers = {layer: model.get_submodule(layer) for layer in settings}
-    watched = {layer: module for layer, module in layers.items() if pipeline.observes(settings[layer])}
-    samples = SampledInputs(
-        watched, sum(converted[i].shape[0] * converted[i].shape[1] for i in range(len(converted))), recipe.calibration.saliency_tokens
-    )
-    if watched:
-        with samples.watching():
+) -> dict[str, nn.Module]:  # fmt: skip
+    layers = {name: model.get_submodule(name) for name in plan.linears}
+    watched = {name: module for name, module in layers.items() if pipeline.observes(plan.linears[name])}
+    ranked = {
+        name: model.get_submodule(name)
+        for name, (_, settings) in plan.attentions.items()
+        if settings.key.salient_rate + settings.value.salient_rate > 0
+    }
+    seen, wanted = sum(converted[i].shape[0] * converted[i].shape[1] for i in range(len(converted))), recipe.calibration.saliency_tokens
+    samples, attention_samples = SampledInputs(watched, seen, wanted), AttentionSample(ranked, seen, min(wanted, ATTENTION_TOKENS))
+    if watched or ranked:
+        with samples.watching(), attention_samples.watching():
             for batch in range(len(converted)):
                 forward(block, batch, converted[batch])
-    return pipeline.fit_block(BlockContext(block, layers, settings, samples, converted, exact, forward, recipe, device))
+    modules: dict[str, nn.Module] = {}
+    for name, (shape, settings) in plan.attentions.items():
+        sample = attention_samples[name] if name in ranked else None
+        modules[f"{name}.{CHILD}"] = fit_attention(name, shape, settings, sample, recipe.seed, device)
+    context = BlockContext(block, layers, plan.linears, samples, converted, exact, forward, recipe, device)
+    return {**modules, **pipeline.fit_block(context)}
 
 
-def _restore(model: nn.Module, settings: dict[str, LinearRecipe], known: Journal.Entry) -> dict[str, SpikingLinear]:
-    layers = {name: spiking_like(model.get_submodule(name), settings[name]) for name in settings}
-    for name, layer in layers.items():
-        layer.load_state_dict(
+def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> dict[str, nn.Module]:
+    modules = plan.empty_modules(model)
+    for name, module in modules.items():
+        module.load_state_dict(
             {key.removeprefix(f"{name}."): tensor for key, tensor in known.tensors.items() if key.startswith(f"{name}.")}, strict=True
         )
-    return layers
+    return modules
 
 
-def _record(name: str, layers: dict[str, SpikingLinear], pairs: Iterable[tuple[Tensor, Tensor]]) -> BlockRecord:
+def _record(name: str, modules: Mapping[str, nn.Module], pairs: Iterable[tuple[Tensor, Tensor]]) -> BlockRecord:
     """Difference of the two streams, from pairs of converted and exact states."""
     squared, power, count = 0.0, 0.0, 0
     for converted, exact in pairs:
@@ -199,7 +177,7 @@ def _record(name: str, layers: dict[str, SpikingLinear], pairs: Iterable[tuple[T
         raise NumericalError(
             f"the converted model gives NaN or infinity behind {name}; raise bits or leave its layers out with an override"
         )
-    return BlockRecord(name, squared / count, squared / max(power, 1e-300), list(layers))
+    return BlockRecord(name, squared / count, squared / max(power, 1e-300), list(modules))
 
 
 def _convert_head(

@@ -19,6 +19,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
     Attributes:
         recipe: the whole recipe, as plain data.
         modules: full names of the converted layers.
+        attention: spiking attention modules: key-value heads, channels of a key and of a value head.
         record: errors behind each block, fingerprint of the calibration text, versions.
 
     Raises:
@@ -30,6 +31,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
         recipe: dict[str, Any] | None = None,
         modules: list[str] | None = None,
         record: dict[str, Any] | None = None,
+        attention: dict[str, list[int]] | None = None,
         version: int = CONFIG_VERSION,
         quant_method: str = METHOD,
         **unknown: Any,
@@ -42,11 +44,21 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
             raise CheckpointError("quantization_config in config.json has no valid recipe and list of modules; the folder is damaged")
         if not (isinstance(record, dict) and {"blocks", "calibration", "versions"} <= record.keys()):
             raise CheckpointError("quantization_config in config.json has no valid record of the conversion; the folder is damaged")
+        attention = {} if attention is None else attention
+        if not (
+            isinstance(attention, dict)
+            and all(
+                isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
+                for shape in attention.values()
+            )
+        ):
+            raise CheckpointError("quantization_config in config.json has no valid shapes of attention heads; the folder is damaged")
         self.quant_method = METHOD
         self.version = version
         self.recipe = recipe
         self.modules = modules
         self.record = record
+        self.attention = attention
 
     def parsed_recipe(self) -> Recipe:
         """The recipe as an object."""

@@ -18,6 +18,8 @@ from spikellm.checkpoint.card import model_card
 from spikellm.checkpoint.config import METHOD, SpikeConfig
 from spikellm.errors import CheckpointError, RequestError
 from spikellm.files import folder_when_done
+from spikellm.modeling.attention import CHILD, IMPLEMENTATION, HeadShape, SpikingAttention, register
+from spikellm.modeling.cache import install_cache
 from spikellm.modeling.families import is_linear
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.swap import replace_module, spiking_like
@@ -48,7 +50,25 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             replace_module(model, name, spiking_like(module, settings, device="meta"))
             # some families initialise a layer's weight from the module around it; there is nothing left to initialise
             model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
+        for name, shape in self.quantization_config.attention.items():
+            spiking = recipe.attention_for(name)
+            try:
+                module = model.get_submodule(name)
+            except AttributeError:
+                raise CheckpointError(
+                    f"config.json lists the attention module {name!r}, which {type(model).__name__} does not have; the folder is damaged"
+                ) from None
+            if spiking is None:
+                raise CheckpointError(f"config.json lists {name!r} as spiking, but its recipe says otherwise; the folder is damaged")
+            setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
         return model
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Attention that spikes runs through the interface, whatever was asked for."""
+        if self.quantization_config.attention:
+            register()
+            config._attn_implementation = IMPLEMENTATION
+        return config
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         missing = [
@@ -63,6 +83,10 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, module in model.named_modules():
             if isinstance(module, SpikingLinear):
                 check_layer(name, module)
+            elif isinstance(module, SpikingAttention):
+                check_attention(name, module)
+        if self.quantization_config.attention:
+            install_cache(model)
         return model
 
     def is_serializable(self, **_: Any) -> bool:
@@ -96,12 +120,28 @@ def check_layer(name: str, layer: SpikingLinear) -> None:
         raise CheckpointError(f"{name}.weight_zero exceeds {layer.settings.weights.bits} bits; the checkpoint is damaged")
 
 
+def check_attention(name: str, spikes: SpikingAttention) -> None:
+    """Refuse groups that do not exist.
+
+    Raises:
+        CheckpointError: names the module and the buffer.
+    """
+    for part, settings in (("key_group", spikes.settings.key), ("value_group", spikes.settings.value)):
+        group = getattr(spikes, part)
+        if not group.is_meta and int(group.max()) >= len(settings.group_ranges):
+            raise CheckpointError(
+                f"{name}.{part} names group {int(group.max())} of {len(settings.group_ranges)}; the checkpoint is damaged"
+            )
+
+
 def mark_converted(model: Any, config: SpikeConfig) -> None:
     """Tell the model library that a model was converted, so that it can save it."""
     model.config.quantization_config = config
     model.hf_quantizer = SpikeQuantizer(config, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = METHOD
+    if config.attention:
+        install_cache(model)
 
 
 def spike_config(model: Any) -> SpikeConfig | None:

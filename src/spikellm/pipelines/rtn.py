@@ -39,7 +39,7 @@ def fit_layer(name: str, module: nn.Module, settings: LinearRecipe, x: Tensor | 
             f"layer {name} was not run on the calibration text, so its channels cannot be ranked; leave it out with an override (skip: true)"
         )
     layer = spiking_like(module, settings)
-    assign_groups(layer, None if x is None else salient_channels(x, weight, settings, seed, name))
+    assign_groups(layer, None if x is None else salient_channels(x, weight, settings.activations, seed, name))
     layout = layer.layout()
     stored = weight.detach() if layout.order is None else weight.detach().index_select(1, layout.order)
     layer.set_weights(round_to_nearest(stored, settings.weights.bits, layout.weight_groups, symmetric=settings.weights.symmetric))

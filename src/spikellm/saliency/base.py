@@ -33,6 +33,7 @@ class Evidence:
         symmetric: whether ranges are symmetric around zero.
         invert: take the lowest scores instead of the highest.
         generator: for criteria that draw at random.
+        gradient: ``½ ∂‖Y‖²/∂X`` where Y is not ``XWᵀ``, ``(tokens, in)``; None where it is.
     """
 
     x: Tensor
@@ -45,6 +46,12 @@ class Evidence:
     symmetric: bool
     invert: bool
     generator: torch.Generator
+    gradient: Tensor | None = None
+
+    @property
+    def response(self) -> Tensor:
+        """``½ ∂‖Y‖²/∂X`` of the output Y that the inputs make, ``(tokens, in)``: ``X WᵀW`` for a linear layer, or as given."""
+        return self.x @ (self.weight.T @ self.weight) if self.gradient is None else self.gradient
 
     @property
     def column_energy(self) -> Tensor:

@@ -1,0 +1,69 @@
+"""What is to be converted in each block, decided and checked before any work."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from spikellm.errors import RequestError, UnsupportedModelError
+from spikellm.modeling.attention import CHILD, HeadShape, SpikingAttention, find_attention
+from spikellm.modeling.families import Blocks, has_tied_head, linear_layers
+from spikellm.modeling.swap import spiking_like
+from spikellm.recipe import AttentionRecipe, LinearRecipe, Recipe
+
+
+class BlockPlan(NamedTuple):
+    """Settings by full name: of the linear layers of a block, and of its attention modules."""
+
+    name: str
+    linears: dict[str, LinearRecipe]
+    attentions: dict[str, tuple[HeadShape, AttentionRecipe]]
+
+    def empty_modules(self, model: nn.Module, device: torch.device | str | None = None) -> dict[str, nn.Module]:
+        """Modules of the converted block without their state, by the name under which they go into the model."""
+        modules: dict[str, nn.Module] = {
+            name: spiking_like(model.get_submodule(name), settings, device) for name, settings in self.linears.items()
+        }
+        for name, (shape, settings) in self.attentions.items():
+            modules[f"{name}.{CHILD}"] = SpikingAttention(shape, settings, device)
+        return modules
+
+
+def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
+    """What each block becomes. Where attention is to spike, the model must use the attention interface already.
+
+    Raises:
+        UnsupportedModelError: a part that cannot be converted as asked.
+        RequestError: an override that matches nothing, or nothing left to convert.
+    """
+    if recipe.lm_head and has_tied_head(model):
+        raise UnsupportedModelError(
+            "lm_head is true, but the output projection shares its weight with the input embedding; leave lm_head false"
+        )
+    sites = find_attention(model) if recipe.attention.spiking else {}
+    plan: list[BlockPlan] = []
+    names = list(sites)
+    for index, block in enumerate(blocks.modules):
+        prefix = f"{blocks.name}.{index}"
+        full = [f"{prefix}.{name}" for name in linear_layers(block)]
+        names += full
+        linears = {name: settings for name in full if (settings := recipe.for_module(name)) is not None}
+        inside = {name: shape for name, shape in sites.items() if name.startswith(f"{prefix}.")}
+        attentions = {name: (shape, spiking) for name, shape in inside.items() if (spiking := recipe.attention_for(name)) is not None}
+        plan.append(BlockPlan(prefix, linears, attentions))
+    head = output_head(model)
+    if recipe.lm_head and head is not None:
+        names.append(head)
+    if unmatched := recipe.unmatched_overrides(names):
+        raise RequestError(f"the override {unmatched[0]!r} matches no layer; names are like {names[-1]!r}")
+    if not any(block.linears or block.attentions for block in plan):
+        raise RequestError("the recipe skips every layer, so there is nothing to convert")
+    return plan
+
+
+def output_head(model: nn.Module) -> str | None:
+    """Full name of the output projection."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return next((name for name, module in model.named_modules() if module is head), None)

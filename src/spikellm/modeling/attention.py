@@ -1,0 +1,244 @@
+"""Spiking self-attention through the model library's attention interface: Q, K, V (and, if asked for, probabilities) are spikes.
+
+No layer is copied: the library calls :func:`spike_attention` with Q, K and V after rotary embedding. A :class:`SpikingAttention` that hangs
+in an attention module as ``spikes`` says how they are coded; a module without one computes plain attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.errors import RequestError, UnsupportedModelError
+from spikellm.modeling.heads import HeadCoder
+from spikellm.recipe import AttentionRecipe
+
+IMPLEMENTATION = "spike"
+CHILD = "spikes"
+
+
+class HeadShape(NamedTuple):
+    """What an attention module works on: key-value heads, channels of a key and of a value head."""
+
+    heads: int
+    key_channels: int
+    value_channels: int
+
+
+class Observation(NamedTuple):
+    """One pass through an attention module, as computed: ``(batch, heads, tokens, channels)`` each, ``weights`` ``(batch, heads, queries, keys)``
+    after the softmax, ``output`` ``(batch, heads, queries, channels)``."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    weights: Tensor
+    output: Tensor
+
+
+Observer = Callable[[nn.Module, Observation], None]
+_observer: ContextVar[Observer | None] = ContextVar("spikellm_attention_observer", default=None)
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """While this holds, every pass through the interface is shown to ``observer``."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+class SpikingAttention(nn.Module):
+    """How one attention module codes Q, K and V.
+
+    Persistent state: ``key_group`` and ``value_group``, uint8 ``(key-value heads, channels)``, the group of every channel.
+    """
+
+    key_group: Tensor
+    value_group: Tensor
+
+    def __init__(self, shape: HeadShape, settings: AttentionRecipe, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.shape, self.settings = shape, settings
+        self.register_buffer("key_group", torch.zeros(shape.heads, shape.key_channels, dtype=torch.uint8, device=device))
+        self.register_buffer("value_group", torch.zeros(shape.heads, shape.value_channels, dtype=torch.uint8, device=device))
+        self._coders: dict[str, HeadCoder] = {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingAttention:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._coders = {}
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._coders = {}
+
+    @torch.no_grad()
+    def set_groups(self, key_group: Tensor, value_group: Tensor) -> None:
+        """Set the group of every K and V channel."""
+        self.key_group.copy_(key_group)
+        self.value_group.copy_(value_group)
+        self._coders = {}
+
+    @property
+    def caches(self) -> bool:
+        """Whether K and V can live in a cache as spikes: both are coded, token by token."""
+        return self.settings.key.spiking and self.settings.value.spiking and self.settings.key_axis == "token"
+
+    def key_coder(self) -> HeadCoder:
+        """Coder of K, by key-value head."""
+        return self._coder("key", self.key_group, self.settings.key_axis)
+
+    def value_coder(self) -> HeadCoder:
+        """Coder of V, by key-value head."""
+        return self._coder("value", self.value_group, "token")
+
+    def code(self, name: str, x: Tensor) -> Tensor:
+        """Values of Q or of probabilities after coding, one step a channel; as they came where they are not coded."""
+        settings = getattr(self.settings, name)
+        if not settings.spiking:
+            return x
+        if name not in self._coders:
+            self._coders[name] = HeadCoder(settings, torch.zeros(1, 1, dtype=torch.uint8, device=x.device))
+        coder = self._coders[name]
+        return coder.decode(coder.encode(x))
+
+    def code_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V after coding."""
+        if self.settings.key.spiking:
+            key = self.key_coder().decode(self.key_coder().encode(key))
+        if self.settings.value.spiking:
+            value = self.value_coder().decode(self.value_coder().encode(value))
+        return key, value
+
+    def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
+        if name not in self._coders:
+            self._coders[name] = HeadCoder(getattr(self.settings, name), group, axis)
+        return self._coders[name]
+
+
+def mark_coded(x: Tensor) -> Tensor:
+    """Say of K or V that it comes decoded from a cache, so that attention does not code it again."""
+    x.spikellm_coded = True  # type: ignore[attr-defined]
+    return x
+
+
+def spike_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **keywords: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention function for the library's interface; grouped-query heads, soft caps and sinks included.
+
+    Returns:
+        ``(output, weights)``: ``(batch, queries, heads, channels)`` and ``(batch, heads, queries, keys)``.
+
+    Raises:
+        RequestError: the acausal reference coding of K in generation.
+        UnsupportedModelError: the family asks for something that is not implemented here.
+    """
+    if keywords.get("position_bias") is not None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} adds a position bias, which spiking attention does not implement; leave attention out of the recipe"
+        )
+    dtype = query.dtype
+    spikes = getattr(module, CHILD, None)
+    if spikes is not None:
+        query, key, value = _coded(module, spikes, query, key, value)
+    groups = query.shape[1] // key.shape[1]
+    repeated_key, repeated_value = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (key, value))
+    scores = query @ repeated_key.to(query.dtype).transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : key.shape[-2]]
+    if s_aux is not None:
+        scores = torch.cat([scores, s_aux.to(scores.dtype).reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    if s_aux is not None:
+        weights = weights[..., :-1]
+    if spikes is not None:
+        weights = spikes.code("probabilities", weights)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    output = weights.to(repeated_value.dtype) @ repeated_value
+    if (observer := _observer.get()) is not None:
+        observer(module, Observation(query, key, value, weights, output))
+    return output.transpose(1, 2).to(dtype).contiguous(), weights.to(dtype)
+
+
+def _coded(module: nn.Module, spikes: SpikingAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if spikes.settings.key_axis == "sequence" and query.shape[2] != key.shape[2]:
+        raise RequestError(
+            "this recipe codes K over the whole sequence, future tokens included, as published (attention.key_axis: sequence); "
+            "that is for evaluation only: generate with a recipe that has key_axis: token"
+        )
+    from_cache = [getattr(t, "spikellm_coded", False) for t in (key, value)]
+    if not all(from_cache):
+        if any(from_cache) or (spikes.caches and query.shape[2] != key.shape[2]):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} changes K or V between the cache and attention, so they would be coded twice; generate with use_cache=False"
+            )
+        key, value = spikes.code_key_value(key, value)
+    return spikes.code("query", query).float(), key.float(), value.float()
+
+
+def register() -> None:
+    """Make the function known to the model library, with the mask it needs: without it causality would silently break."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(IMPLEMENTATION, spike_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+
+
+def use_interface(model: Any) -> str:
+    """Switch a model to :func:`spike_attention`; returns the implementation it had.
+
+    Raises:
+        UnsupportedModelError: the family computes attention by itself.
+    """
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} computes attention by itself, not through the library's interface, so it cannot spike; convert the linear layers alone (a recipe without an attention section)"
+        )
+    register()
+    before = str(model.config._attn_implementation)
+    model.set_attn_implementation(IMPLEMENTATION)
+    return before
+
+
+@torch.no_grad()
+def find_attention(model: Any) -> dict[str, HeadShape]:
+    """Attention modules by full name, found by running two tokens through a model that uses :func:`spike_attention`."""
+    names = {module: name for name, module in model.named_modules()}
+    found: dict[str, HeadShape] = {}
+
+    def note(module: nn.Module, seen: Observation) -> None:
+        found[names[module]] = HeadShape(seen.key.shape[1], seen.key.shape[-1], seen.value.shape[-1])
+
+    with observing(note):
+        model(torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} never calls the library's attention interface; convert the linear layers alone (a recipe without an attention section)"
+        )
+    return found
+
+
+def spiking_attentions(model: nn.Module) -> dict[str, SpikingAttention]:
+    """Spiking attention of a model, by full name of the module it hangs in."""
+    return {name.removesuffix(f".{CHILD}"): module for name, module in model.named_modules() if isinstance(module, SpikingAttention)}

@@ -1,0 +1,101 @@
+"""A key-value cache that holds spikes: every cached token of a head is one row of bytes, packed codes followed by thresholds and baselines.
+
+The library's own layers keep, crop, reorder and select rows; only what goes in is coded and what comes out decoded. Each token is coded once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from spikellm.errors import UnsupportedModelError
+from spikellm.modeling.attention import SpikingAttention, mark_coded, spiking_attentions
+
+
+class _SpikingRows:
+    """Codes before the library's layer stores, decodes after it returns."""
+
+    spikes: SpikingAttention
+    channels: tuple[int, int]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+        key, value = self.spikes.key_coder(), self.spikes.value_coder()
+        self.channels = key_states.shape[-1], value_states.shape[-1]
+        rows = super().update(key.pack(key.encode(key_states)), value.pack(value.encode(value_states)), *arguments, **keywords)  # type: ignore[misc]
+        return tuple(
+            mark_coded(coder.decode(coder.unpack(row, n))) for coder, row, n in zip((key, value), rows, self.channels, strict=True)
+        )  # type: ignore[return-value]
+
+
+class SpikingLayer(_SpikingRows, DynamicLayer):  # type: ignore[misc]
+    """Cache of one layer that sees all tokens."""
+
+    def __init__(self, spikes: SpikingAttention) -> None:
+        super().__init__()
+        self.spikes = spikes
+
+
+class SpikingSlidingLayer(_SpikingRows, DynamicSlidingWindowLayer):  # type: ignore[misc]
+    """Cache of one layer that sees a sliding window."""
+
+    def __init__(self, spikes: SpikingAttention, sliding_window: int) -> None:
+        super().__init__(sliding_window=sliding_window)
+        self.spikes = spikes
+
+
+def spiking_cache(model: Any) -> Cache:
+    """An empty cache of spikes for a model whose attention spikes."""
+    cache = DynamicCache(config=model.config)
+    fill_cache(model, cache)
+    return cache
+
+
+def fill_cache(model: nn.Module, cache: Cache) -> None:
+    """Replace the layers of an empty dynamic cache by spiking ones, where the model's attention spikes.
+
+    Raises:
+        UnsupportedModelError: a cache of another kind (static, offloaded, quantized).
+    """
+    for attention in spiking_attentions(model).values():
+        if not attention.caches:
+            return
+    if type(cache) is not DynamicCache or cache.offloading:
+        raise UnsupportedModelError(
+            f"a model with a spiking cache generates with a DynamicCache, not with {type(cache).__name__}; leave cache_implementation unset"
+        )
+    for name, spikes in spiking_attentions(model).items():
+        index = int(model.get_submodule(name).layer_idx)  # type: ignore[arg-type]
+        while len(cache.layers) <= index:
+            cache.layers.append(DynamicLayer())
+        layer = cache.layers[index]
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[index] = SpikingSlidingLayer(spikes, layer.sliding_window)
+        elif type(layer) is DynamicLayer:
+            cache.layers[index] = SpikingLayer(spikes)
+        else:
+            raise UnsupportedModelError(
+                f"layer {name} caches in a {type(layer).__name__}, which has no spiking form; generate with use_cache=False"
+            )
+    cache.layer_class_to_replicate = None
+
+
+def install_cache(model: nn.Module) -> None:
+    """Let every forward pass that starts an empty dynamic cache fill it with spiking layers, so that ``generate`` uses them by itself."""
+
+    def before(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        cache = keywords.get("past_key_values")
+        if cache is None and keywords.get("use_cache", module.config.use_cache):
+            return arguments, {**keywords, "past_key_values": spiking_cache(module)}
+        if isinstance(cache, Cache) and cache.get_seq_length() == 0 and not any(isinstance(layer, _SpikingRows) for layer in cache.layers):
+            fill_cache(module, cache)
+        return arguments, keywords
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes that the cached keys and values take."""
+    tensors = [tensor for layer in cache.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
