@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.swap import replace_module
-from spikellm.pipelines.base import BlockContext, Pipeline
+from spikellm.pipelines import BlockContext, Pipeline, pipelines
 from spikellm.recipe import Recipe
 
 
@@ -37,12 +37,14 @@ class BlockRecord:
         loss: mean squared difference of the two streams behind it.
         relative_loss: that over the mean square of the full-precision stream.
         layers: full names of the modules converted.
+        dropped: equivalent transforms that do not hold here.
     """
 
     name: str
     loss: float
     relative_loss: float
     layers: list[str]
+    dropped: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,19 @@ def convert_blocks(
         )
         known = journal.read(index) if journal else None
         if known is not None:
-            modules, record = _restore(model, plan[index], known), BlockRecord(**known.record)
+            modules, dense, record = *_restore(model, plan[index], known), BlockRecord(**known.record)
         else:
-            modules = _fit(model, plan[index], block, converted, exact, forward, recipe, pipeline, device)
+            modules, dense, dropped = _fit(model, plan[index], block, converted, exact, forward, recipe, pipeline, device)
         for module_name, module in modules.items():
             replace_module(model, module_name, module)
+        for parameter, value in dense.items():
+            model.get_parameter(parameter).data.copy_(value)
         for batch in range(len(converted)):
             converted[batch] = forward(block, batch, converted[batch])
         if known is None:
-            record = _record(name, modules, ((converted[i], exact[i]) for i in range(len(exact))))
+            record = _record(name, modules, ((converted[i], exact[i]) for i in range(len(exact))), dropped)
             if journal:
-                journal.write(index, modules, asdict(record))
+                journal.write(index, modules, {parameter: model.get_parameter(parameter).data for parameter in dense}, asdict(record))
         block.to(home)
         records.append(record)
         if on_block:
@@ -134,7 +138,7 @@ def convert_blocks(
 def _fit(
     model: nn.Module, plan: BlockPlan, block: nn.Module, converted: ActivationStore, exact: ActivationStore,
     forward: Callable[[nn.Module, int, Tensor], Tensor], recipe: Recipe, pipeline: Pipeline, device: torch.device,
-) -> dict[str, nn.Module]:  # fmt: skip
+) -> tuple[dict[str, nn.Module], dict[str, Tensor], list[str]]:  # fmt: skip
     layers = {name: model.get_submodule(name) for name in plan.linears}
     watched = {name: module for name, module in layers.items() if pipeline.observes(plan.linears[name])}
     ranked = {
@@ -152,20 +156,25 @@ def _fit(
     for name, (shape, settings) in plan.attentions.items():
         sample = attention_samples[name] if name in ranked else None
         modules[f"{name}.{CHILD}"] = fit_attention(name, shape, settings, sample, recipe.seed, device)
-    context = BlockContext(block, layers, plan.linears, samples, converted, exact, forward, recipe, device)
-    return {**modules, **pipeline.fit_block(context)}
+        replace_module(model, f"{name}.{CHILD}", modules[f"{name}.{CHILD}"])  # from here on the block codes Q, K and V
+    fitted = pipeline.fit_block(
+        BlockContext(plan.name, block, plan.heads, layers, plan.linears, samples, converted, exact, forward, recipe, device)
+    )
+    return {**modules, **fitted.layers}, fitted.dense, fitted.dropped
 
 
-def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> dict[str, nn.Module]:
-    modules = plan.empty_modules(model)
+def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+    modules, tensors = plan.empty_modules(model), dict(known.tensors)
     for name, module in modules.items():
         module.load_state_dict(
-            {key.removeprefix(f"{name}."): tensor for key, tensor in known.tensors.items() if key.startswith(f"{name}.")}, strict=True
+            {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}, strict=True
         )
-    return modules
+    return modules, tensors  # what is left are dense parameters
 
 
-def _record(name: str, modules: Mapping[str, nn.Module], pairs: Iterable[tuple[Tensor, Tensor]]) -> BlockRecord:
+def _record(
+    name: str, modules: Mapping[str, nn.Module], pairs: Iterable[tuple[Tensor, Tensor]], dropped: list[str] | None = None
+) -> BlockRecord:
     """Difference of the two streams, from pairs of converted and exact states."""
     squared, power, count = 0.0, 0.0, 0
     for converted, exact in pairs:
@@ -177,7 +186,7 @@ def _record(name: str, modules: Mapping[str, nn.Module], pairs: Iterable[tuple[T
         raise NumericalError(
             f"the converted model gives NaN or infinity behind {name}; raise bits or leave its layers out with an override"
         )
-    return BlockRecord(name, squared / count, squared / max(power, 1e-300), list(modules))
+    return BlockRecord(name, squared / count, squared / max(power, 1e-300), list(modules), dropped or [])
 
 
 def _convert_head(
@@ -198,9 +207,19 @@ def _convert_head(
             model(batch, use_cache=False)
     handle.remove()
     context = BlockContext(
-        head, {name: head}, {name: settings}, samples, exact, exact, lambda module, batch, hidden: module(hidden), recipe, device
+        name,
+        head,
+        None,
+        {name: head},
+        {name: settings},
+        samples,
+        exact,
+        exact,
+        lambda module, batch, hidden: module(hidden),
+        recipe,
+        device,
     )
-    layers = pipeline.fit_block(context)
+    layers = pipelines["rtn"]().fit_block(context).layers  # no block around it to learn anything on
     record = _record(name, layers, ((layers[name](hidden), head(hidden)) for hidden in inputs))
     replace_module(model, name, layers[name])
     return record

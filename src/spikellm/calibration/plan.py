@@ -15,11 +15,12 @@ from spikellm.recipe import AttentionRecipe, LinearRecipe, Recipe
 
 
 class BlockPlan(NamedTuple):
-    """Settings by full name: of the linear layers of a block, and of its attention modules."""
+    """Settings by full name: of the linear layers of a block, and of its attention modules; heads of its attention where they are known."""
 
     name: str
     linears: dict[str, LinearRecipe]
     attentions: dict[str, tuple[HeadShape, AttentionRecipe]]
+    heads: HeadShape | None
 
     def empty_modules(self, model: nn.Module, device: torch.device | str | None = None) -> dict[str, nn.Module]:
         """Modules of the converted block without their state, by the name under which they go into the model."""
@@ -52,7 +53,7 @@ def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
         linears = {name: settings for name in full if (settings := recipe.for_module(name)) is not None}
         inside = {name: shape for name, shape in sites.items() if name.startswith(f"{prefix}.")}
         attentions = {name: (shape, spiking) for name, shape in inside.items() if (spiking := recipe.attention_for(name)) is not None}
-        plan.append(BlockPlan(prefix, linears, attentions))
+        plan.append(BlockPlan(prefix, linears, attentions, next(iter(inside.values()), None)))
     head = output_head(model)
     if recipe.lm_head and head is not None:
         names.append(head)

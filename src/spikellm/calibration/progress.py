@@ -6,6 +6,7 @@ Activations are not kept: on resuming, the streams are run through the finished 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ class Journal:
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise RequestError(f"{path} is damaged ({error}); delete it to convert that block again") from None
 
-    def write(self, index: int, layers: dict[str, Any], record: dict[str, Any]) -> None:
+    def write(self, index: int, modules: Mapping[str, nn.Module], dense: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         """Keep a finished block; the first one creates the folder and its manifest."""
         if not is_journal(self.folder):
             try:
@@ -61,12 +62,8 @@ class Journal:
                 raise cannot_write(self.folder, error) from None
             text = json.dumps(self._identity, indent=1)
             write_atomically(self.folder / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-        tensors = {
-            f"{name}.{key}": tensor.contiguous()
-            for name, layer in layers.items()
-            if isinstance(layer, nn.Module)
-            for key, tensor in layer.state_dict().items()
-        }
+        tensors = {f"{name}.{key}": tensor.contiguous() for name, module in modules.items() for key, tensor in module.state_dict().items()}
+        tensors.update(dense)
         write_atomically(self._path(index), lambda path: save_file(tensors, path, metadata={"record": json.dumps(record)}))
 
     def _path(self, index: int) -> Path:

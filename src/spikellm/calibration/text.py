@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from spikellm.modeling.families import longest_window
 DEFAULT_SEQLEN = 2048
 _SUFFIXES = (".txt", ".jsonl")
 _C4_DOCUMENTS = 4000
+_REMEMBERED = 4
 
 
 def read_text(source: str, split: Split) -> str:
@@ -114,6 +116,24 @@ NAMED: dict[str, Callable[[Split], str]] = {"wikitext2": _wikitext2, "c4": _c4, 
 def tokenize(tokenizer: Any, text: str) -> Tensor:
     """Tokens of a whole text, tokenized once with the tokenizer's own special tokens: int64, ``(tokens,)``."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
+
+
+_recent: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
+
+
+def read_tokens(tokenizer: Any, source: str, split: Split) -> Tensor:
+    """Tokens of a source, ``(tokens,)``; the last few are remembered, since comparisons read the same text again and again."""
+    text = read_text(source, split)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenize(tokenizer, text)
+    key = (hashlib.sha256(text.encode()).hexdigest(), hashlib.sha256(backend.to_str().encode()).hexdigest())
+    if key not in _recent:
+        _recent[key] = tokenize(tokenizer, text)
+    _recent.move_to_end(key)
+    while len(_recent) > _REMEMBERED:
+        _recent.popitem(last=False)
+    return _recent[key]
 
 
 def window_length(config: object, seqlen: int | None) -> int:

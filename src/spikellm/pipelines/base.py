@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.calibration.activations import ActivationStore, SampledInputs
+from spikellm.errors import UnsupportedModelError
+from spikellm.modeling.attention import HeadShape
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.recipe import LinearRecipe, Recipe
 from spikellm.registry import Registry
@@ -24,7 +26,9 @@ class BlockContext:
     """One decoder block as a pipeline sees it.
 
     Attributes:
-        module: the full-precision block.
+        name: full name of the block.
+        module: the full-precision block; where attention is to spike, it codes Q, K and V already.
+        heads: heads of its attention, where known.
         layers: its linear layers to convert, by full name.
         settings: recipe of each of them.
         samples: input tokens of the layers that the pipeline asked for, from the converted stream.
@@ -34,7 +38,9 @@ class BlockContext:
         recipe: the whole recipe.
     """
 
+    name: str
     module: nn.Module
+    heads: HeadShape | None
     layers: dict[str, nn.Module]
     settings: dict[str, LinearRecipe]
     samples: SampledInputs
@@ -44,6 +50,33 @@ class BlockContext:
     recipe: Recipe
     device: torch.device
 
+    def sample(self, name: str) -> Tensor:
+        """Sampled inputs of a layer, float32, ``(tokens, in)``.
+
+        Raises:
+            UnsupportedModelError: the layer was not run on the calibration text.
+        """
+        sample = self.samples.get(name)
+        if sample is None:
+            raise UnsupportedModelError(
+                f"layer {name} was not run on the calibration text, so its channels cannot be ranked; leave it out with an override (skip: true)"
+            )
+        return sample
+
+
+class FittedBlock(NamedTuple):
+    """What a pipeline makes of a block.
+
+    Attributes:
+        layers: spiking layers by full name.
+        dense: new values of parameters that stay dense (norms that take over scales), float32, by full name.
+        dropped: equivalent transforms that do not hold in this block.
+    """
+
+    layers: dict[str, SpikingLinear]
+    dense: dict[str, Tensor] = {}  # noqa: RUF012  never changed
+    dropped: list[str] = []  # noqa: RUF012
+
 
 class Pipeline(Protocol):
     """How weights and channel groups of a block are fitted."""
@@ -52,8 +85,8 @@ class Pipeline(Protocol):
         """Whether the inputs of a layer with these settings are needed."""
         ...
 
-    def fit_block(self, context: BlockContext) -> dict[str, SpikingLinear]:
-        """Spiking layers for every layer of the context."""
+    def fit_block(self, context: BlockContext) -> FittedBlock:
+        """A spiking layer for every layer of the context."""
         ...
 
     def finish(self, model: nn.Module) -> None:

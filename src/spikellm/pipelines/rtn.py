@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.families import weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.swap import spiking_like
-from spikellm.pipelines.base import BlockContext, pipelines
+from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
 from spikellm.pipelines.grouping import assign_groups, salient_channels
 from spikellm.quantization.affine import round_to_nearest
 from spikellm.recipe import LinearRecipe
@@ -21,11 +20,19 @@ class RoundToNearest:
     def observes(self, settings: LinearRecipe) -> bool:
         return settings.activations.salient_rate > 0
 
-    def fit_block(self, context: BlockContext) -> dict[str, SpikingLinear]:
-        return {
-            name: fit_layer(name, module, context.settings[name], context.samples.get(name), context.recipe.seed)
-            for name, module in context.layers.items()
-        }
+    def fit_block(self, context: BlockContext) -> FittedBlock:
+        return FittedBlock(
+            {
+                name: fit_layer(
+                    name,
+                    module,
+                    context.settings[name],
+                    context.sample(name) if self.observes(context.settings[name]) else None,
+                    context.recipe.seed,
+                )
+                for name, module in context.layers.items()
+            }
+        )
 
     def finish(self, model: nn.Module) -> None:
         """Nothing is left to do."""
@@ -34,10 +41,6 @@ class RoundToNearest:
 def fit_layer(name: str, module: nn.Module, settings: LinearRecipe, x: Tensor | None, seed: int) -> SpikingLinear:
     """Spiking layer of one linear layer; ``x`` are sampled inputs, needed where the recipe asks for salient channels."""
     weight, _ = weight_and_bias(module)
-    if x is None and settings.activations.salient_rate > 0:
-        raise UnsupportedModelError(
-            f"layer {name} was not run on the calibration text, so its channels cannot be ranked; leave it out with an override (skip: true)"
-        )
     layer = spiking_like(module, settings)
     assign_groups(layer, None if x is None else salient_channels(x, weight, settings.activations, seed, name))
     layout = layer.layout()

@@ -49,26 +49,35 @@ def round_to_nearest(weight: Tensor, bits: int, groups: list[tuple[int, int]], *
         groups: columns that share a scale (see :func:`column_groups`).
         symmetric: zero-point in the middle, ``2**(bits-1)``; the lowest code is then left unused.
     """
-    weight = weight.float()
-    parts = [_one_group(weight[:, start:stop], bits, symmetric) for start, stop in groups]
-    return AffineWeights(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
+    return code_in_range(weight, bits, groups, *weight_range(weight, groups), symmetric=symmetric)
 
 
-def _one_group(weight: Tensor, bits: int, symmetric: bool) -> AffineWeights:
-    top = 2**bits - 1
-    low, high = torch.aminmax(weight, dim=1, keepdim=True)
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    if symmetric:
-        middle = 2 ** (bits - 1)
-        scale = torch.maximum(high, -low) / (middle - 1)
-        zero = torch.full_like(scale, middle)
-    else:
-        scale = high / top - low / top
-        zero = half_up(-low / scale).nan_to_num(0.0)
+def weight_range(weight: Tensor, groups: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Smallest and largest weight of each row and group, zero included: float32, ``(out, groups)`` each."""
+    ends = [torch.aminmax(weight[:, start:stop].float(), dim=1) for start, stop in groups]
+    return torch.stack([low for low, _ in ends], 1).clamp(max=0), torch.stack([high for _, high in ends], 1).clamp(min=0)
+
+
+def code_in_range(
+    weight: Tensor, bits: int, groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False
+) -> AffineWeights:
+    """Code a weight matrix in given ranges; what lies outside is clipped.
+
+    Args:
+        low, high: ``(out, groups)``, ``low ≤ 0 ≤ high``.
+        weight, bits, groups, symmetric: as for :func:`round_to_nearest`.
+    """
+    top, middle = 2**bits - 1, 2 ** (bits - 1)
+    low, high = low.float(), high.float()
+    scale = torch.maximum(high, -low) / (middle - 1) if symmetric else high / top - low / top
+    zero = torch.full_like(scale, middle) if symmetric else half_up(-low / scale).nan_to_num(0.0)
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
     zero = zero.clamp(0, top)
-    codes = (half_up(weight / scale) + zero).clamp(1 if symmetric else 0, top)
-    return AffineWeights(codes.to(torch.uint8), scale, zero.to(torch.uint8))
+    codes = [
+        (half_up(weight[:, start:stop].float() / scale[:, g : g + 1]) + zero[:, g : g + 1]).clamp(1 if symmetric else 0, top)
+        for g, (start, stop) in enumerate(groups)
+    ]
+    return AffineWeights(torch.cat(codes, dim=1).to(torch.uint8), scale, zero.to(torch.uint8))
 
 
 def dequantize(weights: AffineWeights, groups: list[tuple[int, int]]) -> Tensor:

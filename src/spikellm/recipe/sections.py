@@ -1,33 +1,27 @@
-"""Recipes: everything that decides the result of a conversion, in one frozen, versioned object that is saved with the model.
-
-Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm.presets`.
-"""
+"""The sections of a recipe: weights, activations, attention, calibration, pipelines, overrides."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from functools import cached_property
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from spikellm.errors import RecipeError
 from spikellm.neurons import make_neuron, neurons
 from spikellm.registry import unknown_name
 from spikellm.saliency import criteria
 
-RECIPE_VERSION: Literal[1] = 1
 MAX_STEPS = 255  # steps are stored in one byte
 MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Frozen, and unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class WeightRecipe(_Section):
+class WeightRecipe(Section):
     """How weights become integer codes."""
 
     bits: int = Field(4, ge=2, le=8, description="bits of a weight code", strict=True)
@@ -35,7 +29,7 @@ class WeightRecipe(_Section):
     group_size: int | None = Field(None, ge=1, description="columns that share a scale; null for the whole row", strict=True)
 
 
-class ActivationRecipe(_Section):
+class ActivationRecipe(Section):
     """How inputs of linear layers become spikes. ``bits: 16`` leaves them as they are."""
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
@@ -113,7 +107,7 @@ class ActivationRecipe(_Section):
             )
 
 
-class CalibrationRecipe(_Section):
+class CalibrationRecipe(Section):
     """The text from which channels are ranked and errors measured."""
 
     text: str = Field("wikitext2", description="wikitext2, c4, ptb (hub), stdlib (built in) or a path: .txt, .jsonl, folder")
@@ -124,7 +118,7 @@ class CalibrationRecipe(_Section):
     )
 
 
-class LinearRecipe(_Section):
+class LinearRecipe(Section):
     """What one linear layer becomes."""
 
     weights: WeightRecipe = WeightRecipe()
@@ -134,7 +128,7 @@ class LinearRecipe(_Section):
 _NOT_CODED = ActivationRecipe(bits=16)
 
 
-class AttentionRecipe(_Section):
+class AttentionRecipe(Section):
     """How attention becomes spikes; each part with ``bits: 16`` stays as it is. Channels are those of one head."""
 
     query: ActivationRecipe = _NOT_CODED
@@ -164,7 +158,32 @@ class AttentionRecipe(_Section):
         return self
 
 
-class Override(_Section):
+class OmniQuantRecipe(Section):
+    """What the ``omniquant`` pipeline learns."""
+
+    epochs: int = Field(20, ge=0, description="passes over the calibration text; 0 keeps the SmoothQuant start", strict=True)
+    let: bool = Field(True, description="learn equivalent scalings", strict=True)
+    lwc: bool = Field(True, description="learn weight clipping", strict=True)
+    pairs: tuple[Literal["norm", "value-output", "up-down", "query-key"], ...] = Field(
+        ("norm", "value-output", "query-key"), description="which equivalent scalings"
+    )
+    alpha: float = Field(0.75, ge=0.0, le=1.0, description="share of the inputs in the SmoothQuant start")
+    let_rate: float = Field(1e-3, gt=0.0, description="learning rate of scales")
+    lwc_rate: float = Field(1e-2, gt=0.0, description="learning rate of clipping logits")
+    saliency_after_smoothing: bool = Field(
+        True, description="rank channels after the start's smoothing, as they will be coded", strict=True
+    )
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> OmniQuantRecipe:
+        if not self.let and not self.lwc:
+            raise ValueError("let and lwc are both false, so nothing is left of omniquant; use pipeline rtn")
+        if self.epochs == 0 and self.lwc:
+            raise ValueError("lwc is learned, and epochs is 0; set lwc to false (SmoothQuant) or raise epochs")
+        return self
+
+
+class Override(Section):
     """Other settings for the modules whose full name matches a regular expression."""
 
     match: str
@@ -186,113 +205,3 @@ class Override(_Section):
         if self.skip == bool(self.weights or self.activations):
             raise ValueError(f"the override for {self.match!r} must either skip or set weights / activations")
         return self
-
-
-class Recipe(_Section):
-    """A whole conversion."""
-
-    version: Literal[1] = RECIPE_VERSION
-    name: str = "custom"
-    description: str = ""
-    pipeline: str = Field("rtn", description="how weights are fitted")
-    seed: int = Field(2, ge=0, lt=2**63, description="decides calibration windows and random controls", strict=True)
-    weights: WeightRecipe = WeightRecipe()
-    activations: ActivationRecipe = ActivationRecipe()
-    attention: AttentionRecipe = AttentionRecipe()
-    calibration: CalibrationRecipe = CalibrationRecipe()
-    lm_head: bool = Field(False, description="convert the output projection too")
-    overrides: tuple[Override, ...] = ()
-
-    @model_validator(mode="after")
-    def _overrides_are_valid(self) -> Recipe:
-        for override in self.overrides:
-            self._apply(override, LinearRecipe(weights=self.weights, activations=self.activations))
-        return self
-
-    @cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], Override]]:
-        return [(re.compile(override.match), override) for override in self.overrides]
-
-    def for_module(self, name: str) -> LinearRecipe | None:
-        """Settings of the module with this full name, or None to leave it. Later overrides win field by field."""
-        settings: LinearRecipe | None = LinearRecipe(weights=self.weights, activations=self.activations)
-        for pattern, override in self._patterns:
-            if pattern.fullmatch(name):
-                settings = (
-                    None
-                    if override.skip
-                    else self._apply(override, settings or LinearRecipe(weights=self.weights, activations=self.activations))
-                )
-        return settings
-
-    def attention_for(self, name: str) -> AttentionRecipe | None:
-        """Settings of the attention module with this full name, or None to leave it."""
-        skipped = any(override.skip and pattern.fullmatch(name) for pattern, override in self._patterns)
-        return self.attention if self.attention.spiking and not skipped else None
-
-    @staticmethod
-    def _apply(override: Override, settings: LinearRecipe) -> LinearRecipe:
-        merged = settings.model_dump()
-        merged["weights"].update(override.weights)
-        merged["activations"].update(override.activations)
-        try:
-            return LinearRecipe.model_validate(merged)
-        except ValidationError as error:
-            raise RecipeError(f"override {override.match!r}: {_explain(error, LinearRecipe)}") from None
-
-    def unmatched_overrides(self, names: Iterable[str]) -> list[str]:
-        """Patterns that match none of the names."""
-        names = list(names)
-        return [override.match for pattern, override in self._patterns if not any(pattern.fullmatch(name) for name in names)]
-
-    def replaced(self, values: Mapping[str, Any]) -> Recipe:
-        """The same recipe with other values under dotted keys.
-
-        Raises:
-            RecipeError: a key or value is not valid.
-        """
-        data = self.model_dump()
-        for key, value in values.items():
-            place_value(data, key, value)
-        return recipe_from(data, f"recipe {self.name!r}")
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-
-def recipe_from(data: Mapping[str, Any], where: str) -> Recipe:
-    """Validate plain data into a recipe; ``where`` names its origin in the error."""
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error)}") from None
-
-
-def place_value(data: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value under a dotted key of plain recipe data.
-
-    Raises:
-        RecipeError: a part of the key is no section.
-    """
-    *sections, field = key.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise RecipeError(f"key {key!r}: {section!r} is no section of a recipe")
-    data[field] = value
-
-
-def _explain(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
-    """The first problem of a validation error in one line, with the valid names where a key is unknown."""
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        section: Any = root
-        for part in path[:-1]:
-            annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else Override
-            section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Override
-        return unknown_name("key", ".".join(path), [".".join([*path[:-1], name]) for name in section.model_fields])
-    message = first["msg"].removeprefix("Value error, ")
-    where = ".".join(path)
-    found = f" (found {first['input']!r})" if not isinstance(first["input"], (dict, BaseModel)) else ""
-    return f"{where}: {message}{found}" if where else message

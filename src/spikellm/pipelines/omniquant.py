@@ -1,0 +1,282 @@
+"""OmniQuant with spikes in the loop: equivalent scalings (LET) and weight clipping (LWC) learned block by block (SpikeLLM §4, OmniQuant).
+
+A float32 copy of the block, whose linear layers code their inputs as the spiking layers will, is run on the converted stream; scales and clipping
+logits follow the gradient of the mean squared error to the full-precision stream. Only they are trained. The best state is kept; a loss that is
+not finite restores it and halves the rates. With no epochs and no clipping this is SmoothQuant.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spikellm.errors import NumericalError
+from spikellm.modeling.attention import CHILD
+from spikellm.modeling.families import weight_and_bias
+from spikellm.modeling.linear import Layout, SpikingLinear, make_layout
+from spikellm.modeling.surrogate import SurrogateLinear
+from spikellm.modeling.swap import replace_module, spiking_like
+from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
+from spikellm.pipelines.grouping import group_of, salient_channels
+from spikellm.recipe import ActivationRecipe, LinearRecipe
+from spikellm.transforms.clipping import clipped_range, code_clipped, fake_code, initial_logits
+from spikellm.transforms.equivalent import Pair, State, apply_pairs, smooth_scale
+from spikellm.transforms.pairs import find_pairs
+
+_RETRIES = 3
+_LONGEST_STEP = 1.0  # norm that the gradient is clipped to
+
+
+class Learned(NamedTuple):
+    """What is learned of a block: logarithms of scales by pair, logits γ and β by layer."""
+
+    scales: dict[str, Tensor]
+    logits: dict[str, tuple[Tensor, Tensor]]
+
+    def clone(self) -> Learned:
+        """A copy that later steps do not touch."""
+        return Learned(
+            {name: tensor.detach().clone() for name, tensor in self.scales.items()},
+            {name: (gamma.detach().clone(), beta.detach().clone()) for name, (gamma, beta) in self.logits.items()},
+        )
+
+
+@pipelines.register("omniquant")
+class OmniQuant:
+    """LET and LWC, each switchable."""
+
+    def observes(self, settings: LinearRecipe) -> bool:
+        return True
+
+    def fit_block(self, context: BlockContext) -> FittedBlock:
+        return _Fit(context).result()
+
+    def finish(self, model: nn.Module) -> None:
+        """Nothing is left to do."""
+
+
+class _Functional(nn.Module):
+    """A block run with other parameters than its own."""
+
+    def __init__(self, block: nn.Module, state: State) -> None:
+        super().__init__()
+        self.block, self.state = block, state
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return functional_call(self.block, self.state, arguments, keywords)
+
+
+class _Fit:
+    """The fit of one block. Names of layers are those within the block."""
+
+    def __init__(self, context: BlockContext) -> None:
+        self.context, self.options = context, context.recipe.omniquant
+        self.full = {name.removeprefix(f"{context.name}."): name for name in context.layers}
+        self.block = copy.deepcopy(context.module).float()
+        self.surrogates: dict[str, SurrogateLinear] = {}
+        for name, full in self.full.items():
+            weight, bias = weight_and_bias(self.block.get_submodule(name))
+            group = torch.zeros(weight.shape[1], dtype=torch.uint8, device=weight.device)
+            self.surrogates[name] = SurrogateLinear(weight, bias, context.settings[full].activations, group)
+            replace_module(self.block, name, self.surrogates[name])
+        for parameter in self.block.parameters():
+            parameter.requires_grad_(False)
+        self.state: State = dict(self.block.named_parameters())
+        self.pairs, self.dropped = self._find_pairs()
+        scales = {pair.name: self._initial_scale(pair) for pair in self.pairs}
+        self.layouts = self._choose_channels(scales)
+        logits = {
+            name: initial_logits(len(self.state[f"{name}.weight"]), len(layout.weight_groups), context.device) if self.options.lwc else None
+            for name, layout in self.layouts.items()
+        }
+        self.learned = Learned({name: scale.log() for name, scale in scales.items()}, {name: pair for name, pair in logits.items() if pair})
+
+    def result(self) -> FittedBlock:
+        """Train, then code the weights."""
+        if self.options.epochs and (self.learned.scales or self.learned.logits):
+            with torch.enable_grad():
+                self._train()
+        state = self._scaled(self._settled_scales())
+        scaled = {scaling.parameter for pair in self.pairs for scaling in pair.scalings}
+        inside = {f"{name}.{part}" for name in self.full for part in ("weight", "bias")}
+        dense = {f"{self.context.name}.{name}": state[name].detach() for name in scaled - inside}
+        return FittedBlock({full: self._coded(name, state) for name, full in self.full.items()}, dense, self.dropped)
+
+    def _forward(self, state: State, batch: int, hidden: Tensor) -> Tensor:
+        return self.context.forward(_Functional(self.block, state), batch, hidden.float())
+
+    # equivalent scalings
+
+    def _find_pairs(self) -> tuple[list[Pair], list[str]]:
+        if not self.options.let:
+            return [], []
+        hidden = self.context.inputs[0]
+        with self._full_precision():
+            return find_pairs(
+                self.block,
+                self.context.heads,
+                self.options.pairs,
+                lambda _, state: self._forward(state, 0, hidden),
+                self.context.recipe.seed,
+            )
+
+    @contextmanager
+    def _full_precision(self) -> Iterator[None]:
+        """While this holds, nothing in the copy is coded."""
+        settings = {name: layer.settings for name, layer in self.surrogates.items()}
+        spikes = [(module, module._modules.pop(CHILD)) for module in self.block.modules() if CHILD in module._modules]
+        for layer in self.surrogates.values():
+            layer.settings = ActivationRecipe(bits=16)
+        try:
+            yield
+        finally:
+            for name, layer in self.surrogates.items():
+                layer.settings = settings[name]
+            for module, child in spikes:
+                module._modules[CHILD] = child
+
+    def _initial_scale(self, pair: Pair) -> Tensor:
+        """SmoothQuant's scale where layers read the scaled channels; 1 between q and k."""
+        ones = torch.ones(pair.length, device=self.context.device)
+        if not pair.consumers:
+            return ones
+        spread = {scaling.parameter: scaling.spread for scaling in pair.scalings}
+        input_max, weight_max = torch.zeros_like(ones), torch.zeros_like(ones)
+        for name in pair.consumers:
+            index = spread[f"{name}.weight"].to(ones.device)
+            inputs = self.context.sample(self.full[name]).abs().amax(0)
+            weights = self.state[f"{name}.weight"].abs().amax(0)
+            input_max = torch.maximum(input_max, torch.zeros_like(ones).scatter_reduce(0, index, inputs, "amax"))
+            weight_max = torch.maximum(weight_max, torch.zeros_like(ones).scatter_reduce(0, index, weights, "amax"))
+        return smooth_scale(input_max, weight_max, self.options.alpha)
+
+    def _scaled(self, log_scales: dict[str, Tensor]) -> State:
+        return apply_pairs(self.state, self.pairs, {name: log.exp() for name, log in log_scales.items()})
+
+    def _settled_scales(self) -> dict[str, Tensor]:
+        """Learned scales, moved to where the vectors that stay dense end up once rounded to the model's own type, so that rounding cancels."""
+        scaled, settled = self._scaled(self.learned.scales), dict(self.learned.scales)
+        for pair in self.pairs:
+            first = pair.scalings[0]
+            if scaled[first.parameter].dim() != 1 or first.power > 0:
+                continue
+            own = self.context.module.get_parameter(first.parameter)
+            rounded = scaled[first.parameter].to(own.dtype).float() + first.offset
+            ratio = (self.state[first.parameter] + first.offset) / rounded
+            usable = torch.isfinite(ratio) & (ratio > 0)
+            settled[pair.name] = torch.where(usable, ratio.clamp(min=1e-30).log(), settled[pair.name])
+        return settled
+
+    def _input_scale(self, name: str, scales: dict[str, Tensor]) -> Tensor | None:
+        """What the inputs of a layer are divided by."""
+        for pair in self.pairs:
+            if name in pair.consumers:
+                index = next(scaling.spread for scaling in pair.scalings if scaling.parameter == f"{name}.weight")
+                return scales[pair.name][index]
+        return None
+
+    # salient channels
+
+    def _choose_channels(self, scales: dict[str, Tensor]) -> dict[str, Layout]:
+        layouts, smoothed = {}, self._scaled({name: scale.log() for name, scale in scales.items()})
+        for name, full in self.full.items():
+            settings, layer = self.context.settings[full], self.surrogates[name]
+            group = torch.zeros(layer.weight.shape[1], dtype=torch.uint8, device=self.context.device)
+            if settings.activations.salient_rate > 0:
+                x, weight, scale = self.context.sample(full), self.state[f"{name}.weight"], self._input_scale(name, scales)
+                if self.options.saliency_after_smoothing and scale is not None:
+                    x, weight = x / scale, smoothed[f"{name}.weight"]
+                group = group_of(salient_channels(x, weight, settings.activations, self.context.recipe.seed, full))
+                layer.set_groups(group)
+            layouts[name] = make_layout(group, torch.tensor(settings.activations.group_steps), settings)
+        return layouts
+
+    # training
+
+    def _state(self, learned: Learned) -> State:
+        """Parameters of the copy: scaled, and weights as their codes will stand for them."""
+        state = self._scaled(learned.scales)
+        for name, full in self.full.items():
+            weights, layout, stored = self.context.settings[full].weights, self.layouts[name], self._stored(name, state)
+            low, high = self._range(name, stored, learned)
+            coded = fake_code(stored, weights.bits, layout.weight_groups, low, high, symmetric=weights.symmetric)
+            state[f"{name}.weight"] = coded if layout.order is None else coded[:, torch.argsort(layout.order)]
+        return state
+
+    def _stored(self, name: str, state: State) -> Tensor:
+        order = self.layouts[name].order
+        return state[f"{name}.weight"] if order is None else state[f"{name}.weight"][:, order]
+
+    def _range(self, name: str, stored: Tensor, learned: Learned) -> tuple[Tensor, Tensor]:
+        full = torch.full((len(stored), len(self.layouts[name].weight_groups)), torch.inf, device=stored.device)  # sigmoid(∞) = 1
+        return clipped_range(stored, self.layouts[name].weight_groups, *learned.logits.get(name, (full, full)))
+
+    def _train(self) -> None:
+        best, best_loss, factor = self.learned.clone(), math.inf, 1.0
+        for _ in range(_RETRIES + 1):
+            current = best.clone()
+            optimizer = self._optimizer(current, factor)
+            for epoch in range(self.options.epochs):  # noqa: B007  named in the error below
+                loss = self._epoch(current, optimizer)
+                if not math.isfinite(loss):
+                    break
+                if loss < best_loss:
+                    best, best_loss = current.clone(), loss
+            else:
+                self.learned = best
+                return
+            factor /= 2
+        raise NumericalError(
+            f"omniquant: the loss of block {self.context.name} is NaN or infinite in epoch {epoch + 1}, also after lowering the rates {_RETRIES} times; "
+            "lower omniquant.let_rate and omniquant.lwc_rate, or set omniquant.let to false"
+        )
+
+    def _optimizer(self, learned: Learned, factor: float) -> torch.optim.Optimizer:
+        scales, logits = list(learned.scales.values()), [tensor for pair in learned.logits.values() for tensor in pair]
+        for tensor in (*scales, *logits):
+            tensor.requires_grad_(True)
+        groups = [{"params": scales, "lr": self.options.let_rate * factor}, {"params": logits, "lr": self.options.lwc_rate * factor}]
+        return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+
+    def _epoch(self, learned: Learned, optimizer: torch.optim.Optimizer) -> float:
+        """One pass over the batches; mean loss, measured before each step."""
+        total = 0.0
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for batch in range(len(self.context.inputs)):
+            target = self.context.targets[batch].to(self.context.device).float()
+            loss = nn.functional.mse_loss(self._forward(self._state(learned), batch, self.context.inputs[batch]), target)
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                return total
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, _LONGEST_STEP * max(1.0, len(parameters) ** 0.5))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return total / len(self.context.inputs)
+
+    # coding
+
+    @torch.no_grad()
+    def _coded(self, name: str, state: State) -> SpikingLinear:
+        full = self.full[name]
+        settings, layout = self.context.settings[full], self.layouts[name]
+        layer = spiking_like(self.context.layers[full], settings, self.context.device)
+        group = torch.zeros_like(layer.channel_group)
+        for number, members in enumerate(self.surrogates[name].members):
+            group[members] = number
+        layer.set_groups(group)
+        stored = self._stored(name, state)
+        low, high = self._range(name, stored, self.learned)
+        layer.set_weights(
+            code_clipped(stored, settings.weights.bits, layout.weight_groups, low, high, symmetric=settings.weights.symmetric)
+        )
+        if layer.bias is not None:
+            layer.bias.data.copy_(state[f"{name}.bias"])
+        return layer

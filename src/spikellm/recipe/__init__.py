@@ -1,0 +1,20 @@
+"""Recipes: everything that decides the result of a conversion, in one frozen, versioned object that is saved with the model.
+
+Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm.presets`.
+"""
+
+from spikellm.recipe.sections import ActivationRecipe, AttentionRecipe, LinearRecipe, OmniQuantRecipe, Override, WeightRecipe
+from spikellm.recipe.whole import RECIPE_VERSION, Recipe, place_value, recipe_from
+
+__all__ = [
+    "RECIPE_VERSION",
+    "ActivationRecipe",
+    "AttentionRecipe",
+    "LinearRecipe",
+    "OmniQuantRecipe",
+    "Override",
+    "Recipe",
+    "WeightRecipe",
+    "place_value",
+    "recipe_from",
+]
