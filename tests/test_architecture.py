@@ -23,6 +23,7 @@ LAYERS = [
     ["presets"],
     ["kernels"],
     ["modeling"],
+    ["transforms"],
     ["profiling"],
     ["checkpoint"],
     ["calibration", "pipelines"],

@@ -79,6 +79,23 @@ def test_convert_eval_generate_inspect(capsys: pytest.CaptureFixture[str], tmp_p
     assert "gif 4" in stdout
 
 
+def test_attention_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+    out = tmp_path / "out"
+    settings = "attention={query: {bits: 4}, key: {bits: 4}, value: {bits: 4}}"
+    status, _, stderr = run(
+        capsys, "convert", BUNDLED, out, "--recipe", "w8a8", "--calibration", text_file, "--samples", 1, "--seqlen", 16, "--set", settings
+    )
+    assert status == 0
+    assert "attention spikes in 5 modules" in stderr
+    _, stdout, _ = run(capsys, "inspect", out)
+    assert (
+        "attention spikes in 5 modules: query 4, key 4, value 4 bits; a cached token and key-value head takes 38 bytes, 128 at 16 bits"
+        in stdout
+    )
+    assert "w8a8 with attention=" in stdout.replace("\n", "")
+    assert run(capsys, "generate", out, "Return a list of", "--max-new-tokens", 4)[0] == 0
+
+
 def test_inspect_an_ordinary_model(capsys: pytest.CaptureFixture[str]) -> None:
     status, stdout, _ = run(capsys, "inspect", BUNDLED)
     assert status == 0

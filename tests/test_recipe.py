@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from spikellm.errors import RecipeError
-from spikellm.neurons import make_neuron
+from spikellm.neurons import make_neuron, neurons
 from spikellm.presets import load_recipe, preset_names
 from spikellm.recipe import Recipe
 
@@ -46,7 +46,7 @@ def test_reference_presets_follow_the_paper() -> None:
         ("weight.bits=3", "unknown key 'weight', did you mean 'weights'"),
         ("activations.bits=0", "expected 1 to 8, or 16"),
         ("activations.bits=16", "would have no effect"),
-        ("activations.neuron=lif", "valid: gif, if, ternary"),
+        ("activations.neuron=lif", f"valid: {', '.join(neurons.names())}"),
         ("activations.neuron=ternary", "2 bits"),
         ("activations.saliency=hessian", "valid: "),
         ("activations.salient_rate=1.5", "less than 1"),

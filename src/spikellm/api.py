@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 import spikellm
 from spikellm.calibration.blocks import BlockRecord, OnBlock, convert_blocks
 from spikellm.calibration.progress import Journal
-from spikellm.calibration.text import fingerprint, random_windows, read_text, tokenize, window_length
+from spikellm.calibration.text import fingerprint, random_windows, read_tokens, window_length
 from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.huggingface import mark_converted, save, spike_config
 from spikellm.checkpoint.load import load
@@ -58,6 +58,7 @@ def convert(
     device: str | torch.device | None = None,
     journal: str | Path | None = None,
     on_block: OnBlock | None = None,
+    on_stage: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Turn a causal language model into a spike-driven one, in place; after an error the model is as it was.
 
@@ -69,6 +70,7 @@ def convert(
         device: where blocks are converted; each goes there and back. By default they stay where they are.
         journal: folder for finished blocks, from which an interrupted conversion goes on to the same bytes.
         on_block: called after every block.
+        on_stage: called with a few words before each step that takes a while.
 
     Raises:
         RecipeError: the recipe is not valid.
@@ -81,21 +83,27 @@ def convert(
     place = find_device(device or next(model.parameters()).device)
     if spike_config(model) is not None or spiking_linears(model):
         raise RequestError("the model is converted already; load the original")
+    stage = on_stage or (lambda _: None)
     _require_finite_weights(model)
     text = resolved.calibration
     length = window_length(model.config, text.seqlen)
-    tokens = tokenize(tokenizer, read_text(text.text, "calibration"))
+    stage(f"reading and tokenizing {text.text}")
+    tokens = read_tokens(tokenizer, text.text, "calibration")
     windows = random_windows(tokens, length, text.samples, resolved.seed, text.text)
     identity = {"recipe": resolved.model_dump(mode="json"), "text": fingerprint(windows), "versions": versions()}
     book = Journal(Path(journal), {**identity, "model": _fingerprint(model), "device": place.type}) if journal is not None else None
     model.eval()
+    stage(f"checking that blocks run alone as they run in the model, then converting {len(windows)} windows of {length} tokens")
     originals = {name: module for name, module in model.named_modules() if is_linear(module)}
+    vectors = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.dim() == 1}
     attention = use_interface(model) if resolved.attention.spiking else None
     try:
         records = convert_blocks(model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block)
     except BaseException:
         for name in spiking_linears(model):  # leave the model as it was
             replace_module(model, name, originals[name])
+        for name, value in vectors.items():  # norms may have taken over scales
+            model.get_parameter(name).data.copy_(value)
         for name in spiking_attentions(model):
             delattr(model.get_submodule(name), CHILD)
         if attention is not None:

@@ -194,7 +194,8 @@ def evaluate(
         console.write_json({"model": model, "perplexity": results, "tasks": {}}, json)
     if json != "-":
         rows = [[name, f"{r['value']:.3f}", f"{r['tokens']:,}", str(r["windows"]), str(r["seqlen"])] for name, r in results.items()]
-        console.table(f"Perplexity of {model}", ["text", "perplexity", "tokens", "windows", "window length"], rows)
+        part = f", first {limit} windows" if limit else ""
+        console.table(f"Perplexity of {model}{part}", ["text", "perplexity", "tokens", "windows", "window length"], rows)
 
 
 @app.command()
@@ -256,7 +257,7 @@ def recipes(
         if json:
             console.write_json(recipe.model_dump(mode="json"), json)
         if json != "-":
-            typer.echo(recipe.to_yaml(), nl=False)
+            typer.echo(recipe.to_yaml(named=False), nl=False)
         return
     presets = {preset: load_recipe(preset).description for preset in preset_names()}
     if json:

@@ -70,6 +70,7 @@ def compare(
                 seed=seed,
                 settings=settings,
                 on_block=report_block(),
+                on_stage=console.note,
             )
         seconds = time.monotonic() - started
         values = {}

@@ -40,6 +40,7 @@ def run(out: Path | None = None, *, overwrite: bool = False) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Print the table and the samples."""
     comparison.show(result)
+    console.out.print(f"\nWhat each makes of the words {PROMPT!r}:", highlight=False)
     for row in result["rows"]:
         console.out.print(f"\n[bold]{row['recipe']}[/bold]", highlight=False)
         console.out.print(row["sample"], highlight=False, markup=False, soft_wrap=True)

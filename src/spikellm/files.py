@@ -48,6 +48,9 @@ def folder_when_done(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         raise cannot_write(target, error) from None
     try:
         yield temporary
+        for path in temporary.rglob("*"):  # some writers leave their files to the owner alone
+            if path.is_file():
+                path.chmod(0o666 & ~_umask())
         _swap_in(temporary, target)
     except OSError as error:
         raise cannot_write(target, error) from None
@@ -63,7 +66,9 @@ def require_free(target: Path, *, overwrite: bool = False) -> None:
                 raise RequestError(f"{part} is a file, expected a folder to write {'to' if part == target else 'in'}; choose another name")
             break
     if not overwrite and target.is_dir() and any(target.iterdir()):
-        raise RequestError(f"folder {target} exists and is not empty; choose another one, or overwrite it with --force")
+        raise RequestError(
+            f"folder {target} exists and is not empty; choose another one, or overwrite it (--force on the command line, overwrite=True in Python)"
+        )
 
 
 def cannot_write(path: Path, error: OSError) -> SpikeLLMError:

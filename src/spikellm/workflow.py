@@ -47,8 +47,10 @@ def convert_to_folder(
         raise RequestError(f"{partial} is in the way: finished blocks are kept there; move it or choose another OUT")
     console.note(f"loading {model}")
     loaded, tokenizer = api.load(model, trust_remote_code=trust_remote_code)
-    console.note(f"reading {resolved.calibration.text}: {resolved.calibration.samples} windows")
-    result = api.convert(loaded, tokenizer, resolved, device=place, journal=partial, on_block=report_block())
+    result = api.convert(loaded, tokenizer, resolved, device=place, journal=partial, on_block=report_block(), on_stage=console.note)
+    attentions = result.summary.attentions
+    if resolved.attention.spiking:
+        console.note(f"attention spikes in {len(attentions)} modules")
     dense = [layer.name for layer in result.summary.layers if not layer.spiking]
     console.note(
         f"left dense: {', '.join(dense[:6])}{f' and {len(dense) - 6} more' if len(dense) > 6 else ''}"
@@ -61,7 +63,7 @@ def convert_to_folder(
     summary = result.summary
     return {
         "out": str(out), "recipe": resolved.name, "layers": summary.spiking_layers, "dense": dense, "average_steps": summary.average_steps,
-        "weight_ratio": summary.weight_bytes / summary.dense_bytes, "blocks": [asdict(block) for block in result.blocks],
+        "attention": len(attentions), "weight_ratio": summary.weight_bytes / max(summary.dense_bytes, 1), "blocks": [asdict(block) for block in result.blocks],
     }  # fmt: skip
 
 
@@ -71,6 +73,9 @@ def report_block() -> OnBlock:
     def on_block(progress: Progress) -> None:
         record = progress.record
         kept = "  (from the interrupted run)" if progress.resumed else ""
+        if not record.layers:
+            console.note(f"block {progress.index + 1}/{progress.total}  skipped, as the recipe says")
+            return
         console.note(
             f"block {progress.index + 1}/{progress.total}  loss {record.loss:.3e} ({record.relative_loss:.2%})  {progress.seconds:.1f} s  peak {console.size(progress.peak_memory)}{kept}"
         )
@@ -85,7 +90,7 @@ def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, A
     return {
         "model": model, "kind": summary.kind, "recipe": config.recipe if config else None, "record": config.record if config else None,
         "average_steps": summary.average_steps, "bytes": {"weights": summary.weight_bytes, "dense": summary.dense_bytes, "total": summary.total_bytes},
-        "layers": [asdict(layer) for layer in summary.layers],
+        "layers": [asdict(layer) for layer in summary.layers], "attention": [asdict(attention) for attention in summary.attentions],
     }  # fmt: skip
 
 
@@ -110,5 +115,18 @@ def show_inspection(result: dict[str, Any]) -> None:
             f"average steps {result['average_steps']:.3f}; converted weights {console.size(sizes['weights'])}, {sizes['weights'] / sizes['dense']:.3f} of 16 bits a weight; "
             f"whole model {console.size(sizes['total'])}", highlight=False, soft_wrap=True,
         )  # fmt: skip
+        if result["attention"]:
+            one = result["attention"][0]
+            row = (
+                f"a cached token and key-value head takes {one['cache_bytes']} bytes, {one['dense_cache_bytes']} at 16 bits"
+                if one["cache_bytes"]
+                else "K and V are not cached as spikes"
+            )
+            console.out.print(
+                f"attention spikes in {len(result['attention'])} modules: query {one['query_bits']}, key {one['key_bits']}, value {one['value_bits']} bits; {row}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+        else:
+            console.out.print("attention does not spike", highlight=False)
     else:
         console.out.print(f"whole model {console.size(sizes['total'])}; no spiking layer", highlight=False)

@@ -259,6 +259,13 @@ def test_non_finite_converted_stream_is_named(tokenizer: Any, text_file: Path, m
         spikellm.convert(build("llama"), tokenizer, "w4a4-t2", str(text_file), samples=1, seqlen=16)
 
 
+def test_layer_that_never_runs_is_refused_not_left_without_salient_channels(tokenizer: Any, text_file: Path) -> None:
+    model = build("llama")
+    model.model.layers[0].mlp.extra = torch.nn.Linear(40, 8)
+    with pytest.raises(UnsupportedModelError, match=r"mlp\.extra was not run on the calibration text"):
+        spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=1, seqlen=16)
+
+
 def test_requests_that_cannot_be_met(tokenizer: Any, text_file: Path, bundled: tuple[Any, Any]) -> None:
     def convert(*settings: str) -> None:
         spikellm.convert(build("llama"), tokenizer, "w8a8", str(text_file), samples=1, seqlen=16, settings=settings)

@@ -272,5 +272,11 @@ def test_saving_is_all_or_nothing(
     assert (out / "config.json").exists()
 
 
+def test_saved_files_are_as_readable_as_the_user_wants(converted_folder: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in converted_folder.iterdir()} == {0o666 & ~mask}
+
+
 def test_bundled_model_is_small() -> None:
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 8 * 2**20

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spikellm.errors import RequestError, UnsupportedModelError
+from spikellm.errors import RequestError
 from spikellm.kernels.torch_reference import integer_product
 from spikellm.modeling.linear import SpikingLinear, set_form
 from spikellm.pipelines.grouping import assign_groups
@@ -64,8 +64,8 @@ WEIGHTS = st.fixed_dictionaries({"bits": st.integers(2, 8), "group_size": st.sam
 def test_merged_stepped_and_binary_agree_bit_for_bit(
     weights: dict[str, Any], activations: dict[str, Any], inputs: int, outputs: int, dtype: torch.dtype, seed: int
 ) -> None:
-    if inputs == 1:
-        activations = {**activations, "salient_rate": 0.0, "salient_steps": 1} if "salient_rate" in activations else activations
+    if inputs == 1 and "salient_rate" in activations:
+        activations = {"bits": activations["bits"]}
     layer, _ = make(weights, activations, inputs=inputs, outputs=outputs, seed=seed, dtype=dtype)
     x = torch.randn(2, 5, inputs, generator=torch.Generator().manual_seed(seed)).to(dtype)
     x[0, 0] = 0
@@ -239,12 +239,6 @@ def test_inverted_and_random_choices_reach_the_layer() -> None:
     assert groups("a", saliency="random") == groups("a", saliency="random")
     assert groups("a", saliency="random") != groups("b", saliency="random")
     assert groups("a", saliency="random") != groups("a", 1, saliency="random")
-
-
-def test_layer_without_a_sample_is_refused_not_left_without_salient_channels() -> None:
-    settings = LinearRecipe.model_validate({"activations": {"bits": 4, "salient_rate": 0.2, "salient_steps": 2}})
-    with pytest.raises(UnsupportedModelError, match="was not run on the calibration text"):
-        fit_layer("layer", nn.Linear(8, 2), settings, None, 0)
 
 
 def test_casting_a_model_keeps_scales() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikellm.calibration.text import disjoint_windows, read_text, tokenize, window_length
+from spikellm.calibration.text import disjoint_windows, read_tokens, window_length
 from spikellm.errors import NumericalError, RequestError
 
 _BATCH_TOKENS = 2048
@@ -60,7 +60,7 @@ def perplexity(
     if limit is not None and limit < 1:
         raise RequestError(f"limit is {limit}; expected at least one window")
     length = window_length(model.config, seqlen)
-    windows = disjoint_windows(tokenize(tokenizer, read_text(source, "evaluation")), length, source)
+    windows = disjoint_windows(read_tokens(tokenizer, source, "evaluation"), length, source)
     return perplexity_of_windows(model, windows if limit is None else windows[:limit], on_batch)
 
 

@@ -107,21 +107,29 @@ class SpikingAttention(nn.Module):
             return x
         if name not in self._coders:
             self._coders[name] = HeadCoder(settings, torch.zeros(1, 1, dtype=torch.uint8, device=x.device))
-        coder = self._coders[name]
-        return coder.decode(coder.encode(x))
+        return _through(self._coders[name], x)
 
     def code_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """K and V after coding."""
         if self.settings.key.spiking:
-            key = self.key_coder().decode(self.key_coder().encode(key))
+            key = _through(self.key_coder(), key)
         if self.settings.value.spiking:
-            value = self.value_coder().decode(self.value_coder().encode(value))
+            value = _through(self.value_coder(), value)
         return key, value
 
     def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
         if name not in self._coders:
             self._coders[name] = HeadCoder(getattr(self.settings, name), group, axis)
         return self._coders[name]
+
+
+def _through(coder: HeadCoder, x: Tensor) -> Tensor:
+    """Values after coding; while training, gradients pass straight through."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return coder.decode(coder.encode(x))
+    with torch.no_grad():
+        coded = coder.decode(coder.encode(x))
+    return x + (coded - x).detach()
 
 
 def mark_coded(x: Tensor) -> Tensor:

@@ -91,3 +91,24 @@ def longest_window(config: object) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+# Names of the parts of a decoder block, as families call them. What a name promises is checked numerically before it is relied on.
+_ROLES: dict[str, tuple[str, ...]] = {
+    "attention_norm": ("input_layernorm", "ln_1", "self_attn_layer_norm"),
+    "feedforward_norm": ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "final_layer_norm"),
+    "query": ("self_attn.q_proj",),
+    "key": ("self_attn.k_proj",),
+    "value": ("self_attn.v_proj",),
+    "fused": ("self_attn.qkv_proj", "attention.query_key_value", "attn.c_attn"),
+    "output": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense"),
+    "gate": ("mlp.gate_proj",),
+    "up": ("mlp.up_proj", "mlp.fc1", "mlp.c_fc", "fc1", "mlp.gate_up_proj", "mlp.dense_h_to_4h"),
+    "down": ("mlp.down_proj",),
+}
+
+
+def block_roles(block: nn.Module) -> dict[str, str]:
+    """Names within a block of the parts that equivalent transforms work on; roles that the family lacks are left out."""
+    names = dict(block.named_modules())
+    return {role: name for role, candidates in _ROLES.items() for name in candidates[::-1] if name in names}

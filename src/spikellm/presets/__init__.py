@@ -38,8 +38,11 @@ def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Re
         where = f"recipe {source.name!r}"
     else:
         data, where = _read(str(source))
+    settings = list(settings)
     for setting in settings:
         _set(data, setting)
+    if settings and data.get("name") and not any(setting.startswith("name=") for setting in settings):
+        data["name"] = f"{data['name']} with {', '.join(settings)}"
     return recipe_from(data, where)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from spikellm.modeling.attention import SpikingAttention, spiking_attentions
 from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 
@@ -32,11 +33,26 @@ class LayerSummary:
 
 
 @dataclass(frozen=True)
+class AttentionSummary:
+    """One spiking attention module; bits are 16 where a part is not coded. ``cache_bytes`` of K and V of one token and key-value head, 0 if not cached as spikes."""
+
+    name: str
+    query_bits: int
+    key_bits: int
+    value_bits: int
+    salient_key_channels: int
+    salient_value_channels: int
+    cache_bytes: int
+    dense_cache_bytes: int
+
+
+@dataclass(frozen=True)
 class ModelSummary:
     """A whole model; sums are over its spiking layers unless said otherwise."""
 
     kind: str
     layers: list[LayerSummary]
+    attentions: list[AttentionSummary]
     total_bytes: int  # all parameters and buffers of the model
 
     @property
@@ -63,7 +79,17 @@ def summarize(model: nn.Module) -> ModelSummary:
     """Summary of a model, converted or not."""
     layers = [_summarize(name, module) for name, module in model.named_modules() if isinstance(module, SpikingLinear) or is_linear(module)]
     tensors = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()}
-    return ModelSummary(type(model).__name__, layers, sum(tensors.values()))
+    attentions = [_summarize_attention(name, spikes) for name, spikes in spiking_attentions(model).items()]
+    return ModelSummary(type(model).__name__, layers, attentions, sum(tensors.values()))
+
+
+def _summarize_attention(name: str, spikes: SpikingAttention) -> AttentionSummary:
+    settings, (heads, key, value) = spikes.settings, spikes.shape
+    cached = spikes.key_coder().row_bytes(key) + spikes.value_coder().row_bytes(value) if spikes.caches else 0
+    salient_key, salient_value = (int((group > 0).sum()) // heads for group in (spikes.key_group, spikes.value_group))
+    return AttentionSummary(
+        name, settings.query.bits, settings.key.bits, settings.value.bits, salient_key, salient_value, cached, _DENSE_BYTES * (key + value)
+    )
 
 
 def _summarize(name: str, module: nn.Module) -> LayerSummary:
