@@ -39,7 +39,7 @@ def test_replayed_blocks_are_the_model(family: str) -> None:
         for batch, first in enumerate(replay.first_inputs):
             hidden = first
             for index, block in enumerate(blocks.modules):
-                hidden = replay.forward(index, block, batch, hidden)
+                hidden = replay.forward(index, block, hidden)
                 assert torch.equal(hidden, seen[index][batch])
 
 

@@ -105,6 +105,8 @@ def test_each_part_can_be_switched_off(text_file: Path) -> None:
     assert torch.equal(without_let.model.layers[0].input_layernorm.weight, original.model.layers[0].input_layernorm.weight)
     without_lwc, other = convert("omniquant-w4a4", text_file, *FAST, "omniquant.lwc=false")
     assert result.blocks[-1].loss != other.blocks[-1].loss
+    _, coarse = convert("omniquant-w4a4", text_file, *FAST, "omniquant.batch_size=5")
+    assert coarse.blocks[0].loss != convert("omniquant-w4a4", text_file, *FAST)[1].blocks[0].loss
     some, _ = convert("omniquant-w4a4", text_file, *FAST, "omniquant.pairs=[value-output]")
     assert torch.equal(some.model.layers[0].input_layernorm.weight, original.model.layers[0].input_layernorm.weight)
     assert not torch.equal(without_lwc.model.layers[0].input_layernorm.weight, original.model.layers[0].input_layernorm.weight)

@@ -19,7 +19,7 @@ from spikellm.calibration.attention import ATTENTION_TOKENS, AttentionSample, fi
 from spikellm.calibration.memory import peak_memory
 from spikellm.calibration.plan import BlockPlan, output_head, plan_blocks
 from spikellm.calibration.progress import Journal
-from spikellm.calibration.replay import BlockReplay
+from spikellm.calibration.replay import BlockReplay, batch_windows
 from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.families import find_blocks
@@ -92,7 +92,7 @@ def convert_blocks(
     """
     blocks = find_blocks(model)
     plan = plan_blocks(model, blocks, recipe)
-    replay = BlockReplay(model, blocks, windows)
+    replay = BlockReplay(model, blocks, windows, _gradient_sizes(windows, recipe))
     exact = ActivationStore(replay.first_inputs)
     converted = exact.copy()
     records = []
@@ -101,11 +101,11 @@ def convert_blocks(
         home = next(block.parameters()).device
         block.to(device)
 
-        def forward(module: nn.Module, batch: int, hidden: Tensor, index: int = index) -> Tensor:
-            return replay.forward(index, module, batch, hidden)
+        def forward(module: nn.Module, hidden: Tensor, index: int = index) -> Tensor:
+            return replay.forward(index, module, hidden)
 
         for batch in range(len(exact)):
-            exact[batch] = forward(block, batch, exact[batch])
+            exact[batch] = forward(block, exact[batch])
         _require_finite(
             exact,
             f"the original model gives NaN or infinity behind block {name}; its weights or type ({exact[0].dtype}) do not bear this text",
@@ -120,7 +120,7 @@ def convert_blocks(
         for parameter, value in dense.items():
             model.get_parameter(parameter).data.copy_(value)
         for batch in range(len(converted)):
-            converted[batch] = forward(block, batch, converted[batch])
+            converted[batch] = forward(block, converted[batch])
         if known is None:
             record = _record(name, modules, ((converted[i], exact[i]) for i in range(len(exact))), dropped)
             if journal:
@@ -135,9 +135,19 @@ def convert_blocks(
     return records
 
 
+def _gradient_sizes(windows: Tensor, recipe: Recipe) -> set[int]:
+    """Numbers of windows that a pipeline that learns runs at a time: its batch size, and what is left of each batch."""
+    step = recipe.omniquant.batch_size
+    return (
+        {step, *(batch.shape[0] % step for batch in windows.split(batch_windows(windows.shape[1])))}
+        if recipe.pipeline == "omniquant"
+        else set()
+    )
+
+
 def _fit(
     model: nn.Module, plan: BlockPlan, block: nn.Module, converted: ActivationStore, exact: ActivationStore,
-    forward: Callable[[nn.Module, int, Tensor], Tensor], recipe: Recipe, pipeline: Pipeline, device: torch.device,
+    forward: Callable[[nn.Module, Tensor], Tensor], recipe: Recipe, pipeline: Pipeline, device: torch.device,
 ) -> tuple[dict[str, nn.Module], dict[str, Tensor], list[str]]:  # fmt: skip
     layers = {name: model.get_submodule(name) for name in plan.linears}
     watched = {name: module for name, module in layers.items() if pipeline.observes(plan.linears[name])}
@@ -151,7 +161,7 @@ def _fit(
     if watched or ranked:
         with samples.watching(), attention_samples.watching():
             for batch in range(len(converted)):
-                forward(block, batch, converted[batch])
+                forward(block, converted[batch])
     modules: dict[str, nn.Module] = {}
     for name, (shape, settings) in plan.attentions.items():
         sample = attention_samples[name] if name in ranked else None
@@ -203,7 +213,7 @@ def _convert_head(
     handle = head.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     home = next(model.parameters()).device
     with samples.watching():
-        for batch in windows.to(home).split(max(1, 2048 // windows.shape[1])):
+        for batch in windows.to(home).split(batch_windows(windows.shape[1])):
             model(batch, use_cache=False)
     handle.remove()
     context = BlockContext(
@@ -215,7 +225,7 @@ def _convert_head(
         samples,
         exact,
         exact,
-        lambda module, batch, hidden: module(hidden),
+        lambda module, hidden: module(hidden),
         recipe,
         device,
     )

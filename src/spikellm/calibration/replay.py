@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,11 @@ class _Stop(Exception):  # noqa: N818  a signal, not an error
     """Ends a forward pass once the wanted input has been seen."""
 
 
+def batch_windows(seqlen: int) -> int:
+    """Windows that are run at a time."""
+    return max(1, _BATCH_TOKENS // seqlen)
+
+
 class BlockReplay:
     """Inputs of the first block for all batches, and how every block is called.
 
@@ -33,6 +39,7 @@ class BlockReplay:
         model: the full-precision model, in evaluation mode.
         blocks: its decoder blocks.
         windows: tokens, ``(windows, seqlen)``; run in batches of about 2,048 tokens.
+        sizes: other numbers of windows that :meth:`forward` will be asked for.
 
     Raises:
         UnsupportedModelError: the blocks one by one do not give what the whole model gives: the family passes something between blocks
@@ -40,22 +47,23 @@ class BlockReplay:
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, blocks: Blocks, windows: Tensor) -> None:
+    def __init__(self, model: nn.Module, blocks: Blocks, windows: Tensor, sizes: Iterable[int] = ()) -> None:
         home = next(model.parameters()).device
-        self.batches = windows.to(home).split(max(1, _BATCH_TOKENS // windows.shape[1]))
+        self.batches = windows.to(home).split(batch_windows(windows.shape[1]))
         self._calls: dict[int, list[Call]] = {}
-        for batch in {b.shape[0]: b for b in reversed(self.batches)}.values():  # the first batch last, for `output`
-            calls, output = _watch(model, blocks, batch)
-            self._calls[batch.shape[0]] = calls
+        for size in {batch.shape[0] for batch in self.batches} | {size for size in sizes if 0 < size <= self.batches[0].shape[0]}:
+            self._calls[size], output = _watch(model, blocks, self.batches[0][:size])
+            if size == self.batches[0].shape[0]:
+                expected = output
         self.first_inputs = [_first_input(model, blocks, batch) for batch in self.batches]
-        self._verify(type(model).__name__, blocks, self.first_inputs[0], output)
+        self._verify(type(model).__name__, blocks, self.first_inputs[0], expected)
         other = self.batches[0].flip(1)  # other tokens, the same recorded call: what depends on the tokens would show
         _, output = _watch(model, blocks, other)
         self._verify(type(model).__name__, blocks, _first_input(model, blocks, other), output)
 
-    def forward(self, index: int, block: nn.Module, batch: int, hidden: Tensor) -> Tensor:
-        """Output hidden states of block ``index`` (or a stand-in for it) on one batch."""
-        call = self._calls[self.batches[batch].shape[0]][index]
+    def forward(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
+        """Output hidden states of block ``index`` (or a stand-in for it) on some windows, as many as a batch or one of ``sizes`` has."""
+        call = self._calls[hidden.shape[0]][index]
         device = next(block.parameters()).device
         arguments, keywords = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tuple(call))
         return _hidden(block(hidden.to(device), *arguments, **keywords))
@@ -63,7 +71,7 @@ class BlockReplay:
     def _verify(self, kind: str, blocks: Blocks, hidden: Tensor, expected: Tensor) -> None:
         """Check on a batch, channel by channel, that blocks run one by one give what the whole model gives."""
         for index, block in enumerate(blocks.modules):
-            hidden = self.forward(index, block, 0, hidden)
+            hidden = self.forward(index, block, hidden)
         difference, size = ((t.float().abs().flatten(0, -2).amax(0)) for t in (hidden - expected, expected))
         error = float((difference / size.clamp(min=1e-20)).max())
         if error >= _TOLERANCE:  # NaN passes: the block loop names the block that makes it

@@ -34,7 +34,7 @@ class BlockContext:
         samples: input tokens of the layers that the pipeline asked for, from the converted stream.
         inputs: converted stream: what the block will be fed.
         targets: full-precision stream: what the block should give.
-        forward: ``forward(module, i, hidden)`` runs a block on batch ``i`` of a stream.
+        forward: ``forward(module, hidden)`` runs a block on the windows of a batch, or on the part of it that one gradient step takes.
         recipe: the whole recipe.
     """
 
@@ -46,7 +46,7 @@ class BlockContext:
     samples: SampledInputs
     inputs: ActivationStore
     targets: ActivationStore
-    forward: Callable[[nn.Module, int, Tensor], Tensor]
+    forward: Callable[[nn.Module, Tensor], Tensor]
     recipe: Recipe
     device: torch.device
 

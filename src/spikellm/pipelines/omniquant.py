@@ -109,8 +109,8 @@ class _Fit:
         dense = {f"{self.context.name}.{name}": state[name].detach() for name in scaled - inside}
         return FittedBlock({full: self._coded(name, state) for name, full in self.full.items()}, dense, self.dropped)
 
-    def _forward(self, state: State, batch: int, hidden: Tensor) -> Tensor:
-        return self.context.forward(_Functional(self.block, state), batch, hidden.float())
+    def _forward(self, state: State, hidden: Tensor) -> Tensor:
+        return self.context.forward(_Functional(self.block, state), hidden.float())
 
     # equivalent scalings
 
@@ -123,7 +123,7 @@ class _Fit:
                 self.block,
                 self.context.heads,
                 self.options.pairs,
-                lambda _, state: self._forward(state, 0, hidden),
+                lambda _, state: self._forward(state, hidden),
                 self.context.recipe.seed,
             )
 
@@ -247,19 +247,21 @@ class _Fit:
 
     def _epoch(self, learned: Learned, optimizer: torch.optim.Optimizer) -> float:
         """One pass over the batches; mean loss, measured before each step."""
-        total = 0.0
+        total, steps = 0.0, 0
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for batch in range(len(self.context.inputs)):
-            target = self.context.targets[batch].to(self.context.device).float()
-            loss = nn.functional.mse_loss(self._forward(self._state(learned), batch, self.context.inputs[batch]), target)
-            total += float(loss.detach())
-            if not math.isfinite(total):
-                return total
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, _LONGEST_STEP * max(1.0, len(parameters) ** 0.5))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return total / len(self.context.inputs)
+            parts = (store[batch].split(self.options.batch_size) for store in (self.context.inputs, self.context.targets))
+            for hidden, target in zip(*parts, strict=True):
+                output = self._forward(self._state(learned), hidden)
+                loss = nn.functional.mse_loss(output, target.to(output.device).float())
+                total, steps = total + float(loss.detach()), steps + 1
+                if not math.isfinite(total):
+                    return total
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, _LONGEST_STEP * max(1.0, len(parameters) ** 0.5))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        return total / steps
 
     # coding
 

@@ -162,6 +162,7 @@ class OmniQuantRecipe(Section):
     """What the ``omniquant`` pipeline learns."""
 
     epochs: int = Field(20, ge=0, description="passes over the calibration text; 0 keeps the SmoothQuant start", strict=True)
+    batch_size: int = Field(2, ge=1, description="windows of a gradient step", strict=True)
     let: bool = Field(True, description="learn equivalent scalings", strict=True)
     lwc: bool = Field(True, description="learn weight clipping", strict=True)
     pairs: tuple[Literal["norm", "value-output", "up-down", "query-key"], ...] = Field(
