@@ -41,7 +41,9 @@ def test_surrogate_computes_what_the_spiking_layer_does(activations: dict[str, A
     sample = torch.randn(50, 20)
     sample[:, 3] *= 30
     layer = fit_layer("layer", torch.nn.Linear(20, 6).requires_grad_(False), settings, sample if "salient_rate" in activations else None, 0)
-    surrogate = SurrogateLinear(layer.dense_weight(), layer.bias, settings.activations, layer.channel_group)
+    order = layer.layout().order
+    stored = layer.dense_weight() if order is None else layer.dense_weight()[:, order]
+    surrogate = SurrogateLinear(stored, layer.bias, settings, layer.channel_group)
     x = torch.randn(3, 7, 20, requires_grad=True)
     torch.testing.assert_close(surrogate(x), layer(x), rtol=1e-4, atol=1e-4)
     surrogate(x).sum().backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -79,8 +80,9 @@ def _explain(where: str, local: bool, error: Exception) -> SpikeLLMError:
     if "trust_remote_code" in text:
         return RequestError(f"{where} brings its own Python code, which is run only with --trust-remote-code; read it first")
     if not local and isinstance(error, OSError):
+        reason = shorten(text, 100, placeholder="…")
         return DependencyError(
-            f"{where!r} is no folder here, and the hub could not give it ({text[:160]}); give the path of a local model folder instead"
+            f"{where!r} is no folder here, and the hub could not give it ({reason}); give the path of a local model folder instead"
         )
     if "Unrecognized configuration class" in text or "does not recognize this architecture" in text or "Unrecognized model" in text:
         return UnsupportedModelError(f"{where} is not a causal language model that the installed transformers knows ({text[:160]})")

@@ -20,12 +20,12 @@ from torch.func import functional_call
 from spikellm.errors import NumericalError
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.families import weight_and_bias
-from spikellm.modeling.linear import Layout, SpikingLinear, make_layout
+from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.surrogate import SurrogateLinear
 from spikellm.modeling.swap import replace_module, spiking_like
 from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
 from spikellm.pipelines.grouping import group_of, salient_channels
-from spikellm.recipe import ActivationRecipe, LinearRecipe
+from spikellm.recipe import LinearRecipe
 from spikellm.transforms.clipping import clipped_range, code_clipped, fake_code, initial_logits
 from spikellm.transforms.equivalent import Pair, State, apply_pairs, smooth_scale
 from spikellm.transforms.pairs import find_pairs
@@ -84,17 +84,19 @@ class _Fit:
         for name, full in self.full.items():
             weight, bias = weight_and_bias(self.block.get_submodule(name))
             group = torch.zeros(weight.shape[1], dtype=torch.uint8, device=weight.device)
-            self.surrogates[name] = SurrogateLinear(weight, bias, context.settings[full].activations, group)
+            self.surrogates[name] = SurrogateLinear(weight, bias, context.settings[full], group)
             replace_module(self.block, name, self.surrogates[name])
         for parameter in self.block.parameters():
             parameter.requires_grad_(False)
         self.state: State = dict(self.block.named_parameters())
         self.pairs, self.dropped = self._find_pairs()
         scales = {pair.name: self._initial_scale(pair) for pair in self.pairs}
-        self.layouts = self._choose_channels(scales)
+        self._choose_channels(scales)
         logits = {
-            name: initial_logits(len(self.state[f"{name}.weight"]), len(layout.weight_groups), context.device) if self.options.lwc else None
-            for name, layout in self.layouts.items()
+            name: initial_logits(len(self.state[f"{name}.weight"]), len(layer.layout.weight_groups), context.device)
+            if self.options.lwc
+            else None
+            for name, layer in self.surrogates.items()
         }
         self.learned = Learned({name: scale.log() for name, scale in scales.items()}, {name: pair for name, pair in logits.items() if pair})
 
@@ -130,15 +132,14 @@ class _Fit:
     @contextmanager
     def _full_precision(self) -> Iterator[None]:
         """While this holds, nothing in the copy is coded."""
-        settings = {name: layer.settings for name, layer in self.surrogates.items()}
         spikes = [(module, module._modules.pop(CHILD)) for module in self.block.modules() if CHILD in module._modules]
         for layer in self.surrogates.values():
-            layer.settings = ActivationRecipe(bits=16)
+            layer.coding = False
         try:
             yield
         finally:
-            for name, layer in self.surrogates.items():
-                layer.settings = settings[name]
+            for layer in self.surrogates.values():
+                layer.coding = layer.settings.activations.spiking
             for module, child in spikes:
                 module._modules[CHILD] = child
 
@@ -184,39 +185,35 @@ class _Fit:
 
     # salient channels
 
-    def _choose_channels(self, scales: dict[str, Tensor]) -> dict[str, Layout]:
-        layouts, smoothed = {}, self._scaled({name: scale.log() for name, scale in scales.items()})
+    def _choose_channels(self, scales: dict[str, Tensor]) -> None:
+        smoothed = self._scaled({name: scale.log() for name, scale in scales.items()})
         for name, full in self.full.items():
-            settings, layer = self.context.settings[full], self.surrogates[name]
-            group = torch.zeros(layer.weight.shape[1], dtype=torch.uint8, device=self.context.device)
-            if settings.activations.salient_rate > 0:
+            activations = self.context.settings[full].activations
+            if activations.salient_rate > 0:
                 x, weight, scale = self.context.sample(full), self.state[f"{name}.weight"], self._input_scale(name, scales)
                 if self.options.saliency_after_smoothing and scale is not None:
                     x, weight = x / scale, smoothed[f"{name}.weight"]
-                group = group_of(salient_channels(x, weight, settings.activations, self.context.recipe.seed, full))
-                layer.set_groups(group)
-            layouts[name] = make_layout(group, torch.tensor(settings.activations.group_steps), settings)
-        return layouts
+                selection = salient_channels(x, weight, activations, self.context.recipe.seed, full)
+                self.surrogates[name].set_groups(group_of(selection))
 
     # training
 
     def _state(self, learned: Learned) -> State:
-        """Parameters of the copy: scaled, and weights as their codes will stand for them."""
+        """Parameters of the copy: scaled, and weights as their codes will stand for them, columns in stored order."""
         state = self._scaled(learned.scales)
         for name, full in self.full.items():
-            weights, layout, stored = self.context.settings[full].weights, self.layouts[name], self._stored(name, state)
+            weights, layout, stored = self.context.settings[full].weights, self.surrogates[name].layout, self._stored(name, state)
             low, high = self._range(name, stored, learned)
-            coded = fake_code(stored, weights.bits, layout.weight_groups, low, high, symmetric=weights.symmetric)
-            state[f"{name}.weight"] = coded if layout.order is None else coded[:, torch.argsort(layout.order)]
+            state[f"{name}.weight"] = fake_code(stored, weights.bits, layout.weight_groups, low, high, symmetric=weights.symmetric)
         return state
 
     def _stored(self, name: str, state: State) -> Tensor:
-        order = self.layouts[name].order
+        order = self.surrogates[name].layout.order
         return state[f"{name}.weight"] if order is None else state[f"{name}.weight"][:, order]
 
     def _range(self, name: str, stored: Tensor, learned: Learned) -> tuple[Tensor, Tensor]:
-        full = torch.full((len(stored), len(self.layouts[name].weight_groups)), torch.inf, device=stored.device)  # sigmoid(∞) = 1
-        return clipped_range(stored, self.layouts[name].weight_groups, *learned.logits.get(name, (full, full)))
+        full = torch.full((len(stored), len(self.surrogates[name].layout.weight_groups)), torch.inf, device=stored.device)  # sigmoid(∞) = 1
+        return clipped_range(stored, self.surrogates[name].layout.weight_groups, *learned.logits.get(name, (full, full)))
 
     def _train(self) -> None:
         best, best_loss, factor = self.learned.clone(), math.inf, 1.0
@@ -268,12 +265,9 @@ class _Fit:
     @torch.no_grad()
     def _coded(self, name: str, state: State) -> SpikingLinear:
         full = self.full[name]
-        settings, layout = self.context.settings[full], self.layouts[name]
+        settings, layout = self.context.settings[full], self.surrogates[name].layout
         layer = spiking_like(self.context.layers[full], settings, self.context.device)
-        group = torch.zeros_like(layer.channel_group)
-        for number, members in enumerate(self.surrogates[name].members):
-            group[members] = number
-        layer.set_groups(group)
+        layer.set_groups(self.surrogates[name].channel_group)
         stored = self._stored(name, state)
         low, high = self._range(name, stored, self.learned)
         layer.set_weights(

@@ -1,0 +1,117 @@
+"""Time of one OmniQuant epoch over one decoder block, against the same block with fake quantization written straight in torch.
+
+    python benchmarks/calibration.py MODEL TEXT [--recipe spike-w4a4-t2] [--samples 16] [--threads 1]
+
+The peer runs the same forward and backward passes on the same windows: per-token min-max inputs and per-row min-max weights with learnable
+clipping, straight-through rounding, plain attention; no salient channels, no equivalent scalings, no coding of Q, K and V. Prints seconds of an epoch and the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+
+import spikellm
+from spikellm.calibration.blocks import Progress
+from spikellm.modeling.families import linear_layers
+from spikellm.modeling.swap import replace_module
+from spikellm.pipelines import omniquant
+
+REPEATS = 3
+
+
+class StopAfterFirstBlockError(Exception):
+    """Ends the conversion once one block has been timed."""
+
+
+class PlainFakeQuant(nn.Module):
+    """4-bit inputs and weights, as one would write it in ten lines."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight.detach().float(), linear.bias
+        self.clip = nn.Parameter(torch.full((linear.out_features, 1), 4.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = x.detach().amin(-1, keepdim=True), x.detach().amax(-1, keepdim=True)
+        x = x + (self.fake(x.detach(), low, high) - x).detach()
+        limit = torch.sigmoid(self.clip)
+        weight = self.fake(self.weight, limit * self.weight.amin(1, keepdim=True), limit * self.weight.amax(1, keepdim=True))
+        return nn.functional.linear(x, weight, self.bias)
+
+    @staticmethod
+    def fake(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        scale = (high - low).clamp(min=1e-8) / 15
+        code = x / scale
+        code = code + (code.round() - code).detach()
+        zero = (-low / scale).round().detach()
+        return ((code + zero).clamp(0, 15) - zero) * scale
+
+
+def plain_epoch(fit: omniquant._Fit) -> float:
+    """Seconds of one epoch of the peer over the same windows."""
+    context = fit.context
+    block = copy.deepcopy(context.module).float()
+    for module in block.modules():
+        module._modules.pop("spikes", None)
+    for name, linear in linear_layers(block).items():
+        assert isinstance(linear, nn.Linear)
+        replace_module(block, name, PlainFakeQuant(linear))
+    parameters = [parameter for name, parameter in block.named_parameters() if name.endswith("clip")]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    started = time.perf_counter()
+    for batch in range(len(context.inputs)):
+        parts = (store[batch].split(fit.options.batch_size) for store in (context.inputs, context.targets))
+        for hidden, target in zip(*parts, strict=True):
+            loss = nn.functional.mse_loss(context.forward(block, hidden.float()), target.float())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("text")
+    parser.add_argument("--recipe", default="spike-w4a4-t2")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    ours: list[float] = []
+    peer: list[float] = []
+    original = omniquant._Fit._epoch
+
+    def timed(self: omniquant._Fit, learned: omniquant.Learned, optimizer: torch.optim.Optimizer) -> float:
+        started = time.perf_counter()
+        loss = original(self, learned, optimizer)
+        ours.append(time.perf_counter() - started)
+        peer.append(plain_epoch(self))  # side by side, in turn
+        return loss
+
+    def stop(progress: Progress) -> None:
+        raise StopAfterFirstBlockError
+
+    omniquant._Fit._epoch = timed  # type: ignore[method-assign]
+    model, tokenizer = spikellm.load(arguments.model)
+    settings = [f"omniquant.epochs={REPEATS}"]
+    with contextlib.suppress(StopAfterFirstBlockError):
+        spikellm.convert(model, tokenizer, arguments.recipe, arguments.text, samples=arguments.samples, settings=settings, on_block=stop)
+    one, other = statistics.median(ours), statistics.median(peer)
+    print(
+        f"{arguments.recipe}, {arguments.samples} windows, {arguments.threads} thread(s), median of {REPEATS} epochs over the first block"
+    )
+    print(f"spikellm   {one:.2f} s")
+    print(f"plain      {other:.2f} s")
+    print(f"ratio      {one / other:.2f}")
+
+
+if __name__ == "__main__":
+    main()
