@@ -169,8 +169,8 @@ class OmniQuantRecipe(Section):
         ("norm", "value-output", "query-key"), description="which equivalent scalings"
     )
     alpha: float = Field(0.75, ge=0.0, le=1.0, description="share of the inputs in the SmoothQuant start")
-    let_rate: float = Field(1e-3, gt=0.0, description="learning rate of scales")
-    lwc_rate: float = Field(1e-2, gt=0.0, description="learning rate of clipping logits")
+    let_rate: float = Field(2e-2, gt=0.0, description="learning rate of the logarithm of scales")
+    lwc_rate: float = Field(2e-2, gt=0.0, description="learning rate of clipping logits")
     saliency_after_smoothing: bool = Field(
         True, description="rank channels after the start's smoothing, as they will be coded", strict=True
     )
