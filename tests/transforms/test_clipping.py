@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikellm.quantization.affine import column_groups, dequantize, round_to_nearest
-from spikellm.transforms.clipping import clipped_range, code_clipped, fake_code, initial_logits
+from spikellm.quantization.affine import code_in_range, column_groups, dequantize, round_to_nearest
+from spikellm.transforms.clipping import clipped_range, fake_code, initial_logits
 
 
 @given(st.integers(2, 8), st.booleans(), st.sampled_from([None, 3]), st.floats(-3, 6), st.integers(0, 10**6))
@@ -17,14 +17,14 @@ def test_what_is_trained_is_what_is_coded(bits: int, symmetric: bool, size: int 
     gamma, beta = (torch.full((5, len(groups)), value) for value in (logit, logit / 2))
     low, high = clipped_range(weight, groups, gamma, beta)
     trained = fake_code(weight, bits, groups, low, high, symmetric=symmetric)
-    coded = dequantize(code_clipped(weight, bits, groups, low, high, symmetric=symmetric), groups)
+    coded = dequantize(code_in_range(weight, bits, groups, low, high, symmetric=symmetric), groups)
     torch.testing.assert_close(trained, coded, rtol=1e-5, atol=1e-6)
 
 
 def test_open_logits_are_round_to_nearest() -> None:
     weight, groups = torch.randn(4, 9), [(0, 9)]
     infinite = torch.full((4, 1), torch.inf)
-    coded = code_clipped(weight, 4, groups, *clipped_range(weight, groups, infinite, infinite))
+    coded = code_in_range(weight, 4, groups, *clipped_range(weight, groups, infinite, infinite))
     for one, other in zip(coded, round_to_nearest(weight, 4, groups), strict=True):
         assert torch.equal(one, other)
 

@@ -36,13 +36,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         recipe = self.quantization_config.parsed_recipe()
         for name in self.quantization_config.modules:
-            settings = recipe.for_module(name)
-            try:
-                module = model.get_submodule(name)
-            except AttributeError:
-                raise CheckpointError(
-                    f"config.json lists the converted module {name!r}, which {type(model).__name__} does not have; the folder is damaged"
-                ) from None
+            settings, module = recipe.for_module(name), _listed_module(model, name)
             if settings is None or not is_linear(module):
                 raise CheckpointError(
                     f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged"
@@ -51,13 +45,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             # some families initialise a layer's weight from the module around it; there is nothing left to initialise
             model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
         for name, shape in self.quantization_config.attention.items():
-            spiking = recipe.attention_for(name)
-            try:
-                module = model.get_submodule(name)
-            except AttributeError:
-                raise CheckpointError(
-                    f"config.json lists the attention module {name!r}, which {type(model).__name__} does not have; the folder is damaged"
-                ) from None
+            spiking, module = recipe.attention_for(name), _listed_module(model, name)
             if spiking is None:
                 raise CheckpointError(f"config.json lists {name!r} as spiking, but its recipe says otherwise; the folder is damaged")
             setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
@@ -95,6 +83,15 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def _listed_module(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise CheckpointError(
+            f"config.json lists the converted module {name!r}, which {type(model).__name__} does not have; the folder is damaged"
+        ) from None
 
 
 def check_layer(name: str, layer: SpikingLinear) -> None:

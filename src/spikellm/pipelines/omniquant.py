@@ -25,8 +25,9 @@ from spikellm.modeling.surrogate import SurrogateLinear
 from spikellm.modeling.swap import replace_module, spiking_like
 from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
 from spikellm.pipelines.grouping import group_of, salient_channels
+from spikellm.quantization.affine import code_in_range
 from spikellm.recipe import LinearRecipe
-from spikellm.transforms.clipping import clipped_range, code_clipped, fake_code, initial_logits
+from spikellm.transforms.clipping import clipped_range, fake_code, initial_logits
 from spikellm.transforms.equivalent import Pair, State, apply_pairs, smooth_scale
 from spikellm.transforms.pairs import find_pairs
 
@@ -271,7 +272,7 @@ class _Fit:
         stored = self._stored(name, state)
         low, high = self._range(name, stored, self.learned)
         layer.set_weights(
-            code_clipped(stored, settings.weights.bits, layout.weight_groups, low, high, symmetric=settings.weights.symmetric)
+            code_in_range(stored, settings.weights.bits, layout.weight_groups, low, high, symmetric=settings.weights.symmetric)
         )
         if layer.bias is not None:
             layer.bias.data.copy_(state[f"{name}.bias"])

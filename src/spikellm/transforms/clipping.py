@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikellm.quantization.affine import AffineWeights, code_in_range, weight_range
+from spikellm.quantization.affine import weight_range
 
 INITIAL_LOGIT = 4.0
 
@@ -27,7 +27,7 @@ def clipped_range(weight: Tensor, groups: list[tuple[int, int]], gamma: Tensor, 
 def fake_code(weight: Tensor, bits: int, groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False) -> Tensor:
     """Values that the codes of a weight matrix stand for, with straight-through rounding: differentiable in the weight and the range.
 
-    Equal to ``dequantize(code_in_range(…))``.
+    Equal to ``dequantize(code_in_range(…))`` of :mod:`spikellm.quantization.affine`.
     """
     parts = []
     top = 2**bits - 1
@@ -43,13 +43,6 @@ def fake_code(weight: Tensor, bits: int, groups: list[tuple[int, int]], low: Ten
         code = (_round_through(w / scale.clamp(min=torch.finfo(torch.float32).tiny)) + zero).clamp(1 if symmetric else 0, top)
         parts.append((code - zero) * scale)
     return torch.cat(parts, dim=1)
-
-
-def code_clipped(
-    weight: Tensor, bits: int, groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False
-) -> AffineWeights:
-    """Integer codes in a given range."""
-    return code_in_range(weight, bits, groups, low, high, symmetric=symmetric)
 
 
 def _round_through(value: Tensor) -> Tensor:
