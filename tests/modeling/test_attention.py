@@ -59,7 +59,8 @@ def test_interface_changes_nothing_and_stays_causal(family: str, tokens: torch.T
         torch.testing.assert_close(model(tokens, attention_mask=mask).logits[:, 5:], padded[:, 5:], rtol=1e-5, atol=1e-5)
         changed = tokens.clone()
         changed[:, -1] += 1
-        assert torch.equal(model(changed).logits[:, :-1], model(tokens).logits[:, :-1])
+        # not bit for bit: experts are multiplied in groups whose size depends on all tokens
+        torch.testing.assert_close(model(changed).logits[:, :-1], model(tokens).logits[:, :-1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", [name for name in INTERFACE if name not in {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}])
