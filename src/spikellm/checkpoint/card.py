@@ -21,7 +21,7 @@ pipeline_tag: text-generation
 
 # {name}
 
-A spike-driven language model made by [spikellm](https://pypi.org/project/spikellm/) with the recipe `{recipe.name}`. {recipe.description}
+A spike-driven language model made by spikellm with the recipe `{recipe.name}`. {recipe.description}
 
 ## Load it
 
