@@ -28,10 +28,6 @@ class ActivationStore:
         """A store with the same states; tensors are replaced, never changed in place, so nothing is duplicated."""
         return ActivationStore(self._batches)
 
-    @property
-    def bytes(self) -> int:
-        return sum(batch.numel() * batch.element_size() for batch in self._batches)
-
 
 class TokenSample:
     """Evenly spread sample of the input tokens of a linear layer, float32.

@@ -95,11 +95,9 @@ class _Fit:
         self._choose_channels(scales)
         logits = {
             name: initial_logits(len(self.state[f"{name}.weight"]), len(layer.layout.weight_groups), context.device)
-            if self.options.lwc
-            else None
             for name, layer in self.surrogates.items()
         }
-        self.learned = Learned({name: scale.log() for name, scale in scales.items()}, {name: pair for name, pair in logits.items() if pair})
+        self.learned = Learned({name: scale.log() for name, scale in scales.items()}, logits if self.options.lwc else {})
 
     def result(self) -> FittedBlock:
         """Train, then code the weights."""
