@@ -14,6 +14,7 @@ from spikellm.calibration.replay import BlockReplay
 from spikellm.errors import NumericalError, RequestError, UnsupportedModelError
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.linear import spiking_linears
+from spikellm.quantization.straight_through import WeightCoding
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bloom"])
@@ -104,7 +105,7 @@ def test_saliency_is_measured_on_the_converted_stream(bundled: tuple[Any, Any], 
         seen[name] = x.clone()
         return original(x, weight, settings, seed, name)
 
-    monkeypatch.setattr("spikellm.pipelines.rtn.salient_channels", watch)
+    monkeypatch.setattr("spikellm.pipelines.grouping.salient_channels", watch)
     model, tokenizer = bundled
     result = spikellm.convert(
         model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, settings=["calibration.saliency_tokens=16"]
@@ -246,15 +247,13 @@ def test_bad_weights_and_streams_are_named(tokenizer: Any, text_file: Path) -> N
 
 
 def test_non_finite_converted_stream_is_named(tokenizer: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spikellm.pipelines import rtn
+    original = WeightCoding.code
 
-    original = rtn.round_to_nearest
-
-    def overflow(weight: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
-        coded = original(weight, *arguments, **keywords)
+    def overflow(*arguments: Any) -> Any:
+        coded = original(*arguments)
         return coded._replace(scale=coded.scale * 1e38)
 
-    monkeypatch.setattr(rtn, "round_to_nearest", overflow)
+    monkeypatch.setattr(WeightCoding, "code", overflow)
     with pytest.raises(NumericalError, match=r"converted model gives NaN or infinity behind model\.layers\.0"):
         spikellm.convert(build("llama"), tokenizer, "w4a4-t2", str(text_file), samples=1, seqlen=16)
 

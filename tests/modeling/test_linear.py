@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from layers import fit
 from spikellm.errors import RequestError
 from spikellm.kernels.torch_reference import integer_product
 from spikellm.modeling.linear import SpikingLinear, set_form
-from spikellm.pipelines.grouping import assign_groups
-from spikellm.pipelines.rtn import fit_layer
+from spikellm.pipelines.grouping import group_of
 from spikellm.recipe import LinearRecipe
 from spikellm.saliency import Selection
 
@@ -32,7 +32,7 @@ def make(
     settings = LinearRecipe.model_validate({"weights": weights, "activations": activations})
     sample = torch.randn(30, inputs)
     sample[:, 0] *= 20
-    return fit_layer("layer", dense, settings, sample if activations.get("salient_rate") else None, seed), dense
+    return fit(dense, settings, sample, seed), dense
 
 
 ACTIVATIONS = st.one_of(
@@ -123,7 +123,7 @@ def test_groups_and_steps_are_what_was_chosen() -> None:
     layer, _ = make({"bits": 4}, {"bits": 4, "salient_rate": 0.25, "salient_steps": 3}, inputs=8)
     salient = torch.tensor([0, 1, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
     own = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
-    assign_groups(layer, Selection(salient, own))
+    layer.set_groups(group_of(Selection(salient, own)))
     assert layer.channel_group.tolist() == [0, 1, 0, 0, 2, 0, 0, 0]
     assert layer.channel_steps.tolist() == [1, 3, 1, 1, 3, 1, 1, 1]
     assert layer.average_steps == pytest.approx(1.5)
@@ -159,7 +159,7 @@ def test_wide_layers_of_many_bits_stay_exact() -> None:
     dense = nn.Linear(3000, 64, bias=False).requires_grad_(False)
     dense.weight.data.abs_()
     settings = LinearRecipe.model_validate({"weights": {"bits": 8}, "activations": {"bits": 8, "steps": 3}})
-    layer = fit_layer("layer", dense, settings, None, 0)
+    layer = fit(dense, settings)
     x = torch.rand(64, 3000)
     codes, [threshold] = layer.encode(x)
     weights = layer.integer_weights().long()
@@ -232,7 +232,7 @@ def test_inverted_and_random_choices_reach_the_layer() -> None:
     def groups(name: str, seed: int = 0, **activations: Any) -> list[int]:
         dense = nn.Linear(40, 4)
         settings = LinearRecipe.model_validate({"activations": {"bits": 4, "salient_rate": 0.2, "salient_steps": 2, **activations}})
-        return fit_layer(name, dense, settings, torch.arange(1, 41).repeat(3, 1).float(), seed).channel_group.tolist()
+        return fit(dense, settings, torch.arange(1, 41).repeat(3, 1).float(), seed, name).channel_group.tolist()
 
     assert groups("a", saliency="maximum") == [0] * 32 + [2] * 8
     assert groups("a", saliency="maximum", invert=True) == [2] * 8 + [0] * 32

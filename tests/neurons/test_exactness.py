@@ -136,3 +136,15 @@ def test_very_many_steps(drive: str) -> None:
     current = torch.tensor([1e30, 4094.5, 2048.0, 0.49, -1e30])
     spikes = neuron.simulate(current, torch.tensor(1.0), torch.tensor(0), steps, drive).spikes  # type: ignore[arg-type]
     assert spikes.sum(0).tolist() == neuron.encode(current, torch.tensor(1.0), torch.tensor(0), steps).tolist() == [4095, 4095, 2048, 0, 0]
+
+
+@given(st.sampled_from([("gif", 1), ("gif", 4), ("if", 1), ("ternary", 2)]), st.integers(1, 5), st.booleans(), st.integers(0, 10**6))
+def test_recoding_is_decoding_of_codes(kind: tuple[str, int], steps: int, symmetric: bool, seed: int) -> None:
+    from spikellm.quantization.thresholds import threshold_for_range, token_range
+
+    neuron = make_neuron(*kind)
+    x = (torch.randn(4, 9, generator=torch.Generator().manual_seed(seed)) * 4).round() / 8  # many ties
+    top = neuron.levels * steps
+    theta, baseline = threshold_for_range(*token_range(x), top, symmetric=symmetric and top > 1, signed=neuron.signed)
+    expected = neuron.decode(neuron.encode(x, theta, baseline, steps), theta, baseline)
+    assert torch.equal(neuron.recode(x, theta, baseline, steps), expected)

@@ -9,10 +9,10 @@ import torch
 import spikellm
 from conftest import BUNDLED
 from families import build
+from layers import fit
 from spikellm.errors import NumericalError, RecipeError
-from spikellm.modeling.surrogate import SurrogateLinear
+from spikellm.modeling.surrogate import InputCoder, SurrogateLinear
 from spikellm.pipelines import omniquant
-from spikellm.pipelines.rtn import fit_layer
 from spikellm.presets import load_recipe
 from spikellm.recipe import LinearRecipe
 
@@ -40,10 +40,10 @@ def test_surrogate_computes_what_the_spiking_layer_does(activations: dict[str, A
     settings = LinearRecipe.model_validate({"weights": {"bits": 8}, "activations": activations})
     sample = torch.randn(50, 20)
     sample[:, 3] *= 30
-    layer = fit_layer("layer", torch.nn.Linear(20, 6).requires_grad_(False), settings, sample if "salient_rate" in activations else None, 0)
-    order = layer.layout().order
-    stored = layer.dense_weight() if order is None else layer.dense_weight()[:, order]
-    surrogate = SurrogateLinear(stored, layer.bias, settings, layer.channel_group)
+    layer = fit(torch.nn.Linear(20, 6).requires_grad_(False), settings, sample)
+    surrogate = SurrogateLinear(layer.dense_weight(), layer.bias)
+    if settings.activations.spiking:
+        surrogate.coder = InputCoder(settings.activations, layer.channel_group)
     x = torch.randn(3, 7, 20, requires_grad=True)
     torch.testing.assert_close(surrogate(x), layer(x), rtol=1e-4, atol=1e-4)
     surrogate(x).sum().backward()

@@ -11,7 +11,7 @@ from families import FAMILIES, GATED, build
 from spikellm.calibration.replay import BlockReplay
 from spikellm.modeling.attention import HeadShape, find_attention, use_interface
 from spikellm.modeling.families import find_blocks
-from spikellm.transforms.equivalent import Pair, Scaling, State, apply_pair, apply_pairs, holds, smooth_scale
+from spikellm.transforms.equivalent import Pair, Scaling, State, apply_pairs, holds, smooth_scale
 from spikellm.transforms.pairs import find_pairs
 
 ALL = ("norm", "value-output", "up-down", "query-key")
@@ -104,7 +104,7 @@ def test_untied_rotary_dimensions_would_not_hold() -> None:
 def test_scaling_of_one_plus_weight() -> None:
     state = {"w": torch.tensor([0.0, 1.0, -0.5])}
     pair = Pair("p", 3, (Scaling("w", 0, -1, torch.arange(3), 1.0),))
-    assert apply_pair(state, pair, torch.tensor([2.0, 4.0, 0.5]))["w"].tolist() == [-0.5, -0.5, 0.0]
+    assert apply_pairs(state, [pair], {"p": torch.tensor([2.0, 4.0, 0.5])})["w"].tolist() == [-0.5, -0.5, 0.0]
 
 
 def test_smooth_scale() -> None:

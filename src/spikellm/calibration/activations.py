@@ -71,6 +71,10 @@ class SampledInputs:
         """Sample of a layer, None if it was not watched."""
         return self[name] if name in self._of else None
 
+    def readers(self, name: str) -> set[str]:
+        """Watched layers that are fed the same tensor as this one, itself included."""
+        return {other for other, sample in self._of.items() if sample is self._of[name]}
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While this holds, every forward pass through the layers is sampled."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spikellm.errors import RequestError, UnsupportedModelError
 from spikellm.modeling.heads import HeadCoder
+from spikellm.quantization.straight_through import pass_through
 from spikellm.recipe import AttentionRecipe
 
 IMPLEMENTATION = "spike"
@@ -126,10 +127,10 @@ class SpikingAttention(nn.Module):
 def _through(coder: HeadCoder, x: Tensor) -> Tensor:
     """Values after coding; while training, gradients pass straight through."""
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return coder.decode(coder.encode(x))
+        return coder.recode(x)
     with torch.no_grad():
-        coded = coder.decode(coder.encode(x))
-    return x + (coded - x).detach()
+        coded = coder.recode(x)
+    return pass_through(x, coded)
 
 
 def mark_coded(x: Tensor) -> Tensor:

@@ -45,8 +45,10 @@ class HeadCoder:
         index = group.long()
         device = group.device
         self._steps = torch.tensor(settings.group_steps, device=device)[index].unsqueeze(1)  # (heads, 1, channels)
-        self._range = torch.tensor(settings.group_ranges, device=device)[index].unsqueeze(1)
+        self._fineness = self._steps / settings.steps
+        of = torch.tensor(settings.group_ranges, device=device)[index].unsqueeze(1)
         self._ranges = len(set(settings.group_ranges))
+        self._members = [(of == index).float() for index in range(self._ranges)]  # 1 where a channel is in the range
         salient = self._steps.squeeze(1) > settings.steps
         self._order = torch.sort(salient.to(torch.uint8), dim=1, stable=True).indices  # ordinary channels first
         self._ordinary = int((~salient[0]).sum()) if len(salient) else 0
@@ -55,9 +57,23 @@ class HeadCoder:
     def encode(self, x: Tensor) -> HeadCodes:
         """Codes of ``(batch, heads, tokens, channels)``."""
         x = x.float()
+        theta, baseline = self._thresholds(x)
+        return HeadCodes(self.neuron.encode(x, *self._by_channel(theta, baseline), self._steps), theta, baseline)
+
+    def decode(self, coded: HeadCodes) -> Tensor:
+        """Values that codes stand for, float32."""
+        return self.neuron.decode(coded.codes, *self._by_channel(coded.theta, coded.baseline))
+
+    def recode(self, x: Tensor) -> Tensor:
+        """``decode(encode(x))`` in fewer passes."""
+        x = x.float()
+        return self.neuron.recode(x, *self._by_channel(*self._thresholds(x)), self._steps)
+
+    def _thresholds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """θ and z for T = 1: a pair for each token and range, or for each channel where ranges run over the sequence."""
         thetas, baselines = [], []
         for index in range(self._ranges):
-            part = torch.where(self._range == index, x, 0.0)  # a range includes zero anyway
+            part = x * self._members[index] if self._ranges > 1 else x  # a range includes zero anyway
             low, high = token_range(part) if self.axis == "token" else self._range_over_tokens(part)
             theta, baseline = threshold_for_range(low, high, self._top, symmetric=self.settings.symmetric, signed=self.neuron.signed)
             theta = _round_up(theta)
@@ -65,17 +81,9 @@ class HeadCoder:
                 baseline = half_up(-low / theta).nan_to_num(0.0).clamp(0, self._top)
             thetas.append(theta)
             baselines.append(baseline)
-        if self.axis == "sequence":  # a threshold for each channel, the same for all tokens
-            theta, baseline = thetas[0] / self._fineness, baselines[0] * self._fineness
-            return HeadCodes(self.neuron.encode(x, theta, baseline, self._steps), theta, baseline)
-        theta, baseline = torch.cat(thetas, -1), torch.cat(baselines, -1)
-        return HeadCodes(self.neuron.encode(x, *self._by_channel(theta, baseline), self._steps), theta, baseline)
-
-    def decode(self, coded: HeadCodes) -> Tensor:
-        """Values that codes stand for, float32."""
         if self.axis == "sequence":
-            return self.neuron.decode(*coded)
-        return self.neuron.decode(coded.codes, *self._by_channel(coded.theta, coded.baseline))
+            return thetas[0], baselines[0]
+        return torch.cat(thetas, -1), torch.cat(baselines, -1)
 
     def pack(self, coded: HeadCodes) -> Tensor:
         """One row of bytes a token and head: uint8 ``(batch, heads, tokens, row_bytes)``."""
@@ -112,10 +120,6 @@ class HeadCoder:
         return self.neuron.levels * self._steps if self.neuron.signed else 0
 
     @property
-    def _fineness(self) -> Tensor:
-        return self._steps / self.settings.steps
-
-    @property
     def _bits(self) -> tuple[int, int]:
         """Bits of a code of an ordinary and of a salient channel."""
         span = 2 if self.neuron.signed else 1
@@ -126,15 +130,16 @@ class HeadCoder:
         return [self._ordinary, channels - self._ordinary]
 
     def _by_channel(self, theta: Tensor, baseline: Tensor) -> tuple[Tensor, Tensor]:
+        """θ/T and T·z of every channel."""
         if self._ranges > 1:
-            index = self._range[None].expand(theta.shape[0], -1, theta.shape[2], -1)
-            theta, baseline = theta.gather(-1, index), baseline.gather(-1, index)
+            theta, baseline = (pair[..., :1] * self._members[0] + pair[..., 1:] * self._members[1] for pair in (theta, baseline))
+        if self.settings.salient_steps == self.settings.steps:
+            return theta, baseline
         return theta / self._fineness, baseline * self._fineness
 
     @staticmethod
     def _range_over_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = torch.aminmax(x, dim=-2, keepdim=True)
-        return low.clamp(max=0), high.clamp(min=0)
+        return x.amin(-2, keepdim=True).clamp(max=0), x.amax(-2, keepdim=True).clamp(min=0)
 
 
 def _round_up(theta: Tensor) -> Tensor:

@@ -5,56 +5,73 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spikellm.modeling.linear import make_layout
 from spikellm.neurons import make_neuron
+from spikellm.quantization.straight_through import pass_through
 from spikellm.quantization.thresholds import threshold_for_range, token_range
-from spikellm.recipe import LinearRecipe
+from spikellm.recipe import ActivationRecipe
+
+
+class InputCoder:
+    """Values of a layer's inputs after coding. Layers that read the same tensor share one, and the tensor is coded once.
+
+    Args:
+        settings: how inputs are coded.
+        channel_group: uint8 ``(in,)``, group of every channel (see ``ActivationRecipe.group_ranges``).
+    """
+
+    def __init__(self, settings: ActivationRecipe, channel_group: Tensor) -> None:
+        self.settings, self.neuron = settings, make_neuron(settings.neuron, settings.bits)
+        self._columns = [(channel_group == group).nonzero().squeeze(1) for group in range(len(settings.group_ranges))]
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(..., in)`` coded, float32, with the gradient of ``x``."""
+        if self._last is None or self._last[0] is not x:
+            with torch.no_grad():
+                coded = self.values(x.detach().float())
+            self._last = x, pass_through(x, coded)
+        return self._last[1]
+
+    def forget(self) -> None:
+        """Let go of the last input."""
+        self._last = None
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values after coding, ``(..., in)`` float32."""
+        ranges, steps = self.settings.group_ranges, self.settings.group_steps
+        own = [columns for columns, of in zip(self._columns, ranges, strict=True) if of > 0 and len(columns)]
+        common = x
+        for columns in own:
+            common = common.index_fill(-1, columns, 0.0)  # every range includes zero
+        low, high = token_range(common)
+        coded = self._recode(common, low, high, steps[0])
+        for columns, of, count in list(zip(self._columns, ranges, steps, strict=True))[1:]:
+            if len(columns) and (of > 0 or count != steps[0]):
+                part = x.index_select(-1, columns)
+                coded.index_copy_(-1, columns, self._recode(part, *(token_range(part) if of > 0 else (low, high)), count))
+        return coded
+
+    def _recode(self, x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
+        top, signed = self.neuron.levels * steps, self.neuron.signed
+        return self.neuron.recode(x, *threshold_for_range(low, high, top, symmetric=self.settings.symmetric, signed=signed), steps)
 
 
 class SurrogateLinear(nn.Module):
     """Stands in for a linear layer inside a copy of its block; parameters have the names of the layer's own.
 
-    While inputs are coded in several groups, the weight's columns are expected in stored order (see :class:`spikellm.modeling.linear.Layout`),
-    so that groups are contiguous.
-
     Args:
         weight: ``(out, in)``.
         bias: ``(out,)`` or None.
-        settings: how inputs are coded.
-        channel_group: uint8 ``(in,)``.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, settings: LinearRecipe, channel_group: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-        self.settings = settings
-        self.coding = settings.activations.spiking
-        self.set_groups(channel_group)
-
-    def set_groups(self, channel_group: Tensor) -> None:
-        """Set the group of every input channel."""
-        self.channel_group = channel_group
-        self.layout = make_layout(channel_group, torch.tensor(self.settings.activations.group_steps), self.settings)
-
-    @torch.no_grad()
-    def coded(self, x: Tensor) -> Tensor:
-        """Values after coding of inputs in stored order, float32, ``(..., in)``."""
-        settings, layout = self.settings.activations, self.layout
-        neuron, values = make_neuron(settings.neuron, settings.bits), []
-        ranges = {span: token_range(x[..., span[0] : span[1]]) for span in set(layout.ranges)}
-        for group, steps in enumerate(layout.steps):
-            start, stop = layout.bounds[group : group + 2]
-            if start == stop:
-                continue
-            low, high = ranges[layout.ranges[group]]
-            theta, baseline = threshold_for_range(low, high, neuron.levels * steps, symmetric=settings.symmetric, signed=neuron.signed)
-            values.append(neuron.decode(neuron.encode(x[..., start:stop], theta, baseline, steps), theta, baseline))
-        return values[0] if len(values) == 1 else torch.cat(values, dim=-1)
+        self.coder: InputCoder | None = None  # None: inputs as they are
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` → ``(..., out)``."""
-        if self.coding:
-            x = x.float() if self.layout.order is None else x.float().index_select(-1, self.layout.order)
-            x = x + (self.coded(x) - x).detach()
+        if self.coder is not None:
+            x = self.coder(x)
         return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)

@@ -109,6 +109,17 @@ class SoftResetNeuron:
         """Value that a code stands for, ``θ·(q − z)``, float32."""
         return theta.float() * (code - baseline).float()
 
+    def recode(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1) -> Tensor:
+        """``decode(encode(current))`` in fewer passes, for finite currents within the range that θ and z were made for."""
+        top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=current.device)
+        units = current.float() / theta
+        if self.signed:
+            code = half_up(units.abs()).minimum(top).copysign_(units)
+        else:
+            code = half_up(units).add_(baseline).clamp_(min=0)
+            code = torch.minimum(code, top, out=code).sub_(baseline)
+        return code.mul_(theta)
+
     def stepped(self, code: Tensor, steps: Steps = 1) -> Tensor:
         """Spikes of the drained train, first steps fullest: int32 ``(T, *code.shape)``, each at most L; ``sum(0) == code`` exactly."""
         return torch.stack(list(self.iterate_stepped(code, steps)))

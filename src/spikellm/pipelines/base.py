@@ -63,6 +63,15 @@ class BlockContext:
             )
         return sample
 
+    def readers(self, name: str) -> list[str]:
+        """Layers that read the same tensor as this one and code it by the same settings, this one first; itself alone where inputs were not watched."""
+        if self.samples.get(name) is None:
+            return [name]
+        same = self.samples.readers(name) & {
+            other for other in self.layers if self.settings[other].activations == self.settings[name].activations
+        }
+        return [name, *(other for other in self.layers if other in same and other != name)]
+
 
 class FittedBlock(NamedTuple):
     """What a pipeline makes of a block.

@@ -21,14 +21,14 @@ from spikellm.errors import NumericalError
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.families import weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
-from spikellm.modeling.surrogate import SurrogateLinear
+from spikellm.modeling.surrogate import InputCoder, SurrogateLinear
 from spikellm.modeling.swap import replace_module, spiking_like
 from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
-from spikellm.pipelines.grouping import group_of, salient_channels
-from spikellm.quantization.affine import code_in_range
+from spikellm.pipelines.grouping import choose_groups, coding_of
+from spikellm.quantization.straight_through import fake_code
 from spikellm.recipe import LinearRecipe
-from spikellm.transforms.clipping import clipped_range, fake_code, initial_logits
-from spikellm.transforms.equivalent import Pair, State, apply_pairs, smooth_scale
+from spikellm.transforms.clipping import initial_logits
+from spikellm.transforms.equivalent import Factors, Pair, State, apply_pairs, factors_of, smooth_scale
 from spikellm.transforms.pairs import find_pairs
 
 _RETRIES = 3
@@ -82,20 +82,19 @@ class _Fit:
         self.full = {name.removeprefix(f"{context.name}."): name for name in context.layers}
         self.block = copy.deepcopy(context.module).float()
         self.surrogates: dict[str, SurrogateLinear] = {}
-        for name, full in self.full.items():
-            weight, bias = weight_and_bias(self.block.get_submodule(name))
-            group = torch.zeros(weight.shape[1], dtype=torch.uint8, device=weight.device)
-            self.surrogates[name] = SurrogateLinear(weight, bias, context.settings[full], group)
+        for name in self.full:
+            self.surrogates[name] = SurrogateLinear(*weight_and_bias(self.block.get_submodule(name)))
             replace_module(self.block, name, self.surrogates[name])
         for parameter in self.block.parameters():
             parameter.requires_grad_(False)
         self.state: State = dict(self.block.named_parameters())
         self.pairs, self.dropped = self._find_pairs()
         scales = {pair.name: self._initial_scale(pair) for pair in self.pairs}
-        self._choose_channels(scales)
+        self.groups = self._choose_channels(scales)
+        self.codings = {name: coding_of(context.settings[full], self.groups[name]) for name, full in self.full.items()}
         logits = {
-            name: initial_logits(len(self.state[f"{name}.weight"]), len(layer.layout.weight_groups), context.device)
-            for name, layer in self.surrogates.items()
+            name: initial_logits(len(self.state[f"{name}.weight"]), len(coding.groups), context.device)
+            for name, coding in self.codings.items()
         }
         self.learned = Learned({name: scale.log() for name, scale in scales.items()}, logits if self.options.lwc else {})
 
@@ -111,7 +110,12 @@ class _Fit:
         return FittedBlock({full: self._coded(name, state) for name, full in self.full.items()}, dense, self.dropped)
 
     def _forward(self, state: State, hidden: Tensor) -> Tensor:
-        return self.context.forward(_Functional(self.block, state), hidden.float())
+        try:
+            return self.context.forward(_Functional(self.block, state), hidden.float())
+        finally:
+            for layer in self.surrogates.values():
+                if layer.coder is not None:
+                    layer.coder.forget()
 
     # equivalent scalings
 
@@ -130,15 +134,11 @@ class _Fit:
 
     @contextmanager
     def _full_precision(self) -> Iterator[None]:
-        """While this holds, nothing in the copy is coded."""
+        """While this holds, nothing in the copy is coded (its linear layers have no coders yet)."""
         spikes = [(module, module._modules.pop(CHILD)) for module in self.block.modules() if CHILD in module._modules]
-        for layer in self.surrogates.values():
-            layer.coding = False
         try:
             yield
         finally:
-            for layer in self.surrogates.values():
-                layer.coding = layer.settings.activations.spiking
             for module, child in spikes:
                 module._modules[CHILD] = child
 
@@ -184,35 +184,35 @@ class _Fit:
 
     # salient channels
 
-    def _choose_channels(self, scales: dict[str, Tensor]) -> None:
+    def _choose_channels(self, scales: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Group of every input channel, by layer; layers that share a choice share a coder."""
         smoothed = self._scaled({name: scale.log() for name, scale in scales.items()})
-        for name, full in self.full.items():
-            activations = self.context.settings[full].activations
-            if activations.salient_rate > 0:
-                x, weight, scale = self.context.sample(full), self.state[f"{name}.weight"], self._input_scale(name, scales)
-                if self.options.saliency_after_smoothing and scale is not None:
-                    x, weight = x / scale, smoothed[f"{name}.weight"]
-                selection = salient_channels(x, weight, activations, self.context.recipe.seed, full)
-                self.surrogates[name].set_groups(group_of(selection))
+        after, inside = self.options.saliency_after_smoothing, {full: name for name, full in self.full.items()}
+
+        def evidence(full: str) -> tuple[Tensor, Tensor]:
+            name, x = inside[full], self.context.sample(full)
+            scale = self._input_scale(name, scales) if after else None
+            return (x, self.state[f"{name}.weight"]) if scale is None else (x / scale, smoothed[f"{name}.weight"])
+
+        groups = {}
+        for names, group in choose_groups(self.context, evidence):
+            activations = self.context.settings[names[0]].activations
+            coder = InputCoder(activations, group) if activations.spiking else None
+            for full in names:
+                groups[inside[full]], self.surrogates[inside[full]].coder = group, coder
+        return groups
 
     # training
 
     def _state(self, learned: Learned) -> State:
-        """Parameters of the copy: scaled, and weights as their codes will stand for them, columns in stored order."""
-        state = self._scaled(learned.scales)
-        for name, full in self.full.items():
-            weights, layout, stored = self.context.settings[full].weights, self.surrogates[name].layout, self._stored(name, state)
-            low, high = self._range(name, stored, learned)
-            state[f"{name}.weight"] = fake_code(stored, weights.bits, layout.weight_groups, low, high, symmetric=weights.symmetric)
+        """Parameters of the copy: scaled, and weights as their codes will stand for them."""
+        factors = factors_of(self.pairs, {name: log.exp() for name, log in learned.scales.items()})
+        weights = {f"{name}.weight": name for name in self.full}
+        state = {**self.state, **{name: factor.applied(self.state[name]) for name, factor in factors.items() if name not in weights}}
+        for parameter, name in weights.items():
+            rows, columns, _ = factors.get(parameter, Factors())
+            state[parameter] = fake_code(self.state[parameter], self.codings[name], learned.logits.get(name), rows, columns)
         return state
-
-    def _stored(self, name: str, state: State) -> Tensor:
-        order = self.surrogates[name].layout.order
-        return state[f"{name}.weight"] if order is None else state[f"{name}.weight"][:, order]
-
-    def _range(self, name: str, stored: Tensor, learned: Learned) -> tuple[Tensor, Tensor]:
-        full = torch.full((len(stored), len(self.surrogates[name].layout.weight_groups)), torch.inf, device=stored.device)  # sigmoid(∞) = 1
-        return clipped_range(stored, self.surrogates[name].layout.weight_groups, *learned.logits.get(name, (full, full)))
 
     def _train(self) -> None:
         best, best_loss, factor = self.learned.clone(), math.inf, 1.0
@@ -264,14 +264,9 @@ class _Fit:
     @torch.no_grad()
     def _coded(self, name: str, state: State) -> SpikingLinear:
         full = self.full[name]
-        settings, layout = self.context.settings[full], self.surrogates[name].layout
-        layer = spiking_like(self.context.layers[full], settings, self.context.device)
-        layer.set_groups(self.surrogates[name].channel_group)
-        stored = self._stored(name, state)
-        low, high = self._range(name, stored, self.learned)
-        layer.set_weights(
-            code_in_range(stored, settings.weights.bits, layout.weight_groups, low, high, symmetric=settings.weights.symmetric)
-        )
+        layer = spiking_like(self.context.layers[full], self.context.settings[full], self.context.device)
+        layer.set_groups(self.groups[name])
+        layer.set_weights(self.codings[name].code(state[f"{name}.weight"], self.learned.logits.get(name)))
         if layer.bias is not None:
             layer.bias.data.copy_(state[f"{name}.bias"])
         return layer

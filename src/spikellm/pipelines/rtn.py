@@ -8,8 +8,7 @@ from spikellm.modeling.families import weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.swap import spiking_like
 from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
-from spikellm.pipelines.grouping import assign_groups, salient_channels
-from spikellm.quantization.affine import round_to_nearest
+from spikellm.pipelines.grouping import choose_groups, coding_of
 from spikellm.recipe import LinearRecipe
 
 
@@ -21,29 +20,19 @@ class RoundToNearest:
         return settings.activations.salient_rate > 0
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
+        groups = choose_groups(context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0]))
         return FittedBlock(
-            {
-                name: fit_layer(
-                    name,
-                    module,
-                    context.settings[name],
-                    context.sample(name) if self.observes(context.settings[name]) else None,
-                    context.recipe.seed,
-                )
-                for name, module in context.layers.items()
-            }
+            {name: fit_layer(context.layers[name], context.settings[name], group) for names, group in groups for name in names}
         )
 
     def finish(self, model: nn.Module) -> None:
         """Nothing is left to do."""
 
 
-def fit_layer(name: str, module: nn.Module, settings: LinearRecipe, x: Tensor | None, seed: int) -> SpikingLinear:
-    """Spiking layer of one linear layer; ``x`` are sampled inputs, needed where the recipe asks for salient channels."""
+def fit_layer(module: nn.Module, settings: LinearRecipe, group: Tensor) -> SpikingLinear:
+    """Spiking layer of one linear layer; ``group`` of every input channel, uint8 ``(in,)``."""
     weight, _ = weight_and_bias(module)
     layer = spiking_like(module, settings)
-    assign_groups(layer, None if x is None else salient_channels(x, weight, settings.activations, seed, name))
-    layout = layer.layout()
-    stored = weight.detach() if layout.order is None else weight.detach().index_select(1, layout.order)
-    layer.set_weights(round_to_nearest(stored, settings.weights.bits, layout.weight_groups, symmetric=settings.weights.symmetric))
+    layer.set_groups(group)
+    layer.set_weights(coding_of(settings, group).code(weight.detach(), None))
     return layer

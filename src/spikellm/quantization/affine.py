@@ -54,8 +54,8 @@ def round_to_nearest(weight: Tensor, bits: int, groups: list[tuple[int, int]], *
 
 def weight_range(weight: Tensor, groups: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     """Smallest and largest weight of each row and group, zero included: float32, ``(out, groups)`` each."""
-    ends = [torch.aminmax(weight[:, start:stop].float(), dim=1) for start, stop in groups]
-    return torch.stack([low for low, _ in ends], 1).clamp(max=0), torch.stack([high for _, high in ends], 1).clamp(min=0)
+    parts = [weight[:, start:stop].float() for start, stop in groups]
+    return torch.stack([part.amin(1) for part in parts], 1).clamp(max=0), torch.stack([part.amax(1) for part in parts], 1).clamp(min=0)
 
 
 def code_in_range(
@@ -67,6 +67,14 @@ def code_in_range(
         low, high: ``(out, groups)``, ``low ≤ 0 ≤ high``.
         weight, bits, groups, symmetric: as for :func:`round_to_nearest`.
     """
+    codes, scale, zero = codes_in_range(weight, bits, groups, low, high, symmetric=symmetric)
+    return AffineWeights(codes.to(torch.uint8), scale, zero.to(torch.uint8))
+
+
+def codes_in_range(
+    weight: Tensor, bits: int, groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(codes, scale, zero)`` of :func:`code_in_range`, all float32."""
     top, middle = 2**bits - 1, 2 ** (bits - 1)
     low, high = low.float(), high.float()
     scale = torch.maximum(high, -low) / (middle - 1) if symmetric else high / top - low / top
@@ -74,10 +82,10 @@ def code_in_range(
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
     zero = zero.clamp(0, top)
     codes = [
-        (half_up(weight[:, start:stop].float() / scale[:, g : g + 1]) + zero[:, g : g + 1]).clamp(1 if symmetric else 0, top)
+        half_up(weight[:, start:stop].float() / scale[:, g : g + 1]).add_(zero[:, g : g + 1]).clamp_(1 if symmetric else 0, top)
         for g, (start, stop) in enumerate(groups)
     ]
-    return AffineWeights(torch.cat(codes, dim=1).to(torch.uint8), scale, zero.to(torch.uint8))
+    return codes[0] if len(codes) == 1 else torch.cat(codes, dim=1), scale, zero
 
 
 def dequantize(weights: AffineWeights, groups: list[tuple[int, int]]) -> Tensor:

@@ -13,4 +13,4 @@ def half_up(value: Tensor) -> Tensor:
     sends it to the even neighbour. ``value - round(value)`` is exact (Sterbenz), so the tie is seen exactly.
     """
     nearest = torch.round(value)
-    return nearest + (value - nearest == 0.5).to(value.dtype)
+    return nearest.add_((value - nearest).eq_(0.5))

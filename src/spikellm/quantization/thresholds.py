@@ -37,8 +37,7 @@ def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[-1] == 0:
         zero = x.new_zeros(*x.shape[:-1], 1)
         return zero, zero
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
-    return low.clamp(max=0), high.clamp(min=0)
+    return x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)  # many times faster than aminmax
 
 
 def threshold_for_range(low: Tensor, high: Tensor, top: Tensor | int, *, symmetric: bool = False, signed: bool = False) -> Threshold:

@@ -44,6 +44,10 @@ class ActivationRecipe(Section):
         "split", description="salient channels may have a range of their own, or one range for all (as published)"
     )
 
+    salient_for: Literal["input", "layer"] = Field(
+        "input", description="salient channels chosen once for all layers that read the same tensor, or for each layer (as published)"
+    )
+
     @property
     def spiking(self) -> bool:
         return self.bits != 16
@@ -94,7 +98,7 @@ class ActivationRecipe(Section):
 
     def _check_salient(self) -> None:
         if self.salient_rate == 0:
-            if idle := self._changed({"salient_steps", "invert", "saliency", "thresholds"}):
+            if idle := self._changed({"salient_steps", "invert", "saliency", "thresholds", "salient_for"}):
                 raise ValueError(f"{', '.join(idle)} would have no effect while salient_rate is 0; set salient_rate above 0")
             return
         if self.salient_steps < self.steps:
@@ -149,6 +153,9 @@ class AttentionRecipe(Section):
         for name in ("query", "probabilities"):
             if getattr(self, name).salient_rate > 0:
                 raise ValueError(f"{name} takes one step in every channel; salient channels are for key and value")
+        for name in ("key", "value"):
+            if getattr(self, name).salient_for != "input":
+                raise ValueError(f"{name}.salient_for has no effect: every head chooses its own channels; leave it out")
         if self.key.spiking != self.value.spiking:
             raise ValueError("key and value are coded together, since they share a cache; set bits of both, or of neither")
         if self.key_axis == "sequence" and (not self.key.spiking or (self.key.salient_rate > 0 and self.key.thresholds == "split")):

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikellm.quantization.straight_through import scale_weight
+
 State = dict[str, Tensor]
 
 
@@ -47,23 +49,42 @@ class Pair(NamedTuple):
     consumers: tuple[str, ...] = ()
 
 
-def apply_pair(state: Mapping[str, Tensor], pair: Pair, scale: Tensor) -> State:
-    """Parameters after a pair's scaling, differentiable in ``scale`` (positive, ``(length,)``); others are passed on as they are."""
-    result = dict(state)
-    for parameter, axis, power, spread, offset in pair.scalings:
-        factor = scale[spread] if power > 0 else 1 / scale[spread]
-        if axis == 0 and result[parameter].dim() == 2:
-            factor = factor.unsqueeze(1)
-        result[parameter] = (result[parameter] + offset) * factor - offset
-    return result
+class Factors(NamedTuple):
+    """What a parameter is multiplied by, along its rows (or as a vector) and along its columns; None for 1."""
+
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    offset: float = 0.0
+
+    def applied(self, parameter: Tensor) -> Tensor:
+        """The parameter after scaling, differentiable in the factors."""
+        if self.offset:
+            parameter = parameter + self.offset
+        vector = parameter.dim() == 1 and self.rows is not None
+        scaled = parameter * self.rows if vector else scale_weight(parameter, self.rows, self.columns)  # type: ignore[operator]
+        return scaled - self.offset if self.offset else scaled
+
+
+def factors_of(pairs: list[Pair], scales: Mapping[str, Tensor]) -> dict[str, Factors]:
+    """Factors of every parameter that pairs touch, all pairs together; ``scales`` are positive, ``(length,)``, by name of pair."""
+    found: dict[str, Factors] = {}
+    for pair in pairs:
+        scale = scales[pair.name]
+        ways = {1: scale, -1: 1 / scale}
+        for parameter, axis, power, spread, offset in pair.scalings:
+            factor = ways[power][spread]
+            rows, columns, _ = found.get(parameter, Factors())
+            if axis == 0:
+                rows = factor if rows is None else rows * factor
+            else:
+                columns = factor if columns is None else columns * factor
+            found[parameter] = Factors(rows, columns, offset)
+    return found
 
 
 def apply_pairs(state: Mapping[str, Tensor], pairs: list[Pair], scales: Mapping[str, Tensor]) -> State:
-    """All pairs, one after the other."""
-    result = dict(state)
-    for pair in pairs:
-        result = apply_pair(result, pair, scales[pair.name])
-    return result
+    """Parameters after the scaling of all pairs; others are passed on as they are."""
+    return {**state, **{name: factors.applied(state[name]) for name, factors in factors_of(pairs, scales).items()}}
 
 
 @torch.no_grad()
@@ -80,7 +101,7 @@ def holds(block: nn.Module, pair: Pair, run: Callable[[nn.Module, State], Tensor
         return False
     generator = torch.Generator().manual_seed(seed)
     scale = torch.exp2(torch.rand(pair.length, generator=generator) * 2 - 1).to(next(iter(state.values())))
-    expected, found = run(block, state), run(block, apply_pair(state, pair, scale))
+    expected, found = run(block, state), run(block, apply_pairs(state, [pair], {pair.name: scale}))
     return bool((found - expected).norm() <= 1e-4 * expected.norm())
 
 

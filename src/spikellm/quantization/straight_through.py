@@ -1,0 +1,169 @@
+"""Rounding with gradients: codes in the forward pass, straight through them in the backward pass (OmniQuant, LSQ).
+
+Written as whole functions instead of chains of elementwise ones: the chain would keep six tensors of a weight's size for its backward pass.
+Masks are floats, since torch is several times slower on bool tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from spikellm.quantization.affine import AffineWeights, code_in_range, codes_in_range, weight_range
+
+
+def pass_through(x: Tensor, coded: Tensor) -> Tensor:
+    """``coded`` with the gradient of ``x``."""
+    return cast(Tensor, _PassThrough.apply(x, coded))  # type: ignore[no-untyped-call]
+
+
+class _PassThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, coded: Tensor) -> Tensor:
+        return coded.view_as(coded)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+@dataclass(frozen=True)
+class WeightCoding:
+    """How a weight matrix is coded.
+
+    Attributes:
+        bits, symmetric: see :func:`spikellm.quantization.affine.code_in_range`.
+        groups: ``(start, stop)`` of the stored columns of each group.
+        order: channel of each stored column, None where columns are stored in their own order.
+    """
+
+    bits: int
+    symmetric: bool
+    groups: list[tuple[int, int]]
+    order: Tensor | None
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """Columns in stored order."""
+        return weight if self.order is None else weight.index_select(1, self.order)
+
+    def unstored(self, values: Tensor) -> Tensor:
+        """Inverse of :meth:`stored`."""
+        return values if self.order is None else torch.empty_like(values).index_copy_(1, self.order, values)
+
+    def code(self, weight: Tensor, clip: tuple[Tensor, Tensor] | None) -> AffineWeights:
+        """Integer codes, columns in stored order; ``clip`` as for :func:`fake_code`."""
+        stored = self.stored(weight)
+        low, high = weight_range(stored, self.groups)
+        if clip is not None:
+            low, high = torch.sigmoid(clip[1]) * low, torch.sigmoid(clip[0]) * high
+        return code_in_range(stored, self.bits, self.groups, low, high, symmetric=self.symmetric)
+
+
+def fake_code(
+    weight: Tensor,
+    coding: WeightCoding,
+    clip: tuple[Tensor, Tensor] | None = None,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+) -> Tensor:
+    """What the codes of ``rows · weight · columns`` stand for, columns in their own order.
+
+    Differentiable in clip, rows and columns (straight through the rounding; a clipped weight passes its gradient to the range that clipped it);
+    equal to decoding :meth:`WeightCoding.code`.
+
+    Args:
+        weight: float32, ``(out, in)``; a constant.
+        clip: logits γ and β, ``(out, groups)`` each: the range is ``sigmoid(β)·min … sigmoid(γ)·max``; None for the whole range.
+        rows, columns: factors ``(out,)`` and ``(in,)``; None for 1.
+    """
+    gamma, beta = (None, None) if clip is None else clip
+    return cast(Tensor, _FakeCode.apply(weight, coding, gamma, beta, rows, columns))  # type: ignore[no-untyped-call]
+
+
+def scale_weight(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """``rows · weight · columns``."""
+    if rows is not None:
+        weight = weight * rows.unsqueeze(1)
+    return weight if columns is None else weight * columns
+
+
+class _FakeCode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        coding: WeightCoding,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+    ) -> Tensor:
+        scaled = coding.stored(scale_weight(weight, rows, columns))
+        low, high = weight_range(scaled, coding.groups)
+        narrow_low, narrow_high = (low, high) if gamma is None or beta is None else (torch.sigmoid(beta) * low, torch.sigmoid(gamma) * high)
+        levels, scale, zero = codes_in_range(scaled, coding.bits, coding.groups, narrow_low, narrow_high, symmetric=coding.symmetric)
+        for group, (start, stop) in enumerate(coding.groups):
+            levels[:, start:stop] -= zero[:, group : group + 1]
+        ctx.coding = coding
+        ctx.save_for_backward(weight, scaled, levels, scale, low, high, gamma, beta, rows, columns)
+        return coding.unstored(_by_group(levels, scale, coding))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        coding: WeightCoding = ctx.coding
+        weight, scaled, levels, scale, low, high, _, _, rows, columns = ctx.saved_tensors
+        gradient = coding.stored(gradient)
+        position = torch.empty_like(scaled)  # w / scale
+        for group, (start, stop) in enumerate(coding.groups):
+            torch.div(scaled[:, start:stop], scale[:, group : group + 1], out=position[:, start:stop])
+        inside = (levels - position).abs_().le_(0.5 + 1e-3)  # further off only where the range clips
+        through = inside.mul_(gradient)
+        wanted_low, wanted_high, by_low, by_high = _range_gradients(ctx, (gradient * levels).sub_(position.mul_(through)))
+        factors: list[Tensor | None] = [None, None]
+        if rows is not None or columns is not None:
+            for extreme, wanted in ((low, wanted_low), (high, wanted_high)):
+                _add_at(through, scaled, extreme, wanted, coding)
+            factors = _factor_gradients(coding.unstored(through), weight, rows, columns)
+        return None, None, by_high, by_low, *factors
+
+
+def _range_gradients(ctx: Any, by_scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients by the extreme weights ``(low, high)`` and by the logits ``(β, γ)``, all ``(out, groups)``."""
+    coding: WeightCoding = ctx.coding
+    _, _, _, _, low, high, gamma, beta, _, _ = ctx.saved_tensors
+    total = torch.stack([by_scale[:, start:stop].sum(1) for start, stop in coding.groups], 1)
+    clip_low, clip_high = (torch.ones_like(low),) * 2 if gamma is None else (torch.sigmoid(beta), torch.sigmoid(gamma))
+    if coding.symmetric:
+        total = total / (2 ** (coding.bits - 1) - 1)
+        upper = clip_high * high >= -clip_low * low
+        by_low, by_high = torch.where(upper, 0.0, -total), torch.where(upper, total, 0.0)
+    else:
+        total = total / (2**coding.bits - 1)
+        by_low, by_high = -total, total
+    if gamma is None:
+        return by_low, by_high, None, None
+    slope_low, slope_high = clip_low * (1 - clip_low), clip_high * (1 - clip_high)
+    return by_low * clip_low, by_high * clip_high, by_low * low * slope_low, by_high * high * slope_high
+
+
+def _add_at(through: Tensor, scaled: Tensor, extreme: Tensor, wanted: Tensor, coding: WeightCoding) -> None:
+    """Add a gradient where the extreme weight of each row and group stands (nowhere if the extreme is the 0 that every range includes)."""
+    wanted = torch.where(extreme == 0, 0.0, wanted)
+    for group, (start, stop) in enumerate(coding.groups):
+        part, end = scaled[:, start:stop], extreme[:, group : group + 1]
+        through[:, start:stop].addcmul_((part - end).eq_(0), wanted[:, group : group + 1])
+
+
+def _factor_gradients(by_scaled: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> list[Tensor | None]:
+    product = by_scaled * weight
+    by_rows = None if rows is None else (product.sum(1) if columns is None else product @ columns)
+    by_columns = None if columns is None else (product.sum(0) if rows is None else rows @ product)
+    return [by_rows, by_columns]
+
+
+def _by_group(values: Tensor, factor: Tensor, coding: WeightCoding) -> Tensor:
+    parts = [values[:, start:stop] * factor[:, group : group + 1] for group, (start, stop) in enumerate(coding.groups)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
