@@ -33,7 +33,12 @@ FAMILIES: dict[str, Any] = {
 def build(family: str, *, seed: int = 0) -> Any:
     """A random model whose weights are large enough that every layer matters."""
     torch.manual_seed(seed)
-    model = t.AutoModelForCausalLM.from_config(FAMILIES[family]())
+    return randomized(t.AutoModelForCausalLM.from_config(FAMILIES[family]()), seed=seed)
+
+
+def randomized(model: Any, *, seed: int = 0) -> Any:
+    """The model with large random weights."""
+    torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.3 / parameter.shape[-1] ** 0.25)

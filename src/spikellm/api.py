@@ -23,11 +23,11 @@ from spikellm.checkpoint.huggingface import mark_converted, save, spike_config
 from spikellm.checkpoint.load import load
 from spikellm.errors import NumericalError, RequestError
 from spikellm.evaluation.perplexity import Perplexity, perplexity
-from spikellm.modeling.attention import CHILD, spiking_attentions, use_interface
+from spikellm.modeling.attention import spiking_attentions
 from spikellm.modeling.devices import find_device
-from spikellm.modeling.families import is_linear, longest_window
+from spikellm.modeling.families import longest_window
 from spikellm.modeling.linear import set_form, spiking_linears
-from spikellm.modeling.swap import replace_module
+from spikellm.modeling.prepare import prepared
 from spikellm.pipelines import pipelines
 from spikellm.presets import load_recipe
 from spikellm.profiling.summary import ModelSummary, summarize
@@ -94,21 +94,8 @@ def convert(
     book = Journal(Path(journal), {**identity, "model": _fingerprint(model), "device": place.type}) if journal is not None else None
     model.eval()
     stage(f"checking that blocks run alone as they run in the model, then converting {len(windows)} windows of {length} tokens")
-    originals = {name: module for name, module in model.named_modules() if is_linear(module)}
-    vectors = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.dim() == 1}
-    attention = use_interface(model) if resolved.attention.spiking else None
-    try:
+    with prepared(model, attention=resolved.attention.spiking):
         records = convert_blocks(model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block)
-    except BaseException:
-        for name in spiking_linears(model):  # leave the model as it was
-            replace_module(model, name, originals[name])
-        for name, value in vectors.items():  # norms may have taken over scales
-            model.get_parameter(name).data.copy_(value)
-        for name in spiking_attentions(model):
-            delattr(model.get_submodule(name), CHILD)
-        if attention is not None:
-            model.set_attn_implementation(attention)
-        raise
     record = {
         "blocks": [asdict(block) for block in records],
         "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]},

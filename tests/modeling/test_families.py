@@ -12,7 +12,7 @@ import transformers
 import spikellm
 from families import FAMILIES, GATED, build
 from spikellm.errors import UnsupportedModelError
-from spikellm.modeling.families import find_blocks, has_tied_head, linear_layers, longest_window
+from spikellm.modeling.families import find_blocks, has_tied_head, longest_window
 from spikellm.modeling.linear import spiking_linears
 
 SETTINGS = ["activations.bits=3", "activations.salient_rate=0.2"]
@@ -62,13 +62,6 @@ def test_conv1d_is_transposed(tokenizer: Any, text_file: Path) -> None:
     layer = model.transformer.h[0].mlp.c_fc
     assert (layer.in_features, layer.out_features) == tuple(weight.shape)
     torch.testing.assert_close(layer.dense_weight(), weight.T, rtol=0, atol=0.02)
-
-
-def test_mixture_of_experts_is_refused_not_left_dense() -> None:
-    config = transformers.MixtralConfig(**GATED, num_local_experts=4)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UnsupportedModelError, match="mixture-of-experts"):
-        linear_layers(find_blocks(model).modules[0])
 
 
 def test_encoder_decoder_is_refused() -> None:

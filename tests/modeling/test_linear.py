@@ -261,3 +261,11 @@ def test_unknown_form_and_dense_model_are_refused() -> None:
         set_form(make({"bits": 4}, {"bits": 4})[0], "sideways")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="no spiking layer"):
         set_form(nn.Linear(2, 2), "binary")
+
+
+def test_published_top_code_has_the_merged_form_only() -> None:
+    layer, _ = make({"bits": 4}, {"bits": 4, "neuron": "gif-published", "salient_rate": 0.2, "salient_steps": 2, "saliency": "rms"})
+    codes, _ = layer.encode(torch.randn(200, 13))
+    assert int(codes.max()) == 31
+    with pytest.raises(RequestError, match="merged form only"):
+        set_form(layer, "binary")

@@ -148,3 +148,13 @@ def test_recoding_is_decoding_of_codes(kind: tuple[str, int], steps: int, symmet
     theta, baseline = threshold_for_range(*token_range(x), top, symmetric=symmetric and top > 1, signed=neuron.signed)
     expected = neuron.decode(neuron.encode(x, theta, baseline, steps), theta, baseline)
     assert torch.equal(neuron.recode(x, theta, baseline, steps), expected)
+
+
+def test_published_top_code_is_out_of_reach_of_a_train() -> None:
+    neuron = make_neuron("gif-published", 4)
+    assert [neuron.top(steps) for steps in (1, 2, 4)] == [15, 31, 63]
+    one, zero = torch.tensor([1.0]), torch.tensor([0.0])
+    assert neuron.encode(torch.tensor([29.9, 31.0, 40.0]), one, zero, 2).tolist() == [30, 31, 31]
+    assert neuron.stepped(torch.tensor([30]), 2).sum() == 30
+    with pytest.raises(ValueError, match="do not fit 0 … 30"):
+        neuron.stepped(torch.tensor([31]), 2)

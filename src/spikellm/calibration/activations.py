@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,7 +63,7 @@ class SampledInputs:
     def __init__(self, layers: dict[str, nn.Module], seen: int, wanted: int) -> None:
         self._layers, self._seen, self._wanted = layers, seen, wanted
         self._of: dict[str, TokenSample] = {}
-        self._last: tuple[Tensor, TokenSample] | None = None
+        self._recent: list[tuple[weakref.ref[Tensor], int, TokenSample]] = []  # tensors that live, as they were when sampled
 
     def __getitem__(self, name: str) -> Tensor:
         return self._of[name].tokens()
@@ -82,18 +83,20 @@ class SampledInputs:
         try:
             yield
         finally:
-            self._last = None
+            self._recent = []
             for handle in handles:
                 handle.remove()
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             x = arguments[0]
-            if self._last is not None and self._last[0] is x and self._of.get(name, self._last[1]) is self._last[1]:
-                self._of[name] = self._last[1]
-                return
+            self._recent = [entry for entry in self._recent if entry[0]() is not None]
+            for tensor, version, sample in self._recent:
+                if tensor() is x and version == x._version and self._of.get(name, sample) is sample:
+                    self._of[name] = sample
+                    return
             sample = self._of.setdefault(name, TokenSample(self._seen, self._wanted))
             sample.update(x)
-            self._last = (x, sample)
+            self._recent.append((weakref.ref(x), x._version, sample))
 
         return record

@@ -22,6 +22,7 @@ from spikellm.calibration.progress import Journal
 from spikellm.calibration.replay import BlockReplay, batch_windows
 from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.attention import CHILD
+from spikellm.modeling.experts import every_expert_sees_every_token
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.swap import replace_module
 from spikellm.pipelines import BlockContext, Pipeline, pipelines
@@ -159,7 +160,7 @@ def _fit(
     seen, wanted = sum(converted[i].shape[0] * converted[i].shape[1] for i in range(len(converted))), recipe.calibration.saliency_tokens
     samples, attention_samples = SampledInputs(watched, seen, wanted), AttentionSample(ranked, seen, min(wanted, ATTENTION_TOKENS))
     if watched or ranked:
-        with samples.watching(), attention_samples.watching():
+        with samples.watching(), attention_samples.watching(), every_expert_sees_every_token():
             for batch in range(len(converted)):
                 forward(block, converted[batch])
     modules: dict[str, nn.Module] = {}

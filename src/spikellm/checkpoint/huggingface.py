@@ -20,6 +20,7 @@ from spikellm.errors import CheckpointError, RequestError
 from spikellm.files import folder_when_done
 from spikellm.modeling.attention import CHILD, IMPLEMENTATION, HeadShape, SpikingAttention, register
 from spikellm.modeling.cache import install_cache
+from spikellm.modeling.experts import unfuse_experts
 from spikellm.modeling.families import is_linear
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.swap import replace_module, spiking_like
@@ -35,6 +36,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         recipe = self.quantization_config.parsed_recipe()
+        unfuse_experts(model)
         for name in self.quantization_config.modules:
             settings, module = recipe.for_module(name), _listed_module(model, name)
             if settings is None or not is_linear(module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.errors import UnsupportedModelError
+from spikellm.modeling.experts import routers_of
 
 
 class Blocks(NamedTuple):
@@ -46,18 +47,25 @@ def find_blocks(model: nn.Module) -> Blocks:
 def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
     """Linear layers of a block by name within it: ``nn.Linear``, and ``Conv1D`` as GPT-2 has it.
 
+    Routers of mixture-of-experts layers are left out; experts must have been taken apart (:mod:`spikellm.modeling.experts`).
+
     Raises:
-        UnsupportedModelError: the block holds matrix weights in another shape (mixture-of-experts models fuse theirs), which would stay dense unsaid.
+        UnsupportedModelError: the block holds matrix weights in another shape, which would stay dense unsaid.
     """
-    found = {name: module for name, module in block.named_modules() if is_linear(module)}
-    fused = [name for name, parameter in block.named_parameters() if parameter.dim() == 3]
+    routers = routers_of(block)
+    found = {name: module for name, module in block.named_modules() if is_linear(module) and name not in routers}
+    fused = [name for name, parameter in block.named_parameters() if parameter.dim() == 3 and not _is_convolution(block, name)]
     if fused:
         raise UnsupportedModelError(
-            f"{type(block).__name__} keeps weights in 3-D parameters ({fused[0]}), as mixture-of-experts models fuse their experts; those are not supported yet and would stay dense"
+            f"{type(block).__name__} keeps weights in 3-D parameters ({fused[0]}) that the library's experts interface does not reach, so they would stay dense; this family cannot be converted"
         )
     if not found:
         raise UnsupportedModelError(f"{type(block).__name__} has no linear layer of a known kind (nn.Linear, Conv1D)")
     return found
+
+
+def _is_convolution(block: nn.Module, parameter: str) -> bool:
+    return isinstance(block.get_submodule(parameter.rpartition(".")[0]), nn.Conv1d)
 
 
 def is_linear(module: nn.Module) -> bool:

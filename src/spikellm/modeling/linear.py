@@ -181,7 +181,7 @@ class SpikingLinear(nn.Module):
         for group, steps in enumerate(layout.steps):
             part = x[:, layout.bounds[group] : layout.bounds[group + 1]]
             low, high = token_range(x[:, layout.ranges[group][0] : layout.ranges[group][1]])
-            threshold = threshold_for_range(low, high, neuron.levels * steps, symmetric=activations.symmetric, signed=neuron.signed)
+            threshold = threshold_for_range(low, high, neuron.top(steps), symmetric=activations.symmetric, signed=neuron.signed)
             codes.append(neuron.encode(part, *threshold, steps))
             thresholds.append(threshold)
         return torch.cat(codes, dim=1), thresholds
@@ -202,7 +202,7 @@ class SpikingLinear(nn.Module):
         y = torch.zeros(tokens.shape[0], self.out_features, dtype=torch.float32, device=tokens.device)
         for start, stop, group, weight_group in layout.segments:
             steps, (theta, baseline), k = layout.steps[group], thresholds[group], weights[:, start:stop]
-            largest = 2 * neuron.levels * steps * (2**self.settings.weights.bits - 1) * (stop - start)
+            largest = 2 * neuron.top(steps) * (2**self.settings.weights.bits - 1) * (stop - start)
             planes = spikes_of(codes[:, start:stop], neuron, steps, self.form)
             charge = cast(Tensor, sum(integer_product(plane, k, largest) for plane in planes))
             charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
@@ -276,6 +276,11 @@ def set_form(model: nn.Module, form: Form) -> None:
     if form != "merged" and silent:
         raise RequestError(
             f"{len(silent)} layers do not code their inputs ({silent[0]}, …: activations.bits is 16), so they have no {form} form"
+        )
+    flat = [name for name, layer in layers.items() if layer.neuron is not None and not layer.neuron.unrolls]
+    if form != "merged" and flat:
+        raise RequestError(
+            f"{flat[0]} codes with the published top code, which no train of spikes reaches ({layers[flat[0]].settings.activations.neuron}); it has the merged form only"
         )
     for layer in layers.values():
         layer.form = form

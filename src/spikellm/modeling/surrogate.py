@@ -52,7 +52,7 @@ class InputCoder:
         return coded
 
     def _recode(self, x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
-        top, signed = self.neuron.levels * steps, self.neuron.signed
+        top, signed = self.neuron.top(steps), self.neuron.signed
         return self.neuron.recode(x, *threshold_for_range(low, high, top, symmetric=self.settings.symmetric, signed=signed), steps)
 
 

@@ -81,6 +81,7 @@ class SoftResetNeuron:
 
     levels: int
     signed: bool = False
+    unrolls: bool = True  # whether every code is a train of spikes
 
     def top(self, steps: Steps) -> Steps:
         """Largest code, T·L."""
@@ -182,7 +183,7 @@ class SoftResetNeuron:
         return Trace(torch.stack(spikes), torch.stack(charged), torch.stack(membrane))
 
     def _check(self, code: Tensor, steps: Steps) -> None:
-        top = torch.as_tensor(self.top(steps), device=code.device)
+        top = torch.as_tensor(steps * self.levels, device=code.device)
         low = -top if self.signed else torch.zeros_like(top)
         if bool(((code > top) | (code < low)).any()):
             raise ValueError(

@@ -33,7 +33,9 @@ class ActivationRecipe(Section):
     """How inputs of linear layers become spikes. ``bits: 16`` leaves them as they are."""
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
-    neuron: str = Field("gif", description="if (1-bit spikes), gif, or ternary (2-bit spikes, symmetric)")
+    neuron: str = Field(
+        "gif", description="if (1-bit spikes), gif, ternary (2-bit spikes, symmetric), or gif-published (top code as in the published code)"
+    )
     symmetric: bool = Field(False, description="range of a token symmetric around zero", strict=True)
     steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of an ordinary channel", strict=True)
     salient_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of channels that are salient (OBSpiking)")
@@ -89,11 +91,9 @@ class ActivationRecipe(Section):
         if neuron.signed and not self.symmetric:
             raise ValueError(f"neuron {self.neuron!r} fires both signs, so its range is symmetric; set symmetric to true")
         steps = max(self.steps, self.salient_steps)
-        if steps * neuron.levels > MAX_TOP_CODE:
-            raise ValueError(
-                f"{steps} steps of up to {neuron.levels} spikes reach code {steps * neuron.levels}; at most {MAX_TOP_CODE} is supported"
-            )
-        if self.symmetric and not neuron.signed and self.steps * neuron.levels < 2:
+        if (top := neuron.top(steps)) > MAX_TOP_CODE:
+            raise ValueError(f"{steps} steps of up to {neuron.levels} spikes reach code {top}; at most {MAX_TOP_CODE} is supported")
+        if self.symmetric and not neuron.signed and neuron.top(self.steps) < 2:
             raise ValueError("a symmetric range needs a top code T·L of at least 2; raise bits or steps")
 
     def _check_salient(self) -> None:
@@ -153,6 +153,10 @@ class AttentionRecipe(Section):
         for name in ("query", "probabilities"):
             if getattr(self, name).salient_rate > 0:
                 raise ValueError(f"{name} takes one step in every channel; salient channels are for key and value")
+        for name in ("query", "key", "value", "probabilities"):
+            part: ActivationRecipe = getattr(self, name)
+            if part.spiking and not make_neuron(part.neuron, part.bits).unrolls:
+                raise ValueError(f"{name}.neuron {part.neuron!r} is for linear layers; attention takes gif, if or ternary")
         for name in ("key", "value"):
             if getattr(self, name).salient_for != "input":
                 raise ValueError(f"{name}.salient_for has no effect: every head chooses its own channels; leave it out")

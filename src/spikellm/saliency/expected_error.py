@@ -16,7 +16,7 @@ def expected_error(evidence: Evidence) -> Tensor:
     """Measured mean squared coding error of each channel times the energy of its weight column."""
     neuron = evidence.neuron
     theta, baseline = threshold_for_range(
-        *token_range(evidence.x), neuron.levels * evidence.steps, symmetric=evidence.symmetric, signed=neuron.signed
+        *token_range(evidence.x), neuron.top(evidence.steps), symmetric=evidence.symmetric, signed=neuron.signed
     )
     coded = neuron.decode(neuron.encode(evidence.x, theta, baseline, evidence.steps), theta, baseline)
     return (evidence.x - coded).square().mean(0) * evidence.column_energy

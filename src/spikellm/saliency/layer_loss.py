@@ -47,7 +47,7 @@ def loss_of_cuts(evidence: Evidence, order: Tensor) -> Tensor:
     own_energy = torch.cat([energy.new_zeros(1), energy[order].cumsum(0)])[: largest + 1]
     finer_energy = torch.stack([_top_energy_without(energy, order[:cut], evidence.count - cut) for cut in range(largest + 1)])
     rest_energy = energy.sum() - own_energy - finer_energy
-    coarse, fine = (1 / (12 * (evidence.neuron.levels * steps) ** 2) for steps in (evidence.steps, evidence.salient_steps))
+    coarse, fine = (1 / (12 * evidence.neuron.top(steps) ** 2) for steps in (evidence.steps, evidence.salient_steps))
     return own_power * fine * own_energy + rest_power * (fine * finer_energy + coarse * rest_energy)
 
 

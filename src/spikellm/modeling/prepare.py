@@ -1,0 +1,42 @@
+"""A model made ready for conversion, and put back as it was if that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from spikellm.modeling.attention import CHILD, spiking_attentions, use_interface
+from spikellm.modeling.experts import fuse_again, unfuse_experts
+from spikellm.modeling.families import is_linear
+from spikellm.modeling.linear import spiking_linears
+from spikellm.modeling.swap import replace_module
+
+
+@contextmanager
+def prepared(model: Any, *, attention: bool) -> Iterator[None]:
+    """Take experts apart and, where attention is to spike, compute it through the library's interface; after an error undo that and all that was converted.
+
+    Raises:
+        UnsupportedModelError: see :func:`spikellm.modeling.attention.use_interface`.
+    """
+    experts_before = getattr(model.config, "_experts_implementation", None)
+    attention_before = str(model.config._attn_implementation)
+    experts = unfuse_experts(model)
+    linears = {name: module for name, module in model.named_modules() if is_linear(module)}
+    vectors = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.dim() == 1}
+    try:
+        if attention:
+            use_interface(model)
+        yield
+    except BaseException:
+        for name in spiking_linears(model):
+            replace_module(model, name, linears[name])
+        for name, value in vectors.items():  # norms may have taken over scales
+            model.get_parameter(name).data.copy_(value)
+        for name in spiking_attentions(model):
+            delattr(model.get_submodule(name), CHILD)
+        if attention and model._can_set_attn_implementation():
+            model.set_attn_implementation(attention_before)
+        fuse_again(model, experts, experts_before)
+        raise
