@@ -6,14 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.modeling.linear import SpikingLinear
-from spikellm.pipelines.grouping import group_of, salient_channels
+from spikellm.pipelines.grouping import Groups, group_of, salient_channels, salient_columns
 from spikellm.pipelines.rtn import fit_layer
 from spikellm.recipe import LinearRecipe
 
 
 def fit(dense: nn.Linear, settings: LinearRecipe, sample: Tensor | None = None, seed: int = 0, name: str = "layer") -> SpikingLinear:
     """Round to nearest; salient channels from ``sample`` where the settings ask for them."""
-    if settings.activations.salient_rate == 0:
-        return fit_layer(dense, settings, torch.zeros(dense.in_features, dtype=torch.uint8))
-    assert sample is not None
-    return fit_layer(dense, settings, group_of(salient_channels(sample, dense.weight, settings.activations, seed, name)))
+    group, weight_group = torch.zeros(dense.in_features, dtype=torch.uint8), None
+    if settings.activations.salient_rate > 0:
+        assert sample is not None
+        group = group_of(salient_channels(sample, dense.weight, settings.activations, seed, name))
+    if settings.weights.salient_rate > 0:
+        assert sample is not None
+        weight_group = salient_columns(sample, dense.weight, settings, seed, name)
+    return fit_layer(dense, settings, Groups(group, weight_group))

@@ -99,8 +99,10 @@ def show_inspection(result: dict[str, Any]) -> None:
     rows = []
     for layer in result["layers"]:
         spikes = f"{layer['neuron']} {layer['spike_bits']}" if layer["neuron"] else "-"
-        steps = f"{layer['average_steps']:.3f}" if layer["neuron"] else "-"
+        steps = f"{layer['average_steps']:.3f}" if layer["neuron"] or layer["salient_columns"] else "-"
         salient = f"{layer['salient_channels']} ({layer['own_range_channels']})" if layer["salient_channels"] else "-"
+        if layer["salient_columns"]:
+            salient = f"{layer['salient_columns']} of weights" if salient == "-" else f"{salient}, {layer['salient_columns']} of weights"
         shape = f"{layer['out_features']} × {layer['in_features']}"
         rows.append([layer["name"], shape, str(layer["weight_bits"]), spikes, steps, salient, console.size(layer["weight_bytes"])])
     recipe = result["recipe"]["name"] if result["recipe"] else "not converted"

@@ -134,7 +134,7 @@ def test_missing_tensors_are_an_error_not_random_numbers(copy: Path, buffer: str
         ("group_steps", lambda t: t + 1, "the recipe says"),
         ("weight_scale", lambda t: t * 0, "not finite and positive"),
         ("weight_scale", lambda t: t / 0, "not finite and positive"),
-        ("weight_zero", lambda t: t + 100, "exceeds 4 bits"),
+        ("weight_zero", lambda t: t + 100, "exceeds the largest code, 15"),
         ("weight_codes", lambda t: t[:, :-1].contiguous(), "weight_codes"),
     ],
 )

@@ -12,7 +12,8 @@ from layers import fit
 from spikellm.errors import RequestError
 from spikellm.kernels.torch_reference import integer_product
 from spikellm.modeling.linear import SpikingLinear, set_form
-from spikellm.pipelines.grouping import group_of
+from spikellm.pipelines.grouping import Groups, coding_of, group_of
+from spikellm.quantization.affine import dequantize
 from spikellm.recipe import LinearRecipe
 from spikellm.saliency import Selection
 
@@ -269,3 +270,43 @@ def test_published_top_code_has_the_merged_form_only() -> None:
     assert int(codes.max()) == 31
     with pytest.raises(RequestError, match="merged form only"):
         set_form(layer, "binary")
+
+
+@given(
+    st.integers(2, 4),
+    st.integers(2, 5),
+    st.sampled_from([None, 3]),
+    st.booleans(),
+    st.sampled_from([16, 3]),
+    st.integers(2, 17),
+    st.integers(0, 999),
+)
+def test_weights_of_several_steps(bits: int, steps: int, size: int | None, symmetric: bool, spikes: int, inputs: int, seed: int) -> None:
+    """Codes survive packing, salient columns are finer, and all forms of the input agree."""
+    weights = {"bits": bits, "salient_rate": 0.3, "salient_steps": steps, "saliency": "rms", "group_size": size, "symmetric": symmetric}
+    activations = {"bits": 16} if spikes == 16 else {"bits": spikes, "salient_rate": 0.3, "salient_steps": 2}
+    layer, dense = make(weights, activations, inputs=inputs, seed=seed)
+    assert int(layer.weight_group.sum()) == max(1, min(inputs - 1, round(0.3 * inputs))) == layer.salient_columns
+    assert layer.weight_group[0] == 1, "the largest channel"
+    fine = layer.weight_group.bool()
+    coding = coding_of(layer.settings, Groups(layer.channel_group, layer.weight_group))
+    expected = coding.unstored(dequantize(coding.code(dense.weight, None), coding.groups))
+    torch.testing.assert_close(layer.dense_weight(), expected)
+    reach = dense.weight.abs().amax(1, keepdim=True) * (2 if symmetric else 1)
+    span = (dense.weight.amax(1, keepdim=True).clamp(min=0) - dense.weight.amin(1, keepdim=True).clamp(max=0)) if not symmetric else reach
+    top = steps * (2**bits - 1)
+    assert ((layer.dense_weight() - dense.weight).abs() <= 1.01 * span / (top - 1 if symmetric else top))[:, fine].all(), (
+        "salient columns are finer"
+    )
+    x = torch.randn(5, inputs)
+    merged = layer(x)
+    if spikes == 16:
+        torch.testing.assert_close(merged, x @ layer.dense_weight().T + layer.bias, rtol=1e-4, atol=1e-4)
+        assert layer.average_steps == pytest.approx(1 + float(fine.float().mean()) * (steps - 1))
+    else:
+        layer.form = "binary"
+        assert torch.equal(layer(x), merged)
+    again = SpikingLinear(inputs, 7, layer.settings)
+    again.load_state_dict(layer.state_dict())
+    layer.form = "merged"
+    assert torch.equal(again(x), merged)

@@ -176,3 +176,25 @@ def test_resumed_gives_the_same_bytes(text_file: Path, tmp_path: Path) -> None:
 def test_recipes_are_checked(preset: str, setting: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(preset, [setting])
+
+
+def test_accumulated_gradients_are_those_of_a_larger_batch(text_file: Path) -> None:
+    _, together = convert("omniquant-w4a4", text_file, "omniquant.epochs=1", "omniquant.batch_size=4")
+    _, added = convert("omniquant-w4a4", text_file, "omniquant.epochs=1", "omniquant.batch_size=1", "omniquant.accumulate=4")
+    _, single = convert("omniquant-w4a4", text_file, "omniquant.epochs=1", "omniquant.batch_size=1")
+    assert added.blocks[0].loss == pytest.approx(together.blocks[0].loss, rel=2e-3)
+    assert abs(single.blocks[0].loss - together.blocks[0].loss) > 2 * abs(added.blocks[0].loss - together.blocks[0].loss)
+
+
+def test_products_in_bfloat16_learn_nearly_as_well(text_file: Path) -> None:
+    _, full = convert("omniquant-w4a4", text_file, *FAST)
+    _, short = convert("omniquant-w4a4", text_file, *FAST, "omniquant.precision=bfloat16")
+    assert short.blocks[-1].loss != full.blocks[-1].loss
+    assert short.blocks[-1].loss < 1.05 * full.blocks[-1].loss
+
+
+def test_weights_of_several_steps_lower_the_loss(text_file: Path) -> None:
+    _, plain = convert("omniquant-w2a16", text_file, *FAST)
+    _, spikes = convert("spike-w2a16", text_file, *FAST)
+    assert spikes.blocks[-1].loss < plain.blocks[-1].loss
+    assert spikes.summary.average_steps == pytest.approx(1.1, abs=0.01)

@@ -17,14 +17,16 @@ def chain(weight: Tensor, coding: WeightCoding, gamma: Tensor, beta: Tensor, row
         return value + (torch.floor(value + 0.5) - value).detach()
 
     scaled = coding.stored(scale_weight(weight, rows, columns))
-    top, middle, parts = 2**coding.bits - 1, 2 ** (coding.bits - 1), []
+    parts = []
     for index, (start, stop) in enumerate(coding.groups):
+        top = coding.tops[index]
+        middle = (top + 1) // 2
         w = scaled[:, start:stop]
         low = torch.sigmoid(beta[:, index : index + 1]) * w.amin(1, keepdim=True).clamp(max=0)
         high = torch.sigmoid(gamma[:, index : index + 1]) * w.amax(1, keepdim=True).clamp(min=0)
-        scale = torch.maximum(high, -low) / (middle - 1) if coding.symmetric else (high - low) / top
+        scale = torch.maximum(high, -low) / (top // 2) if coding.symmetric else (high - low) / top
         zero = torch.full_like(scale, middle) if coding.symmetric else torch.floor((-low / scale).detach() + 0.5).clamp(0, top)
-        parts.append(((through(w / scale) + zero).clamp(1 if coding.symmetric else 0, top) - zero) * scale)
+        parts.append(((through(w / scale) + zero).clamp(top % 2 if coding.symmetric else 0, top) - zero) * scale)
     return coding.unstored(torch.cat(parts, 1))
 
 
@@ -35,7 +37,9 @@ def test_gradients_are_those_of_the_chain(bits: int, grouped: bool, symmetric: b
     generator = torch.Generator().manual_seed(bits)
     weight = torch.randn(6, 17, generator=generator)
     groups = [(0, 5), (5, 10), (10, 14), (14, 17)] if grouped else [(0, 17)]
-    coding = WeightCoding(bits, symmetric, groups, torch.randperm(17, generator=generator) if grouped else None)
+    coding = WeightCoding(
+        [2**bits - 1, 6, 5, 2**bits][: len(groups)], symmetric, groups, torch.randperm(17, generator=generator) if grouped else None
+    )
     gamma, beta = (torch.rand(6, len(groups), generator=generator) * 3 - 1 for _ in range(2))
     rows, columns = (torch.rand(n, generator=generator) + 0.5 for n in (6, 17))
     towards = torch.randn(6, 17, generator=generator)
@@ -56,7 +60,8 @@ def test_gradients_are_those_of_the_chain(bits: int, grouped: bool, symmetric: b
 def test_what_is_trained_is_what_is_coded(bits: int, symmetric: bool, size: int | None, logit: float, moved: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(5, 11, generator=generator)
-    coding = WeightCoding(bits, symmetric, column_groups(11, size), torch.randperm(11, generator=generator) if moved else None)
+    groups = column_groups(11, size)
+    coding = WeightCoding([2**bits - 1] * len(groups), symmetric, groups, torch.randperm(11, generator=generator) if moved else None)
     rows = torch.rand(5, generator=generator) + 0.5
     clip = (torch.full((5, len(coding.groups)), logit), torch.full((5, len(coding.groups)), logit / 2))
     trained = fake_code(weight, coding, clip, rows, None)
@@ -66,7 +71,7 @@ def test_what_is_trained_is_what_is_coded(bits: int, symmetric: bool, size: int 
 
 def test_without_clipping_it_is_round_to_nearest() -> None:
     weight, groups = torch.randn(4, 9), [(0, 9)]
-    for one, other in zip(WeightCoding(4, False, groups, None).code(weight, None), round_to_nearest(weight, 4, groups), strict=True):
+    for one, other in zip(WeightCoding([15], False, groups, None).code(weight, None), round_to_nearest(weight, 4, groups), strict=True):
         assert torch.equal(one, other)
 
 

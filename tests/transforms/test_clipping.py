@@ -10,7 +10,7 @@ from spikellm.transforms.clipping import initial_logits
 
 def test_clipping_can_be_learned() -> None:
     """One huge weight in a row: narrowing the range pays, and the gradient finds it."""
-    weight, coding = torch.randn(1, 200, generator=torch.Generator().manual_seed(0)), WeightCoding(3, False, [(0, 200)], None)
+    weight, coding = torch.randn(1, 200, generator=torch.Generator().manual_seed(0)), WeightCoding([7], False, [(0, 200)], None)
     weight[0, 0] = 12
     inputs = torch.randn(500, 200, generator=torch.Generator().manual_seed(1))
     inputs[:, 0] = 0

@@ -115,8 +115,13 @@ def check_layer(name: str, layer: SpikingLinear) -> None:
         )
     if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
         raise CheckpointError(f"{name}.weight_scale holds values that are not finite and positive; the checkpoint is damaged")
-    if int(layer.weight_zero.max()) >= 2**layer.settings.weights.bits:
-        raise CheckpointError(f"{name}.weight_zero exceeds {layer.settings.weights.bits} bits; the checkpoint is damaged")
+    if layer.salient_columns and int(layer.weight_group.sum(dtype=torch.int64)) != layer.salient_columns:
+        raise CheckpointError(
+            f"{name}.weight_group names {int(layer.weight_group.sum(dtype=torch.int64))} columns, the recipe says {layer.salient_columns}; the checkpoint is damaged"
+        )
+    top = layer.settings.weights.top(layer.settings.weights.salient_steps)
+    if int(layer.weight_zero.max()) > top:
+        raise CheckpointError(f"{name}.weight_zero exceeds the largest code, {top}; the checkpoint is damaged")
 
 
 def check_attention(name: str, spikes: SpikingAttention) -> None:

@@ -11,41 +11,22 @@ small, keep a scale of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import accumulate, pairwise
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.errors import RequestError
 from spikellm.kernels.torch_reference import integer_product
+from spikellm.modeling.layout import Layout, make_layout, most_weight_groups
 from spikellm.neurons import SoftResetNeuron, make_neuron
-from spikellm.quantization.affine import AffineWeights, column_groups
+from spikellm.quantization.affine import AffineWeights
 from spikellm.quantization.packing import pack, packed_length, unpack
 from spikellm.quantization.thresholds import Threshold, threshold_for_range, token_range
 from spikellm.recipe import LinearRecipe
+from spikellm.saliency import salient_count
 
 Form = Literal["merged", "stepped", "binary"]
-
-
-class Segment(NamedTuple):
-    """Columns ``start … stop`` (in stored order) with one activation group and one weight group."""
-
-    start: int
-    stop: int
-    activation_group: int
-    weight_group: int
-
-
-class Layout(NamedTuple):
-    """Where stored columns come from: ``order[i]`` is the channel of stored column i; None if nothing moved."""
-
-    order: Tensor | None
-    bounds: list[int]  # activation group a holds stored columns bounds[a] … bounds[a+1]
-    steps: list[int]  # of each activation group
-    ranges: list[tuple[int, int]]  # stored columns that share the range of activation group a
-    weight_groups: list[tuple[int, int]]  # stored columns of each weight group
-    segments: list[Segment]
 
 
 class SpikingLinear(nn.Module):
@@ -65,6 +46,8 @@ class SpikingLinear(nn.Module):
     weight_zero: Tensor
     channel_group: Tensor
     group_steps: Tensor
+    salient_codes: Tensor
+    weight_group: Tensor
 
     def __init__(
         self,
@@ -79,11 +62,15 @@ class SpikingLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.settings = in_features, out_features, settings
         self.form: Form = "merged"
-        weights, ranges = settings.weights, settings.activations.group_ranges
-        weight_groups = len(column_groups(in_features, weights.group_size)) + len(set(ranges)) - 1  # at most; unused ones stay 1 and 0
-        self.register_buffer(
-            "weight_codes", torch.zeros(out_features, packed_length(in_features, weights.bits), dtype=torch.uint8, device=device)
-        )
+        weights = settings.weights
+        weight_groups = most_weight_groups(in_features, settings)  # unused ones stay 1 and 0
+        salient = self.salient_columns
+        packed = packed_length(in_features - salient, weights.bits)
+        self.register_buffer("weight_codes", torch.zeros(out_features, packed, dtype=torch.uint8, device=device))
+        if salient:
+            packed = packed_length(salient, weights.salient_bits)
+            self.register_buffer("salient_codes", torch.zeros(out_features, packed, dtype=torch.uint8, device=device))
+            self.register_buffer("weight_group", torch.zeros(in_features, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", torch.ones(out_features, weight_groups, dtype=torch.float32, device=device))
         self.register_buffer("weight_zero", torch.zeros(out_features, weight_groups, dtype=torch.uint8, device=device))
         self.register_buffer("channel_group", torch.zeros(in_features, dtype=torch.uint8, device=device))
@@ -103,9 +90,21 @@ class SpikingLinear(nn.Module):
         return self.group_steps[self.channel_group.long()]
 
     @property
+    def salient_columns(self) -> int:
+        """Columns whose weights take ``salient_steps``."""
+        return salient_count(self.settings.weights.salient_rate, self.in_features)
+
+    @property
+    def column_steps(self) -> Tensor:
+        """Steps T of the weights of every column, ``(in,)``."""
+        if not self.salient_columns:
+            return torch.ones_like(self.channel_group)
+        return 1 + self.weight_group * (self.settings.weights.salient_steps - 1)
+
+    @property
     def average_steps(self) -> float:
-        """Mean steps over the input channels; 1 where inputs are not coded."""
-        return float(self.channel_steps.float().mean())
+        """Mean over the columns of input steps times weight steps; an input or weight that takes one step, or is not coded, counts 1."""
+        return float((self.channel_steps.float() * self.column_steps.float()).mean())
 
     @property
     def weight_bytes(self) -> int:
@@ -128,29 +127,49 @@ class SpikingLinear(nn.Module):
     def layout(self) -> Layout:
         """Order of stored columns and the segments they form; derived from ``channel_group`` once."""
         if self._layout is None:
-            self._layout = make_layout(self.channel_group, self.group_steps, self.settings)
+            self._layout = make_layout(self.channel_group, self.weight_group if self.salient_columns else None, self.settings)
         return self._layout
 
     @torch.no_grad()
     def set_weights(self, weights: AffineWeights) -> None:
         """Take over integer weights whose columns are in stored order (see :meth:`layout`)."""
-        self.weight_codes.copy_(pack(weights.codes, self.settings.weights.bits))
+        fine = self._fine_columns()
+        bits = self.settings.weights
+        if fine is None:
+            self.weight_codes.copy_(pack(weights.codes, bits.bits))
+        else:
+            self.weight_codes.copy_(pack(weights.codes[:, ~fine], bits.bits))
+            self.salient_codes.copy_(pack(weights.codes[:, fine], bits.salient_bits))
         used = weights.scale.shape[1]
         self.weight_scale[:, :used] = weights.scale
         self.weight_zero[:, :used] = weights.zero
 
     @torch.no_grad()
-    def set_groups(self, channel_group: Tensor) -> None:
-        """Set the activation group of every channel, ``(in,)``."""
+    def set_groups(self, channel_group: Tensor, weight_group: Tensor | None = None) -> None:
+        """Set the activation group of every channel and, where weights take several steps, which columns are salient; ``(in,)`` each."""
         self.channel_group.copy_(channel_group)
+        if weight_group is not None:
+            self.weight_group.copy_(weight_group)
         self._layout = None
 
     def integer_weights(self) -> Tensor:
         """Integer weights ``k = code − zero``, int16, ``(out, in)``, columns in stored order."""
-        codes = unpack(self.weight_codes, self.settings.weights.bits, self.in_features).to(torch.int16)
+        settings, fine = self.settings.weights, self._fine_columns()
+        codes = unpack(self.weight_codes, settings.bits, self.in_features - self.salient_columns).to(torch.int16)
+        if fine is not None:
+            ordinary, codes = codes, codes.new_empty(self.out_features, self.in_features)
+            codes[:, ~fine] = ordinary
+            codes[:, fine] = unpack(self.salient_codes, settings.salient_bits, self.salient_columns).to(torch.int16)
         for group, (start, stop) in enumerate(self.layout().weight_groups):
             codes[:, start:stop] -= self.weight_zero[:, group : group + 1]
         return codes
+
+    def _fine_columns(self) -> Tensor | None:
+        """Mask of stored columns whose weights take several steps; None if there are none."""
+        if not self.salient_columns:
+            return None
+        order = self.layout().order
+        return self.weight_group.bool() if order is None else self.weight_group.bool()[order]
 
     def dense_weight(self) -> Tensor:
         """The weight that the codes stand for, float32, ``(out, in)``, columns in their original order."""
@@ -202,7 +221,7 @@ class SpikingLinear(nn.Module):
         y = torch.zeros(tokens.shape[0], self.out_features, dtype=torch.float32, device=tokens.device)
         for start, stop, group, weight_group in layout.segments:
             steps, (theta, baseline), k = layout.steps[group], thresholds[group], weights[:, start:stop]
-            largest = 2 * neuron.top(steps) * (2**self.settings.weights.bits - 1) * (stop - start)
+            largest = 2 * int(neuron.top(steps)) * self.settings.weights.top(layout.weight_steps[weight_group]) * (stop - start)
             planes = spikes_of(codes[:, start:stop], neuron, steps, self.form)
             charge = cast(Tensor, sum(integer_product(plane, k, largest) for plane in planes))
             charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
@@ -214,7 +233,8 @@ class SpikingLinear(nn.Module):
             raise RequestError(
                 f"form {self.form!r} unrolls input spikes, and this layer does not code its inputs (activations.bits is 16); use 'merged'"
             )
-        tokens = tokens.float()
+        order = self.layout().order
+        tokens = tokens.float() if order is None else tokens.float().index_select(1, order)
         with torch.autocast(tokens.device.type, enabled=False):
             return self._sum_of_segments(tokens, weights)
 
@@ -236,24 +256,6 @@ def spikes_of(codes: Tensor, neuron: SoftResetNeuron, steps: int, form: Form) ->
     if form == "merged":
         return iter((codes,))
     return neuron.iterate_stepped(codes, steps) if form == "stepped" else neuron.iterate_binary(codes, steps)
-
-
-def make_layout(channel_group: Tensor, group_steps: Tensor, settings: LinearRecipe) -> Layout:
-    """Sort columns by activation group and cut them where either kind of group ends."""
-    columns, group_ranges = channel_group.shape[0], settings.activations.group_ranges
-    counts = torch.bincount(channel_group.long(), minlength=len(group_ranges)).tolist()
-    bounds = [0, *accumulate(counts)]
-    order = torch.sort(channel_group, stable=True).indices if sum(count > 0 for count in counts) > 1 else None
-    members = [[a for a, r in enumerate(group_ranges) if r == of] for of in group_ranges]
-    ranges = [(bounds[groups[0]], bounds[groups[-1] + 1]) for groups in members]
-    weight_groups = column_groups(sorted({stop for _, stop in ranges} - {0}), settings.weights.group_size)
-    cuts = sorted({0, columns, *bounds, *(stop for _, stop in weight_groups)})
-    segments = []
-    for start, stop in pairwise(cuts):
-        group = next(a for a in range(len(counts)) if bounds[a] <= start < bounds[a + 1])
-        weight_group = next(w for w, (first, last) in enumerate(weight_groups) if first <= start < last)
-        segments.append(Segment(start, stop, group, weight_group))
-    return Layout(order, bounds, group_steps.tolist(), ranges, weight_groups, segments)
 
 
 def spiking_linears(model: nn.Module) -> dict[str, SpikingLinear]:

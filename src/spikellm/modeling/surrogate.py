@@ -62,10 +62,12 @@ class SurrogateLinear(nn.Module):
     Args:
         weight: ``(out, in)``.
         bias: ``(out,)`` or None.
+        precision: type of the product; its result is float32.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self.precision = precision
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.coder: InputCoder | None = None  # None: inputs as they are
@@ -74,4 +76,7 @@ class SurrogateLinear(nn.Module):
         """``(..., in)`` → ``(..., out)``."""
         if self.coder is not None:
             x = self.coder(x)
-        return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        if self.precision == torch.float32:
+            return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        y = nn.functional.linear(x.to(self.precision), self.weight.to(self.precision)).float()
+        return y if self.bias is None else y + self.bias

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikellm.modeling.families import weight_and_bias
-from spikellm.modeling.linear import make_layout
+from spikellm.modeling.layout import make_layout
 from spikellm.neurons import make_neuron
 from spikellm.pipelines.base import BlockContext
 from spikellm.quantization.straight_through import WeightCoding
@@ -29,20 +30,39 @@ def salient_channels(
         seed, name: decide the draw of random controls.
         gradient: see :class:`spikellm.saliency.Evidence`.
     """
-    evidence = Evidence(
+    return criteria[settings.saliency](_evidence(x, weight, settings, settings.salient_rate, seed, name, gradient))
+
+
+def salient_columns(x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int, name: str) -> Tensor:
+    """1 for the columns whose weights take several steps, uint8 ``(in,)``; arguments as for :func:`salient_channels`."""
+    plain = ActivationRecipe(bits=8)
+    evidence = _evidence(x, weight, plain, settings.weights.salient_rate, seed, f"{name}.weight")
+    return criteria[settings.weights.saliency](evidence).salient.to(torch.uint8)
+
+
+def _evidence(
+    x: Tensor, weight: Tensor, settings: ActivationRecipe, rate: float, seed: int, name: str, gradient: Tensor | None = None
+) -> Evidence:
+    return Evidence(
         x=x,
         weight=weight.detach().float().to(x.device),
         neuron=make_neuron(settings.neuron, settings.bits),
         steps=settings.steps,
         salient_steps=settings.salient_steps,
-        count=salient_count(settings.salient_rate, x.shape[1]),
+        count=salient_count(rate, x.shape[1]),
         split=settings.thresholds == "split",
         symmetric=settings.symmetric,
         invert=settings.invert,
         generator=torch.Generator().manual_seed((seed + zlib.crc32(name.encode())) % 2**63),
         gradient=gradient,
     )
-    return criteria[settings.saliency](evidence)
+
+
+class Groups(NamedTuple):
+    """Of every input channel of a layer, uint8 ``(in,)`` each: its activation group, and whether its weights take several steps (None: none do)."""
+
+    channel: Tensor
+    weight: Tensor | None
 
 
 def group_of(selection: Selection) -> Tensor:
@@ -50,17 +70,18 @@ def group_of(selection: Selection) -> Tensor:
     return selection.salient.to(torch.uint8) + selection.own_range.to(torch.uint8)
 
 
-def choose_groups(context: BlockContext, evidence: Callable[[str], tuple[Tensor, Tensor]]) -> Iterator[tuple[list[str], Tensor]]:
+def choose_groups(context: BlockContext, evidence: Callable[[str], tuple[Tensor, Tensor]]) -> Iterator[tuple[list[str], dict[str, Groups]]]:
     """Channel groups of all layers of a block.
 
     Layers that read the same tensor with the same settings are fed by one population of neurons, so its salient channels are chosen once for
-    all of them, by what they cost together; with ``salient_for: layer`` each layer chooses for itself, as published.
+    all of them, by what they cost together; with ``salient_for: layer`` each layer chooses for itself, as published. Columns whose weights take
+    several steps are each layer's own.
 
     Args:
         evidence: ``evidence(name)`` gives the sampled inputs ``(tokens, in)`` of a layer and its weight ``(out, in)``.
 
     Yields:
-        ``(names, group)``: layers that share a choice, and the group of every channel, uint8 ``(in,)``.
+        ``(names, groups)``: layers that share their channel groups, and the groups of each.
     """
     pending = list(context.layers)
     while pending:
@@ -70,16 +91,21 @@ def choose_groups(context: BlockContext, evidence: Callable[[str], tuple[Tensor,
         names = context.readers(first) if shared else [first]
         pending = [name for name in pending if name not in names]
         if activations.salient_rate > 0:
-            x, weight = evidence(first)
-            weights = [weight, *(evidence(name)[1] for name in names[1:])]
-            group = group_of(salient_channels(x, torch.cat(weights), activations, context.recipe.seed, first))
+            weights = torch.cat([evidence(name)[1] for name in names])
+            group = group_of(salient_channels(evidence(first)[0], weights, activations, context.recipe.seed, first))
         else:
             weight, _ = weight_and_bias(context.layers[first])
             group = torch.zeros(weight.shape[1], dtype=torch.uint8, device=weight.device)
-        yield names, group
+        yield names, {name: Groups(group, _weight_group(name, context, evidence)) for name in names}
 
 
-def coding_of(settings: LinearRecipe, channel_group: Tensor) -> WeightCoding:
-    """How the weights of a layer are coded, given the group of every input channel."""
-    layout = make_layout(channel_group, torch.tensor(settings.activations.group_steps), settings)
-    return WeightCoding(settings.weights.bits, settings.weights.symmetric, layout.weight_groups, layout.order)
+def _weight_group(name: str, context: BlockContext, evidence: Callable[[str], tuple[Tensor, Tensor]]) -> Tensor | None:
+    settings = context.settings[name]
+    return salient_columns(*evidence(name), settings, context.recipe.seed, name) if settings.weights.salient_rate > 0 else None
+
+
+def coding_of(settings: LinearRecipe, groups: Groups) -> WeightCoding:
+    """How the weights of a layer are coded, given its groups."""
+    layout = make_layout(groups.channel, groups.weight, settings)
+    tops = [settings.weights.top(steps) for steps in layout.weight_steps]
+    return WeightCoding(tops, settings.weights.symmetric, layout.weight_groups, layout.order)

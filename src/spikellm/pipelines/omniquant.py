@@ -24,7 +24,7 @@ from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.surrogate import InputCoder, SurrogateLinear
 from spikellm.modeling.swap import replace_module, spiking_like
 from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
-from spikellm.pipelines.grouping import choose_groups, coding_of
+from spikellm.pipelines.grouping import Groups, choose_groups, coding_of
 from spikellm.quantization.straight_through import fake_code
 from spikellm.recipe import LinearRecipe
 from spikellm.transforms.clipping import initial_logits
@@ -82,8 +82,9 @@ class _Fit:
         self.full = {name.removeprefix(f"{context.name}."): name for name in context.layers}
         self.block = copy.deepcopy(context.module).float()
         self.surrogates: dict[str, SurrogateLinear] = {}
+        precision = getattr(torch, self.options.precision)
         for name in self.full:
-            self.surrogates[name] = SurrogateLinear(*weight_and_bias(self.block.get_submodule(name)))
+            self.surrogates[name] = SurrogateLinear(*weight_and_bias(self.block.get_submodule(name)), precision)
             replace_module(self.block, name, self.surrogates[name])
         for parameter in self.block.parameters():
             parameter.requires_grad_(False)
@@ -184,8 +185,8 @@ class _Fit:
 
     # salient channels
 
-    def _choose_channels(self, scales: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Group of every input channel, by layer; layers that share a choice share a coder."""
+    def _choose_channels(self, scales: dict[str, Tensor]) -> dict[str, Groups]:
+        """Groups of every layer's channels; layers that share a choice share a coder."""
         smoothed = self._scaled({name: scale.log() for name, scale in scales.items()})
         after, inside = self.options.saliency_after_smoothing, {full: name for name, full in self.full.items()}
 
@@ -195,11 +196,11 @@ class _Fit:
             return (x, self.state[f"{name}.weight"]) if scale is None else (x / scale, smoothed[f"{name}.weight"])
 
         groups = {}
-        for names, group in choose_groups(self.context, evidence):
+        for names, shared in choose_groups(self.context, evidence):
             activations = self.context.settings[names[0]].activations
-            coder = InputCoder(activations, group) if activations.spiking else None
-            for full in names:
-                groups[inside[full]], self.surrogates[inside[full]].coder = group, coder
+            coder = InputCoder(activations, shared[names[0]].channel) if activations.spiking else None
+            for full, own in shared.items():
+                groups[inside[full]], self.surrogates[inside[full]].coder = own, coder
         return groups
 
     # training
@@ -243,21 +244,27 @@ class _Fit:
 
     def _epoch(self, learned: Learned, optimizer: torch.optim.Optimizer) -> float:
         """One pass over the batches; mean loss, measured before each step."""
-        total, steps = 0.0, 0
+        total, batches = 0.0, list(self._batches())
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for batch in range(len(self.context.inputs)):
-            parts = (store[batch].split(self.options.batch_size) for store in (self.context.inputs, self.context.targets))
-            for hidden, target in zip(*parts, strict=True):
+        for start in range(0, len(batches), self.options.accumulate):
+            step = batches[start : start + self.options.accumulate]
+            for hidden, target in step:
                 output = self._forward(self._state(learned), hidden)
                 loss = nn.functional.mse_loss(output, target.to(output.device).float())
-                total, steps = total + float(loss.detach()), steps + 1
+                total += float(loss.detach())
                 if not math.isfinite(total):
                     return total
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, _LONGEST_STEP * max(1.0, len(parameters) ** 0.5))
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        return total / steps
+                (loss / len(step)).backward()
+            nn.utils.clip_grad_norm_(parameters, _LONGEST_STEP * max(1.0, len(parameters) ** 0.5))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return total / len(batches)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets, ``batch_size`` windows at a time."""
+        for batch in range(len(self.context.inputs)):
+            parts = (store[batch].split(self.options.batch_size) for store in (self.context.inputs, self.context.targets))
+            yield from zip(*parts, strict=True)
 
     # coding
 
@@ -265,7 +272,7 @@ class _Fit:
     def _coded(self, name: str, state: State) -> SpikingLinear:
         full = self.full[name]
         layer = spiking_like(self.context.layers[full], self.context.settings[full], self.context.device)
-        layer.set_groups(self.groups[name])
+        layer.set_groups(*self.groups[name])
         layer.set_weights(self.codings[name].code(state[f"{name}.weight"], self.learned.logits.get(name)))
         if layer.bias is not None:
             layer.bias.data.copy_(state[f"{name}.bias"])

@@ -30,6 +30,7 @@ class LayerSummary:
     average_steps: float
     weight_bytes: int
     dense_bytes: int
+    salient_columns: int = 0  # whose weights take several steps
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
         neuron, thresholds = (activations.neuron, activations.thresholds if salient else None) if activations.spiking else (None, None)
         return LayerSummary(
             name, True, module.in_features, module.out_features, module.settings.weights.bits, activations.bits, neuron, thresholds, salient, own, module.average_steps,
-            module.weight_bytes, dense,
+            module.weight_bytes, dense, module.salient_columns,
         )  # fmt: skip
     weight, _ = weight_and_bias(module)
     bits = weight.element_size() * 8

@@ -47,9 +47,9 @@ def round_to_nearest(weight: Tensor, bits: int, groups: list[tuple[int, int]], *
         weight: ``(out, in)``, any float dtype, finite.
         bits: 2 to 8.
         groups: columns that share a scale (see :func:`column_groups`).
-        symmetric: zero-point in the middle, ``2**(bits-1)``; the lowest code is then left unused.
+        symmetric: see :func:`code_in_range`.
     """
-    return code_in_range(weight, bits, groups, *weight_range(weight, groups), symmetric=symmetric)
+    return code_in_range(weight, [2**bits - 1] * len(groups), groups, *weight_range(weight, groups), symmetric=symmetric)
 
 
 def weight_range(weight: Tensor, groups: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -59,30 +59,34 @@ def weight_range(weight: Tensor, groups: list[tuple[int, int]]) -> tuple[Tensor,
 
 
 def code_in_range(
-    weight: Tensor, bits: int, groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False
+    weight: Tensor, tops: list[int], groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False
 ) -> AffineWeights:
     """Code a weight matrix in given ranges; what lies outside is clipped.
 
     Args:
+        tops: largest code of each group, ``2**bits − 1``, or T·L where weights take T steps; at most 255.
         low, high: ``(out, groups)``, ``low ≤ 0 ≤ high``.
-        weight, bits, groups, symmetric: as for :func:`round_to_nearest`.
+        symmetric: zero-point in the middle, ``(top + 1) // 2``; for an odd top the lowest code is then left unused.
     """
-    codes, scale, zero = codes_in_range(weight, bits, groups, low, high, symmetric=symmetric)
+    codes, scale, zero = codes_in_range(weight, tops, groups, low, high, symmetric=symmetric)
     return AffineWeights(codes.to(torch.uint8), scale, zero.to(torch.uint8))
 
 
 def codes_in_range(
-    weight: Tensor, bits: int, groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False
+    weight: Tensor, tops: list[int], groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(codes, scale, zero)`` of :func:`code_in_range`, all float32."""
-    top, middle = 2**bits - 1, 2 ** (bits - 1)
     low, high = low.float(), high.float()
-    scale = torch.maximum(high, -low) / (middle - 1) if symmetric else high / top - low / top
-    zero = torch.full_like(scale, middle) if symmetric else half_up(-low / scale).nan_to_num(0.0)
+    top = torch.tensor(tops, dtype=torch.float32, device=low.device)
+    middle, reach = torch.ceil(top / 2), torch.floor(top / 2)
+    scale = torch.maximum(high, -low) / reach if symmetric else high / top - low / top
+    zero = middle.expand_as(scale) if symmetric else half_up(-low / scale).nan_to_num(0.0)
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-    zero = zero.clamp(0, top)
+    zero = zero.clamp(min=0).minimum(top)
     codes = [
-        half_up(weight[:, start:stop].float() / scale[:, g : g + 1]).add_(zero[:, g : g + 1]).clamp_(1 if symmetric else 0, top)
+        half_up(weight[:, start:stop].float() / scale[:, g : g + 1])
+        .add_(zero[:, g : g + 1])
+        .clamp_(tops[g] % 2 if symmetric else 0, tops[g])
         for g, (start, stop) in enumerate(groups)
     ]
     return codes[0] if len(codes) == 1 else torch.cat(codes, dim=1), scale, zero

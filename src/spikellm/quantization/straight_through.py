@@ -35,12 +35,13 @@ class WeightCoding:
     """How a weight matrix is coded.
 
     Attributes:
-        bits, symmetric: see :func:`spikellm.quantization.affine.code_in_range`.
+        tops: largest code of each group.
+        symmetric: see :func:`spikellm.quantization.affine.code_in_range`.
         groups: ``(start, stop)`` of the stored columns of each group.
         order: channel of each stored column, None where columns are stored in their own order.
     """
 
-    bits: int
+    tops: list[int]
     symmetric: bool
     groups: list[tuple[int, int]]
     order: Tensor | None
@@ -59,7 +60,7 @@ class WeightCoding:
         low, high = weight_range(stored, self.groups)
         if clip is not None:
             low, high = torch.sigmoid(clip[1]) * low, torch.sigmoid(clip[0]) * high
-        return code_in_range(stored, self.bits, self.groups, low, high, symmetric=self.symmetric)
+        return code_in_range(stored, self.tops, self.groups, low, high, symmetric=self.symmetric)
 
 
 def fake_code(
@@ -104,7 +105,7 @@ class _FakeCode(torch.autograd.Function):
         scaled = coding.stored(scale_weight(weight, rows, columns))
         low, high = weight_range(scaled, coding.groups)
         narrow_low, narrow_high = (low, high) if gamma is None or beta is None else (torch.sigmoid(beta) * low, torch.sigmoid(gamma) * high)
-        levels, scale, zero = codes_in_range(scaled, coding.bits, coding.groups, narrow_low, narrow_high, symmetric=coding.symmetric)
+        levels, scale, zero = codes_in_range(scaled, coding.tops, coding.groups, narrow_low, narrow_high, symmetric=coding.symmetric)
         for group, (start, stop) in enumerate(coding.groups):
             levels[:, start:stop] -= zero[:, group : group + 1]
         ctx.coding = coding
@@ -136,12 +137,13 @@ def _range_gradients(ctx: Any, by_scale: Tensor) -> tuple[Tensor, Tensor, Tensor
     _, _, _, _, low, high, gamma, beta, _, _ = ctx.saved_tensors
     total = torch.stack([by_scale[:, start:stop].sum(1) for start, stop in coding.groups], 1)
     clip_low, clip_high = (torch.ones_like(low),) * 2 if gamma is None else (torch.sigmoid(beta), torch.sigmoid(gamma))
+    top = torch.tensor(coding.tops, dtype=total.dtype, device=total.device)
     if coding.symmetric:
-        total = total / (2 ** (coding.bits - 1) - 1)
+        total = total / torch.floor(top / 2)
         upper = clip_high * high >= -clip_low * low
         by_low, by_high = torch.where(upper, 0.0, -total), torch.where(upper, total, 0.0)
     else:
-        total = total / (2**coding.bits - 1)
+        total = total / top
         by_low, by_high = -total, total
     if gamma is None:
         return by_low, by_high, None, None

@@ -27,6 +27,34 @@ class WeightRecipe(Section):
     bits: int = Field(4, ge=2, le=8, description="bits of a weight code", strict=True)
     symmetric: bool = Field(False, description="zero-point fixed in the middle instead of placed by the range", strict=True)
     group_size: int | None = Field(None, ge=1, description="columns that share a scale; null for the whole row", strict=True)
+    salient_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of columns whose weights take several steps (OBSpiking)")
+    salient_steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of the weights of a salient column", strict=True)
+    saliency: str = Field("second-order", description="criterion that ranks columns")
+
+    def top(self, steps: int) -> int:
+        """Largest code of a weight of T steps: T·L, with L = 2**bits − 1."""
+        return steps * ((1 << self.bits) - 1)
+
+    @property
+    def salient_bits(self) -> int:
+        """Bits of the code of a salient column."""
+        return self.top(self.salient_steps).bit_length()
+
+    @model_validator(mode="after")
+    def _salient_columns(self) -> WeightRecipe:
+        if self.saliency not in criteria.names():
+            raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
+        if self.salient_rate == 0 and (self.salient_steps > 1 or self.saliency != "second-order"):
+            raise ValueError("salient_steps and saliency have no effect while salient_rate is 0; set salient_rate above 0")
+        if self.salient_rate > 0 and self.salient_steps == 1:
+            raise ValueError("salient_rate has no effect while salient_steps is 1; raise salient_steps")
+        if self.top(self.salient_steps) > 255:
+            raise ValueError(
+                f"{self.salient_steps} steps of {self.bits}-bit weights reach code {self.top(self.salient_steps)}; at most 255 is supported"
+            )
+        if self.saliency == "layer-loss":
+            raise ValueError("layer-loss chooses ranges of inputs; for weights take second-order, rms or another ranking")
+        return self
 
 
 class ActivationRecipe(Section):
@@ -173,7 +201,11 @@ class OmniQuantRecipe(Section):
     """What the ``omniquant`` pipeline learns."""
 
     epochs: int = Field(20, ge=0, description="passes over the calibration text; 0 keeps the SmoothQuant start", strict=True)
-    batch_size: int = Field(2, ge=1, description="windows of a gradient step", strict=True)
+    batch_size: int = Field(2, ge=1, description="windows that are run at a time", strict=True)
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up before a step", strict=True)
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type of matrix products of linear layers while learning; codes, attention, norms and losses stay in float32"
+    )
     let: bool = Field(True, description="learn equivalent scalings", strict=True)
     lwc: bool = Field(True, description="learn weight clipping", strict=True)
     pairs: tuple[Literal["norm", "value-output", "up-down", "query-key"], ...] = Field(
@@ -192,6 +224,8 @@ class OmniQuantRecipe(Section):
             raise ValueError("let and lwc are both false, so nothing is left of omniquant; use pipeline rtn")
         if self.epochs == 0 and self.lwc:
             raise ValueError("lwc is learned, and epochs is 0; set lwc to false (SmoothQuant) or raise epochs")
+        if self.epochs == 0 and (self.accumulate > 1 or self.precision != "float32"):
+            raise ValueError("accumulate and precision have no effect while epochs is 0; leave them out or raise epochs")
         return self
 
 
