@@ -75,7 +75,7 @@ def test_settings_are_checked(setting: str, message: str | None) -> None:
 
 def test_shared_thresholds_with_equal_steps_are_refused() -> None:
     with pytest.raises(RecipeError, match="coded like all others"):
-        load_recipe("reference-w4a4-t2", ["activations.salient_steps=1"])
+        load_recipe("reference-w4a4-t2", ["activations.salient_steps=1", "activations.neuron=gif"])
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,37 @@ def test_after_an_error_experts_are_fused_as_before(
         assert torch.equal(model(tokens).logits, expected)
 
 
+def test_latent_attention_generates_with_the_latents_in_the_cache(tokenizer: Any, text_file: Path, tokens: torch.Tensor) -> None:
+    model = mixture("deepseek_v3")
+    spikellm.convert(
+        model,
+        tokenizer,
+        "w8a8",
+        str(text_file),
+        samples=2,
+        seqlen=24,
+        settings=["attention={query: {bits: 4}, key: {bits: 4}, value: {bits: 4}}"],
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, model(tokens, use_cache=False).logits)
+        cached, plain = (model.generate(tokens, max_new_tokens=5, do_sample=False, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, plain)
+
+
+def test_routers_inside_modules_stay_as_they_are() -> None:
+    block = find_blocks(mixture("mixtral")).modules[0]
+    with torch.no_grad():
+        block.mlp.gate = torch.nn.Sequential(torch.nn.LayerNorm(40), torch.nn.Linear(40, 4))
+    model = torch.nn.Module()
+    model.block = block
+    model.set_experts_implementation = lambda _: None
+    unfuse_experts(model)
+    assert not any("gate." in name and "gate_up" not in name for name in linear_layers(block))
+
+
 def test_experts_out_of_reach_are_refused_not_left_dense() -> None:
     block = find_blocks(mixture("mixtral")).modules[0]
     block.extra = torch.nn.Module()
     block.extra.weight = torch.nn.Parameter(torch.zeros(2, 3, 4))
-    with pytest.raises(UnsupportedModelError, match=r"3-D parameters .*would stay dense"):
+    with pytest.raises(UnsupportedModelError, match=r"keeps matrices where .*would stay dense"):
         linear_layers(block)

@@ -155,6 +155,8 @@ def test_published_top_code_is_out_of_reach_of_a_train() -> None:
     assert [neuron.top(steps) for steps in (1, 2, 4)] == [15, 31, 63]
     one, zero = torch.tensor([1.0]), torch.tensor([0.0])
     assert neuron.encode(torch.tensor([29.9, 31.0, 40.0]), one, zero, 2).tolist() == [30, 31, 31]
-    assert neuron.stepped(torch.tensor([30]), 2).sum() == 30
-    with pytest.raises(ValueError, match="do not fit 0 … 30"):
-        neuron.stepped(torch.tensor([31]), 2)
+    for unroll in (neuron.stepped, neuron.binary):
+        with pytest.raises(ValueError, match="merged form only"):
+            unroll(torch.tensor([3]), 2)
+    with pytest.raises(ValueError, match="merged form only"):
+        neuron.simulate(torch.tensor([3.0]), one, zero, 2)

@@ -103,9 +103,9 @@ def test_hard_model_converts_like_the_easy_one(text_file: Path) -> None:
 
 def test_each_part_can_be_switched_off(text_file: Path) -> None:
     original, _ = spikellm.load(BUNDLED)
-    without_let, result = convert("omniquant-w4a4", text_file, *FAST, "omniquant.let=false")
+    without_let, result = convert("omniquant-w4a4", text_file, "omniquant.epochs=3", "omniquant.lwc_rate=0.05", "omniquant.let=false")
     assert torch.equal(without_let.model.layers[0].input_layernorm.weight, original.model.layers[0].input_layernorm.weight)
-    without_lwc, other = convert("omniquant-w4a4", text_file, *FAST, "omniquant.lwc=false")
+    without_lwc, other = convert("omniquant-w4a4", text_file, "omniquant.epochs=3", "omniquant.let_rate=0.01", "omniquant.lwc=false")
     assert result.blocks[-1].loss != other.blocks[-1].loss
     _, coarse = convert("omniquant-w4a4", text_file, *FAST, "omniquant.batch_size=5")
     assert coarse.blocks[0].loss != convert("omniquant-w4a4", text_file, *FAST)[1].blocks[0].loss
@@ -198,3 +198,19 @@ def test_weights_of_several_steps_lower_the_loss(text_file: Path) -> None:
     _, spikes = convert("spike-w2a16", text_file, *FAST)
     assert spikes.blocks[-1].loss < plain.blocks[-1].loss
     assert spikes.summary.average_steps == pytest.approx(1.1, abs=0.01)
+
+
+def test_what_is_learned_is_never_worse_than_its_start(text_file: Path) -> None:
+    _, start = convert("smoothquant-w4a4", text_file)
+    for epochs in (1, 2):
+        _, learned = convert("omniquant-w4a4", text_file, f"omniquant.epochs={epochs}", "omniquant.let_rate=2.0", "omniquant.lwc=false")
+        assert learned.blocks[0].loss <= 1.01 * start.blocks[0].loss
+
+
+def test_pairs_that_touch_a_skipped_layer_are_dropped_and_it_stays(text_file: Path) -> None:
+    original, _ = spikellm.load(BUNDLED)
+    model, result = convert("omniquant-w4a4", text_file, *FAST, "overrides=[{match: '.*(q|v)_proj', skip: true}]")
+    assert "v -> o" in result.blocks[0].dropped
+    assert any(name.startswith("input_layernorm") for name in result.blocks[0].dropped)
+    for name in ("q_proj", "v_proj"):
+        assert torch.equal(getattr(model.model.layers[0].self_attn, name).weight, getattr(original.model.layers[0].self_attn, name).weight)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.errors import RequestError, UnsupportedModelError
+from spikellm.modeling.families import caches_latents
 from spikellm.modeling.heads import HeadCoder
 from spikellm.quantization.straight_through import pass_through
 from spikellm.recipe import AttentionRecipe
@@ -197,7 +198,7 @@ def _coded(module: nn.Module, spikes: SpikingAttention, query: Tensor, key: Tens
         )
     from_cache = [getattr(t, "spikellm_coded", False) for t in (key, value)]
     if not all(from_cache):
-        if any(from_cache) or (spikes.caches and query.shape[2] != key.shape[2]):
+        if any(from_cache) or (spikes.caches and not caches_latents(module) and query.shape[2] != key.shape[2]):
             raise UnsupportedModelError(
                 f"{type(module).__name__} changes K or V between the cache and attention, so they would be coded twice; generate with use_cache=False"
             )

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.attention import SpikingAttention, mark_coded, spiking_attentions
+from spikellm.modeling.families import caches_latents
 
 
 class _SpikingRows:
@@ -58,8 +59,8 @@ def fill_cache(model: nn.Module, cache: Cache) -> None:
     Raises:
         UnsupportedModelError: a cache of another kind (static, offloaded, quantized).
     """
-    for attention in spiking_attentions(model).values():
-        if not attention.caches:
+    for name, attention in spiking_attentions(model).items():
+        if not attention.caches or caches_latents(model.get_submodule(name)):
             return
     if type(cache) is not DynamicCache or cache.offloading:
         raise UnsupportedModelError(

@@ -58,7 +58,7 @@ def spike_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
         output = down[expert](finish(up[expert](hidden_states if everywhere else hidden_states[token])))
         if getattr(module, "has_post_expert_norm", False):
             output = module_any.post_expert_norm(output)
-        chosen = chosen.index_put((token, place), (output[token] if everywhere else output).to(chosen.dtype))
+        chosen.index_put_((token, place), (output[token] if everywhere else output).to(chosen.dtype))
     return (chosen * top_k_weights.unsqueeze(-1)).sum(1).to(hidden_states.dtype)
 
 
@@ -75,14 +75,17 @@ def is_unfused(module: nn.Module) -> bool:
 
 
 def routers_of(block: nn.Module) -> set[str]:
-    """Linear layers directly beside experts that were taken apart: they route and gate, and stay as they are."""
-    beside = [(name, parent) for name, parent in block.named_modules() if any(is_unfused(child) for child in parent.children())]
-    return {
-        f"{name}.{child}" if name else child
-        for name, parent in beside
-        for child, module in parent.named_children()
-        if isinstance(module, nn.Linear)
-    }
+    """Modules beside experts that were taken apart which route or gate, and stay as they are: linear layers directly there, and modules all of whose
+    matrices have one row an expert."""
+    found = set()
+    for name, parent in block.named_modules():
+        counts = [len(child.gate_up) for child in parent.children() if is_unfused(child)]
+        for child, module in parent.named_children() if counts else ():
+            matrices = [parameter for parameter in module.parameters() if parameter.dim() == 2]
+            routes = bool(matrices) and all(matrix.shape[0] == counts[0] for matrix in matrices)
+            if not is_unfused(module) and (isinstance(module, nn.Linear) or routes):
+                found.add(f"{name}.{child}" if name else child)
+    return found
 
 
 def unfuse_experts(model: Any) -> list[Fused]:

@@ -53,19 +53,28 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
         UnsupportedModelError: the block holds matrix weights in another shape, which would stay dense unsaid.
     """
     routers = routers_of(block)
-    found = {name: module for name, module in block.named_modules() if is_linear(module) and name not in routers}
-    fused = [name for name, parameter in block.named_parameters() if parameter.dim() == 3 and not _is_convolution(block, name)]
-    if fused:
+
+    def routes(name: str) -> bool:
+        return any(name == router or name.startswith(f"{router}.") for router in routers)
+
+    found = {name: module for name, module in block.named_modules() if is_linear(module) and not routes(name)}
+    owners = {name: block.get_submodule(name.rpartition(".")[0]) for name, parameter in block.named_parameters() if parameter.dim() > 1}
+    dense = [
+        name for name, owner in owners.items() if not (is_linear(owner) or routes(name) or isinstance(owner, (nn.Conv1d, nn.Embedding)))
+    ]
+    if dense:
         raise UnsupportedModelError(
-            f"{type(block).__name__} keeps weights in 3-D parameters ({fused[0]}) that the library's experts interface does not reach, so they would stay dense; this family cannot be converted"
+            f"{type(block).__name__} keeps matrices where no layer of a known kind is ({dense[0]}; experts fused in a way that the library's interface does not reach, for example), "
+            "so they would stay dense; this family cannot be converted"
         )
     if not found:
         raise UnsupportedModelError(f"{type(block).__name__} has no linear layer of a known kind (nn.Linear, Conv1D)")
     return found
 
 
-def _is_convolution(block: nn.Module, parameter: str) -> bool:
-    return isinstance(block.get_submodule(parameter.rpartition(".")[0]), nn.Conv1d)
+def caches_latents(attention: nn.Module) -> bool:
+    """Whether an attention module caches compressed latents from which it makes K and V anew (multi-head latent attention)."""
+    return hasattr(attention, "kv_b_proj")
 
 
 def is_linear(module: nn.Module) -> bool:

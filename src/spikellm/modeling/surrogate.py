@@ -22,15 +22,15 @@ class InputCoder:
     def __init__(self, settings: ActivationRecipe, channel_group: Tensor) -> None:
         self.settings, self.neuron = settings, make_neuron(settings.neuron, settings.bits)
         self._columns = [(channel_group == group).nonzero().squeeze(1) for group in range(len(settings.group_ranges))]
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, int, Tensor] | None = None  # input, its version, its coded form
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(..., in)`` coded, float32, with the gradient of ``x``."""
-        if self._last is None or self._last[0] is not x:
+        if self._last is None or self._last[0] is not x or self._last[1] != x._version:
             with torch.no_grad():
                 coded = self.values(x.detach().float())
-            self._last = x, pass_through(x, coded)
-        return self._last[1]
+            self._last = x, x._version, pass_through(x, coded)
+        return self._last[2]
 
     def forget(self) -> None:
         """Let go of the last input."""

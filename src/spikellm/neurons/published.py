@@ -5,20 +5,31 @@ No train of T spikes of at most L reaches that code, so this neuron exists in me
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spikellm.neurons.base import SoftResetNeuron, Steps, neurons
+from torch import Tensor
+
+from spikellm.neurons.base import Drive, SoftResetNeuron, Steps, Trace, neurons
+
+_MERGED_ONLY = "gif-published has codes that no train of spikes reaches, so it exists in merged form only; use gif"
 
 
 @dataclass(frozen=True)
 class PublishedNeuron(SoftResetNeuron):
-    """A soft-reset neuron with one code too many. Asking for a train that ends in that code raises ValueError."""
+    """A soft-reset neuron with codes that no train reaches. Whatever unrolls a code raises ValueError."""
 
     unrolls: bool = False
 
     def top(self, steps: Steps) -> Steps:
         """Largest code, T·(L + 1) − 1."""
         return steps * (self.levels + 1) - 1
+
+    def iterate_stepped(self, code: Tensor, steps: Steps = 1) -> Iterator[Tensor]:
+        raise ValueError(_MERGED_ONLY)
+
+    def simulate(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1, drive: Drive = "drain") -> Trace:
+        raise ValueError(_MERGED_ONLY)
 
 
 @neurons.register("gif-published")

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from spikellm.errors import NumericalError
 from spikellm.modeling.attention import CHILD
-from spikellm.modeling.families import weight_and_bias
+from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.surrogate import InputCoder, SurrogateLinear
 from spikellm.modeling.swap import replace_module, spiking_like
@@ -125,13 +125,19 @@ class _Fit:
             return [], []
         hidden = self.context.inputs[0]
         with self._full_precision():
-            return find_pairs(
+            kept, dropped = find_pairs(
                 self.block,
                 self.context.heads,
                 self.options.pairs,
                 lambda _, state: self._forward(state, hidden),
                 self.context.recipe.seed,
             )
+        touching = {pair.name for pair in kept if any(self._stays(scaling.parameter) for scaling in pair.scalings)}
+        return [pair for pair in kept if pair.name not in touching], [*dropped, *sorted(touching)]
+
+    def _stays(self, parameter: str) -> bool:
+        """Whether a parameter belongs to a linear layer that the recipe leaves as it is."""
+        return is_linear(self.block.get_submodule(parameter.rpartition(".")[0]))
 
     @contextmanager
     def _full_precision(self) -> Iterator[None]:
@@ -216,7 +222,8 @@ class _Fit:
         return state
 
     def _train(self) -> None:
-        best, best_loss, factor = self.learned.clone(), math.inf, 1.0
+        start = self.learned.clone()
+        best, best_loss, factor = start.clone(), math.inf, 1.0
         for _ in range(_RETRIES + 1):
             current = best.clone()
             optimizer = self._optimizer(current, factor)
@@ -227,13 +234,23 @@ class _Fit:
                 if loss < best_loss:
                     best, best_loss = current.clone(), loss
             else:
-                self.learned = best
+                losses = [(self._loss(state), place, state) for place, state in enumerate((start, best, current.clone()))]
+                self.learned = min((entry for entry in losses if math.isfinite(entry[0])), default=(0.0, 0, start))[2]
                 return
             factor /= 2
         raise NumericalError(
             f"omniquant: the loss of block {self.context.name} is NaN or infinite in epoch {epoch + 1}, also after lowering the rates {_RETRIES} times; "
             "lower omniquant.let_rate and omniquant.lwc_rate, or set omniquant.let to false"
         )
+
+    @torch.no_grad()
+    def _loss(self, learned: Learned) -> float:
+        """Mean loss over the batches with these scales and logits; infinite where it is not finite."""
+        state, losses = self._state(learned), []
+        for hidden, target in self._batches():
+            output = self._forward(state, hidden)
+            losses.append(float(nn.functional.mse_loss(output, target.to(output.device).float())))
+        return math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.inf
 
     def _optimizer(self, learned: Learned, factor: float) -> torch.optim.Optimizer:
         scales, logits = list(learned.scales.values()), [tensor for pair in learned.logits.values() for tensor in pair]

@@ -140,8 +140,8 @@ def _range_gradients(ctx: Any, by_scale: Tensor) -> tuple[Tensor, Tensor, Tensor
     top = torch.tensor(coding.tops, dtype=total.dtype, device=total.device)
     if coding.symmetric:
         total = total / torch.floor(top / 2)
-        upper = clip_high * high >= -clip_low * low
-        by_low, by_high = torch.where(upper, 0.0, -total), torch.where(upper, total, 0.0)
+        share = 0.5 + 0.5 * torch.sign(clip_high * high + clip_low * low)  # of the upper end; half where both reach as far
+        by_low, by_high = (share - 1) * total, share * total
     else:
         total = total / top
         by_low, by_high = -total, total
@@ -156,7 +156,8 @@ def _add_at(through: Tensor, scaled: Tensor, extreme: Tensor, wanted: Tensor, co
     wanted = torch.where(extreme == 0, 0.0, wanted)
     for group, (start, stop) in enumerate(coding.groups):
         part, end = scaled[:, start:stop], extreme[:, group : group + 1]
-        through[:, start:stop].addcmul_((part - end).eq_(0), wanted[:, group : group + 1])
+        there = (part - end).eq_(0)
+        through[:, start:stop].addcmul_(there, wanted[:, group : group + 1] / there.sum(1, keepdim=True).clamp(min=1))
 
 
 def _factor_gradients(by_scaled: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> list[Tensor | None]:

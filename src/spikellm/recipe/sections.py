@@ -121,6 +121,8 @@ class ActivationRecipe(Section):
         steps = max(self.steps, self.salient_steps)
         if (top := neuron.top(steps)) > MAX_TOP_CODE:
             raise ValueError(f"{steps} steps of up to {neuron.levels} spikes reach code {top}; at most {MAX_TOP_CODE} is supported")
+        if not neuron.unrolls and steps == 1:
+            raise ValueError(f"neuron {self.neuron!r} differs from gif only where a channel takes more than one step; use gif")
         if self.symmetric and not neuron.signed and neuron.top(self.steps) < 2:
             raise ValueError("a symmetric range needs a top code T·L of at least 2; raise bits or steps")
 
@@ -224,8 +226,16 @@ class OmniQuantRecipe(Section):
             raise ValueError("let and lwc are both false, so nothing is left of omniquant; use pipeline rtn")
         if self.epochs == 0 and self.lwc:
             raise ValueError("lwc is learned, and epochs is 0; set lwc to false (SmoothQuant) or raise epochs")
-        if self.epochs == 0 and (self.accumulate > 1 or self.precision != "float32"):
-            raise ValueError("accumulate and precision have no effect while epochs is 0; leave them out or raise epochs")
+        if self.let and not self.pairs:
+            raise ValueError("let is true, but pairs names none; name some, or set let to false")
+        idle = {
+            "epochs is 0": {"batch_size", "accumulate", "precision", "let_rate", "lwc_rate"} if self.epochs == 0 else set(),
+            "let is false": set() if self.let else {"alpha", "let_rate", "pairs", "saliency_after_smoothing"},
+            "lwc is false": set() if self.lwc else {"lwc_rate"},
+        }
+        for reason, names in idle.items():
+            if changed := sorted(name for name in names if getattr(self, name) != type(self).model_fields[name].default):
+                raise ValueError(f"{', '.join(changed)} would have no effect: {reason}")
         return self
 
 

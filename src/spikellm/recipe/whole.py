@@ -46,6 +46,11 @@ class Recipe(Section):
     def _overrides_are_valid(self) -> Recipe:
         if self.pipeline != "omniquant" and self.omniquant != OmniQuantRecipe():
             raise ValueError(f"the section omniquant has no effect on pipeline {self.pipeline!r}; set pipeline to omniquant")
+        ranked = self.activations.salient_rate > 0 or self.weights.salient_rate > 0 or bool(self.overrides)
+        if not self.omniquant.saliency_after_smoothing and not ranked:
+            raise ValueError(
+                "omniquant.saliency_after_smoothing would have no effect: no channel is salient; set activations.salient_rate above 0"
+            )
         for override in self.overrides:
             self._apply(override, LinearRecipe(weights=self.weights, activations=self.activations))
         return self
