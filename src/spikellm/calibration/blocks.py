@@ -93,6 +93,11 @@ def convert_blocks(
     """
     blocks = find_blocks(model)
     plan = plan_blocks(model, blocks, recipe)
+    for name, settings in (entry for block in plan for entry in block.linears.items()):
+        if settings.weights.code not in pipeline.codes:
+            raise RequestError(
+                f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(pipeline.codes)}, and {name} asks for {settings.weights.code!r}; set pipeline to gptq"
+            )
     replay = BlockReplay(model, blocks, windows, _gradient_sizes(windows, recipe))
     exact = ActivationStore(replay.first_inputs)
     converted = exact.copy()
@@ -158,7 +163,8 @@ def _fit(
         if settings.key.salient_rate + settings.value.salient_rate > 0
     }
     seen, wanted = sum(converted[i].shape[0] * converted[i].shape[1] for i in range(len(converted))), recipe.calibration.saliency_tokens
-    samples, attention_samples = SampledInputs(watched, seen, wanted), AttentionSample(ranked, seen, min(wanted, ATTENTION_TOKENS))
+    samples = SampledInputs(watched, seen, wanted, hessian=pipeline.needs_hessian)
+    attention_samples = AttentionSample(ranked, seen, min(wanted, ATTENTION_TOKENS))
     if watched or ranked:
         with samples.watching(), attention_samples.watching(), every_expert_sees_every_token():
             for batch in range(len(converted)):
@@ -175,7 +181,7 @@ def _fit(
 
 
 def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
-    modules, tensors = plan.empty_modules(model), dict(known.tensors)
+    modules, tensors = plan.empty_modules(model, known.tensors), dict(known.tensors)
     for name, module in modules.items():
         module.load_state_dict(
             {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}, strict=True
