@@ -33,7 +33,7 @@ def fit(
     dense.weight.data = torch.randn(6, inputs, generator=generator)
     settings = LinearRecipe.model_validate({"weights": weights, "activations": activations or {"bits": 16}})
     groups = Groups(torch.zeros(inputs, dtype=torch.uint8), steps)
-    return fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqRecipe(**options)), dense, x
+    return fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqRecipe(**options))[0], dense, x
 
 
 def relative_error(layer: Any, dense: Any, x: torch.Tensor) -> float:
@@ -143,7 +143,7 @@ def test_dead_channels_and_rows() -> None:
     groups = Groups(torch.zeros(5, dtype=torch.uint8), None)
     for weights in (TERNARY, {"bits": 2}, {"code": "partly-binary", "bits": 8, "salient_rate": 0.2}):
         settings = LinearRecipe.model_validate({"weights": weights, "activations": {"bits": 16}})
-        layer = fit_layer("layer", dense, settings, groups, torch.zeros(5, 5, dtype=torch.float64), GptqRecipe())
+        layer = fit_layer("layer", dense, settings, groups, torch.zeros(5, 5, dtype=torch.float64), GptqRecipe())[0]
         assert torch.isfinite(layer(torch.randn(2, 5))).all()
 
 

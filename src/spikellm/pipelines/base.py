@@ -91,11 +91,13 @@ class FittedBlock(NamedTuple):
         layers: spiking layers by full name.
         dense: new values of parameters that stay dense (norms that take over scales), float32, by full name.
         dropped: equivalent transforms that do not hold in this block.
+        notes: what a user should know of how the fit went.
     """
 
     layers: dict[str, SpikingLinear]
     dense: dict[str, Tensor] = {}  # noqa: RUF012  never changed
     dropped: list[str] = []  # noqa: RUF012
+    notes: list[str] = []  # noqa: RUF012
 
 
 class Pipeline(Protocol):

@@ -83,21 +83,27 @@ class Gptq:
         return True
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
-        layers = {}
+        layers, notes = {}, []
         groups = choose_groups(context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0]))
         for _, shared in groups:
             for name, own in shared.items():
-                layers[name] = fit_layer(
+                layers[name], damping = fit_layer(
                     name, context.layers[name], context.settings[name], own, context.hessian(name), context.recipe.gptq
                 )
-        return FittedBlock(layers)
+                if damping > context.recipe.gptq.damping:
+                    notes.append(
+                        f"the Hessian of {name} is not positive definite; damping was raised to {damping:.2g} of its mean diagonal"
+                    )
+        return FittedBlock(layers, notes=notes)
 
     def finish(self, model: nn.Module) -> None:
         """Nothing is left to do."""
 
 
-def fit_layer(name: str, module: nn.Module, settings: LinearRecipe, groups: Groups, hessian: Tensor, options: GptqRecipe) -> SpikingLinear:
-    """Spiking layer of one linear layer.
+def fit_layer(
+    name: str, module: nn.Module, settings: LinearRecipe, groups: Groups, hessian: Tensor, options: GptqRecipe
+) -> tuple[SpikingLinear, float]:
+    """Spiking layer of one linear layer, and the damping that its Hessian took.
 
     Args:
         hessian: ``XᵀX`` of its inputs, ``(in, in)``, channels in their own order.
@@ -112,7 +118,7 @@ def fit_layer(name: str, module: nn.Module, settings: LinearRecipe, groups: Grou
         if options.activation_order
         else torch.arange(len(diagonal), device=diagonal.device)
     )
-    factor = inverse_factor(hessian[coding][:, coding], options.damping, name)
+    factor, damping = inverse_factor(hessian[coding][:, coding], options.damping, name)
     column_steps = groups.column_steps
     if settings.weights.code == "ternary" and column_steps is None:
         column_steps = _spend(weight, coding, factor, settings.weights.budget)
@@ -132,13 +138,13 @@ def fit_layer(name: str, module: nn.Module, settings: LinearRecipe, groups: Grou
         options,
     )
     if settings.weights.code == "partly-binary":
-        return _partly_binary_layer(module, problem, groups)
+        return _partly_binary_layer(module, problem, groups), damping
     weights = _ternary(problem) if settings.weights.code == "ternary" else _affine(problem)
     sizes = () if column_steps is None or settings.weights.code == "affine" else plane_sizes(column_steps)
     layer = spiking_like(module, settings, sizes=sizes)
     layer.set_groups(groups.channel, column_steps)
     layer.set_weights(weights)
-    return layer
+    return layer, damping
 
 
 def _spend(weight: Tensor, coding: Tensor, factor: Tensor, budget: float | None) -> Tensor:

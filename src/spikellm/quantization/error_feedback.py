@@ -6,8 +6,8 @@ layer's output, and the columns behind it move by ``−(w_j − q_j)/U_jj · U_j
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,15 @@ CodeColumn = Callable[[int, Tensor], Tensor]
 """``code(column, w)``: values that the codes of ``w`` ``(out,)`` stand for; called once a column, in the order of coding."""
 
 
-def inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
-    """Upper Cholesky factor of the inverse of a damped Hessian, float32, ``(in, in)``.
+class InverseFactor(NamedTuple):
+    """Upper Cholesky factor of the inverse of a damped Hessian, float32, ``(in, in)``, and the damping that it took."""
+
+    upper: Tensor
+    damping: float
+
+
+def inverse_factor(hessian: Tensor, damping: float, name: str) -> InverseFactor:
+    """The factor that error feedback works with.
 
     Args:
         hessian: ``XᵀX`` up to a factor, float64 or float32, ``(in, in)``. Channels that never fire (zero on the diagonal) count as independent.
@@ -38,7 +45,7 @@ def inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
         raise NumericalError(
             f"layer {name}: the Hessian of its inputs holds NaN or infinity; the model's activations overflow on this text"
         )
-    for attempt in range(_RAISES + 1):
+    for _ in range(_RAISES + 1):
         damped = hessian.clone()
         damped.diagonal().add_(damping * mean)
         damped.diagonal()[diagonal == 0] = mean
@@ -46,13 +53,7 @@ def inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
         if int(info) == 0:
             upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if int(info) == 0:
-                if attempt:
-                    warnings.warn(
-                        f"layer {name}: its Hessian is not positive definite; damping was raised to {damping:.2g} of the mean diagonal",
-                        stacklevel=2,
-                    )
-                factor: Tensor = upper.float()
-                return factor
+                return InverseFactor(upper.float(), damping)
         damping *= 10
     raise NumericalError(
         f"layer {name}: its Hessian is not positive definite, even with damping {damping / 10:.2g} of the mean diagonal; give more calibration text or raise gptq.damping"
@@ -64,7 +65,7 @@ def feed_back(weight: Tensor, factor: Tensor, code: CodeColumn, *, start_block: 
 
     Args:
         weight: ``(out, in)``, columns in the order of coding; not changed.
-        factor: from :func:`inverse_factor`, in the same order.
+        factor: ``upper`` of :func:`inverse_factor`, in the same order.
         code: values of a column's codes.
         start_block: called with the first column of every block of 128 and the current weights ``(out, columns from there on)``.
 
