@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ def salient_columns(x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int
     """Steps T of the weights of every column, uint8 ``(in,)``; arguments as for :func:`salient_channels`."""
     plain = ActivationRecipe(bits=8)
     evidence = _evidence(x, weight, plain, settings.weights.salient_rate, seed, f"{name}.weight")
+    evidence = replace(evidence, invert=settings.weights.invert)
     salient = criteria[settings.weights.saliency](evidence).salient.to(torch.uint8)
     return 1 + salient * (settings.weights.salient_steps - 1)
 
