@@ -13,11 +13,11 @@ from spikellm.recipe import LinearRecipe
 
 def fit(dense: nn.Linear, settings: LinearRecipe, sample: Tensor | None = None, seed: int = 0, name: str = "layer") -> SpikingLinear:
     """Round to nearest; salient channels from ``sample`` where the settings ask for them."""
-    group, weight_group = torch.zeros(dense.in_features, dtype=torch.uint8), None
+    group, column_steps = torch.zeros(dense.in_features, dtype=torch.uint8), None
     if settings.activations.salient_rate > 0:
         assert sample is not None
         group = group_of(salient_channels(sample, dense.weight, settings.activations, seed, name))
     if settings.weights.salient_rate > 0:
         assert sample is not None
-        weight_group = salient_columns(sample, dense.weight, settings, seed, name)
-    return fit_layer(dense, settings, Groups(group, weight_group))
+        column_steps = salient_columns(sample, dense.weight, settings, seed, name)
+    return fit_layer(dense, settings, Groups(group, column_steps))

@@ -102,7 +102,9 @@ def convert(
         "versions": versions(),
     }
     shapes = {name: list(spikes.shape) for name, spikes in spiking_attentions(model).items()}
-    mark_converted(model, SpikeConfig(resolved.model_dump(mode="json"), list(spiking_linears(model)), record, shapes))
+    layers = spiking_linears(model)
+    sizes = {name: list(layer.sizes) for name, layer in layers.items() if layer.sizes}
+    mark_converted(model, SpikeConfig(resolved.model_dump(mode="json"), list(layers), record, shapes, sizes))
     return Conversion(resolved, records, summarize(model))
 
 

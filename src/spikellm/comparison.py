@@ -99,6 +99,7 @@ def compare(
                 "recipe": recipe,
                 "perplexity": perplexity,
                 "average_steps": summary.average_steps if summary.spiking_layers else None,
+                "additive_share": summary.additive_share if summary.spiking_layers else None,
                 "weight_bytes": summary.weight_bytes if summary.spiking_layers else None,
                 "weight_ratio": summary.weight_bytes / summary.dense_bytes if summary.spiking_layers else 1.0,
                 "seconds": statistics.fmean(run["seconds"] for run in runs) if recipe != ORIGINAL else None,
@@ -118,9 +119,10 @@ def show(result: dict[str, Any]) -> None:
             one = row["perplexity"][text]
             spread = f" ± {one['deviation']:.2f}" if one["seeds"] > 1 else ""
             measured.append(f"{one['value']:.2f}{spread} ({one['ratio']:.3f}×)")
+        share = "-" if row["additive_share"] is None else f"{row['additive_share']:.2f}"
         steps = "-" if row["average_steps"] is None else f"{row['average_steps']:.2f}"
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.1f} s"
-        rows.append([row["recipe"], *measured, steps, f"{console.size(row['weight_bytes'])} ({row['weight_ratio']:.2f}×)", seconds])
+        rows.append([row["recipe"], *measured, steps, share, f"{console.size(row['weight_bytes'])} ({row['weight_ratio']:.2f}×)", seconds])
     names = [Path(text).name for text in result["texts"]]
-    columns = ["recipe", *(f"perplexity on {name}" for name in names), "average steps", "block weights", "conversion"]
+    columns = ["recipe", *(f"perplexity on {name}" for name in names), "average steps", "additive", "block weights", "conversion"]
     console.table(f"{Path(result['model']).name}", columns, rows)

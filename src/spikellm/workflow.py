@@ -76,6 +76,8 @@ def report_block() -> OnBlock:
         if not record.layers:
             console.note(f"block {progress.index + 1}/{progress.total}  skipped, as the recipe says")
             return
+        for note in record.notes:
+            console.note(note)
         console.note(
             f"block {progress.index + 1}/{progress.total}  loss {record.loss:.3e} ({record.relative_loss:.2%})  {progress.seconds:.1f} s  peak {console.size(progress.peak_memory)}{kept}"
         )
@@ -89,7 +91,7 @@ def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, A
     summary, config = api.summarize(loaded), spike_config(loaded)
     return {
         "model": model, "kind": summary.kind, "recipe": config.recipe if config else None, "record": config.record if config else None,
-        "average_steps": summary.average_steps, "bytes": {"weights": summary.weight_bytes, "dense": summary.dense_bytes, "total": summary.total_bytes},
+        "average_steps": summary.average_steps, "additive_share": summary.additive_share, "bytes": {"weights": summary.weight_bytes, "dense": summary.dense_bytes, "total": summary.total_bytes},
         "layers": [asdict(layer) for layer in summary.layers], "attention": [asdict(attention) for attention in summary.attentions],
     }  # fmt: skip
 
@@ -103,8 +105,9 @@ def show_inspection(result: dict[str, Any]) -> None:
         salient = f"{layer['salient_channels']} ({layer['own_range_channels']})" if layer["salient_channels"] else "-"
         if layer["salient_columns"]:
             salient = f"{layer['salient_columns']} of weights" if salient == "-" else f"{salient}, {layer['salient_columns']} of weights"
+        bits = str(layer["weight_bits"]) if layer["weight_code"] in (None, "affine") else f"{layer['weight_code']} {layer['weight_bits']}"
         shape = f"{layer['out_features']} × {layer['in_features']}"
-        rows.append([layer["name"], shape, str(layer["weight_bits"]), spikes, steps, salient, console.size(layer["weight_bytes"])])
+        rows.append([layer["name"], shape, bits, spikes, steps, salient, console.size(layer["weight_bytes"])])
     recipe = result["recipe"]["name"] if result["recipe"] else "not converted"
     console.table(
         f"{result['model']}: {result['kind']}, {recipe}",
@@ -114,7 +117,7 @@ def show_inspection(result: dict[str, Any]) -> None:
     sizes = result["bytes"]
     if result["recipe"]:
         console.out.print(
-            f"average steps {result['average_steps']:.3f}; converted weights {console.size(sizes['weights'])}, {sizes['weights'] / sizes['dense']:.3f} of 16 bits a weight; "
+            f"average steps {result['average_steps']:.3f}; additive share of the products of converted layers {result['additive_share']:.3f}; converted weights {console.size(sizes['weights'])}, {sizes['weights'] / sizes['dense']:.3f} of 16 bits a weight; "
             f"whole model {console.size(sizes['total'])}", highlight=False, soft_wrap=True,
         )  # fmt: skip
         if result["attention"]:

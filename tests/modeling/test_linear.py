@@ -286,10 +286,10 @@ def test_weights_of_several_steps(bits: int, steps: int, size: int | None, symme
     weights = {"bits": bits, "salient_rate": 0.3, "salient_steps": steps, "saliency": "rms", "group_size": size, "symmetric": symmetric}
     activations = {"bits": 16} if spikes == 16 else {"bits": spikes, "salient_rate": 0.3, "salient_steps": 2}
     layer, dense = make(weights, activations, inputs=inputs, seed=seed)
-    assert int(layer.weight_group.sum()) == max(1, min(inputs - 1, round(0.3 * inputs))) == layer.salient_columns
-    assert layer.weight_group[0] == 1, "the largest channel"
-    fine = layer.weight_group.bool()
-    coding = coding_of(layer.settings, Groups(layer.channel_group, layer.weight_group))
+    fine = layer.column_steps == steps
+    assert int(fine.sum()) == max(1, min(inputs - 1, round(0.3 * inputs))) == layer.salient_columns
+    assert fine[0], "the largest channel"
+    coding = coding_of(layer.settings, Groups(layer.channel_group, layer.column_steps))
     expected = coding.unstored(dequantize(coding.code(dense.weight, None), coding.groups))
     torch.testing.assert_close(layer.dense_weight(), expected)
     reach = dense.weight.abs().amax(1, keepdim=True) * (2 if symmetric else 1)

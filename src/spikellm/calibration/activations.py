@@ -42,6 +42,7 @@ class TokenSample:
         self._stride = max(1, -(-seen // wanted))
         self._position = 0
         self._parts: list[Tensor] = []
+        self.hessian: Tensor | None = None
 
     def update(self, x: Tensor) -> None:
         """Take what the stride picks from ``(..., channels)``."""
@@ -49,6 +50,12 @@ class TokenSample:
         first = -self._position % self._stride
         self._position += tokens.shape[0]
         self._parts.append(tokens[first :: self._stride].float())
+
+    def add_to_hessian(self, x: Tensor) -> None:
+        """Add ``xᵀx`` of all tokens of ``(..., channels)``, float64 sums of float32 products of a batch."""
+        tokens = x.detach().reshape(-1, x.shape[-1]).float()
+        product = (tokens.T @ tokens).double()
+        self.hessian = product if self.hessian is None else self.hessian.add_(product)
 
     def tokens(self) -> Tensor:
         """The sample, ``(tokens, channels)``."""
@@ -60,8 +67,8 @@ class TokenSample:
 class SampledInputs:
     """Token samples of several linear layers; layers that are fed the very same tensor (q, k and v) share one sample."""
 
-    def __init__(self, layers: dict[str, nn.Module], seen: int, wanted: int) -> None:
-        self._layers, self._seen, self._wanted = layers, seen, wanted
+    def __init__(self, layers: dict[str, nn.Module], seen: int, wanted: int, *, hessian: bool = False) -> None:
+        self._layers, self._seen, self._wanted, self._hessian = layers, seen, wanted, hessian
         self._of: dict[str, TokenSample] = {}
         self._recent: list[tuple[weakref.ref[Tensor], int, TokenSample]] = []  # tensors that live, as they were when sampled
 
@@ -71,6 +78,10 @@ class SampledInputs:
     def get(self, name: str) -> Tensor | None:
         """Sample of a layer, None if it was not watched."""
         return self[name] if name in self._of else None
+
+    def hessian(self, name: str) -> Tensor | None:
+        """``XᵀX`` over all tokens that a layer was fed, float64 ``(in, in)``; None if it was not asked for or the layer not watched."""
+        return self._of[name].hessian if name in self._of else None
 
     def readers(self, name: str) -> set[str]:
         """Watched layers that are fed the same tensor as this one, itself included."""
@@ -97,6 +108,8 @@ class SampledInputs:
                     return
             sample = self._of.setdefault(name, TokenSample(self._seen, self._wanted))
             sample.update(x)
+            if self._hessian:
+                sample.add_to_hessian(x)
             self._recent.append((weakref.ref(x), x._version, sample))
 
         return record

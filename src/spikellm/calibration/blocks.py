@@ -25,7 +25,7 @@ from spikellm.modeling.attention import CHILD
 from spikellm.modeling.experts import every_expert_sees_every_token
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.swap import replace_module
-from spikellm.pipelines import BlockContext, Pipeline, pipelines
+from spikellm.pipelines import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.recipe import Recipe
 
 
@@ -39,6 +39,7 @@ class BlockRecord:
         relative_loss: that over the mean square of the full-precision stream.
         layers: full names of the modules converted.
         dropped: equivalent transforms that do not hold here.
+        notes: what a user should know of how the fit went.
     """
 
     name: str
@@ -46,6 +47,7 @@ class BlockRecord:
     relative_loss: float
     layers: list[str]
     dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ def convert_blocks(
     """
     blocks = find_blocks(model)
     plan = plan_blocks(model, blocks, recipe)
+    for name, settings in (entry for block in plan for entry in block.linears.items()):
+        if settings.weights.code not in pipeline.codes:
+            raise RequestError(
+                f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(pipeline.codes)}, and {name} asks for {settings.weights.code!r}; set pipeline to gptq"
+            )
     replay = BlockReplay(model, blocks, windows, _gradient_sizes(windows, recipe))
     exact = ActivationStore(replay.first_inputs)
     converted = exact.copy()
@@ -115,7 +122,8 @@ def convert_blocks(
         if known is not None:
             modules, dense, record = *_restore(model, plan[index], known), BlockRecord(**known.record)
         else:
-            modules, dense, dropped = _fit(model, plan[index], block, converted, exact, forward, recipe, pipeline, device)
+            modules, fitted = _fit(model, plan[index], block, converted, exact, forward, recipe, pipeline, device)
+            dense = fitted.dense
         for module_name, module in modules.items():
             replace_module(model, module_name, module)
         for parameter, value in dense.items():
@@ -123,7 +131,7 @@ def convert_blocks(
         for batch in range(len(converted)):
             converted[batch] = forward(block, converted[batch])
         if known is None:
-            record = _record(name, modules, ((converted[i], exact[i]) for i in range(len(exact))), dropped)
+            record = _record(name, modules, ((converted[i], exact[i]) for i in range(len(exact))), fitted)
             if journal:
                 journal.write(index, modules, {parameter: model.get_parameter(parameter).data for parameter in dense}, asdict(record))
         block.to(home)
@@ -149,7 +157,7 @@ def _gradient_sizes(windows: Tensor, recipe: Recipe) -> set[int]:
 def _fit(
     model: nn.Module, plan: BlockPlan, block: nn.Module, converted: ActivationStore, exact: ActivationStore,
     forward: Callable[[nn.Module, Tensor], Tensor], recipe: Recipe, pipeline: Pipeline, device: torch.device,
-) -> tuple[dict[str, nn.Module], dict[str, Tensor], list[str]]:  # fmt: skip
+) -> tuple[dict[str, nn.Module], FittedBlock]:  # fmt: skip
     layers = {name: model.get_submodule(name) for name in plan.linears}
     watched = {name: module for name, module in layers.items() if pipeline.observes(plan.linears[name])}
     ranked = {
@@ -158,7 +166,8 @@ def _fit(
         if settings.key.salient_rate + settings.value.salient_rate > 0
     }
     seen, wanted = sum(converted[i].shape[0] * converted[i].shape[1] for i in range(len(converted))), recipe.calibration.saliency_tokens
-    samples, attention_samples = SampledInputs(watched, seen, wanted), AttentionSample(ranked, seen, min(wanted, ATTENTION_TOKENS))
+    samples = SampledInputs(watched, seen, wanted, hessian=pipeline.needs_hessian)
+    attention_samples = AttentionSample(ranked, seen, min(wanted, ATTENTION_TOKENS))
     if watched or ranked:
         with samples.watching(), attention_samples.watching(), every_expert_sees_every_token():
             for batch in range(len(converted)):
@@ -171,11 +180,11 @@ def _fit(
     fitted = pipeline.fit_block(
         BlockContext(plan.name, block, plan.heads, layers, plan.linears, samples, converted, exact, forward, recipe, device)
     )
-    return {**modules, **fitted.layers}, fitted.dense, fitted.dropped
+    return {**modules, **fitted.layers}, fitted
 
 
 def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
-    modules, tensors = plan.empty_modules(model), dict(known.tensors)
+    modules, tensors = plan.empty_modules(model, known.tensors), dict(known.tensors)
     for name, module in modules.items():
         module.load_state_dict(
             {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}, strict=True
@@ -184,7 +193,7 @@ def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> tuple[d
 
 
 def _record(
-    name: str, modules: Mapping[str, nn.Module], pairs: Iterable[tuple[Tensor, Tensor]], dropped: list[str] | None = None
+    name: str, modules: Mapping[str, nn.Module], pairs: Iterable[tuple[Tensor, Tensor]], fitted: FittedBlock | None = None
 ) -> BlockRecord:
     """Difference of the two streams, from pairs of converted and exact states."""
     squared, power, count = 0.0, 0.0, 0
@@ -197,7 +206,9 @@ def _record(
         raise NumericalError(
             f"the converted model gives NaN or infinity behind {name}; raise bits or leave its layers out with an override"
         )
-    return BlockRecord(name, squared / count, squared / max(power, 1e-300), list(modules), dropped or [])
+    return BlockRecord(
+        name, squared / count, squared / max(power, 1e-300), list(modules), *((fitted.dropped, fitted.notes) if fitted else ())
+    )
 
 
 def _convert_head(

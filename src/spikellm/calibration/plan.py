@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikellm.errors import RequestError, UnsupportedModelError
 from spikellm.modeling.attention import CHILD, HeadShape, SpikingAttention, find_attention
 from spikellm.modeling.families import Blocks, has_tied_head, linear_layers
+from spikellm.modeling.linear import layer_kinds
 from spikellm.modeling.swap import spiking_like
 from spikellm.recipe import AttentionRecipe, LinearRecipe, Recipe
 
@@ -22,13 +24,17 @@ class BlockPlan(NamedTuple):
     attentions: dict[str, tuple[HeadShape, AttentionRecipe]]
     heads: HeadShape | None
 
-    def empty_modules(self, model: nn.Module, device: torch.device | str | None = None) -> dict[str, nn.Module]:
-        """Modules of the converted block without their state, by the name under which they go into the model."""
-        modules: dict[str, nn.Module] = {
-            name: spiking_like(model.get_submodule(name), settings, device) for name, settings in self.linears.items()
-        }
-        for name, (shape, settings) in self.attentions.items():
-            modules[f"{name}.{CHILD}"] = SpikingAttention(shape, settings, device)
+    def empty_modules(
+        self, model: nn.Module, tensors: Mapping[str, Tensor], device: torch.device | str | None = None
+    ) -> dict[str, nn.Module]:
+        """Modules of the converted block without their state (which is in ``tensors``, under full names), by the name under which they go into the model."""
+        modules: dict[str, nn.Module] = {}
+        for name, settings in self.linears.items():
+            state = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+            sizes = layer_kinds[settings.weights.code].sizes_of(state)  # type: ignore[attr-defined]
+            modules[name] = spiking_like(model.get_submodule(name), settings, device, sizes)
+        for name, (shape, spiking) in self.attentions.items():
+            modules[f"{name}.{CHILD}"] = SpikingAttention(shape, spiking, device)
         return modules
 
 

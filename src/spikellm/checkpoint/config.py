@@ -19,6 +19,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
     Attributes:
         recipe: the whole recipe, as plain data.
         modules: full names of the converted layers.
+        sizes: of layers whose buffers have shapes that the recipe does not decide (see ``SpikingLinear.sizes``).
         attention: spiking attention modules: key-value heads, channels of a key and of a value head.
         record: errors behind each block, fingerprint of the calibration text, versions.
 
@@ -32,6 +33,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
         modules: list[str] | None = None,
         record: dict[str, Any] | None = None,
         attention: dict[str, list[int]] | None = None,
+        sizes: dict[str, list[int]] | None = None,
         version: int = CONFIG_VERSION,
         quant_method: str = METHOD,
         **unknown: Any,
@@ -53,12 +55,19 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
             )
         ):
             raise CheckpointError("quantization_config in config.json has no valid shapes of attention heads; the folder is damaged")
+        sizes = {} if sizes is None else sizes
+        if not (
+            isinstance(sizes, dict)
+            and all(isinstance(one, list) and all(isinstance(n, int) and 0 <= n < 2**40 for n in one) for one in sizes.values())
+        ):
+            raise CheckpointError("quantization_config in config.json has no valid sizes of layers; the folder is damaged")
         self.quant_method = METHOD
         self.version = version
         self.recipe = recipe
         self.modules = modules
         self.record = record
         self.attention = attention
+        self.sizes = sizes
 
     def parsed_recipe(self) -> Recipe:
         """The recipe as an object."""

@@ -43,7 +43,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                 raise CheckpointError(
                     f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged"
                 )
-            replace_module(model, name, spiking_like(module, settings, device="meta"))
+            replace_module(model, name, spiking_like(module, settings, "meta", tuple(self.quantization_config.sizes.get(name, ()))))
             # some families initialise a layer's weight from the module around it; there is nothing left to initialise
             model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
         for name, shape in self.quantization_config.attention.items():
@@ -102,7 +102,7 @@ def check_layer(name: str, layer: SpikingLinear) -> None:
     Raises:
         CheckpointError: names the layer and the buffer.
     """
-    if layer.weight_codes.is_meta:
+    if layer.weight_scale.is_meta:
         return  # offloaded to disk
     if int(layer.channel_group.max()) >= layer.group_steps.shape[0]:
         raise CheckpointError(
@@ -115,13 +115,8 @@ def check_layer(name: str, layer: SpikingLinear) -> None:
         )
     if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
         raise CheckpointError(f"{name}.weight_scale holds values that are not finite and positive; the checkpoint is damaged")
-    if layer.salient_columns and int(layer.weight_group.sum(dtype=torch.int64)) != layer.salient_columns:
-        raise CheckpointError(
-            f"{name}.weight_group names {int(layer.weight_group.sum(dtype=torch.int64))} columns, the recipe says {layer.salient_columns}; the checkpoint is damaged"
-        )
-    top = layer.settings.weights.top(layer.settings.weights.salient_steps)
-    if int(layer.weight_zero.max()) > top:
-        raise CheckpointError(f"{name}.weight_zero exceeds the largest code, {top}; the checkpoint is damaged")
+    if problem := layer.damage():
+        raise CheckpointError(f"{name}.{problem}; the checkpoint is damaged")
 
 
 def check_attention(name: str, spikes: SpikingAttention) -> None:

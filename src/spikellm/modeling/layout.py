@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -33,25 +34,27 @@ class Layout(NamedTuple):
     segments: list[Segment]
 
 
-def make_layout(channel_group: Tensor, weight_group: Tensor | None, settings: LinearRecipe) -> Layout:
+def make_layout(channel_group: Tensor, column_steps: Tensor | None, settings: LinearRecipe) -> Layout:
     """Sort columns by activation group, then by steps of their weights, and cut them where either kind of group ends.
 
     Args:
         channel_group: activation group of every channel, ``(in,)``.
-        weight_group: 1 where the weights of a channel take ``salient_steps``, ``(in,)``; None where all take one.
+        column_steps: steps T of the weights of every column, ``(in,)``; None where all take one. Columns of equal steps share a scale in each row.
     """
     columns, group_ranges = channel_group.shape[0], settings.activations.group_ranges
-    key = channel_group.long() * 2 + (0 if weight_group is None else weight_group.long())
-    counts = torch.bincount(key, minlength=2 * len(group_ranges)).tolist()
+    classes = 1 if column_steps is None else int(column_steps.max()) + 1
+    key = channel_group.long() * classes + (0 if column_steps is None else column_steps.long())
+    counts = torch.bincount(key, minlength=classes * len(group_ranges)).tolist()
     ends = [0, *accumulate(counts)]
-    bounds = ends[::2]
+    bounds = ends[::classes]
     order = torch.sort(key, stable=True).indices if sum(count > 0 for count in counts) > 1 else None
     members = [[a for a, r in enumerate(group_ranges) if r == of] for of in group_ranges]
     ranges = [(bounds[groups[0]], bounds[groups[-1] + 1]) for groups in members]
-    sections = {stop for _, stop in ranges} if weight_group is None else set(ends)
+    sections = {stop for _, stop in ranges} if column_steps is None else set(ends)
     weight_groups = column_groups(sorted(sections - {0}), settings.weights.group_size)
-    fine = [(ends[i], ends[i + 1]) for i in range(1, len(counts), 2)]
-    weight_steps = [settings.weights.salient_steps if any(a <= start < b for a, b in fine) else 1 for start, _ in weight_groups]
+    weight_steps = [1 if column_steps is None else bisect_right(ends, start) - 1 for start, _ in weight_groups]
+    if column_steps is not None:
+        weight_steps = [section % classes for section in weight_steps]
     segments = []
     for start, stop in pairwise(sorted({0, columns, *bounds, *(stop for _, stop in weight_groups)})):
         group = next(a for a in range(len(group_ranges)) if bounds[a] <= start < bounds[a + 1])
@@ -60,8 +63,8 @@ def make_layout(channel_group: Tensor, weight_group: Tensor | None, settings: Li
     return Layout(order, bounds, list(settings.activations.group_steps), ranges, weight_groups, weight_steps, segments)
 
 
-def most_weight_groups(columns: int, settings: LinearRecipe) -> int:
-    """Weight groups that a layout can have at most."""
+def most_weight_groups(columns: int, settings: LinearRecipe, classes: int = 1) -> int:
+    """Weight groups that a layout can have at most, where columns have ``classes`` different numbers of steps."""
     ranges = settings.activations.group_ranges
-    sections = 2 * len(ranges) if settings.weights.salient_rate else len(set(ranges))
+    sections = classes * len(ranges) if classes > 1 else len(set(ranges))
     return len(column_groups(columns, settings.weights.group_size)) + sections - 1

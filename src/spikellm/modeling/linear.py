@@ -10,7 +10,7 @@ small, keep a scale of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -24,11 +24,16 @@ from spikellm.quantization.affine import AffineWeights
 from spikellm.quantization.packing import pack, packed_length, unpack
 from spikellm.quantization.thresholds import Threshold, threshold_for_range, token_range
 from spikellm.recipe import LinearRecipe
+from spikellm.registry import Registry
 from spikellm.saliency import salient_count
 
 Form = Literal["merged", "stepped", "binary"]
 
 
+layer_kinds: Registry[Callable[..., SpikingLinear]] = Registry("weights.code")
+
+
+@layer_kinds.register("affine")
 class SpikingLinear(nn.Module):
     """A linear layer whose weights are integer codes and whose inputs are spikes.
 
@@ -39,7 +44,10 @@ class SpikingLinear(nn.Module):
     Attributes:
         form: how spikes are summed: ``"merged"`` (one product of counts), ``"stepped"`` (T products) or ``"binary"`` (T·L products of
             {0, 1}, or {−1, 0, 1}). All give the same integers, so the same output bit for bit.
+        sizes: what decides the shapes of buffers beyond the settings; empty here, see the layers of other codes.
     """
+
+    unrolls_weights = False  # whether forms unroll weights where inputs are not coded
 
     weight_codes: Tensor
     weight_scale: Tensor
@@ -47,7 +55,7 @@ class SpikingLinear(nn.Module):
     channel_group: Tensor
     group_steps: Tensor
     salient_codes: Tensor
-    weight_group: Tensor
+    column_steps: Tensor
 
     def __init__(
         self,
@@ -58,25 +66,34 @@ class SpikingLinear(nn.Module):
         bias: bool = True,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        sizes: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.settings = in_features, out_features, settings
+        self.in_features, self.out_features, self.settings, self.sizes = in_features, out_features, settings, sizes
         self.form: Form = "merged"
-        weights = settings.weights
-        weight_groups = most_weight_groups(in_features, settings)  # unused ones stay 1 and 0
-        salient = self.salient_columns
-        packed = packed_length(in_features - salient, weights.bits)
-        self.register_buffer("weight_codes", torch.zeros(out_features, packed, dtype=torch.uint8, device=device))
-        if salient:
-            packed = packed_length(salient, weights.salient_bits)
-            self.register_buffer("salient_codes", torch.zeros(out_features, packed, dtype=torch.uint8, device=device))
-            self.register_buffer("weight_group", torch.zeros(in_features, dtype=torch.uint8, device=device))
-        self.register_buffer("weight_scale", torch.ones(out_features, weight_groups, dtype=torch.float32, device=device))
-        self.register_buffer("weight_zero", torch.zeros(out_features, weight_groups, dtype=torch.uint8, device=device))
+        self._register_weights(device)
         self.register_buffer("channel_group", torch.zeros(in_features, dtype=torch.uint8, device=device))
         self.register_buffer("group_steps", torch.tensor(settings.activations.group_steps, dtype=torch.uint8, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
         self._layout: Layout | None = None
+
+    def _register_weights(self, device: torch.device | str | None) -> None:
+        """Buffers that hold the weights."""
+        weights, salient = self.settings.weights, self.salient_columns
+        packed = packed_length(self.in_features - salient, weights.bits)
+        self.register_buffer("weight_codes", torch.zeros(self.out_features, packed, dtype=torch.uint8, device=device))
+        if salient:
+            packed = packed_length(salient, weights.salient_bits)
+            self.register_buffer("salient_codes", torch.zeros(self.out_features, packed, dtype=torch.uint8, device=device))
+            self.register_buffer("column_steps", torch.ones(self.in_features, dtype=torch.uint8, device=device))
+        groups = most_weight_groups(self.in_features, self.settings, 2 if salient else 1)  # unused ones stay 1 and 0
+        self.register_buffer("weight_scale", torch.ones(self.out_features, groups, dtype=torch.float32, device=device))
+        self.register_buffer("weight_zero", torch.zeros(self.out_features, groups, dtype=torch.uint8, device=device))
+
+    @classmethod
+    def sizes_of(cls, state: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """``sizes`` of the layer with these buffers."""
+        return ()
 
     @property
     def neuron(self) -> SoftResetNeuron | None:
@@ -92,19 +109,23 @@ class SpikingLinear(nn.Module):
     @property
     def salient_columns(self) -> int:
         """Columns whose weights take ``salient_steps``."""
-        return salient_count(self.settings.weights.salient_rate, self.in_features)
+        return salient_count(self.settings.weights.salient_rate, self.in_features) if self.settings.weights.code == "affine" else 0
 
     @property
-    def column_steps(self) -> Tensor:
-        """Steps T of the weights of every column, ``(in,)``."""
-        if not self.salient_columns:
-            return torch.ones_like(self.channel_group)
-        return 1 + self.weight_group * (self.settings.weights.salient_steps - 1)
+    def weight_steps(self) -> Tensor | None:
+        """Steps T of the weights of every column, ``(in,)``; None where all take one."""
+        return self._buffers.get("column_steps")
+
+    @property
+    def additive_share(self) -> float:
+        """Share of products that are additions or subtractions: all where weights are ternary or inputs are one-bit spikes, else none."""
+        return 1.0 if self.neuron is not None and self.neuron.levels == 1 else 0.0
 
     @property
     def average_steps(self) -> float:
         """Mean over the columns of input steps times weight steps; an input or weight that takes one step, or is not coded, counts 1."""
-        return float((self.channel_steps.float() * self.column_steps.float()).mean())
+        steps = self.channel_steps.float()
+        return float((steps if self.weight_steps is None else steps * self.weight_steps.float()).mean())
 
     @property
     def weight_bytes(self) -> int:
@@ -127,7 +148,7 @@ class SpikingLinear(nn.Module):
     def layout(self) -> Layout:
         """Order of stored columns and the segments they form; derived from ``channel_group`` once."""
         if self._layout is None:
-            self._layout = make_layout(self.channel_group, self.weight_group if self.salient_columns else None, self.settings)
+            self._layout = make_layout(self.channel_group, self.weight_steps, self.settings)
         return self._layout
 
     @torch.no_grad()
@@ -145,11 +166,11 @@ class SpikingLinear(nn.Module):
         self.weight_zero[:, :used] = weights.zero
 
     @torch.no_grad()
-    def set_groups(self, channel_group: Tensor, weight_group: Tensor | None = None) -> None:
-        """Set the activation group of every channel and, where weights take several steps, which columns are salient; ``(in,)`` each."""
+    def set_groups(self, channel_group: Tensor, column_steps: Tensor | None = None) -> None:
+        """Set the activation group of every channel and, where weights take several steps, the steps of every column; ``(in,)`` each."""
         self.channel_group.copy_(channel_group)
-        if weight_group is not None:
-            self.weight_group.copy_(weight_group)
+        if column_steps is not None:
+            self.column_steps.copy_(column_steps)
         self._layout = None
 
     def integer_weights(self) -> Tensor:
@@ -169,7 +190,8 @@ class SpikingLinear(nn.Module):
         if not self.salient_columns:
             return None
         order = self.layout().order
-        return self.weight_group.bool() if order is None else self.weight_group.bool()[order]
+        fine = self.column_steps > 1
+        return fine if order is None else fine[order]
 
     def dense_weight(self) -> Tensor:
         """The weight that the codes stand for, float32, ``(out, in)``, columns in their original order."""
@@ -178,6 +200,14 @@ class SpikingLinear(nn.Module):
             weight[:, start:stop] *= self.weight_scale[:, group : group + 1]
         order = self.layout().order
         return weight if order is None else torch.empty_like(weight).index_copy_(1, order, weight)
+
+    def damage(self) -> str | None:
+        """What in the stored weights no conversion writes; None if all is well."""
+        weights = self.settings.weights
+        if self.salient_columns and int((self.column_steps == weights.salient_steps).sum()) != self.salient_columns:
+            return f"column_steps does not give {self.salient_columns} columns {weights.salient_steps} steps, as the recipe says"
+        top = weights.top(weights.salient_steps)
+        return f"weight_zero exceeds the largest code, {top}" if int(self.weight_zero.max()) > top else None
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Threshold]]:
         """Spike counts of inputs.
@@ -229,7 +259,7 @@ class SpikingLinear(nn.Module):
         return y
 
     def _weight_only(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        if self.form != "merged":
+        if self.form != "merged" and not self.unrolls_weights:
             raise RequestError(
                 f"form {self.form!r} unrolls input spikes, and this layer does not code its inputs (activations.bits is 16); use 'merged'"
             )
@@ -274,7 +304,7 @@ def set_form(model: nn.Module, form: Form) -> None:
         raise RequestError(f"unknown form {form!r} (valid: {', '.join(get_args(Form))})")
     if not layers:
         raise RequestError("the model has no spiking layer; convert it first")
-    silent = [name for name, layer in layers.items() if layer.neuron is None]
+    silent = [name for name, layer in layers.items() if layer.neuron is None and not layer.unrolls_weights]
     if form != "merged" and silent:
         raise RequestError(
             f"{len(silent)} layers do not code their inputs ({silent[0]}, …: activations.bits is 16), so they have no {form} form"

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from torch import nn
 
+from spikellm.modeling import additive, partly_binary  # noqa: F401  they register themselves
 from spikellm.modeling.families import weight_and_bias
-from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.linear import SpikingLinear, layer_kinds
 from spikellm.recipe import LinearRecipe
 
 
-def spiking_like(module: nn.Module, settings: LinearRecipe, device: object = None) -> SpikingLinear:
+def spiking_like(module: nn.Module, settings: LinearRecipe, device: object = None, sizes: tuple[int, ...] = ()) -> SpikingLinear:
     """An empty spiking layer of the shape, bias and type of a linear one, on ``device`` (the module's own by default)."""
     weight, bias = weight_and_bias(module)
-    layer = SpikingLinear(
+    layer = layer_kinds[settings.weights.code](
         weight.shape[1],
         weight.shape[0],
         settings,
         bias=bias is not None,
         dtype=weight.dtype,
-        device=device if device is not None else weight.device,  # type: ignore[arg-type]
+        device=device if device is not None else weight.device,
+        sizes=sizes,
     )
     if bias is not None and layer.bias is not None and not bias.is_meta:
         layer.bias.data.copy_(bias.data)

@@ -1,8 +1,8 @@
 """Pipelines: how the weights of a block are fitted."""
 
-from spikellm.pipelines.base import BlockContext, Pipeline, pipelines
+from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.registry import import_parts
 
-__all__ = ["BlockContext", "Pipeline", "pipelines"]
+__all__ = ["BlockContext", "FittedBlock", "Pipeline", "pipelines"]
 
 import_parts(__name__, __path__)

@@ -63,6 +63,17 @@ class BlockContext:
             )
         return sample
 
+    def hessian(self, name: str) -> Tensor:
+        """``XᵀX`` of all calibration inputs of a layer, float64, ``(in, in)``; for pipelines with ``needs_hessian``.
+
+        Raises:
+            UnsupportedModelError: the layer was not run on the calibration text.
+        """
+        self.sample(name)
+        found = self.samples.hessian(name)
+        assert found is not None
+        return found
+
     def readers(self, name: str) -> list[str]:
         """Layers that read the same tensor as this one and code it by the same settings, this one first; itself alone where inputs were not watched."""
         if self.samples.get(name) is None:
@@ -80,15 +91,27 @@ class FittedBlock(NamedTuple):
         layers: spiking layers by full name.
         dense: new values of parameters that stay dense (norms that take over scales), float32, by full name.
         dropped: equivalent transforms that do not hold in this block.
+        notes: what a user should know of how the fit went.
     """
 
     layers: dict[str, SpikingLinear]
     dense: dict[str, Tensor] = {}  # noqa: RUF012  never changed
     dropped: list[str] = []  # noqa: RUF012
+    notes: list[str] = []  # noqa: RUF012
 
 
 class Pipeline(Protocol):
     """How weights and channel groups of a block are fitted."""
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether ``XᵀX`` of the observed inputs is to be summed up."""
+        ...
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Kinds of weight codes (``weights.code``) that it can fit."""
+        ...
 
     def observes(self, settings: LinearRecipe) -> bool:
         """Whether the inputs of a layer with these settings are needed."""

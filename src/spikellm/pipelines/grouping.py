@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -34,10 +35,12 @@ def salient_channels(
 
 
 def salient_columns(x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int, name: str) -> Tensor:
-    """1 for the columns whose weights take several steps, uint8 ``(in,)``; arguments as for :func:`salient_channels`."""
+    """Steps T of the weights of every column, uint8 ``(in,)``; arguments as for :func:`salient_channels`."""
     plain = ActivationRecipe(bits=8)
     evidence = _evidence(x, weight, plain, settings.weights.salient_rate, seed, f"{name}.weight")
-    return criteria[settings.weights.saliency](evidence).salient.to(torch.uint8)
+    evidence = replace(evidence, invert=settings.weights.invert)
+    salient = criteria[settings.weights.saliency](evidence).salient.to(torch.uint8)
+    return 1 + salient * (settings.weights.salient_steps - 1)
 
 
 def _evidence(
@@ -59,10 +62,10 @@ def _evidence(
 
 
 class Groups(NamedTuple):
-    """Of every input channel of a layer, uint8 ``(in,)`` each: its activation group, and whether its weights take several steps (None: none do)."""
+    """Of every input channel of a layer, uint8 ``(in,)`` each: its activation group, and the steps T of its weights (None: one each)."""
 
     channel: Tensor
-    weight: Tensor | None
+    column_steps: Tensor | None
 
 
 def group_of(selection: Selection) -> Tensor:
@@ -96,16 +99,16 @@ def choose_groups(context: BlockContext, evidence: Callable[[str], tuple[Tensor,
         else:
             weight, _ = weight_and_bias(context.layers[first])
             group = torch.zeros(weight.shape[1], dtype=torch.uint8, device=weight.device)
-        yield names, {name: Groups(group, _weight_group(name, context, evidence)) for name in names}
+        yield names, {name: Groups(group, _column_steps(name, context, evidence)) for name in names}
 
 
-def _weight_group(name: str, context: BlockContext, evidence: Callable[[str], tuple[Tensor, Tensor]]) -> Tensor | None:
+def _column_steps(name: str, context: BlockContext, evidence: Callable[[str], tuple[Tensor, Tensor]]) -> Tensor | None:
     settings = context.settings[name]
     return salient_columns(*evidence(name), settings, context.recipe.seed, name) if settings.weights.salient_rate > 0 else None
 
 
 def coding_of(settings: LinearRecipe, groups: Groups) -> WeightCoding:
     """How the weights of a layer are coded, given its groups."""
-    layout = make_layout(groups.channel, groups.weight, settings)
+    layout = make_layout(groups.channel, groups.column_steps, settings)
     tops = [settings.weights.top(steps) for steps in layout.weight_steps]
     return WeightCoding(tops, settings.weights.symmetric, layout.weight_groups, layout.order)

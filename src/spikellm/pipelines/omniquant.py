@@ -53,6 +53,9 @@ class Learned(NamedTuple):
 class OmniQuant:
     """LET and LWC, each switchable."""
 
+    needs_hessian = False
+    codes = ("affine",)
+
     def observes(self, settings: LinearRecipe) -> bool:
         return True
 

@@ -16,6 +16,9 @@ from spikellm.recipe import LinearRecipe
 class RoundToNearest:
     """Needs inputs only where channels are to be ranked."""
 
+    needs_hessian = False
+    codes = ("affine",)
+
     def observes(self, settings: LinearRecipe) -> bool:
         return settings.activations.salient_rate + settings.weights.salient_rate > 0
 

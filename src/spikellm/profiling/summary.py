@@ -31,6 +31,8 @@ class LayerSummary:
     weight_bytes: int
     dense_bytes: int
     salient_columns: int = 0  # whose weights take several steps
+    weight_code: str | None = None
+    additive_share: float = 0.0  # share of products that are additions
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ class ModelSummary:
         return sum(layer.average_steps * layer.in_features * layer.out_features for layer in spiking) / products if products else 1.0
 
     @property
+    def additive_share(self) -> float:
+        """Share of the multiply-accumulates of converted layers that are additions or subtractions; 0 where none is converted."""
+        spiking = [layer for layer in self.layers if layer.spiking]
+        products = sum(layer.in_features * layer.out_features for layer in spiking)
+        return sum(layer.additive_share * layer.in_features * layer.out_features for layer in spiking) / products if products else 0.0
+
+    @property
     def weight_bytes(self) -> int:
         return sum(layer.weight_bytes for layer in self.layers if layer.spiking)
 
@@ -97,11 +106,12 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
     if isinstance(module, SpikingLinear):
         activations = module.settings.activations
         dense = module.in_features * module.out_features * _DENSE_BYTES
+        columns = 0 if module.weight_steps is None else int((module.weight_steps > 1).sum())
         salient, own = (int((module.channel_group >= group).sum()) for group in (1, 2))
         neuron, thresholds = (activations.neuron, activations.thresholds if salient else None) if activations.spiking else (None, None)
         return LayerSummary(
             name, True, module.in_features, module.out_features, module.settings.weights.bits, activations.bits, neuron, thresholds, salient, own, module.average_steps,
-            module.weight_bytes, dense, module.salient_columns,
+            module.weight_bytes, dense, columns, module.settings.weights.code, module.additive_share,
         )  # fmt: skip
     weight, _ = weight_and_bias(module)
     bits = weight.element_size() * 8

@@ -3,13 +3,14 @@
 Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm.presets`.
 """
 
-from spikellm.recipe.sections import ActivationRecipe, AttentionRecipe, LinearRecipe, OmniQuantRecipe, Override, WeightRecipe
+from spikellm.recipe.sections import ActivationRecipe, AttentionRecipe, GptqRecipe, LinearRecipe, OmniQuantRecipe, Override, WeightRecipe
 from spikellm.recipe.whole import RECIPE_VERSION, Recipe, place_value, recipe_from
 
 __all__ = [
     "RECIPE_VERSION",
     "ActivationRecipe",
     "AttentionRecipe",
+    "GptqRecipe",
     "LinearRecipe",
     "OmniQuantRecipe",
     "Override",

@@ -24,16 +24,21 @@ class Section(BaseModel):
 class WeightRecipe(Section):
     """How weights become integer codes."""
 
+    code: Literal["affine", "ternary", "partly-binary"] = Field(
+        "affine", description="integers with zero-point; ternary spikes (bits: 2); or one bit, and `bits` for salient weights (PB-LLM)"
+    )
     bits: int = Field(4, ge=2, le=8, description="bits of a weight code", strict=True)
     symmetric: bool = Field(False, description="zero-point fixed in the middle instead of placed by the range", strict=True)
     group_size: int | None = Field(None, ge=1, description="columns that share a scale; null for the whole row", strict=True)
     salient_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of columns whose weights take several steps (OBSpiking)")
     salient_steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of the weights of a salient column", strict=True)
     saliency: str = Field("second-order", description="criterion that ranks columns")
+    invert: bool = Field(False, description="take the lowest-ranked columns instead: a control", strict=True)
+    budget: float | None = Field(None, ge=1.0, le=8.0, description="average steps of ternary weights, spent where a step gains most")
 
     def top(self, steps: int) -> int:
-        """Largest code of a weight of T steps: T·L, with L = 2**bits − 1."""
-        return steps * ((1 << self.bits) - 1)
+        """Largest code of a weight of T steps: T·L, with L = 2**bits − 1, or T for ternary weights."""
+        return steps if self.code == "ternary" else steps * ((1 << self.bits) - 1)
 
     @property
     def salient_bits(self) -> int:
@@ -41,20 +46,36 @@ class WeightRecipe(Section):
         return self.top(self.salient_steps).bit_length()
 
     @model_validator(mode="after")
-    def _salient_columns(self) -> WeightRecipe:
+    def _fits_together(self) -> WeightRecipe:
         if self.saliency not in criteria.names():
             raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
-        if self.salient_rate == 0 and (self.salient_steps > 1 or self.saliency != "second-order"):
-            raise ValueError("salient_steps and saliency have no effect while salient_rate is 0; set salient_rate above 0")
+        if self.saliency == "layer-loss":
+            raise ValueError("layer-loss chooses ranges of inputs; for weights take second-order, rms or another ranking")
+        if self.code == "ternary" and (self.bits != 2 or not self.symmetric):
+            raise ValueError("a ternary weight takes 2 bits a step and has no zero-point; set bits to 2 and symmetric to true")
+        if self.code == "partly-binary":
+            self._check_partly_binary()
+        else:
+            self._check_salient_columns()
+        if self.budget is not None and (self.code != "ternary" or self.salient_rate > 0):
+            raise ValueError("budget is spent by ternary weights without salient_rate; set code to ternary, or leave budget out")
+        return self
+
+    def _check_partly_binary(self) -> None:
+        if not 0 < self.salient_rate < 1 or self.salient_steps != 1 or self.saliency != "second-order" or self.invert or self.symmetric:
+            raise ValueError(
+                "code partly-binary takes salient_rate (share of weights that keep `bits` bits), bits and group_size; salient_steps, saliency, invert and symmetric have no effect on it"
+            )
+
+    def _check_salient_columns(self) -> None:
+        if self.salient_rate == 0 and (self.salient_steps > 1 or self.saliency != "second-order" or self.invert):
+            raise ValueError("salient_steps, saliency and invert have no effect while salient_rate is 0; set salient_rate above 0")
         if self.salient_rate > 0 and self.salient_steps == 1:
             raise ValueError("salient_rate has no effect while salient_steps is 1; raise salient_steps")
         if self.top(self.salient_steps) > 255:
             raise ValueError(
                 f"{self.salient_steps} steps of {self.bits}-bit weights reach code {self.top(self.salient_steps)}; at most 255 is supported"
             )
-        if self.saliency == "layer-loss":
-            raise ValueError("layer-loss chooses ranges of inputs; for weights take second-order, rms or another ranking")
-        return self
 
 
 class ActivationRecipe(Section):
@@ -237,6 +258,18 @@ class OmniQuantRecipe(Section):
             if changed := sorted(name for name in names if getattr(self, name) != type(self).model_fields[name].default):
                 raise ValueError(f"{', '.join(changed)} would have no effect: {reason}")
         return self
+
+
+class GptqRecipe(Section):
+    """How the ``gptq`` pipeline fits weights."""
+
+    damping: float = Field(
+        0.01, gt=0.0, le=10.0, description="added to the Hessian's diagonal, as a share of its mean; raised where that is not enough"
+    )
+    activation_order: bool = Field(True, description="code the columns of the largest inputs first", strict=True)
+    rounds: int = Field(
+        6, ge=1, description="fits of ternary codes and scales in turn, at most; stops when they do not improve", strict=True
+    )
 
 
 class Override(Section):

@@ -15,6 +15,7 @@ from spikellm.recipe.sections import (
     ActivationRecipe,
     AttentionRecipe,
     CalibrationRecipe,
+    GptqRecipe,
     LinearRecipe,
     OmniQuantRecipe,
     Override,
@@ -38,6 +39,7 @@ class Recipe(Section):
     activations: ActivationRecipe = ActivationRecipe()
     attention: AttentionRecipe = AttentionRecipe()
     omniquant: OmniQuantRecipe = OmniQuantRecipe()
+    gptq: GptqRecipe = GptqRecipe()
     calibration: CalibrationRecipe = CalibrationRecipe()
     lm_head: bool = Field(False, description="convert the output projection too")
     overrides: tuple[Override, ...] = ()
@@ -51,6 +53,8 @@ class Recipe(Section):
             raise ValueError(
                 "omniquant.saliency_after_smoothing would have no effect: no channel is salient; set activations.salient_rate above 0"
             )
+        if self.pipeline != "gptq" and self.gptq != GptqRecipe():
+            raise ValueError(f"the section gptq has no effect on pipeline {self.pipeline!r}; set pipeline to gptq")
         for override in self.overrides:
             self._apply(override, LinearRecipe(weights=self.weights, activations=self.activations))
         return self
@@ -104,7 +108,7 @@ class Recipe(Section):
 
     def to_yaml(self, *, named: bool = True) -> str:
         """The recipe as YAML, sections that are switched off left out; without name and description if it is to be changed."""
-        idle = {name for name in ("attention", "omniquant") if getattr(self, name) == type(self).model_fields[name].default}
+        idle = {name for name in ("attention", "omniquant", "gptq") if getattr(self, name) == type(self).model_fields[name].default}
         excluded = idle if named else idle | {"name", "description"}
         return yaml.safe_dump(self.model_dump(mode="json", exclude=excluded), sort_keys=False, allow_unicode=True, width=120)
 

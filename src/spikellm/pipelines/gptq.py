@@ -1,0 +1,239 @@
+"""GPTQ with pluggable codes: affine (plain GPTQ), ternary spikes whose columns take different numbers of steps, and PB-LLM's partly binary ones.
+
+The second half of SpikeLLM (§4, "GPTQ pipeline") was never released; the ternary part here is reconstructed from the paper (see docs/additive.md). Columns are coded in falling
+order of their inputs' power, with error feedback; ternary codes and their scales are fitted in turn until the layer's error stops falling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.modeling.additive import plane_sizes
+from spikellm.modeling.families import weight_and_bias
+from spikellm.modeling.layout import make_layout
+from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.partly_binary import PartlyBinaryLinear, PartlyBinaryWeights
+from spikellm.modeling.swap import spiking_like
+from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
+from spikellm.pipelines.grouping import Groups, choose_groups
+from spikellm.quantization.affine import AffineWeights, codes_in_range, weight_range
+from spikellm.quantization.error_feedback import feed_back, inverse_factor
+from spikellm.quantization.rounding import half_up
+from spikellm.quantization.ternary import refit_scales, search_scale, step_errors, ternary_codes
+from spikellm.recipe import GptqRecipe, LinearRecipe
+from spikellm.saliency.budget import spend
+
+_MOST_STEPS = 6  # a budget may give to one column
+_ENOUGH = 1e-3  # relative gain below which fitting stops
+
+
+class Problem(NamedTuple):
+    """One layer to be coded, columns in stored order.
+
+    Attributes:
+        weight: float32, ``(out, in)``.
+        hessian: ``XᵀX``, float32, ``(in, in)``.
+        order: stored column of each column in the order of coding, ``(in,)``.
+        factor: of the inverse Hessian, in the order of coding.
+        groups: stored columns that share a scale.
+        owner: group of every stored column.
+        steps: T of every group.
+        settings, options: of the layer.
+    """
+
+    weight: Tensor
+    hessian: Tensor
+    order: Tensor
+    factor: Tensor
+    groups: list[tuple[int, int]]
+    owner: list[int]
+    steps: list[int]
+    settings: LinearRecipe
+    options: GptqRecipe
+
+    @property
+    def importance(self) -> Tensor:
+        """What a squared error in a stored column costs, ``(in,)``."""
+        costs = 1 / self.factor.diagonal().square()
+        return torch.empty_like(costs).index_copy_(0, self.order, costs)
+
+    def feed_back(self, code: Callable[[int, Tensor], Tensor]) -> None:
+        """Error feedback, with columns named by their stored place."""
+        places = self.order.tolist()
+        feed_back(self.weight[:, self.order], self.factor, lambda column, w: code(places[column], w))
+
+    def error(self, values: Tensor) -> float:
+        """Squared error of the layer's output with these weights in the place of its own."""
+        difference = self.weight - values
+        return float(((difference @ self.hessian) * difference).sum(dtype=torch.float64))
+
+
+@pipelines.register("gptq")
+class Gptq:
+    """Needs the second moments of all inputs."""
+
+    needs_hessian = True
+    codes = ("affine", "ternary", "partly-binary")
+
+    def observes(self, settings: LinearRecipe) -> bool:
+        return True
+
+    def fit_block(self, context: BlockContext) -> FittedBlock:
+        layers, notes = {}, []
+        groups = choose_groups(context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0]))
+        for _, shared in groups:
+            for name, own in shared.items():
+                layers[name], damping = fit_layer(
+                    name, context.layers[name], context.settings[name], own, context.hessian(name), context.recipe.gptq
+                )
+                if damping > context.recipe.gptq.damping:
+                    notes.append(
+                        f"the Hessian of {name} is not positive definite; damping was raised to {damping:.2g} of its mean diagonal"
+                    )
+        return FittedBlock(layers, notes=notes)
+
+    def finish(self, model: nn.Module) -> None:
+        """Nothing is left to do."""
+
+
+def fit_layer(
+    name: str, module: nn.Module, settings: LinearRecipe, groups: Groups, hessian: Tensor, options: GptqRecipe
+) -> tuple[SpikingLinear, float]:
+    """Spiking layer of one linear layer, and the damping that its Hessian took.
+
+    Args:
+        hessian: ``XᵀX`` of its inputs, ``(in, in)``, channels in their own order.
+
+    Raises:
+        NumericalError: see :func:`spikellm.quantization.error_feedback.inverse_factor`.
+    """
+    weight = weight_and_bias(module)[0].detach().float()
+    diagonal = hessian.diagonal()
+    coding = (
+        torch.sort(diagonal, descending=True, stable=True).indices
+        if options.activation_order
+        else torch.arange(len(diagonal), device=diagonal.device)
+    )
+    factor, damping = inverse_factor(hessian[coding][:, coding], options.damping, name)
+    column_steps = groups.column_steps
+    if settings.weights.code == "ternary" and column_steps is None:
+        column_steps = _spend(weight, coding, factor, settings.weights.budget)
+    layout = make_layout(groups.channel, column_steps, settings)
+    stored = torch.arange(len(diagonal), device=weight.device) if layout.order is None else layout.order
+    place = torch.empty_like(stored).index_copy_(0, stored, torch.arange(len(stored), device=stored.device))  # of each channel
+    owner = [group for group, (start, stop) in enumerate(layout.weight_groups) for _ in range(start, stop)]
+    problem = Problem(
+        weight[:, stored],
+        hessian[stored][:, stored].float(),
+        place[coding],
+        factor,
+        layout.weight_groups,
+        owner,
+        layout.weight_steps,
+        settings,
+        options,
+    )
+    if settings.weights.code == "partly-binary":
+        return _partly_binary_layer(module, problem, groups), damping
+    weights = _ternary(problem) if settings.weights.code == "ternary" else _affine(problem)
+    sizes = () if column_steps is None or settings.weights.code == "affine" else plane_sizes(column_steps)
+    layer = spiking_like(module, settings, sizes=sizes)
+    layer.set_groups(groups.channel, column_steps)
+    layer.set_weights(weights)
+    return layer, damping
+
+
+def _spend(weight: Tensor, coding: Tensor, factor: Tensor, budget: float | None) -> Tensor:
+    """Steps of every column: one each, or what the budget buys."""
+    if budget is None or budget == 1:
+        return torch.ones(weight.shape[1], dtype=torch.uint8, device=weight.device)
+    costs = 1 / factor.diagonal().square()
+    importance = torch.empty_like(costs).index_copy_(0, coding, costs)
+    return spend(step_errors(weight, importance, max(_MOST_STEPS, -int(-budget // 1))), budget).to(torch.uint8)
+
+
+def _affine(problem: Problem) -> AffineWeights:
+    """Plain GPTQ: ranges by row and group from the weights as they came."""
+    weights = problem.settings.weights
+    tops = [weights.top(steps) for steps in problem.steps]
+    _, scale, zero = codes_in_range(
+        problem.weight, tops, problem.groups, *weight_range(problem.weight, problem.groups), symmetric=weights.symmetric
+    )
+    codes = torch.empty_like(problem.weight)
+    least = [top % 2 if weights.symmetric else 0 for top in tops]
+
+    def code(column: int, w: Tensor) -> Tensor:
+        group = problem.owner[column]
+        q = half_up(w / scale[:, group]).add_(zero[:, group]).clamp_(least[group], tops[group])
+        codes[:, column] = q
+        return (q - zero[:, group]).mul_(scale[:, group])
+
+    problem.feed_back(code)
+    return AffineWeights(codes.to(torch.uint8), scale, zero.to(torch.uint8))
+
+
+def _ternary(problem: Problem) -> AffineWeights:
+    """Ternary codes and scales in turn, from searched scales on; the best pair is kept."""
+    importance = problem.importance
+    scale = torch.cat(
+        [
+            search_scale(problem.weight[:, start:stop], importance[start:stop], steps)
+            for (start, stop), steps in zip(problem.groups, problem.steps, strict=True)
+        ],
+        dim=1,
+    )
+    best, best_error = (torch.zeros_like(problem.weight), scale), float("inf")
+    for _ in range(problem.options.rounds):
+        codes, used = torch.empty_like(problem.weight), scale
+
+        def code(column: int, w: Tensor, codes: Tensor = codes, used: Tensor = used) -> Tensor:
+            group = problem.owner[column]
+            q = ternary_codes(w, used[:, group], problem.steps[group])
+            codes[:, column] = q
+            return q * used[:, group]
+
+        problem.feed_back(code)
+        scale = refit_scales(problem.weight, codes, problem.hessian, problem.groups, scale)
+        error = problem.error(codes * scale[:, problem.owner])
+        gained = best_error - error
+        if gained > 0:
+            best, best_error = (codes, scale), error
+        if gained <= _ENOUGH * error:
+            break
+    codes, scale = best
+    return AffineWeights(codes.to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.uint8))
+
+
+def _partly_binary_layer(module: nn.Module, problem: Problem, groups: Groups) -> SpikingLinear:
+    """PB-LLM: salient by ``w²/[U]_jj²``, the others ``±mean|w|`` of their row (and group); error feedback over both."""
+    weight, settings = problem.weight, problem.settings.weights
+    score = weight.square() * problem.importance
+    count = max(1, round(settings.salient_rate * weight.numel()))
+    salient = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+    salient[torch.sort(score.flatten(), descending=True, stable=True).indices[:count]] = True
+    salient = salient.view_as(weight)
+    binary = (~salient).float()
+    scale = torch.stack(
+        [(weight.abs() * binary)[:, a:b].sum(1) / binary[:, a:b].sum(1).clamp(min=1) for a, b in problem.groups], dim=1
+    ).clamp(min=torch.finfo(torch.float32).tiny)
+    whole = [(0, weight.shape[1])]
+    top = settings.top(1)
+    _, fine_scale, fine_zero = codes_in_range(weight, [top], whole, *weight_range(weight, whole))
+    positive, codes = torch.empty_like(salient), torch.zeros_like(weight)
+
+    def code(column: int, w: Tensor) -> Tensor:
+        q = half_up(w / fine_scale[:, 0]).add_(fine_zero[:, 0]).clamp_(0, top)
+        codes[:, column], positive[:, column] = q, w >= 0
+        coarse = torch.where(w >= 0, 1.0, -1.0) * scale[:, problem.owner[column]]
+        return torch.where(salient[:, column], (q - fine_zero[:, 0]) * fine_scale[:, 0], coarse)
+
+    problem.feed_back(code)
+    layer = spiking_like(module, problem.settings, sizes=(count,))
+    assert isinstance(layer, PartlyBinaryLinear)
+    layer.set_groups(groups.channel)
+    layer.set_partly_binary(PartlyBinaryWeights(salient, positive, scale, codes.to(torch.uint8), fine_scale, fine_zero.to(torch.uint8)))
+    return layer

@@ -1,0 +1,92 @@
+"""Error feedback (GPTQ; Frantar et al., ICLR 2023): columns are coded one after the other, and what a column loses is made up for by the columns still to come.
+
+With ``H = 2XᵀX + λI`` and U the upper Cholesky factor of H⁻¹, coding column j as ``q_j`` adds ``Σ_i (w_ij − q_ij)² / U_jj²`` to the squared error of the
+layer's output, and the columns behind it move by ``−(w_j − q_j)/U_jj · U_j,:``. Columns are worked on as rows of the transposed matrix, which are contiguous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikellm.errors import NumericalError
+
+BLOCK = 128
+_RAISES = 8
+CodeColumn = Callable[[int, Tensor], Tensor]
+"""``code(column, w)``: values that the codes of ``w`` ``(out,)`` stand for; called once a column, in the order of coding."""
+
+
+class InverseFactor(NamedTuple):
+    """Upper Cholesky factor of the inverse of a damped Hessian, float32, ``(in, in)``, and the damping that it took."""
+
+    upper: Tensor
+    damping: float
+
+
+def inverse_factor(hessian: Tensor, damping: float, name: str) -> InverseFactor:
+    """The factor that error feedback works with.
+
+    Args:
+        hessian: ``XᵀX`` up to a factor, float64 or float32, ``(in, in)``. Channels that never fire (zero on the diagonal) count as independent.
+        damping: λ as a share of the mean diagonal.
+        name: of the layer, for messages.
+
+    Raises:
+        NumericalError: not positive definite, also after damping was raised tenfold eight times.
+    """
+    hessian = hessian.double()
+    diagonal = hessian.diagonal()
+    mean = float(diagonal[diagonal > 0].mean()) if bool((diagonal > 0).any()) else 1.0
+    if not bool(torch.isfinite(hessian).all()):
+        raise NumericalError(
+            f"layer {name}: the Hessian of its inputs holds NaN or infinity; the model's activations overflow on this text"
+        )
+    for _ in range(_RAISES + 1):
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * mean)
+        damped.diagonal()[diagonal == 0] = mean
+        lower, info = torch.linalg.cholesky_ex(damped)
+        if int(info) == 0:
+            upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if int(info) == 0:
+                return InverseFactor(upper.float(), damping)
+        damping *= 10
+    raise NumericalError(
+        f"layer {name}: its Hessian is not positive definite, even with damping {damping / 10:.2g} of the mean diagonal; give more calibration text or raise gptq.damping"
+    )
+
+
+def feed_back(weight: Tensor, factor: Tensor, code: CodeColumn, *, start_block: Callable[[int, Tensor], None] | None = None) -> Tensor:
+    """Code a weight matrix column by column.
+
+    Args:
+        weight: ``(out, in)``, columns in the order of coding; not changed.
+        factor: ``upper`` of :func:`inverse_factor`, in the same order.
+        code: values of a column's codes.
+        start_block: called with the first column of every block of 128 and the current weights ``(out, columns from there on)``.
+
+    Returns:
+        The squared output error that coding added, by row, ``(out,)``.
+    """
+    rows = weight.float().T.contiguous()  # (in, out)
+    columns, outputs = rows.shape
+    loss = rows.new_zeros(outputs)
+    for first in range(0, columns, BLOCK):
+        last = min(first + BLOCK, columns)
+        if start_block is not None:
+            start_block(first, rows[first:].T)
+        errors = rows.new_empty(last - first, outputs)
+        for column in range(first, last):
+            place, row = column - first, rows[column]
+            if place:
+                row.addmv_(errors[:place].T, factor[first:column, column], alpha=-1)
+            error = errors[place]
+            torch.sub(row, code(column, row), out=error).div_(factor[column, column])
+        loss += errors.square().sum(0)
+        if last < columns:
+            rows[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
+    return loss

@@ -1,0 +1,73 @@
+"""Ternary codes for weights: ``w ≈ α·q``, ``q = Σ_t s(t)``, ``s(t) ∈ {−1, 0, +1}``: T steps of a column reach ``−T … T``.
+
+α is one number a row and group of columns. Given the codes it is fitted to the Hessian-weighted error ``(w − αq) H (w − αq)ᵀ`` by least squares.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spikellm.quantization.rounding import half_up
+
+_CANDIDATES = 48
+_SEARCHED = 1024  # columns at most that a scale is searched on
+
+
+def ternary_codes(weight: Tensor, scale: Tensor, steps: int) -> Tensor:
+    """``clip(round(w/α), −T, T)``, float32 of the shape of ``weight``; ``scale`` broadcasts to it."""
+    units = weight / scale
+    return half_up(units.abs()).clamp_(max=steps).copysign_(units)
+
+
+def search_scale(weight: Tensor, importance: Tensor, steps: int) -> Tensor:
+    """The scale of each row that minimises ``Σ_j importance_j (w_j − α q_j)²``, searched on a grid: ``(out, 1)``, positive.
+
+    Args:
+        weight: ``(out, columns)`` that share the scale of their row; evenly spread columns where there are very many.
+        importance: ``(columns,)``, not negative.
+    """
+    stride = -(-weight.shape[1] // _SEARCHED)
+    weight, importance = weight[:, ::stride], importance[::stride].unsqueeze(1)
+    largest = weight.abs().amax(1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    best, best_error = largest / steps, torch.full_like(largest, torch.inf)
+    for share in torch.linspace(1.0, 0.15, _CANDIDATES).tolist():
+        scale = largest * (share / steps)
+        error = (weight - scale * ternary_codes(weight, scale, steps)).square_() @ importance
+        better = error < best_error
+        best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
+    return best
+
+
+def refit_scales(weight: Tensor, codes: Tensor, hessian: Tensor, groups: list[tuple[int, int]], scale: Tensor, sweeps: int = 2) -> Tensor:
+    """Scales fitted by least squares to the Hessian-weighted error, given codes; group after group, twice over.
+
+    Args:
+        weight, codes: ``(out, in)``, float32.
+        hessian: ``XᵀX`` up to a factor, float32, ``(in, in)``.
+        groups: ``(start, stop)`` of the columns that share a scale in each row.
+        scale: ``(out, groups)`` to start from; a group without spikes in a row, or whose best scale is not positive, keeps it.
+    """
+    scale, residual = scale.clone(), weight.clone()
+    for group, (start, stop) in enumerate(groups):
+        residual[:, start:stop] -= codes[:, start:stop] * scale[:, group : group + 1]
+    for _ in range(sweeps):
+        for group, (start, stop) in enumerate(groups):
+            q = codes[:, start:stop]
+            power = ((q @ hessian[start:stop, start:stop]) * q).sum(1)
+            step = ((residual @ hessian[:, start:stop]) * q).sum(1) / power
+            wanted = scale[:, group] + step
+            step = torch.where((power > 0) & torch.isfinite(step) & (wanted > 0), step, 0.0)
+            scale[:, group] += step
+            residual[:, start:stop] -= q * step.unsqueeze(1)
+    return scale
+
+
+def step_errors(weight: Tensor, importance: Tensor, most: int) -> Tensor:
+    """Error of every column if all columns took 1, 2, … steps: ``importance_c · Σ_i (w_ic − α q_ic)²``, ``(most, in)``."""
+    errors = []
+    for steps in range(1, most + 1):
+        scale = search_scale(weight, importance, steps)
+        errors.append((weight - scale * ternary_codes(weight, scale, steps)).square_().sum(0) * importance)
+    return torch.stack(errors)
