@@ -26,7 +26,7 @@ from spikellm.evaluation.perplexity import Perplexity, perplexity
 from spikellm.modeling.attention import spiking_attentions
 from spikellm.modeling.devices import find_device
 from spikellm.modeling.families import longest_window
-from spikellm.modeling.linear import set_form, spiking_linears
+from spikellm.modeling.forms import set_form, spiking_linears
 from spikellm.modeling.prepare import prepared
 from spikellm.pipelines import pipelines
 from spikellm.presets import load_recipe

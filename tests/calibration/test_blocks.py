@@ -13,7 +13,7 @@ from spikellm.calibration.blocks import Progress
 from spikellm.calibration.replay import BlockReplay
 from spikellm.errors import NumericalError, RequestError, UnsupportedModelError
 from spikellm.modeling.families import find_blocks
-from spikellm.modeling.linear import spiking_linears
+from spikellm.modeling.forms import spiking_linears
 from spikellm.quantization.straight_through import WeightCoding
 
 

@@ -16,7 +16,7 @@ import spikellm
 from conftest import BUNDLED
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import CheckpointError, DependencyError, RequestError, UnsupportedModelError
-from spikellm.modeling.linear import spiking_linears
+from spikellm.modeling.forms import spiking_linears
 
 
 @pytest.fixture

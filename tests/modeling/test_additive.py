@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from spikellm.errors import RequestError
 from spikellm.modeling.additive import AdditiveLinear, plane_sizes, sum_of_chosen
-from spikellm.modeling.linear import set_form
+from spikellm.modeling.forms import set_form
 from spikellm.modeling.partly_binary import PartlyBinaryLinear
 from spikellm.pipelines.gptq import fit_layer
-from spikellm.pipelines.grouping import Groups
+from spikellm.pipelines.grouping import Groups, salient_columns
 from spikellm.recipe import GptqRecipe, LinearRecipe
 
 TERNARY = {"code": "ternary", "bits": 2, "symmetric": True}
@@ -110,6 +110,29 @@ def test_feedback_fitting_and_steps_each_lower_the_error() -> None:
     rate = {"code": "partly-binary", "bits": 8}
     assert mean({**rate, "salient_rate": 0.2}) < mean({**rate, "salient_rate": 0.05})
     assert mean({**TERNARY, "budget": 1.4}) < mean({**rate, "salient_rate": 0.05}), "at 1.4 and 1.35 steps"
+
+
+def test_allocation_beats_its_controls() -> None:
+    """Inputs of very different size: steps for the salient columns help, for the others hardly."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = 80
+    x = torch.randn(600, inputs, generator=generator) * torch.exp(torch.randn(inputs, generator=generator))
+    x = x + 0.3 * x.roll(1, dims=1)
+    dense = torch.nn.Linear(inputs, 24).requires_grad_(False)
+    dense.weight.data = torch.randn(24, inputs, generator=generator)
+
+    def error(**weights: Any) -> float:
+        settings = LinearRecipe.model_validate({"weights": {**TERNARY, **weights}, "activations": {"bits": 16}})
+        steps = salient_columns(x, dense.weight, settings, 0, "layer") if "salient_rate" in weights else None
+        groups = Groups(torch.zeros(inputs, dtype=torch.uint8), steps)
+        layer, _ = fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqRecipe())
+        assert layer.average_steps == pytest.approx(1.4)
+        return relative_error(layer, dense, x)
+
+    fixed = {"salient_rate": 0.4, "salient_steps": 2}
+    second_order = error(**fixed)
+    assert second_order < error(**fixed, saliency="random") < error(**fixed, invert=True)
+    assert error(budget=1.4) < second_order
 
 
 def test_partly_binary_counts_and_keeps_its_mask() -> None:

@@ -12,7 +12,8 @@ from families import GATED, randomized
 from spikellm.errors import NumericalError, UnsupportedModelError
 from spikellm.modeling.experts import every_expert_sees_every_token, fuse_again, unfuse_experts
 from spikellm.modeling.families import find_blocks, linear_layers
-from spikellm.modeling.linear import SpikingLinear, set_form
+from spikellm.modeling.forms import set_form
+from spikellm.modeling.linear import SpikingLinear
 
 MIXTURES: dict[str, Any] = {
     "mixtral": lambda: t.MixtralConfig(**GATED, num_local_experts=4),

@@ -13,7 +13,7 @@ import spikellm
 from families import FAMILIES, GATED, build
 from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.families import find_blocks, has_tied_head, longest_window
-from spikellm.modeling.linear import spiking_linears
+from spikellm.modeling.forms import spiking_linears
 
 SETTINGS = ["activations.bits=3", "activations.salient_rate=0.2"]
 

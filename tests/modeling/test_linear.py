@@ -11,7 +11,8 @@ from torch import nn
 from layers import fit
 from spikellm.errors import RequestError
 from spikellm.kernels.torch_reference import integer_product
-from spikellm.modeling.linear import SpikingLinear, set_form
+from spikellm.modeling.forms import set_form
+from spikellm.modeling.linear import SpikingLinear
 from spikellm.pipelines.grouping import Groups, coding_of, group_of
 from spikellm.quantization.affine import dequantize
 from spikellm.recipe import LinearRecipe

@@ -11,7 +11,7 @@ from conftest import BUNDLED
 from families import build
 from spikellm.errors import RequestError
 from spikellm.modeling.additive import AdditiveLinear
-from spikellm.modeling.linear import spiking_linears
+from spikellm.modeling.forms import spiking_linears
 
 PRESETS = {
     "gptq-w4a16": (1.0, 0.0), "gptq-w2a16": (1.0, 0.0), "pbllm-95": (1.35, 0.95), "pbllm-90": (1.7, 0.9), "pbllm-80": (2.4, 0.8), "ternary-1.0": (1.0, 1.0),
@@ -51,18 +51,6 @@ def test_losses_are_in_the_order_that_the_method_promises(text_file: Path) -> No
     assert loss["pbllm-80"] < loss["pbllm-90"] < loss["pbllm-95"]
     for ternary, partly in (("1.4", "95"), ("1.7", "90"), ("2.4", "80")):
         assert loss[f"ternary-{ternary}"] < loss[f"pbllm-{partly}"]
-
-
-def test_allocation_beats_its_controls(text_file: Path) -> None:
-    """Of the first block, whose inputs are the same for all."""
-
-    def loss(*weights: str) -> float:
-        fixed = ("weights.budget=null", "weights.salient_rate=0.4", "weights.salient_steps=2")
-        return convert("ternary-1.4", text_file, *(fixed if weights else ()), *weights, samples=16)[2].blocks[0].loss
-
-    second_order = loss("weights.saliency=second-order")
-    assert second_order < loss("weights.invert=true")
-    assert loss() < loss("weights.saliency=random"), "the budget spent where it gains most"
 
 
 def test_additions_alone_give_the_model_s_logits(text_file: Path) -> None:

@@ -11,7 +11,7 @@ small, keep a scale of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -286,33 +286,3 @@ def spikes_of(codes: Tensor, neuron: SoftResetNeuron, steps: int, form: Form) ->
     if form == "merged":
         return iter((codes,))
     return neuron.iterate_stepped(codes, steps) if form == "stepped" else neuron.iterate_binary(codes, steps)
-
-
-def spiking_linears(model: nn.Module) -> dict[str, SpikingLinear]:
-    """Spiking linear layers of a model by full name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SpikingLinear)}
-
-
-def set_form(model: nn.Module, form: Form) -> None:
-    """Run every spiking layer of a model in one form.
-
-    Raises:
-        RequestError: unknown form, no spiking layer, or a layer that does not code its inputs.
-    """
-    layers = spiking_linears(model)
-    if form not in get_args(Form):
-        raise RequestError(f"unknown form {form!r} (valid: {', '.join(get_args(Form))})")
-    if not layers:
-        raise RequestError("the model has no spiking layer; convert it first")
-    silent = [name for name, layer in layers.items() if layer.neuron is None and not layer.unrolls_weights]
-    if form != "merged" and silent:
-        raise RequestError(
-            f"{len(silent)} layers do not code their inputs ({silent[0]}, …: activations.bits is 16), so they have no {form} form"
-        )
-    flat = [name for name, layer in layers.items() if layer.neuron is not None and not layer.neuron.unrolls]
-    if form != "merged" and flat:
-        raise RequestError(
-            f"{flat[0]} codes with the published top code, which no train of spikes reaches ({layers[flat[0]].settings.activations.neuron}); it has the merged form only"
-        )
-    for layer in layers.values():
-        layer.form = form

@@ -9,7 +9,7 @@ from typing import Any
 from spikellm.modeling.attention import CHILD, spiking_attentions, use_interface
 from spikellm.modeling.experts import fuse_again, unfuse_experts
 from spikellm.modeling.families import is_linear
-from spikellm.modeling.linear import spiking_linears
+from spikellm.modeling.forms import spiking_linears
 from spikellm.modeling.swap import replace_module
 
 
