@@ -95,7 +95,7 @@ def convert(
     model.eval()
     stage(f"checking that blocks run alone as they run in the model, then converting {len(windows)} windows of {length} tokens")
     with prepared(model, attention=resolved.attention.spiking):
-        records = convert_blocks(model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block)
+        records = convert_blocks(model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block, on_stage=stage)
     record = {
         "blocks": [asdict(block) for block in records],
         "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]},

@@ -20,6 +20,7 @@ from spikellm.calibration.memory import peak_memory
 from spikellm.calibration.plan import BlockPlan, output_head, plan_blocks
 from spikellm.calibration.progress import Journal
 from spikellm.calibration.replay import BlockReplay, batch_windows
+from spikellm.calibration.survey import survey
 from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.experts import every_expert_sees_every_token
@@ -75,6 +76,7 @@ def convert_blocks(
     device: torch.device,
     journal: Journal | None = None,
     on_block: OnBlock | None = None,
+    on_stage: Callable[[str], object] = lambda _: None,
 ) -> list[BlockRecord]:
     """Convert every decoder block of a model in place.
 
@@ -85,6 +87,7 @@ def convert_blocks(
         device: where blocks run; each goes there and back.
         journal: where finished blocks are kept, to resume from.
         on_block: called after every block.
+        on_stage: called with a few words before each part of a look at the whole model, where the pipeline takes one first.
 
     Returns:
         One record a block (and one for the output projection if the recipe converts it).
@@ -101,6 +104,8 @@ def convert_blocks(
                 f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(pipeline.codes)}, and {name} asks for {settings.weights.code!r}; set pipeline to gptq"
             )
     replay = BlockReplay(model, blocks, windows, _gradient_sizes(windows, recipe))
+    if any(pipeline.surveys(settings) for block in plan for settings in block.linears.values()):
+        pipeline.survey(survey(model, windows, blocks, plan, replay, device, pipeline.surveys, on_stage), recipe)
     exact = ActivationStore(replay.first_inputs)
     converted = exact.copy()
     records = []
@@ -140,7 +145,6 @@ def convert_blocks(
             on_block(Progress(index, len(plan), record, time.monotonic() - started, peak_memory(), known is not None))
     if recipe.lm_head:
         records.append(_convert_head(model, windows, recipe, pipeline, exact, device))
-    pipeline.finish(model)
     return records
 
 

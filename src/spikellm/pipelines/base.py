@@ -1,4 +1,4 @@
-"""What a pipeline is: which inputs it asks to see, how it fits one block, what it finishes with.
+"""What a pipeline is: which inputs it asks to see, and how it fits one block.
 
 The block loop (:mod:`spikellm.calibration.blocks`) does everything else. Adding a pipeline is adding a file with a class under
 ``@pipelines.register(name)``.
@@ -6,14 +6,16 @@ The block loop (:mod:`spikellm.calibration.blocks`) does everything else. Adding
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.calibration.activations import ActivationStore, SampledInputs
+from spikellm.calibration.survey import SurveyedLayer
 from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.attention import HeadShape
 from spikellm.modeling.linear import SpikingLinear
@@ -100,30 +102,32 @@ class FittedBlock(NamedTuple):
     notes: list[str] = []  # noqa: RUF012
 
 
-class Pipeline(Protocol):
-    """How weights and channel groups of a block are fitted."""
+class Pipeline(ABC):
+    """How weights and channel groups of a block are fitted.
 
-    @property
-    def needs_hessian(self) -> bool:
-        """Whether ``XᵀX`` of the observed inputs is to be summed up."""
-        ...
+    Attributes:
+        needs_hessian: whether ``XᵀX`` of the observed inputs is to be summed up.
+        codes: kinds of weight codes (``weights.code``) that it can fit.
+    """
 
-    @property
-    def codes(self) -> tuple[str, ...]:
-        """Kinds of weight codes (``weights.code``) that it can fit."""
-        ...
+    needs_hessian: ClassVar[bool] = False
+    codes: ClassVar[tuple[str, ...]] = ("affine",)
 
+    @abstractmethod
     def observes(self, settings: LinearRecipe) -> bool:
         """Whether the inputs of a layer with these settings are needed."""
-        ...
 
+    def surveys(self, settings: LinearRecipe) -> bool:
+        """Whether a layer with these settings is to be seen before any block is converted."""
+        return False
+
+    def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:
+        """Look at all layers that it surveys; called once, before the first block, if there are any."""
+        raise NotImplementedError
+
+    @abstractmethod
     def fit_block(self, context: BlockContext) -> FittedBlock:
         """A spiking layer for every layer of the context."""
-        ...
-
-    def finish(self, model: nn.Module) -> None:
-        """Last touch on the whole model, after all blocks."""
-        ...
 
 
 pipelines: Registry[Callable[[], Pipeline]] = Registry("pipeline")

@@ -6,28 +6,28 @@ order of their inputs' power, with error feedback; ternary codes and their scale
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from spikellm.calibration.survey import SurveyedLayer
 from spikellm.modeling.additive import plane_sizes
 from spikellm.modeling.families import weight_and_bias
 from spikellm.modeling.layout import make_layout
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.partly_binary import PartlyBinaryLinear, PartlyBinaryWeights
 from spikellm.modeling.swap import spiking_like
-from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
+from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.pipelines.grouping import Groups, choose_groups
+from spikellm.pipelines.step_budget import importance_of, order_of_coding, over_model, spend_in_layer, spend_over_model
 from spikellm.quantization.affine import AffineWeights, codes_in_range, weight_range
-from spikellm.quantization.error_feedback import feed_back, inverse_factor
+from spikellm.quantization.error_feedback import CodeColumn, feed_back, inverse_factor
 from spikellm.quantization.rounding import half_up
-from spikellm.quantization.ternary import refit_scales, search_scale, step_errors, ternary_codes
-from spikellm.recipe import GptqRecipe, LinearRecipe
-from spikellm.saliency.budget import spend
+from spikellm.quantization.ternary import refit_scales, search_scale
+from spikellm.recipe import GptqRecipe, LinearRecipe, Recipe
 
-_MOST_STEPS = 6  # a budget may give to one column
 _ENOUGH = 1e-3  # relative gain below which fitting stops
 
 
@@ -58,13 +58,12 @@ class Problem(NamedTuple):
     @property
     def importance(self) -> Tensor:
         """What a squared error in a stored column costs, ``(in,)``."""
-        costs = 1 / self.factor.diagonal().square()
-        return torch.empty_like(costs).index_copy_(0, self.order, costs)
+        return importance_of(self.factor, self.order)
 
-    def feed_back(self, code: Callable[[int, Tensor], Tensor]) -> None:
+    def feed_back(self, code: CodeColumn) -> None:
         """Error feedback, with columns named by their stored place."""
         places = self.order.tolist()
-        feed_back(self.weight[:, self.order], self.factor, lambda column, w: code(places[column], w))
+        feed_back(self.weight[:, self.order], self.factor, lambda column, w, error: code(places[column], w, error))
 
     def error(self, values: Tensor) -> float:
         """Squared error of the layer's output with these weights in the place of its own."""
@@ -73,11 +72,20 @@ class Problem(NamedTuple):
 
 
 @pipelines.register("gptq")
-class Gptq:
-    """Needs the second moments of all inputs."""
+class Gptq(Pipeline):
+    """Needs the second moments of all inputs, and a survey of the model where a budget of steps is spent over all layers."""
 
     needs_hessian = True
     codes = ("affine", "ternary", "partly-binary")
+
+    def __init__(self) -> None:
+        self._steps: dict[str, Tensor] = {}  # of the columns of layers whose budget is spent over the model
+
+    def surveys(self, settings: LinearRecipe) -> bool:
+        return over_model(settings)
+
+    def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:
+        self._steps = spend_over_model(layers, recipe.gptq.damping, by_power=recipe.gptq.activation_order)
 
     def observes(self, settings: LinearRecipe) -> bool:
         return True
@@ -87,6 +95,8 @@ class Gptq:
         groups = choose_groups(context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0]))
         for _, shared in groups:
             for name, own in shared.items():
+                if name in self._steps:
+                    own = own._replace(column_steps=self._steps[name].to(own.channel.device))  # noqa: PLW2901
                 layers[name], damping = fit_layer(
                     name, context.layers[name], context.settings[name], own, context.hessian(name), context.recipe.gptq
                 )
@@ -95,9 +105,6 @@ class Gptq:
                         f"the Hessian of {name} is not positive definite; damping was raised to {damping:.2g} of its mean diagonal"
                     )
         return FittedBlock(layers, notes=notes)
-
-    def finish(self, model: nn.Module) -> None:
-        """Nothing is left to do."""
 
 
 def fit_layer(
@@ -112,18 +119,13 @@ def fit_layer(
         NumericalError: see :func:`spikellm.quantization.error_feedback.inverse_factor`.
     """
     weight = weight_and_bias(module)[0].detach().float()
-    diagonal = hessian.diagonal()
-    coding = (
-        torch.sort(diagonal, descending=True, stable=True).indices
-        if options.activation_order
-        else torch.arange(len(diagonal), device=diagonal.device)
-    )
+    coding = order_of_coding(hessian, by_power=options.activation_order)
     factor, damping = inverse_factor(hessian[coding][:, coding], options.damping, name)
     column_steps = groups.column_steps
     if settings.weights.code == "ternary" and column_steps is None:
-        column_steps = _spend(weight, coding, factor, settings.weights.budget)
+        column_steps = spend_in_layer(weight, importance_of(factor, coding), settings.weights.budget)
     layout = make_layout(groups.channel, column_steps, settings)
-    stored = torch.arange(len(diagonal), device=weight.device) if layout.order is None else layout.order
+    stored = torch.arange(len(coding), device=weight.device) if layout.order is None else layout.order
     place = torch.empty_like(stored).index_copy_(0, stored, torch.arange(len(stored), device=stored.device))  # of each channel
     owner = [group for group, (start, stop) in enumerate(layout.weight_groups) for _ in range(start, stop)]
     problem = Problem(
@@ -147,15 +149,6 @@ def fit_layer(
     return layer, damping
 
 
-def _spend(weight: Tensor, coding: Tensor, factor: Tensor, budget: float | None) -> Tensor:
-    """Steps of every column: one each, or what the budget buys."""
-    if budget is None or budget == 1:
-        return torch.ones(weight.shape[1], dtype=torch.uint8, device=weight.device)
-    costs = 1 / factor.diagonal().square()
-    importance = torch.empty_like(costs).index_copy_(0, coding, costs)
-    return spend(step_errors(weight, importance, max(_MOST_STEPS, -int(-budget // 1))), budget).to(torch.uint8)
-
-
 def _affine(problem: Problem) -> AffineWeights:
     """Plain GPTQ: ranges by row and group from the weights as they came."""
     weights = problem.settings.weights
@@ -163,17 +156,18 @@ def _affine(problem: Problem) -> AffineWeights:
     _, scale, zero = codes_in_range(
         problem.weight, tops, problem.groups, *weight_range(problem.weight, problem.groups), symmetric=weights.symmetric
     )
-    codes = torch.empty_like(problem.weight)
     least = [top % 2 if weights.symmetric else 0 for top in tops]
+    scales, rates, borders, offsets = (list(x.T.contiguous()) for x in (scale, 1 / scale, zero + 0.5, zero * scale))
+    codes = problem.weight.new_empty(problem.weight.shape[::-1])  # (in, out): a column at a time
+    columns = codes.unbind()
 
-    def code(column: int, w: Tensor) -> Tensor:
+    def code(column: int, w: Tensor, error: Tensor) -> None:
         group = problem.owner[column]
-        q = half_up(w / scale[:, group]).add_(zero[:, group]).clamp_(least[group], tops[group])
-        codes[:, column] = q
-        return (q - zero[:, group]).mul_(scale[:, group])
+        q = torch.addcmul(borders[group], w, rates[group], out=columns[column]).floor_().clamp_(least[group], tops[group])
+        torch.addcmul(w, q, scales[group], value=-1, out=error).add_(offsets[group])  # w − (q − zero)·scale
 
     problem.feed_back(code)
-    return AffineWeights(codes.to(torch.uint8), scale, zero.to(torch.uint8))
+    return AffineWeights(codes.T.to(torch.uint8), scale, zero.to(torch.uint8))
 
 
 def _ternary(problem: Problem) -> AffineWeights:
@@ -188,15 +182,7 @@ def _ternary(problem: Problem) -> AffineWeights:
     )
     best, best_error = (torch.zeros_like(problem.weight), scale), float("inf")
     for _ in range(problem.options.rounds):
-        codes, used = torch.empty_like(problem.weight), scale
-
-        def code(column: int, w: Tensor, codes: Tensor = codes, used: Tensor = used) -> Tensor:
-            group = problem.owner[column]
-            q = ternary_codes(w, used[:, group], problem.steps[group])
-            codes[:, column] = q
-            return q * used[:, group]
-
-        problem.feed_back(code)
+        codes = _code_ternary(problem, scale)
         scale = refit_scales(problem.weight, codes, problem.hessian, problem.groups, scale)
         error = problem.error(codes * scale[:, problem.owner])
         gained = best_error - error
@@ -206,6 +192,22 @@ def _ternary(problem: Problem) -> AffineWeights:
             break
     codes, scale = best
     return AffineWeights(codes.to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.uint8))
+
+
+def _code_ternary(problem: Problem, scale: Tensor) -> Tensor:
+    """Codes ``−T … T`` with error feedback, float32 ``(out, in)``, columns in stored order."""
+    scales, rates = list(scale.T.contiguous()), list((1 / scale).T.contiguous())
+    codes = problem.weight.new_empty(problem.weight.shape[::-1])
+    columns = codes.unbind()
+
+    def code(column: int, w: Tensor, error: Tensor) -> None:
+        group = problem.owner[column]
+        most = problem.steps[group]
+        q = torch.mul(w, rates[group], out=columns[column]).round_().clamp_(-most, most)
+        torch.addcmul(w, q, scales[group], value=-1, out=error)
+
+    problem.feed_back(code)
+    return codes.T.contiguous()
 
 
 def _partly_binary_layer(module: nn.Module, problem: Problem, groups: Groups) -> SpikingLinear:
@@ -225,11 +227,11 @@ def _partly_binary_layer(module: nn.Module, problem: Problem, groups: Groups) ->
     _, fine_scale, fine_zero = codes_in_range(weight, [top], whole, *weight_range(weight, whole))
     positive, codes = torch.empty_like(salient), torch.zeros_like(weight)
 
-    def code(column: int, w: Tensor) -> Tensor:
+    def code(column: int, w: Tensor, error: Tensor) -> None:
         q = half_up(w / fine_scale[:, 0]).add_(fine_zero[:, 0]).clamp_(0, top)
         codes[:, column], positive[:, column] = q, w >= 0
         coarse = torch.where(w >= 0, 1.0, -1.0) * scale[:, problem.owner[column]]
-        return torch.where(salient[:, column], (q - fine_zero[:, 0]) * fine_scale[:, 0], coarse)
+        torch.sub(w, torch.where(salient[:, column], (q - fine_zero[:, 0]) * fine_scale[:, 0], coarse), out=error)
 
     problem.feed_back(code)
     layer = spiking_like(module, problem.settings, sizes=(count,))

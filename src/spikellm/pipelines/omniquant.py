@@ -23,7 +23,7 @@ from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.surrogate import InputCoder, SurrogateLinear
 from spikellm.modeling.swap import replace_module, spiking_like
-from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
+from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.pipelines.grouping import Groups, choose_groups, coding_of
 from spikellm.quantization.straight_through import fake_code
 from spikellm.recipe import LinearRecipe
@@ -50,20 +50,14 @@ class Learned(NamedTuple):
 
 
 @pipelines.register("omniquant")
-class OmniQuant:
+class OmniQuant(Pipeline):
     """LET and LWC, each switchable."""
-
-    needs_hessian = False
-    codes = ("affine",)
 
     def observes(self, settings: LinearRecipe) -> bool:
         return True
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
         return _Fit(context).result()
-
-    def finish(self, model: nn.Module) -> None:
-        """Nothing is left to do."""
 
 
 class _Functional(nn.Module):

@@ -7,17 +7,14 @@ from torch import nn
 from spikellm.modeling.families import weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.swap import spiking_like
-from spikellm.pipelines.base import BlockContext, FittedBlock, pipelines
+from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.pipelines.grouping import Groups, choose_groups, coding_of
 from spikellm.recipe import LinearRecipe
 
 
 @pipelines.register("rtn")
-class RoundToNearest:
+class RoundToNearest(Pipeline):
     """Needs inputs only where channels are to be ranked."""
-
-    needs_hessian = False
-    codes = ("affine",)
 
     def observes(self, settings: LinearRecipe) -> bool:
         return settings.activations.salient_rate + settings.weights.salient_rate > 0
@@ -27,9 +24,6 @@ class RoundToNearest:
         return FittedBlock(
             {name: fit_layer(context.layers[name], context.settings[name], own) for _, shared in groups for name, own in shared.items()}
         )
-
-    def finish(self, model: nn.Module) -> None:
-        """Nothing is left to do."""
 
 
 def fit_layer(module: nn.Module, settings: LinearRecipe, groups: Groups) -> SpikingLinear:

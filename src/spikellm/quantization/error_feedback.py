@@ -16,8 +16,8 @@ from spikellm.errors import NumericalError
 
 BLOCK = 128
 _RAISES = 8
-CodeColumn = Callable[[int, Tensor], Tensor]
-"""``code(column, w)``: values that the codes of ``w`` ``(out,)`` stand for; called once a column, in the order of coding."""
+CodeColumn = Callable[[int, Tensor, Tensor], object]
+"""``code(column, w, error)``: codes ``w`` ``(out,)`` and writes what that loses, ``w − value``, into ``error``; called once a column, in the order of coding."""
 
 
 class InverseFactor(NamedTuple):
@@ -60,33 +60,31 @@ def inverse_factor(hessian: Tensor, damping: float, name: str) -> InverseFactor:
     )
 
 
-def feed_back(weight: Tensor, factor: Tensor, code: CodeColumn, *, start_block: Callable[[int, Tensor], None] | None = None) -> Tensor:
+def feed_back(weight: Tensor, factor: Tensor, code: CodeColumn) -> Tensor:
     """Code a weight matrix column by column.
 
     Args:
         weight: ``(out, in)``, columns in the order of coding; not changed.
         factor: ``upper`` of :func:`inverse_factor`, in the same order.
-        code: values of a column's codes.
-        start_block: called with the first column of every block of 128 and the current weights ``(out, columns from there on)``.
+        code: codes a column.
 
     Returns:
         The squared output error that coding added, by row, ``(out,)``.
     """
     rows = weight.float().T.contiguous()  # (in, out)
     columns, outputs = rows.shape
+    diagonal = factor.diagonal().unsqueeze(1)
+    shares = (factor / diagonal).T.contiguous()  # [j, i]: what column j takes over of the error of column i
     loss = rows.new_zeros(outputs)
     for first in range(0, columns, BLOCK):
         last = min(first + BLOCK, columns)
-        if start_block is not None:
-            start_block(first, rows[first:].T)
         errors = rows.new_empty(last - first, outputs)
-        for column in range(first, last):
-            place, row = column - first, rows[column]
+        made, now = errors.T, slice(first, last)
+        for place, (row, error, share) in enumerate(zip(rows[now].unbind(), errors.unbind(), shares[now, now].unbind(), strict=True)):
             if place:
-                row.addmv_(errors[:place].T, factor[first:column, column], alpha=-1)
-            error = errors[place]
-            torch.sub(row, code(column, row), out=error).div_(factor[column, column])
-        loss += errors.square().sum(0)
+                row.addmv_(made[:, :place], share[:place], alpha=-1)
+            code(first + place, row, error)
+        loss += (errors / diagonal[now]).square_().sum(0)
         if last < columns:
-            rows[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
+            rows[last:].addmm_(shares[last:, now], errors, alpha=-1)
     return loss

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from spikellm.quantization.rounding import half_up
 
-_CANDIDATES = 48
-_SEARCHED = 1024  # columns at most that a scale is searched on
+_COARSE, _FINE = 16, 9  # scales tried over the whole range, and around the best of them
+_LEAST = 0.15  # of the scale that reaches the largest weight
+_SEARCHED = 1024  # columns at most that a scale is searched on, and rows that an error is summed over
 
 
 def ternary_codes(weight: Tensor, scale: Tensor, steps: int) -> Tensor:
@@ -21,22 +22,25 @@ def ternary_codes(weight: Tensor, scale: Tensor, steps: int) -> Tensor:
 
 
 def search_scale(weight: Tensor, importance: Tensor, steps: int) -> Tensor:
-    """The scale of each row that minimises ``Σ_j importance_j (w_j − α q_j)²``, searched on a grid: ``(out, 1)``, positive.
+    """The scale of each row that minimises ``Σ_j importance_j (w_j − α q_j)²``, searched on a grid, coarse and then fine: ``(out, 1)``, positive.
 
     Args:
         weight: ``(out, columns)`` that share the scale of their row; evenly spread columns where there are very many.
         importance: ``(columns,)``, not negative.
     """
     stride = -(-weight.shape[1] // _SEARCHED)
-    weight, importance = weight[:, ::stride], importance[::stride].unsqueeze(1)
-    largest = weight.abs().amax(1, keepdim=True)
-    largest = torch.where(largest > 0, largest, 1.0)
-    best, best_error = largest / steps, torch.full_like(largest, torch.inf)
-    for share in torch.linspace(1.0, 0.15, _CANDIDATES).tolist():
-        scale = largest * (share / steps)
-        error = (weight - scale * ternary_codes(weight, scale, steps)).square_() @ importance
-        better = error < best_error
-        best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
+    weight, importance = weight[:, ::stride].abs(), importance[::stride].unsqueeze(1)
+    largest = weight.amax(1, keepdim=True)
+    unit = torch.where(largest > 0, largest, 1.0) / steps
+    best, best_error = unit, torch.full_like(unit, torch.inf)
+    for shares in (torch.linspace(1.0, _LEAST, _COARSE), torch.linspace(1.0, -1.0, _FINE) * ((1 - _LEAST) / (_COARSE - 1))):
+        around = 0 if shares[-1] > 0 else best
+        for share in shares.tolist():
+            scale = unit * share + around
+            codes = torch.div(weight, scale).round_().clamp_(max=steps)
+            error = torch.addcmul(weight, codes, scale, value=-1).square_() @ importance
+            better = error < best_error
+            best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
     return best
 
 
@@ -64,10 +68,17 @@ def refit_scales(weight: Tensor, codes: Tensor, hessian: Tensor, groups: list[tu
     return scale
 
 
-def step_errors(weight: Tensor, importance: Tensor, most: int) -> Tensor:
-    """Error of every column if all columns took 1, 2, … steps: ``importance_c · Σ_i (w_ic − α q_ic)²``, ``(most, in)``."""
-    errors = []
+def step_errors(weight: Tensor, importance: Tensor, most: int, rows: Tensor | None = None) -> Tensor:
+    """Error of every column if all columns took 1, 2, … steps: ``importance_c · Σ_i rows_i (w_ic − α_i q_ic)²``, ``(most, in)``.
+
+    Args:
+        rows: what an error in each output costs, ``(out,)``; 1 each by default. Evenly spread rows stand for all where there are very many.
+    """
+    stride = -(-weight.shape[0] // _SEARCHED)
+    share = weight.shape[0] / len(weight[::stride])
+    rows = (weight.new_ones(weight.shape[0]) if rows is None else rows)[::stride] * share
+    weight, errors = weight[::stride], []
     for steps in range(1, most + 1):
         scale = search_scale(weight, importance, steps)
-        errors.append((weight - scale * ternary_codes(weight, scale, steps)).square_().sum(0) * importance)
+        errors.append(rows @ (weight - scale * ternary_codes(weight, scale, steps)).square_() * importance)
     return torch.stack(errors)

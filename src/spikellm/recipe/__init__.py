@@ -3,7 +3,8 @@
 Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm.presets`.
 """
 
-from spikellm.recipe.sections import ActivationRecipe, AttentionRecipe, GptqRecipe, LinearRecipe, OmniQuantRecipe, Override, WeightRecipe
+from spikellm.recipe.pipelines import GptqRecipe, OmniQuantRecipe
+from spikellm.recipe.sections import ActivationRecipe, AttentionRecipe, LinearRecipe, Override, WeightRecipe
 from spikellm.recipe.whole import RECIPE_VERSION, Recipe, place_value, recipe_from
 
 __all__ = [

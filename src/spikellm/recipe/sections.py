@@ -1,4 +1,4 @@
-"""The sections of a recipe: weights, activations, attention, calibration, pipelines, overrides."""
+"""The sections of a recipe that say what is coded, and how: weights, activations, attention, calibration, overrides."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ class WeightRecipe(Section):
     saliency: str = Field("second-order", description="criterion that ranks columns")
     invert: bool = Field(False, description="take the lowest-ranked columns instead: a control", strict=True)
     budget: float | None = Field(None, ge=1.0, le=8.0, description="average steps of ternary weights, spent where a step gains most")
+    budget_over: Literal["layer", "model"] = Field(
+        "layer", description="each layer spends its own budget, or all spend one by what they cost the loss (takes a backward pass)"
+    )
 
     def top(self, steps: int) -> int:
         """Largest code of a weight of T steps: T·L, with L = 2**bits − 1, or T for ternary weights."""
@@ -59,6 +62,8 @@ class WeightRecipe(Section):
             self._check_salient_columns()
         if self.budget is not None and (self.code != "ternary" or self.salient_rate > 0):
             raise ValueError("budget is spent by ternary weights without salient_rate; set code to ternary, or leave budget out")
+        if self.budget_over == "model" and self.budget in (None, 1):
+            raise ValueError("budget_over has no effect without a budget above 1; set budget, or leave budget_over out")
         return self
 
     def _check_partly_binary(self) -> None:
@@ -218,58 +223,6 @@ class AttentionRecipe(Section):
                 "key_axis: sequence gives every channel of K a range of its own over all tokens; K must spike, with shared thresholds"
             )
         return self
-
-
-class OmniQuantRecipe(Section):
-    """What the ``omniquant`` pipeline learns."""
-
-    epochs: int = Field(20, ge=0, description="passes over the calibration text; 0 keeps the SmoothQuant start", strict=True)
-    batch_size: int = Field(2, ge=1, description="windows that are run at a time", strict=True)
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up before a step", strict=True)
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="type of matrix products of linear layers while learning; codes, attention, norms and losses stay in float32"
-    )
-    let: bool = Field(True, description="learn equivalent scalings", strict=True)
-    lwc: bool = Field(True, description="learn weight clipping", strict=True)
-    pairs: tuple[Literal["norm", "value-output", "up-down", "query-key"], ...] = Field(
-        ("norm", "value-output", "query-key"), description="which equivalent scalings"
-    )
-    alpha: float = Field(0.75, ge=0.0, le=1.0, description="share of the inputs in the SmoothQuant start")
-    let_rate: float = Field(2e-2, gt=0.0, description="learning rate of the logarithm of scales")
-    lwc_rate: float = Field(2e-2, gt=0.0, description="learning rate of clipping logits")
-    saliency_after_smoothing: bool = Field(
-        True, description="rank channels after the start's smoothing, as they will be coded", strict=True
-    )
-
-    @model_validator(mode="after")
-    def _learns_something(self) -> OmniQuantRecipe:
-        if not self.let and not self.lwc:
-            raise ValueError("let and lwc are both false, so nothing is left of omniquant; use pipeline rtn")
-        if self.epochs == 0 and self.lwc:
-            raise ValueError("lwc is learned, and epochs is 0; set lwc to false (SmoothQuant) or raise epochs")
-        if self.let and not self.pairs:
-            raise ValueError("let is true, but pairs names none; name some, or set let to false")
-        idle = {
-            "epochs is 0": {"batch_size", "accumulate", "precision", "let_rate", "lwc_rate"} if self.epochs == 0 else set(),
-            "let is false": set() if self.let else {"alpha", "let_rate", "pairs", "saliency_after_smoothing"},
-            "lwc is false": set() if self.lwc else {"lwc_rate"},
-        }
-        for reason, names in idle.items():
-            if changed := sorted(name for name in names if getattr(self, name) != type(self).model_fields[name].default):
-                raise ValueError(f"{', '.join(changed)} would have no effect: {reason}")
-        return self
-
-
-class GptqRecipe(Section):
-    """How the ``gptq`` pipeline fits weights."""
-
-    damping: float = Field(
-        0.01, gt=0.0, le=10.0, description="added to the Hessian's diagonal, as a share of its mean; raised where that is not enough"
-    )
-    activation_order: bool = Field(True, description="code the columns of the largest inputs first", strict=True)
-    rounds: int = Field(
-        6, ge=1, description="fits of ternary codes and scales in turn, at most; stops when they do not improve", strict=True
-    )
 
 
 class Override(Section):

@@ -11,13 +11,12 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spikellm.errors import RecipeError
+from spikellm.recipe.pipelines import GptqRecipe, OmniQuantRecipe
 from spikellm.recipe.sections import (
     ActivationRecipe,
     AttentionRecipe,
     CalibrationRecipe,
-    GptqRecipe,
     LinearRecipe,
-    OmniQuantRecipe,
     Override,
     Section,
     WeightRecipe,

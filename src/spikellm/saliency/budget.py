@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def spend(errors: Tensor, budget: float) -> Tensor:
+def spend(errors: Tensor, budget: float, costs: Sequence[int] | None = None) -> Tensor:
     """Steps of every column, for a given average.
 
     Greedy on the mean gain of a step: from t steps a column may go to the u > t of the largest ``(E_t − E_u)/(u − t)``, which follows the lower convex hull
@@ -17,27 +18,29 @@ def spend(errors: Tensor, budget: float) -> Tensor:
     Args:
         errors: ``errors[t−1, c]``: error of column c at t steps, ``(most steps, in)``.
         budget: average steps, from 1 to the most steps.
+        costs: what a step of each column costs (its weights), where columns are of several layers; 1 each by default. Gains are weighed by it.
 
     Returns:
-        int64 ``(in,)``, at least 1 each, ``round(budget · in)`` in all.
+        int64 ``(in,)``, at least 1 each; ``round(budget · Σcosts)`` in all, or less by what no column could use.
     """
     most, columns = errors.shape
-    table = errors.double().T.tolist()
-    left = min(round(budget * columns), most * columns) - columns
+    table, price = errors.double().T.tolist(), list(costs) if costs is not None else [1] * columns
+    left = min(round(budget * sum(price)), most * sum(price)) - sum(price)
     steps = [1] * columns
 
     def best(column: int) -> tuple[float, int, int]:
         now, row = steps[column], table[column]
         gain, target = max(((row[now - 1] - row[later - 1]) / (later - now), -later) for later in range(now + 1, most + 1))
-        return -gain, column, -target
+        return -gain / price[column], column, -target
 
     heap = [best(column) for column in range(columns)] if most > 1 else []
     heapq.heapify(heap)
-    while left > 0:
+    while left > 0 and heap:
         _, column, target = heapq.heappop(heap)
-        target = min(target, steps[column] + left)
-        left -= target - steps[column]
-        steps[column] = target
-        if target < most:
+        target = min(target, steps[column] + left // price[column])
+        left -= (target - steps[column]) * price[column]
+        if target > steps[column] and target < most:
+            steps[column] = target
             heapq.heappush(heap, best(column))
+        steps[column] = target
     return torch.tensor(steps, device=errors.device)
