@@ -58,6 +58,29 @@ def test_spikes_beat_omniquant_and_rounding(model: str, bound: float) -> None:
         assert ratio["omniquant-w4a4"] < ratio["rtn-w4a4"]
 
 
+TERNARY = {"pbllm-95": "ternary-1.4", "pbllm-90": "ternary-1.7", "pbllm-80": "ternary-2.4"}
+
+
+def test_ternary_spikes_beat_partly_binary_weights_at_equal_steps() -> None:
+    for model in ("llama-wt2-8m", "llama-wt2-8m-outliers"):
+        ratio = compare(model, "wikitext-2", ["rtn-w2a16", "gptq-w2a16", "gptq-w4a16", *TERNARY, *TERNARY.values()])
+        assert ratio["gptq-w4a16"] <= 1.02
+        assert ratio["gptq-w2a16"] < 0.9 * ratio["rtn-w2a16"]
+        for partly, ternary in TERNARY.items():
+            assert ratio[ternary] < ratio[partly]
+
+
+def test_second_order_beats_its_controls_and_a_budget_beats_it() -> None:
+    """At 1.4 steps on average."""
+    same = "weights={{code: ternary, bits: 2, symmetric: true, salient_rate: 0.4, salient_steps: 2, {}}}"
+    choices = ("saliency: second-order", "saliency: random", "saliency: second-order, invert: true")
+    fixed, random, inverted = (
+        compare("llama-wt2-8m", "wikitext-2", ["ternary-1.4"], settings=(same.format(choice),))["ternary-1.4"] for choice in choices
+    )
+    assert fixed < min(random, inverted)
+    assert compare("llama-wt2-8m", "wikitext-2", ["ternary-1.4"])["ternary-1.4"] < fixed
+
+
 def test_original_figures_are_those_of_an_independent_implementation() -> None:
     """Perplexity of the first windows of 256 tokens, measured elsewhere."""
     test = str(SHARED / "text" / "wikitext-2" / "test.txt")

@@ -9,6 +9,7 @@ import transformers as t
 
 import spikellm
 from families import GATED, randomized
+from spikellm.calibration.sensitivity import output_sensitivity
 from spikellm.errors import NumericalError, UnsupportedModelError
 from spikellm.modeling.experts import every_expert_sees_every_token, fuse_again, unfuse_experts
 from spikellm.modeling.families import find_blocks, linear_layers
@@ -145,3 +146,18 @@ def test_experts_out_of_reach_are_refused_not_left_dense() -> None:
     block.extra.weight = torch.nn.Parameter(torch.zeros(2, 3, 4))
     with pytest.raises(UnsupportedModelError, match=r"keeps matrices where .*would stay dense"):
         linear_layers(block)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_budget_over_all_experts(family: str, tokenizer: Any, text_file: Path) -> None:
+    """Experts weigh by what they do for the tokens that are sent to them; one without tokens gets no step above the first."""
+    model = mixture(family)
+    unfuse_experts(model)
+    blocks = find_blocks(model)
+    names = [f"{blocks.name}.{i}.{name}" for i, block in enumerate(blocks.modules) for name in linear_layers(block) if ".experts." in name]
+    found = output_sensitivity(model, torch.full((1, 2), 5), names)
+    assert any(not bool(value.any()) for value in found.values())
+    assert any(bool(value.any()) for value in found.values())
+    model = mixture(family)
+    result = spikellm.convert(model, tokenizer, "ternary-1.7", str(text_file), samples=2, seqlen=24)
+    assert result.summary.average_steps == pytest.approx(1.7, abs=0.02)

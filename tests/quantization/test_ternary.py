@@ -71,3 +71,27 @@ def test_budget_is_spent_to_the_last_step_and_as_well_as_can_be(columns: int, mo
 def test_a_step_that_pays_only_with_the_next_one_is_not_missed() -> None:
     errors = torch.tensor([[10.0, 10.0], [10.0, 9.0], [0.0, 8.0]])
     assert spend(errors, 2.0).tolist() == [3, 1]
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.floats(1.0, 4.0), st.integers(0, 999))
+def test_columns_of_several_layers_cost_what_they_hold(columns: int, most: int, budget: float, seed: int) -> None:
+    """No more is spent than there is; what is left buys nothing; no affordable choice is better by more than the steps that did not fit."""
+    generator = torch.Generator().manual_seed(seed)
+    costs = torch.randint(1, 6, (columns,), generator=generator)
+    gains = torch.rand(most, columns, generator=generator).sort(0, descending=True).values
+    errors = 10 - gains.cumsum(0)
+    steps = spend(errors, budget, costs.tolist())
+    limit = min(round(budget * int(costs.sum())), most * int(costs.sum()))
+    left = limit - int((steps * costs).sum())
+    assert left >= 0
+    assert all(left < int(costs[c]) or steps[c] == most for c in range(columns))
+    every = torch.cartesian_prod(*[torch.arange(1, most + 1)] * columns).view(-1, columns)
+    every = every[(every * costs).sum(1) <= limit]
+    best = min(float(errors[choice - 1, torch.arange(columns)].sum()) for choice in every)
+    assert float(errors[steps - 1, torch.arange(columns)].sum()) <= best + float(gains[1:].max() if most > 1 else 0) + 1e-5
+
+
+def test_rows_that_count_more_weigh_more() -> None:
+    weight, importance = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), torch.rand(10) + 0.1
+    rows = torch.tensor([0.0, 0.0, 3.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(step_errors(weight, importance, 3, rows), 3 * step_errors(weight[2:3], importance, 3))

@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
     Attributes:
         weight: float32, ``(out, in)``.
-        hessian: ``XᵀX``, float32, ``(in, in)``.
+        hessian: ``XᵀX``, ``(in, in)``.
         order: stored column of each column in the order of coding, ``(in,)``.
         factor: of the inverse Hessian, in the order of coding.
         groups: stored columns that share a scale.
@@ -120,7 +120,7 @@ def fit_layer(
     """
     weight = weight_and_bias(module)[0].detach().float()
     coding = order_of_coding(hessian, by_power=options.activation_order)
-    factor, damping = inverse_factor(hessian[coding][:, coding], options.damping, name)
+    factor, damping = inverse_factor(_permuted(hessian, coding), options.damping, name)
     column_steps = groups.column_steps
     if settings.weights.code == "ternary" and column_steps is None:
         column_steps = spend_in_layer(weight, importance_of(factor, coding), settings.weights.budget)
@@ -130,7 +130,7 @@ def fit_layer(
     owner = [group for group, (start, stop) in enumerate(layout.weight_groups) for _ in range(start, stop)]
     problem = Problem(
         weight[:, stored],
-        hessian[stored][:, stored].float(),
+        hessian if layout.order is None else _permuted(hessian, stored),
         place[coding],
         factor,
         layout.weight_groups,
@@ -149,6 +149,14 @@ def fit_layer(
     return layer, damping
 
 
+def _permuted(matrix: Tensor, order: Tensor) -> Tensor:
+    return matrix[order.unsqueeze(1), order]
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    return (1 / scale).clamp_(max=torch.finfo(scale.dtype).max)  # finite also for the smallest scales
+
+
 def _affine(problem: Problem) -> AffineWeights:
     """Plain GPTQ: ranges by row and group from the weights as they came."""
     weights = problem.settings.weights
@@ -157,7 +165,7 @@ def _affine(problem: Problem) -> AffineWeights:
         problem.weight, tops, problem.groups, *weight_range(problem.weight, problem.groups), symmetric=weights.symmetric
     )
     least = [top % 2 if weights.symmetric else 0 for top in tops]
-    scales, rates, borders, offsets = (list(x.T.contiguous()) for x in (scale, 1 / scale, zero + 0.5, zero * scale))
+    scales, rates, borders, offsets = (list(x.T.contiguous()) for x in (scale, _inverse(scale), zero + 0.5, zero * scale))
     codes = problem.weight.new_empty(problem.weight.shape[::-1])  # (in, out): a column at a time
     columns = codes.unbind()
 
@@ -172,7 +180,7 @@ def _affine(problem: Problem) -> AffineWeights:
 
 def _ternary(problem: Problem) -> AffineWeights:
     """Ternary codes and scales in turn, from searched scales on; the best pair is kept."""
-    importance = problem.importance
+    problem, importance = problem._replace(hessian=problem.hessian.float()), problem.importance
     scale = torch.cat(
         [
             search_scale(problem.weight[:, start:stop], importance[start:stop], steps)
@@ -196,7 +204,7 @@ def _ternary(problem: Problem) -> AffineWeights:
 
 def _code_ternary(problem: Problem, scale: Tensor) -> Tensor:
     """Codes ``−T … T`` with error feedback, float32 ``(out, in)``, columns in stored order."""
-    scales, rates = list(scale.T.contiguous()), list((1 / scale).T.contiguous())
+    scales, rates = list(scale.T.contiguous()), list(_inverse(scale).T.contiguous())
     codes = problem.weight.new_empty(problem.weight.shape[::-1])
     columns = codes.unbind()
 
