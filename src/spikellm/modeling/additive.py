@@ -53,7 +53,7 @@ class AdditiveLinear(SpikingLinear):
     @torch.no_grad()
     def set_weights(self, weights: AffineWeights) -> None:
         """Take over codes ``−T … T`` (zero-points are not used) whose columns are in stored order."""
-        steps = self._stored_steps()
+        steps = self.stored(self.column_steps)
         for name, sign in (("spikes_plus", 1), ("spikes_minus", -1)):
             planes = [pack((sign * weights.codes[:, steps > t] > t).to(torch.uint8), 1) for t in range(int(steps.max()))]
             getattr(self, name).copy_(torch.cat(planes, 1))
@@ -61,7 +61,7 @@ class AdditiveLinear(SpikingLinear):
 
     def integer_weights(self) -> Tensor:
         """Integer weights ``Σ_t s(t)``, int16, ``(out, in)``, columns in stored order."""
-        steps = self._stored_steps()
+        steps = self.stored(self.column_steps)
         total = torch.zeros(self.out_features, self.in_features, dtype=torch.int16, device=self.spikes_plus.device)
         for t, (plus, minus) in enumerate(self.planes()):
             total[:, steps > t] += plus.to(torch.int16) - minus.to(torch.int16)
@@ -78,10 +78,6 @@ class AdditiveLinear(SpikingLinear):
             return f"column_steps fits {plane_sizes(self.column_steps)} columns by step, config.json says {self.sizes}"
         overlap = any(bool((plus & minus).any()) for plus, minus in self.planes())
         return "spikes_plus and spikes_minus fire at once" if overlap else None
-
-    def _stored_steps(self) -> Tensor:
-        order = self.layout().order
-        return self.column_steps if order is None else self.column_steps[order]
 
     def _sum_of_segments(self, tokens: Tensor, weights: Tensor) -> Tensor:
         if self.form == "merged":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spikellm.errors import RequestError, UnsupportedModelError
 from spikellm.modeling.families import caches_latents
 from spikellm.modeling.heads import HeadCoder
+from spikellm.modeling.watching import SpikeTrain, spike_observer
 from spikellm.quantization.straight_through import pass_through
 from spikellm.recipe import AttentionRecipe
 
@@ -109,29 +110,37 @@ class SpikingAttention(nn.Module):
             return x
         if name not in self._coders:
             self._coders[name] = HeadCoder(settings, torch.zeros(1, 1, dtype=torch.uint8, device=x.device))
-        return _through(self._coders[name], x)
+        return self._through(name, self._coders[name], x)
 
     def code_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """K and V after coding."""
         if self.settings.key.spiking:
-            key = _through(self.key_coder(), key)
+            key = self._through("key", self.key_coder(), key)
         if self.settings.value.spiking:
-            value = _through(self.value_coder(), value)
+            value = self._through("value", self.value_coder(), value)
         return key, value
+
+    def show(self, part: str, coder: HeadCoder, codes: Tensor) -> None:
+        """Show spikes to whoever watches them."""
+        if (observer := spike_observer()) is not None:
+            observer(SpikeTrain(self, part, codes, coder.steps, coder.neuron))
+
+    def _through(self, part: str, coder: HeadCoder, x: Tensor) -> Tensor:
+        """Values after coding; while training, gradients pass straight through."""
+        if spike_observer() is not None:
+            coded = coder.encode(x)
+            self.show(part, coder, coded.codes)
+            return coder.decode(coded)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return coder.recode(x)
+        with torch.no_grad():
+            recoded = coder.recode(x)
+        return pass_through(x, recoded)
 
     def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
         if name not in self._coders:
             self._coders[name] = HeadCoder(getattr(self.settings, name), group, axis)
         return self._coders[name]
-
-
-def _through(coder: HeadCoder, x: Tensor) -> Tensor:
-    """Values after coding; while training, gradients pass straight through."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return coder.recode(x)
-    with torch.no_grad():
-        coded = coder.recode(x)
-    return pass_through(x, coded)
 
 
 def mark_coded(x: Tensor) -> Tensor:

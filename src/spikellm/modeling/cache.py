@@ -25,9 +25,10 @@ class _SpikingRows:
         key, value = self.spikes.key_coder(), self.spikes.value_coder()
         self.channels = key_states.shape[-1], value_states.shape[-1]
         rows = super().update(key.pack(key.encode(key_states)), value.pack(value.encode(value_states)), *arguments, **keywords)  # type: ignore[misc]
-        return tuple(
-            mark_coded(coder.decode(coder.unpack(row, n))) for coder, row, n in zip((key, value), rows, self.channels, strict=True)
-        )  # type: ignore[return-value]
+        coded = key.unpack(rows[0], self.channels[0]), value.unpack(rows[1], self.channels[1])
+        self.spikes.show("key", key, coded[0].codes)
+        self.spikes.show("value", value, coded[1].codes)
+        return mark_coded(key.decode(coded[0])), mark_coded(value.decode(coded[1]))
 
 
 class SpikingLayer(_SpikingRows, DynamicLayer):  # type: ignore[misc]

@@ -44,12 +44,12 @@ class HeadCoder:
         self.neuron = make_neuron(settings.neuron, settings.bits)
         index = group.long()
         device = group.device
-        self._steps = torch.tensor(settings.group_steps, device=device)[index].unsqueeze(1)  # (heads, 1, channels)
-        self._fineness = self._steps / settings.steps
+        self.steps = torch.tensor(settings.group_steps, device=device)[index].unsqueeze(1)  # (heads, 1, channels)
+        self._fineness = self.steps / settings.steps
         of = torch.tensor(settings.group_ranges, device=device)[index].unsqueeze(1)
         self._ranges = len(set(settings.group_ranges))
         self._members = [(of == index).float() for index in range(self._ranges)]  # 1 where a channel is in the range
-        salient = self._steps.squeeze(1) > settings.steps
+        salient = self.steps.squeeze(1) > settings.steps
         self._order = torch.sort(salient.to(torch.uint8), dim=1, stable=True).indices  # ordinary channels first
         self._ordinary = int((~salient[0]).sum()) if len(salient) else 0
         self._uniform = bool((salient.sum(1) == salient[:1].sum(1)).all()) if len(salient) else True
@@ -58,7 +58,7 @@ class HeadCoder:
         """Codes of ``(batch, heads, tokens, channels)``."""
         x = x.float()
         theta, baseline = self._thresholds(x)
-        return HeadCodes(self.neuron.encode(x, *self._by_channel(theta, baseline), self._steps), theta, baseline)
+        return HeadCodes(self.neuron.encode(x, *self._by_channel(theta, baseline), self.steps), theta, baseline)
 
     def decode(self, coded: HeadCodes) -> Tensor:
         """Values that codes stand for, float32."""
@@ -67,7 +67,7 @@ class HeadCoder:
     def recode(self, x: Tensor) -> Tensor:
         """``decode(encode(x))`` in fewer passes."""
         x = x.float()
-        return self.neuron.recode(x, *self._by_channel(*self._thresholds(x)), self._steps)
+        return self.neuron.recode(x, *self._by_channel(*self._thresholds(x)), self.steps)
 
     def _thresholds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """θ and z for T = 1: a pair for each token and range, or for each channel where ranges run over the sequence."""
@@ -117,7 +117,7 @@ class HeadCoder:
 
     @property
     def _shift(self) -> Tensor | int:
-        return self.neuron.levels * self._steps if self.neuron.signed else 0
+        return self.neuron.levels * self.steps if self.neuron.signed else 0
 
     @property
     def _bits(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spikellm.errors import RequestError
 from spikellm.kernels.torch_reference import integer_product
 from spikellm.modeling.layout import Layout, make_layout, most_weight_groups
+from spikellm.modeling.watching import SpikeTrain, spike_observer
 from spikellm.neurons import SoftResetNeuron, make_neuron
 from spikellm.quantization.affine import AffineWeights
 from spikellm.quantization.packing import pack, packed_length, unpack
@@ -151,6 +152,11 @@ class SpikingLinear(nn.Module):
             self._layout = make_layout(self.channel_group, self.weight_steps, self.settings)
         return self._layout
 
+    def stored(self, of_channels: Tensor) -> Tensor:
+        """What belongs to every channel, ``(in,)``, in the order in which columns are stored."""
+        order = self.layout().order
+        return of_channels if order is None else of_channels[order]
+
     @torch.no_grad()
     def set_weights(self, weights: AffineWeights) -> None:
         """Take over integer weights whose columns are in stored order (see :meth:`layout`)."""
@@ -248,6 +254,8 @@ class SpikingLinear(nn.Module):
         neuron = cast(SoftResetNeuron, self.neuron)
         codes, thresholds = self.encode(tokens)
         layout = self.layout()
+        if (observer := spike_observer()) is not None:
+            observer(SpikeTrain(self, "input", codes, self.stored(self.channel_steps), neuron))
         y = torch.zeros(tokens.shape[0], self.out_features, dtype=torch.float32, device=tokens.device)
         for start, stop, group, weight_group in layout.segments:
             steps, (theta, baseline), k = layout.steps[group], thresholds[group], weights[:, start:stop]

@@ -1,0 +1,320 @@
+"""What a forward pass does: multiply-accumulates by operand bits, arithmetic effort, spikes and synaptic operations, counted while it runs.
+
+    ACE  = Σ over multiply-accumulates of bits(a) · bits(b); a channel of T steps counts T times
+    SOPs = Σ over non-zero spikes of their fan-out
+
+A code q of T steps of at most L is one spike in merged form, ``⌈|q|/L⌉`` in stepped form (the drained train) and |q| in binary form. The fan-out of an
+input spike is the layer's outputs, or the weight spikes of its column where weights are ternary spikes; the baseline's charge belongs to the code.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.modeling.additive import AdditiveLinear
+from spikellm.modeling.attention import IMPLEMENTATION, Observation, SpikingAttention, observing, use_interface
+from spikellm.modeling.families import is_linear, weight_and_bias
+from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.partly_binary import PartlyBinaryLinear
+from spikellm.modeling.watching import SpikeTrain, watching_spikes
+
+DENSE_BITS = 16  # of an operand that is not coded, whatever type it is computed in
+FORMS = ("merged", "stepped", "binary")
+
+
+class Firing(NamedTuple):
+    """Spikes of one population, summed over tokens.
+
+    Attributes:
+        codes: how many codes.
+        slots: steps of all of them, ``Σ T``.
+        spikes: non-zero spikes by form (see the module's head).
+        rates: of every channel, binary spikes over the most it could fire, ``Σ|q| / (T·L·tokens)``, float32 ``(channels,)``, in stored order.
+    """
+
+    codes: int
+    slots: int
+    spikes: dict[str, int]
+    rates: Tensor
+
+    def plus(self, other: Firing) -> Firing:
+        """Both together."""
+        spikes = {form: count + other.spikes[form] for form, count in self.spikes.items()}
+        slots = self.slots + other.slots
+        return Firing(self.codes + other.codes, slots, spikes, (self.rates * self.slots + other.rates * other.slots) / max(slots, 1))
+
+
+@dataclass
+class Operations:
+    """Counts of one layer, of a part of attention, or of several of them.
+
+    Attributes:
+        macs: multiply-accumulates of the original operation.
+        by_bits: multiply-accumulates as executed in steps, by bits of both operands.
+        additions: of these, what is an addition or subtraction.
+        sops: synaptic operations by form; of what does not spike nothing.
+        slots, spikes: steps of all neurons, and non-zero spikes by form.
+    """
+
+    macs: int = 0
+    by_bits: Counter[tuple[int, int]] = field(default_factory=Counter)
+    additions: float = 0.0
+    sops: Counter[str] = field(default_factory=Counter)
+    slots: int = 0
+    spikes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def executed(self) -> float:
+        """Multiply-accumulates as executed in steps."""
+        return sum(self.by_bits.values())
+
+    @property
+    def ace(self) -> float:
+        """Arithmetic computation effort, bit operations."""
+        return sum(count * a * b for (a, b), count in self.by_bits.items())
+
+    @property
+    def dense_ace(self) -> int:
+        """That of the original at 16 bits."""
+        return self.macs * DENSE_BITS**2
+
+    @property
+    def average_steps(self) -> float:
+        """Executed over original multiply-accumulates."""
+        return self.executed / self.macs if self.macs else 1.0
+
+    @property
+    def spike_rate(self) -> float:
+        """Non-zero spikes of the stepped form over all steps of all neurons; 0 where nothing spikes."""
+        return self.spikes["stepped"] / self.slots if self.slots else 0.0
+
+    @property
+    def additive_share(self) -> float:
+        """Share of the executed multiply-accumulates that are additions or subtractions."""
+        return self.additions / self.executed if self.executed else 0.0
+
+    def add(self, other: Operations) -> None:
+        """Add the counts of another."""
+        self.macs += other.macs
+        self.additions += other.additions
+        self.slots += other.slots
+        self.by_bits.update(other.by_bits)
+        self.sops.update(other.sops)
+        self.spikes.update(other.spikes)
+
+
+@dataclass
+class Counts:
+    """Operations of a pass by layer: full names of linear layers, and ``NAME scores`` and ``NAME values`` for both products of an attention module.
+
+    Attributes:
+        tokens: how many went in.
+        kinds: ``linear``, ``attention`` or ``head`` (the output projection) of every entry.
+        firing: of every population, by layer and part (``NAME.input``, ``NAME.query`` …).
+    """
+
+    tokens: int
+    layers: dict[str, Operations] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    firing: dict[str, Firing] = field(default_factory=dict)
+
+    def add(self, other: Counts) -> None:
+        """Add the counts of another pass over the same model."""
+        self.tokens += other.tokens
+        for name, layer in other.layers.items():
+            self.layers.setdefault(name, Operations()).add(layer)
+        self.kinds.update(other.kinds)
+        for name, firing in other.firing.items():
+            self.firing[name] = self.firing[name].plus(firing) if name in self.firing else firing
+
+    def total(self, *kinds: str) -> Operations:
+        """Sum over layers of these kinds, over all by default."""
+        whole = Operations()
+        for name, layer in self.layers.items():
+            if not kinds or self.kinds[name] in kinds:
+                whole.add(layer)
+        return whole
+
+
+def count_spikes(codes: Tensor, levels: int) -> dict[str, Tensor]:
+    """Non-zero spikes of every form, summed over all but the last dimension: int64 ``(channels,)``. The spikes of a drained train are full but for the last.
+
+    Args:
+        codes: merged codes, ``(…, channels)``.
+        levels: L.
+    """
+    size = codes.abs()
+    whole = tuple(range(codes.dim() - 1))
+    return {
+        "merged": (size > 0).sum(whole),
+        "stepped": ((size + (levels - 1)) // levels).sum(whole),
+        "binary": size.sum(whole),
+    }
+
+
+class OperationCounter:
+    """Counts the operations of every forward pass while it is entered; the model and its outputs do not change.
+
+    Args:
+        model: converted or not.
+
+    Example:
+        >>> with OperationCounter(model) as counter:
+        ...     model(tokens)
+        >>> counter.take().total().ace
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._names = {module: name for name, module in model.named_modules()}
+        self._counts = Counts(0)
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        self._linears = {
+            module: ("head" if module is head else "linear")
+            for module in self._names
+            if isinstance(module, SpikingLinear) or is_linear(module)
+        }
+        self._trains: dict[tuple[nn.Module, str], SpikeTrain] = {}
+        self._fan_out: dict[nn.Module, dict[str, Tensor]] = {}
+
+    def take(self) -> Counts:
+        """Counts since the last call."""
+        found, self._counts = self._counts, Counts(0)
+        return found
+
+    def __enter__(self) -> OperationCounter:
+        self._before = str(self._model.config._attn_implementation)  # type: ignore[union-attr]
+        if self._before != IMPLEMENTATION and self._model._can_set_attn_implementation():  # type: ignore[operator]
+            use_interface(self._model)
+        embedding = self._model.get_input_embeddings()  # type: ignore[operator]
+        self._handles = [module.register_forward_hook(self._linear) for module in self._linears]
+        self._handles.append(embedding.register_forward_hook(self._tokens))
+        self._contexts = [observing(self._attention), watching_spikes(self._spikes)]
+        for context in self._contexts:
+            context.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for context in self._contexts:
+            context.__exit__(None, None, None)
+        for handle in self._handles:
+            handle.remove()
+        if str(self._model.config._attn_implementation) != self._before:  # type: ignore[union-attr]
+            self._model.set_attn_implementation(self._before)  # type: ignore[operator]
+
+    def _tokens(self, module: nn.Module, arguments: object, output: Tensor) -> None:
+        self._counts.tokens += output.shape[:-1].numel()
+
+    def _entry(self, name: str, kind: str) -> Operations:
+        self._counts.kinds[name] = kind
+        return self._counts.layers.setdefault(name, Operations())
+
+    def _spikes(self, train: SpikeTrain) -> None:
+        self._trains[train.source, train.part] = train
+
+    def _linear(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        entry = self._entry(self._names[module], self._linears[module])
+        tokens = output.shape[:-1].numel()
+        if not isinstance(module, SpikingLinear):
+            macs = tokens * weight_and_bias(module)[0].numel()
+            entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs})))
+            return
+        macs = tokens * module.in_features * module.out_features
+        executed = Counter({bits: round(macs * share) for bits, share in products_of(module).items()})
+        entry.add(Operations(macs, executed, module.additive_share * executed.total()))
+        if module not in self._fan_out:
+            self._fan_out[module] = fan_out(module)
+        reach = self._fan_out[module]
+        train = self._trains.pop((module, "input"), None)
+        if train is not None:
+            fired = self._fire(entry, f"{self._names[module]}.input", train)
+            entry.sops.update({form: int((fired[form] * reach[form]).sum()) for form in FORMS})
+        elif isinstance(module, AdditiveLinear):
+            entry.sops.update({form: tokens * int(reach[form].sum()) for form in FORMS})
+
+    def _attention(self, module: nn.Module, seen: Observation) -> None:
+        name = self._names[module]
+        spikes = getattr(module, "spikes", None)
+        batch, heads, queries, channels = seen.query.shape
+        keys, shared, outputs = seen.key.shape[2], seen.key.shape[1], seen.value.shape[-1]
+        pairs, group = batch * heads * queries * keys, heads // shared
+        scores, values = self._entry(f"{name} scores", "attention"), self._entry(f"{name} values", "attention")
+        for entry, part, other, width in ((scores, "key", "query", channels), (values, "value", "probabilities", outputs)):
+            macs, bits, other_bits, steps = pairs * width, DENSE_BITS, DENSE_BITS, 1.0
+            if isinstance(spikes, SpikingAttention):
+                own, opposite = getattr(spikes.settings, part), getattr(spikes.settings, other)
+                bits, other_bits = own.bits, opposite.bits
+                steps = self._mean_steps(spikes, part)
+            entry.add(Operations(macs, Counter({(other_bits, bits): round(macs * steps)})))
+            trains = {which: self._trains.pop((spikes, which), None) for which in (part, other)} if spikes is not None else {}
+            fired = {which: self._fire(entry, f"{name}.{which}", train) for which, train in trains.items() if train is not None}
+            reach = {"query": keys, "key": queries * group, "probabilities": outputs, "value": queries * group}
+            through = other if other in fired else part  # the spikes that arrive; the other operand is what they meet
+            if through in fired:
+                entry.sops.update({form: int(fired[through][form].sum()) * reach[through] for form in FORMS})
+
+    @staticmethod
+    def _mean_steps(spikes: SpikingAttention, part: str) -> float:
+        if not getattr(spikes.settings, part).spiking:
+            return 1.0
+        coder = spikes.key_coder() if part == "key" else spikes.value_coder()
+        return float(coder.steps.float().mean())
+
+    def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> dict[str, Tensor]:
+        fired = count_spikes(train.codes, train.neuron.levels)
+        steps = train.steps.expand(train.codes.shape)
+        slots = steps.sum(tuple(range(train.codes.dim() - 1)), dtype=torch.int64)
+        entry.slots += int(slots.sum())
+        entry.spikes.update({form: int(count.sum()) for form, count in fired.items()})
+        rates = fired["binary"] / (slots * train.neuron.levels).clamp(min=1)
+        firing = Firing(train.codes.numel(), int(slots.sum()), {form: int(count.sum()) for form, count in fired.items()}, rates.float())
+        self._counts.add(Counts(0, firing={name: firing}))
+        return fired
+
+
+def products_of(layer: SpikingLinear) -> dict[tuple[int, int], float]:
+    """Multiply-accumulates executed for each of the original ones, by bits of input and weight."""
+    activations, weights = layer.settings.activations, layer.settings.weights
+    a = activations.bits if activations.spiking else DENSE_BITS
+    if isinstance(layer, PartlyBinaryLinear):
+        return {(a, 1): 1 - layer.salient_share, (a, weights.bits): layer.salient_share}
+    return {(a, weights.bits): layer.average_steps}
+
+
+def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
+    """Synapses of every stored column, int64 ``(in,)``, by form: its outputs, or its non-zero weight spikes where weights are spikes."""
+    if not isinstance(layer, AdditiveLinear):
+        every = torch.full((layer.in_features,), layer.out_features, device=layer.channel_group.device)
+        return dict.fromkeys(FORMS, every)
+    size = layer.integer_weights().abs()
+    merged, unrolled = (size > 0).sum(0), size.sum(0, dtype=torch.int64)
+    return {"merged": merged, "stepped": unrolled, "binary": unrolled}
+
+
+def count_operations(model: nn.Module, windows: Iterable[Tensor], decode: int = 0) -> dict[str, Counts]:
+    """Operations of a forward pass over every batch of windows.
+
+    Args:
+        windows: tokens, ``(windows, tokens)`` each.
+        decode: of the tokens of each window how many come one at a time, after the others, from a cache.
+
+    Returns:
+        ``prefill``, and ``decode`` if there is any.
+    """
+    device = next(model.parameters()).device
+    found = {"prefill": Counts(0), **({"decode": Counts(0)} if decode else {})}
+    with torch.no_grad(), OperationCounter(model) as counter:
+        for window in windows:
+            whole, single = window.to(device).tensor_split([window.shape[1] - decode], dim=1)
+            past = getattr(model(whole, use_cache=decode > 0), "past_key_values", None)
+            found["prefill"].add(counter.take())
+            for place in range(decode):
+                past = model(single[:, place : place + 1], past_key_values=past, use_cache=True).past_key_values
+                found["decode"].add(counter.take())
+    return found
