@@ -23,9 +23,11 @@ from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.partly_binary import PartlyBinaryLinear
 from spikellm.modeling.watching import SpikeTrain, watching_spikes
+from spikellm.recipe.sections import MAX_TOP_CODE
 
 DENSE_BITS = 16  # of an operand that is not coded, whatever type it is computed in
 FORMS = ("merged", "stepped", "binary")
+_EXACT_ROWS = 2**24 // MAX_TOP_CODE
 
 
 class Firing(NamedTuple):
@@ -149,13 +151,14 @@ def count_spikes(codes: Tensor, levels: int) -> dict[str, Tensor]:
         codes: merged codes, ``(…, channels)``.
         levels: L.
     """
-    size = codes.abs()
-    whole = tuple(range(codes.dim() - 1))
-    return {
-        "merged": (size > 0).sum(whole),
-        "stepped": ((size + (levels - 1)) // levels).sum(whole),
-        "binary": size.sum(whole),
-    }
+    flat = codes.reshape(-1, codes.shape[-1])
+    found = {form: torch.zeros(codes.shape[-1], dtype=torch.int64, device=codes.device) for form in FORMS}
+    for part in flat.split(_EXACT_ROWS):  # float32 sums of integers below 2**24 are exact, and far faster than integer ones
+        size = part.abs().float()
+        found["binary"] += size.sum(0).long()
+        found["stepped"] += (size + (levels - 1)).div_(levels).floor_().sum(0).long()
+        found["merged"] += size.clamp_(max=1).sum(0).long()
+    return found
 
 
 class OperationCounter:
@@ -268,8 +271,8 @@ class OperationCounter:
 
     def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> dict[str, Tensor]:
         fired = count_spikes(train.codes, train.neuron.levels)
-        steps = train.steps.expand(train.codes.shape)
-        slots = steps.sum(tuple(range(train.codes.dim() - 1)), dtype=torch.int64)
+        steps = train.steps.expand(*train.steps.shape[:-1], train.codes.shape[-1])
+        slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * (train.codes.numel() // steps.numel())
         entry.slots += int(slots.sum())
         entry.spikes.update({form: int(count.sum()) for form, count in fired.items()})
         rates = fired["binary"] / (slots * train.neuron.levels).clamp(min=1)
