@@ -14,7 +14,8 @@ from spikellm.modeling.additive import AdditiveLinear
 from spikellm.modeling.forms import spiking_linears
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.neurons import make_neuron
-from spikellm.profiling.operations import FORMS, OperationCounter, count_operations, count_spikes
+from spikellm.profiling.counts import FORMS
+from spikellm.profiling.operations import OperationCounter, count_operations, count_spikes
 
 
 def converted(recipe: str, text_file: Path, *settings: str) -> Any:

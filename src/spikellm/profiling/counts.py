@@ -1,0 +1,126 @@
+"""What is counted of forward passes: multiply-accumulates by operand bits, spikes and synaptic operations, by layer. See :mod:`spikellm.profiling.operations`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+DENSE_BITS = 16  # of an operand that is not coded, whatever type it is computed in
+FORMS = ("merged", "stepped", "binary")
+
+
+class Firing(NamedTuple):
+    """Spikes of one population, summed over tokens.
+
+    Attributes:
+        codes: how many codes.
+        slots: steps of all of them, ``Σ T``.
+        spikes: non-zero spikes by form (see the module's head).
+        rates: of every channel, binary spikes over the most it could fire, ``Σ|q| / (T·L·tokens)``, float32 ``(channels,)``, in stored order.
+    """
+
+    codes: int
+    slots: int
+    spikes: dict[str, int]
+    rates: Tensor
+
+    def plus(self, other: Firing) -> Firing:
+        """Both together."""
+        spikes = {form: count + other.spikes[form] for form, count in self.spikes.items()}
+        slots = self.slots + other.slots
+        return Firing(self.codes + other.codes, slots, spikes, (self.rates * self.slots + other.rates * other.slots) / max(slots, 1))
+
+
+@dataclass
+class Operations:
+    """Counts of one layer, of a part of attention, or of several of them.
+
+    Attributes:
+        macs: multiply-accumulates of the original operation.
+        by_bits: multiply-accumulates as executed in steps, by bits of both operands.
+        additions: of these, what is an addition or subtraction.
+        sops: synaptic operations by form; of what does not spike nothing.
+        slots, spikes: steps of all neurons, and non-zero spikes by form.
+    """
+
+    macs: int = 0
+    by_bits: Counter[tuple[int, int]] = field(default_factory=Counter)
+    additions: float = 0.0
+    sops: Counter[str] = field(default_factory=Counter)
+    slots: int = 0
+    spikes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def executed(self) -> float:
+        """Multiply-accumulates as executed in steps."""
+        return sum(self.by_bits.values())
+
+    @property
+    def ace(self) -> float:
+        """Arithmetic computation effort, bit operations."""
+        return sum(count * a * b for (a, b), count in self.by_bits.items())
+
+    @property
+    def dense_ace(self) -> int:
+        """That of the original at 16 bits."""
+        return self.macs * DENSE_BITS**2
+
+    @property
+    def average_steps(self) -> float:
+        """Executed over original multiply-accumulates."""
+        return self.executed / self.macs if self.macs else 1.0
+
+    @property
+    def spike_rate(self) -> float:
+        """Non-zero spikes of the stepped form over all steps of all neurons; 0 where nothing spikes."""
+        return self.spikes["stepped"] / self.slots if self.slots else 0.0
+
+    @property
+    def additive_share(self) -> float:
+        """Share of the executed multiply-accumulates that are additions or subtractions."""
+        return self.additions / self.executed if self.executed else 0.0
+
+    def add(self, other: Operations) -> None:
+        """Add the counts of another."""
+        self.macs += other.macs
+        self.additions += other.additions
+        self.slots += other.slots
+        self.by_bits.update(other.by_bits)
+        self.sops.update(other.sops)
+        self.spikes.update(other.spikes)
+
+
+@dataclass
+class Counts:
+    """Operations of a pass by layer: full names of linear layers, and ``NAME scores`` and ``NAME values`` for both products of an attention module.
+
+    Attributes:
+        tokens: how many went in.
+        kinds: ``linear``, ``attention`` or ``head`` (the output projection) of every entry.
+        firing: of every population, by layer and part (``NAME.input``, ``NAME.query`` …).
+    """
+
+    tokens: int
+    layers: dict[str, Operations] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    firing: dict[str, Firing] = field(default_factory=dict)
+
+    def add(self, other: Counts) -> None:
+        """Add the counts of another pass over the same model."""
+        self.tokens += other.tokens
+        for name, layer in other.layers.items():
+            self.layers.setdefault(name, Operations()).add(layer)
+        self.kinds.update(other.kinds)
+        for name, firing in other.firing.items():
+            self.firing[name] = self.firing[name].plus(firing) if name in self.firing else firing
+
+    def total(self, *kinds: str) -> Operations:
+        """Sum over layers of these kinds, over all by default."""
+        whole = Operations()
+        for name, layer in self.layers.items():
+            if not kinds or self.kinds[name] in kinds:
+                whole.add(layer)
+        return whole

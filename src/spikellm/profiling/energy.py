@@ -1,0 +1,118 @@
+"""Energy, estimated from operation counts with a table of energies per operation. An estimate is never a measurement.
+
+dense    every multiply-accumulate of the original at 16 bits
+merged   every multiply-accumulate as executed: integers by the product of their widths, 16-bit inputs with coded weights as floating point;
+         additions where weights are one bit
+stepped  event-driven: synaptic operations of the stepped form, a multiply of one spike's width each (an addition where weights are ternary)
+binary   event-driven: synaptic operations of the binary form, an addition each
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spikellm.errors import RequestError
+from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Operations
+
+DEFAULT = "horowitz-45nm"
+OMITTED = (
+    "coding inputs (ranges, thresholds, comparisons), scaling of sums, softmax, norms, embeddings, control and routing; zero spikes are taken to cost nothing in stepped "
+    "and binary form; memory traffic is apart"
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Picojoules(_Section):
+    """Energy of one operation, pJ."""
+
+    fp16_multiply: float = Field(gt=0)
+    fp16_add: float = Field(gt=0)
+    int8_multiply: float = Field(gt=0)
+    int32_add: float = Field(gt=0)
+    dram_byte: float = Field(gt=0)
+
+
+class EnergyTable(_Section):
+    """A table with its source."""
+
+    name: str
+    source: str
+    picojoules: Picojoules
+
+    def multiply_accumulate(self, a: int, b: int) -> float:
+        """Energy of a product of operands of a and b bits and its accumulation, pJ; 16 bits are floating point."""
+        if DENSE_BITS in (a, b):
+            return self.picojoules.fp16_multiply + self.picojoules.fp16_add
+        return self.picojoules.int8_multiply * a * b / 64 + self.picojoules.int32_add
+
+    def addition(self, bits: int) -> float:
+        """Energy of adding an operand of so many bits to a sum, pJ."""
+        return self.picojoules.fp16_add if bits == DENSE_BITS else self.picojoules.int32_add
+
+
+class Energy(NamedTuple):
+    """Estimated energy of arithmetic, pJ, of the original and of each form; of reading weights, pJ."""
+
+    dense: float
+    merged: float
+    stepped: float
+    binary: float
+    weight_traffic: float
+
+
+def load_table(source: str | Path | None = None) -> EnergyTable:
+    """A table by name of a built-in one, or from a YAML file.
+
+    Raises:
+        RequestError: no such file, or not a table.
+    """
+    folder = resources.files("spikellm.profiling") / "energy_tables"
+    own = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    name = str(source or DEFAULT)
+    try:
+        text = (folder / f"{name}.yaml").read_text("utf-8") if name in own else Path(name).read_text("utf-8")
+        data: Any = yaml.safe_load(text)
+        return EnergyTable.model_validate(data)
+    except (OSError, UnicodeDecodeError):
+        raise RequestError(f"energy table {name!r}: no such file, and no built-in table of that name ({', '.join(own)})") from None
+    except yaml.YAMLError as error:
+        raise RequestError(f"energy table {name}: not YAML ({str(error).splitlines()[0]})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise RequestError(
+            f"energy table {name}: {place}: {first['msg']}; expected name, source and picojoules with {', '.join(Picojoules.model_fields)}"
+        ) from None
+
+
+def estimate(counts: Counts, table: EnergyTable, weight_bytes: int = 0, passes: int = 1) -> Energy:
+    """Estimated energy of counted passes.
+
+    Args:
+        weight_bytes: bytes of all weights, read from memory once a pass.
+        passes: forward passes that were counted.
+    """
+    forms = {form: sum(layer_energy(layer, table, form) for layer in counts.layers.values()) for form in FORMS}
+    dense = counts.total().macs * table.multiply_accumulate(DENSE_BITS, DENSE_BITS)
+    return Energy(dense, forms["merged"], forms["stepped"], forms["binary"], weight_bytes * passes * table.picojoules.dram_byte)
+
+
+def layer_energy(layer: Operations, table: EnergyTable, form: str) -> float:
+    """Estimated energy of one layer's arithmetic in one form, pJ."""
+    (a, b), _ = max(layer.by_bits.items(), key=lambda item: item[1])
+    adds = layer.additive_share > 0.999
+    if layer.sops and (
+        form != "merged" or not layer.slots
+    ):  # of weights that are spikes the merged form has operations too: a multiply for each that is not zero
+        event = table.addition(a) if form == "binary" or (adds and form == "stepped") else table.multiply_accumulate(a, b)
+        return layer.sops[form] * event
+    multiplied = sum(count * table.multiply_accumulate(*bits) for bits, count in layer.by_bits.items())
+    return multiplied * (1 - layer.additive_share) + layer.additions * table.addition(a)
