@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 import spikellm
 from conftest import BUNDLED
+from spikellm import console
 from spikellm.__main__ import main
 
 
@@ -39,6 +42,9 @@ def test_compare_is_what_single_conversions_give(capsys: pytest.CaptureFixture[s
     assert measured["ratio"] == pytest.approx(measured["value"] / rows["original"]["perplexity"][str(text_file)]["value"])
     assert rows["w8a8"]["weight_ratio"] == pytest.approx(0.5, abs=0.03)
     assert rows["original"]["average_steps"] is None
+    assert rows["original"]["ace_ratio"] == rows["original"]["energy_ratio"]["binary"] == 1
+    assert 0 < rows["w4a4-t2"]["ace_ratio"] < rows["w8a8"]["ace_ratio"] < 1
+    assert 0 < rows["w4a4-t2"]["energy_ratio"]["merged"] < rows["w8a8"]["energy_ratio"]["merged"] < 1
 
 
 def test_table_and_refusals(capsys: pytest.CaptureFixture[str], text_file: Path) -> None:
@@ -68,3 +74,28 @@ def test_table_and_refusals(capsys: pytest.CaptureFixture[str], text_file: Path)
         captured = capsys.readouterr()
         assert message in captured.err
         assert captured.out == ""
+
+
+@pytest.mark.parametrize("style", ["markdown", "csv", "latex"])
+def test_tables_for_other_programs(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    columns, rows = ["recipe", "p|q & 50%"], [["w4a4_t2", "1.10 ± 0.01 (1.1×)"], ["a,b", 'say "x"']]
+    console.table("title", columns, rows, style=style)  # type: ignore[arg-type]
+    text = capsys.readouterr().out
+    if style == "csv":
+        assert list(csv.reader(io.StringIO(text))) == [columns, *rows]
+    elif style == "markdown":
+        assert text.splitlines()[:2] == [r"| recipe | p\|q & 50% |", "| :-- | --: |"]
+        assert len(text.splitlines()) == 4
+    else:
+        assert r"w4a4\_t2 & 1.10 $\pm$ 0.01 (1.1$\times$) \\" in text
+        assert r"p|q \& 50\%" in text
+        assert text.startswith(r"\begin{tabular}{lr}")
+        assert text.endswith("\\end{tabular}\n")
+
+
+def test_an_unknown_style_or_energy_table_is_refused(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["compare", str(BUNDLED), "--recipes", "w8a8", "--calibration", str(text_file), "--perplexity", str(text_file)]
+    assert main([*common, "--table", "word"]) == 2
+    assert "--table 'word': expected table, markdown, csv, latex" in capsys.readouterr().err
+    assert main([*common, "--energy-table", "nowhere"]) == 2
+    assert "no built-in table of that name" in capsys.readouterr().err

@@ -36,6 +36,9 @@ Calibration = Annotated[
         "--calibration", metavar="NAME|PATH", help="wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder."
     ),
 ]
+EnergyTable = Annotated[
+    str | None, typer.Option("--energy-table", metavar="NAME|FILE", help="Energies per operation; horowitz-45nm by default.")
+]
 Samples = Annotated[int | None, typer.Option("--samples", help="Windows of calibration text.")]
 Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window; min(2048, the model's maximum) by default.")]
 
@@ -129,15 +132,22 @@ def compare(
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Convert once for each; mean and deviation.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")] = None,
     settings: Set = None,
+    table: Annotated[str, typer.Option("--table", help="How to print: table, markdown, csv or latex.")] = "table",
+    energy_table: EnergyTable = None,
     device: Device = None,
     json: Json = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Convert a model with several recipes and print one table. Nothing is saved.
 
-    Example: spikellm compare ./model --recipes rtn-w4a4,w4a4-t2 --calibration train.txt --perplexity test.txt
+    Examples:
+
+      spikellm compare ./model --recipes rtn-w4a4,w4a4-t2 --calibration train.txt --perplexity test.txt
+
+      spikellm compare ./model --recipes pbllm-90,ternary-1.7 --seeds 2,3,4 --perplexity test.txt --table latex > table.tex
     """
     console.check_json_target(json)
+    style = console.table_style(table)
     from spikellm import comparison
 
     try:
@@ -154,13 +164,14 @@ def compare(
         seeds=numbers,
         limit=limit,
         settings=settings or (),
+        energy_table=energy_table,
         device=device,
         trust_remote_code=trust_remote_code,
     )
     if json:
         console.write_json(result, json)
     if json != "-":
-        comparison.show(result)
+        comparison.show(result, style)
 
 
 @app.command("eval")

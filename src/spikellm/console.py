@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -53,14 +55,49 @@ def write_json(data: Any, target: str) -> None:
             write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 1) -> None:
-    """A table on standard output; the first ``left`` columns are flush left, the others right."""
+Style = Literal["table", "markdown", "csv", "latex"]
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 1, style: Style = "table") -> None:
+    """A table on standard output; the first ``left`` columns are flush left, the others right. Titles are for people only."""
+    if style != "table":
+        sys.stdout.write(_plain_table(columns, rows, left, style))
+        return
     sheet = Table(title=escape(title), title_justify="left")
     for place, column in enumerate(columns):
         sheet.add_column(escape(column), justify="left" if place < left else "right", overflow="fold")
     for row in rows:
         sheet.add_row(*map(escape, row))
     Console(width=None if sys.stdout.isatty() else 160).print(sheet)
+
+
+def table_style(name: str) -> Style:
+    """A style by name.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    styles = get_args(Style)
+    if name not in styles:
+        raise RequestError(f"--table {name!r}: expected {', '.join(styles)}")
+    return cast(Style, name)
+
+
+def _plain_table(columns: list[str], rows: list[list[str]], left: int, style: Style) -> str:
+    if style == "csv":
+        sheet = io.StringIO()
+        csv.writer(sheet, lineterminator="\n").writerows([columns, *rows])
+        return sheet.getvalue()
+    sides = ["l" if place < left else "r" for place in range(len(columns))]
+    if style == "markdown":
+        lines = [[cell.replace("|", "\\|") for cell in row] for row in (columns, *rows)]
+        rule = [":--" if side == "l" else "--:" for side in sides]
+        return "".join(f"| {' | '.join(row)} |\n" for row in (lines[0], rule, *lines[1:]))
+    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special.update({sign: f"\\{sign}" for sign in "&%$#_{}"})
+    lines = [["".join(special.get(sign, sign) for sign in cell) for cell in row] for row in (columns, *rows)]
+    body = [" & ".join(row) + r" \\" for row in lines]
+    return "\n".join([rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}", ""])
 
 
 @contextmanager

@@ -57,11 +57,16 @@ def perplexity(
         RequestError: unknown text, a text shorter than one window, a window longer than the model's maximum.
         NumericalError: the model's loss is not finite.
     """
+    return perplexity_of_windows(model, text_windows(model, tokenizer, source, seqlen=seqlen, limit=limit), on_batch)
+
+
+def text_windows(model: Any, tokenizer: Any, source: str, *, seqlen: int | None = None, limit: int | None = None) -> Tensor:
+    """The windows that :func:`perplexity` measures on, ``(windows, seqlen)``; arguments and errors are the same."""
     if limit is not None and limit < 1:
         raise RequestError(f"limit is {limit}; expected at least one window")
     length = window_length(model.config, seqlen)
     windows = disjoint_windows(read_tokens(tokenizer, source, "evaluation"), length, source)
-    return perplexity_of_windows(model, windows if limit is None else windows[:limit], on_batch)
+    return windows if limit is None else windows[:limit]
 
 
 @torch.no_grad()
