@@ -63,7 +63,10 @@ def test_table_and_refusals(capsys: pytest.CaptureFixture[str], text_file: Path)
         str(text_file),
     ]
     assert main([*common, "--recipes", "w4a16"]) == 0
-    assert "w4a16" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "w4a16" in printed.out
+    value = next(line for line in printed.err.splitlines() if line.startswith("w4a16: ")).removeprefix("w4a16: ")
+    assert value in printed.out, "each row is said as soon as it is measured"
     for extra, message in (
         ([], "--recipes"),
         (["--recipes", ","], "nothing to compare"),

@@ -134,6 +134,9 @@ def compare(
                 **runs[0]["extra"],
             }
         )
+        console.note(
+            f"{recipe}: {', '.join(_perplexity(rows[-1], text) for text in texts)}"
+        )  # a long comparison that stops has said this much
     rows[0]["weight_bytes"] = dense  # what the converted layers take at 16 bits
     return {
         "model": str(model),
@@ -143,15 +146,17 @@ def compare(
     }
 
 
+def _perplexity(row: dict[str, Any], text: str) -> str:
+    one = row["perplexity"][text]
+    spread = f" ± {one['deviation']:.2f}" if one["seeds"] > 1 else ""
+    return f"{one['value']:.2f}{spread} ({one['ratio']:.3f}×)"
+
+
 def show(result: dict[str, Any], style: console.Style = "table") -> None:
     """Print the table of :func:`compare`, for people or as Markdown, CSV or LaTeX."""
     rows = []
     for row in result["rows"]:
-        measured = []
-        for text in result["texts"]:
-            one = row["perplexity"][text]
-            spread = f" ± {one['deviation']:.2f}" if one["seeds"] > 1 else ""
-            measured.append(f"{one['value']:.2f}{spread} ({one['ratio']:.3f}×)")
+        measured = [_perplexity(row, text) for text in result["texts"]]
         share = "-" if row["additive_share"] is None else f"{row['additive_share']:.2f}"
         steps = "-" if row["average_steps"] is None else f"{row['average_steps']:.2f}"
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.1f} s"
