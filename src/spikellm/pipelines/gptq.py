@@ -158,24 +158,15 @@ def _inverse(scale: Tensor) -> Tensor:
 
 
 def _affine(problem: Problem) -> AffineWeights:
-    """Plain GPTQ: ranges by row and group from the weights as they came."""
+    """Plain GPTQ: ranges by row and group from the weights as they came. Coded from ``w + zero·scale``, so that a code is ``w/scale`` rounded."""
     weights = problem.settings.weights
     tops = [weights.top(steps) for steps in problem.steps]
     _, scale, zero = codes_in_range(
         problem.weight, tops, problem.groups, *weight_range(problem.weight, problem.groups), symmetric=weights.symmetric
     )
     least = [top % 2 if weights.symmetric else 0 for top in tops]
-    scales, rates, borders, offsets = (list(x.T.contiguous()) for x in (scale, _inverse(scale), zero + 0.5, zero * scale))
-    codes = problem.weight.new_empty(problem.weight.shape[::-1])  # (in, out): a column at a time
-    columns = codes.unbind()
-
-    def code(column: int, w: Tensor, error: Tensor) -> None:
-        group = problem.owner[column]
-        q = torch.addcmul(borders[group], w, rates[group], out=columns[column]).floor_().clamp_(least[group], tops[group])
-        torch.addcmul(w, q, scales[group], value=-1, out=error).add_(offsets[group])  # w − (q − zero)·scale
-
-    problem.feed_back(code)
-    return AffineWeights(codes.T.to(torch.uint8), scale, zero.to(torch.uint8))
+    lifted = problem._replace(weight=problem.weight + (zero * scale)[:, problem.owner])
+    return AffineWeights(_code(lifted, scale, least, tops).to(torch.uint8), scale, zero.to(torch.uint8))
 
 
 def _ternary(problem: Problem) -> AffineWeights:
@@ -190,7 +181,7 @@ def _ternary(problem: Problem) -> AffineWeights:
     )
     best, best_error = (torch.zeros_like(problem.weight), scale), float("inf")
     for _ in range(problem.options.rounds):
-        codes = _code_ternary(problem, scale)
+        codes = _code(problem, scale, [-steps for steps in problem.steps], problem.steps)
         scale = refit_scales(problem.weight, codes, problem.hessian, problem.groups, scale)
         error = problem.error(codes * scale[:, problem.owner])
         gained = best_error - error
@@ -202,16 +193,15 @@ def _ternary(problem: Problem) -> AffineWeights:
     return AffineWeights(codes.to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.uint8))
 
 
-def _code_ternary(problem: Problem, scale: Tensor) -> Tensor:
-    """Codes ``−T … T`` with error feedback, float32 ``(out, in)``, columns in stored order."""
+def _code(problem: Problem, scale: Tensor, least: list[int], most: list[int]) -> Tensor:
+    """Codes ``clip(round(w/scale), least, most)`` with error feedback, float32 ``(out, in)``, columns in stored order; bounds are one of each group."""
     scales, rates = list(scale.T.contiguous()), list(_inverse(scale).T.contiguous())
-    codes = problem.weight.new_empty(problem.weight.shape[::-1])
+    codes = problem.weight.new_empty(problem.weight.shape[::-1])  # (in, out): a column at a time
     columns = codes.unbind()
 
     def code(column: int, w: Tensor, error: Tensor) -> None:
         group = problem.owner[column]
-        most = problem.steps[group]
-        q = torch.mul(w, rates[group], out=columns[column]).round_().clamp_(-most, most)
+        q = torch.mul(w, rates[group], out=columns[column]).round_().clamp_(least[group], most[group])
         torch.addcmul(w, q, scales[group], value=-1, out=error)
 
     problem.feed_back(code)
