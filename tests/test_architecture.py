@@ -31,7 +31,7 @@ LAYERS = [
     ["api"],
     ["console"],
     ["workflow", "doctor"],
-    ["comparison"],
+    ["comparison", "sweep", "bench"],
     ["demo"],
     ["cli"],
     ["__main__"],

@@ -1,0 +1,8 @@
+"""The command line: each command is a file that parses, calls and prints. No logic."""
+
+from spikellm.cli.application import app
+from spikellm.registry import import_parts
+
+__all__ = ["app"]
+
+import_parts(__name__, __path__)

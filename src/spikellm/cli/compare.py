@@ -1,0 +1,65 @@
+"""The command ``spikellm compare``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from spikellm import console
+from spikellm.cli.application import app
+from spikellm.cli.options import Calibration, Device, EnergyTable, Json, Model, Samples, Seqlen, Set, Trust
+from spikellm.errors import RequestError
+
+
+@app.command()
+def compare(
+    model: Model,
+    recipes: Annotated[str, typer.Option("--recipes", metavar="A,B,…", help="Presets or YAML files, separated by commas.")],
+    perplexity: Annotated[list[str], typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated.")],
+    calibration: Calibration = None,
+    samples: Samples = None,
+    seqlen: Seqlen = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Convert once for each; mean and deviation.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")] = None,
+    settings: Set = None,
+    table: Annotated[str, typer.Option("--table", help="How to print: table, markdown, csv or latex.")] = "table",
+    energy_table: EnergyTable = None,
+    device: Device = None,
+    json: Json = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Convert a model with several recipes and print one table. Nothing is saved.
+
+    Examples:
+
+      spikellm compare ./model --recipes rtn-w4a4,w4a4-t2 --calibration train.txt --perplexity test.txt
+
+      spikellm compare ./model --recipes pbllm-90,ternary-1.7 --seeds 2,3,4 --perplexity test.txt --table latex > table.tex
+    """
+    console.check_json_target(json)
+    style = console.table_style(table)
+    from spikellm import comparison
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
+    except ValueError:
+        raise RequestError(f"--seeds {seeds!r}: expected whole numbers separated by commas, for example 1,2,3") from None
+    result = comparison.compare(
+        model,
+        [name for name in recipes.split(",") if name],
+        perplexity,
+        calibration,
+        samples=samples,
+        seqlen=seqlen,
+        seeds=numbers,
+        limit=limit,
+        settings=settings or (),
+        energy_table=energy_table,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    if json:
+        console.write_json(result, json)
+    if json != "-":
+        comparison.show(result, style)

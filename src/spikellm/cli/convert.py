@@ -1,0 +1,51 @@
+"""The command ``spikellm convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spikellm import console
+from spikellm.cli.application import app
+from spikellm.cli.options import Calibration, Device, Json, Model, Samples, Seqlen, Set, Trust
+
+
+@app.command()
+def convert(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; appears once it is complete.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Name of a preset (see `spikellm recipes`) or a YAML file.")] = "w4a4-t2",
+    calibration: Calibration = None,
+    samples: Samples = None,
+    seqlen: Seqlen = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Decides windows and random controls.")] = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted conversion to OUT, or start one.")] = False,
+    settings: Set = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT, and forget an interrupted conversion to it.")] = False,
+    json: Json = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Convert a model to spikes and save it.
+
+    Examples:
+
+      spikellm convert ./model out/w4a4 --recipe w4a4-t2 --calibration text.txt
+
+      spikellm convert organisation/model out/w8a8 --recipe w8a8 --samples 64 --set weights.group_size=128
+    """
+    console.check_json_target(json)
+    from spikellm.workflow import convert_to_folder
+
+    result = convert_to_folder(
+        model, out, recipe, calibration, samples=samples, seqlen=seqlen, seed=seed, device=device, resume=resume, settings=settings or (), overwrite=force,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if json:
+        console.write_json(result, json)
+    if json != "-":
+        typer.echo(
+            f"{out}: {result['layers']} spiking layers, {result['average_steps']:.3f} steps on average, weights at {result['weight_ratio']:.3f} of 16 bits"
+        )

@@ -1,0 +1,34 @@
+"""The command ``spikellm demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spikellm import console
+from spikellm.cli.application import app
+from spikellm.cli.options import Json
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", help="Keep the converted models in this folder.")] = None,
+    json: Json = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what --out holds.")] = False,
+) -> None:
+    """Convert the bundled model with several recipes and compare them. No download, about a minute.
+
+    Example: spikellm demo --out spiking
+    """
+    console.check_json_target(json)
+    from spikellm.demo import run
+
+    result = run(out, overwrite=force)
+    if json:
+        console.write_json(result, json)
+    if json != "-":
+        from spikellm.demo import show
+
+        show(result)

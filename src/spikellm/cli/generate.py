@@ -1,0 +1,36 @@
+"""The command ``spikellm generate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from spikellm import console
+from spikellm.cli.application import app
+from spikellm.cli.options import Device, Json, Model, Trust
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens to add.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 for greedy; above 0 to sample.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Decides what is sampled.")] = 0,
+    json: Json = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Continue a text.
+
+    Example: spikellm generate out/w4a4 "The history of the" --max-new-tokens 40
+    """
+    from spikellm import api
+
+    loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
+    text = api.generate(loaded, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    if json:
+        console.write_json({"model": model, "prompt": prompt, "text": text}, json)
+    if json != "-":
+        typer.echo(text)

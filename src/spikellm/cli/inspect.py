@@ -1,0 +1,22 @@
+"""The command ``spikellm inspect``."""
+
+from __future__ import annotations
+
+from spikellm import console
+from spikellm.cli.application import app
+from spikellm.cli.options import Json, Model, Trust
+
+
+@app.command()
+def inspect(model: Model, json: Json = None, trust_remote_code: Trust = False) -> None:
+    """Show layers, bits, steps and sizes of a model, converted or not.
+
+    Example: spikellm inspect out/w4a4
+    """
+    from spikellm.workflow import inspect_model, show_inspection
+
+    result = inspect_model(model, trust_remote_code=trust_remote_code)
+    if json:
+        console.write_json(result, json)
+    if json != "-":
+        show_inspection(result)

@@ -1,0 +1,28 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, converted or not.")]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON to a file, or to standard output (-).")
+]
+Device = Annotated[str | None, typer.Option("--device", help="Where to run, for example cpu or cuda:0.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe field, for example weights.bits=3. May be repeated.")
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration", metavar="NAME|PATH", help="wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder."
+    ),
+]
+EnergyTable = Annotated[
+    str | None, typer.Option("--energy-table", metavar="NAME|FILE", help="Energies per operation; horowitz-45nm by default.")
+]
+Samples = Annotated[int | None, typer.Option("--samples", help="Windows of calibration text.")]
+Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window; min(2048, the model's maximum) by default.")]

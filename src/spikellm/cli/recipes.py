@@ -1,0 +1,40 @@
+"""The command ``spikellm recipes``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from spikellm import console
+from spikellm.cli.application import app
+from spikellm.cli.options import Json, Set
+from spikellm.errors import RequestError
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Preset or file to print as YAML; all presets are listed without it.")] = None,
+    settings: Set = None,
+    json: Json = None,
+) -> None:
+    """List the presets, or print one recipe in full as YAML.
+
+    Example: spikellm recipes w4a4-t2 > mine.yaml
+    """
+    from spikellm.presets import load_recipe, preset_names
+
+    if name is None and settings:
+        raise RequestError("--set changes one recipe; name it, for example `spikellm recipes w4a4-t2 --set weights.bits=3`")
+    if name is not None:
+        recipe = load_recipe(name, settings or ())
+        if json:
+            console.write_json(recipe.model_dump(mode="json"), json)
+        if json != "-":
+            typer.echo(recipe.to_yaml(named=False), nl=False)
+        return
+    presets = {preset: load_recipe(preset).description for preset in preset_names()}
+    if json:
+        console.write_json(presets, json)
+    if json != "-":
+        console.table("Presets", ["name", "what it does"], [[preset, text] for preset, text in presets.items()], left=2)

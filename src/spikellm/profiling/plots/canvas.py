@@ -1,0 +1,105 @@
+"""Axes to draw on, and the way from a figure to SVG: inline for a page, whose style sheet decides the colours, or a file of its own.
+
+Figures are drawn in stand-in colours, which become CSS variables (``--ink``, ``--muted``, ``--grid``, ``--surface``, ``--series-1`` …), so that one picture is
+readable on a light page, on a dark one and in print. Text stays text; every picture has a title and a description.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikellm.errors import DependencyError
+from spikellm.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID, SURFACE = "#010203", "#010204", "#010205", "#010206"
+SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
+_VARIABLES = {
+    INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface",
+    **{color: f"--series-{index}" for index, color in enumerate(SERIES, start=1)},
+}  # fmt: skip
+LIGHT = {
+    "--ink": "#1b1f24", "--muted": "#57606a", "--grid": "#d8dee4", "--surface": "#ffffff",
+    "--series-1": "#0a62c4", "--series-2": "#c4480a", "--series-3": "#1a7f45", "--series-4": "#8a3ffc", "--series-5": "#a3185c", "--series-6": "#6b5900",
+}  # fmt: skip
+DARK = {
+    "--ink": "#e8eaed", "--muted": "#a6adb5", "--grid": "#3a4149", "--surface": "#14181d",
+    "--series-1": "#6db3ff", "--series-2": "#ff9e64", "--series-3": "#6fd39a", "--series-4": "#c3a5ff", "--series-5": "#ff8ac0", "--series-6": "#d9c45a",
+}  # fmt: skip
+HEAT = "cividis"  # a colour map that those who cannot tell red from green read as well
+_STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "spikellm", "font.size": 9, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED,
+    "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
+}  # fmt: skip
+
+
+@contextmanager
+def axes(width: float = 4.6, height: float = 2.8, **grid: Any) -> Iterator[tuple[Figure, Any]]:
+    """A figure with its axes in the style of the project, closed at the end.
+
+    Args:
+        width, height: inches; 4.6 fits a telephone without shrinking its text below what can be read.
+        grid: for ``Figure.subplots``, for example ``nrows=2``.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DependencyError("pictures need matplotlib, which is not installed; pip install 'spikellm[report]'") from None
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(**grid)
+
+
+def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """SVG to stand in a page.
+
+    Args:
+        name: unique in the page; letters, digits and ``-``.
+        title: what the picture is.
+        description: what it shows, for those who do not see it.
+    """
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = drawing.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", svg)
+    opening = f'<svg role="img" aria-labelledby="{name}-title {name}-description" '
+    words = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-description">{escape(description)}</desc>'
+    tag, rest = svg.split(">", 1)
+    return f"{opening}{tag.removeprefix('<svg ')}>{words}{rest}"
+
+
+def write_svg(figure: Figure, path: Path, title: str, description: str) -> None:
+    """Write a picture that stands alone, light or dark as its reader likes.
+
+    Raises:
+        SpikeLLMError: the file system refused.
+    """
+    svg = inline_svg(figure, path.stem.replace("_", "-"), title, description)
+    light, dark = ("".join(f"{name}:{value};" for name, value in scheme.items()) for scheme in (LIGHT, DARK))
+    style = f"<style>svg{{{light}background:var(--surface)}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    tag, rest = svg.split(">", 1)
+    write_atomically(path, lambda temporary: temporary.write_text(f"{tag}>{style}{rest}", encoding="utf-8"))
+
+
+def label(axis: Axes, x: str, y: str) -> None:
+    """Name both axes."""
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
