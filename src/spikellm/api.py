@@ -22,7 +22,7 @@ from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.huggingface import mark_converted, save, spike_config
 from spikellm.checkpoint.load import load
 from spikellm.errors import NumericalError, RequestError
-from spikellm.evaluation.perplexity import Perplexity, perplexity
+from spikellm.evaluation.perplexity import Perplexity, perplexity, perplexity_of_windows, text_windows
 from spikellm.modeling.attention import spiking_attentions
 from spikellm.modeling.devices import find_device
 from spikellm.modeling.families import longest_window
@@ -30,10 +30,24 @@ from spikellm.modeling.forms import set_form, spiking_linears
 from spikellm.modeling.prepare import prepared
 from spikellm.pipelines import pipelines
 from spikellm.presets import load_recipe
+from spikellm.profiling.energy import load_table
+from spikellm.profiling.report import Beside, Origin, Report, Text, make_report, measure_beside
 from spikellm.profiling.summary import ModelSummary, summarize
 from spikellm.recipe import Recipe
 
-__all__ = ["Conversion", "ModelSummary", "Perplexity", "convert", "generate", "load", "perplexity", "save", "set_form", "summarize"]
+__all__ = [
+    "Conversion",
+    "ModelSummary",
+    "Perplexity",
+    "convert",
+    "generate",
+    "load",
+    "perplexity",
+    "report",
+    "save",
+    "set_form",
+    "summarize",
+]
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,47 @@ def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 6
             **sampling,
         )
     return str(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+def report(
+    model: Any,
+    tokenizer: Any,
+    text: str = "stdlib",
+    *,
+    tokens: int = 4096,
+    seqlen: int | None = None,
+    name: str = "model",
+    beside: Iterable[tuple[str, Any]] = (),
+    energy_table: str | Path | None = None,
+) -> Report:
+    """What a model costs on a text: operations, spikes, estimated energy, sizes, perplexity.
+
+    Args:
+        text: as for :func:`perplexity`; the first windows of it.
+        tokens: how many tokens to measure on, in whole windows, at least one.
+        beside: names and models measured on the same windows: the original, or other conversions of it. Taken one at a time.
+        energy_table: see :func:`spikellm.profiling.energy.load_table`.
+
+    Raises:
+        RequestError: unknown text or table, a text shorter than one window, a model beside it with another vocabulary.
+    """
+    if tokens < 1:
+        raise RequestError(f"tokens is {tokens}; expected at least 1")
+    table = load_table(energy_table)
+    length = window_length(model.config, seqlen)
+    windows = text_windows(model, tokenizer, text, seqlen=length, limit=max(1, tokens // length))
+    rows: list[Beside] = []
+    for other_name, other in beside:
+        if other.config.vocab_size != model.config.vocab_size:
+            raise RequestError(
+                f"{other_name} has {other.config.vocab_size} tokens in its vocabulary, {name} has {model.config.vocab_size}; perplexities of other tokens do not compare"
+            )
+        value = perplexity_of_windows(other, windows).value
+        rows.append(measure_beside(other, other_name, windows, value, table, converted=spike_config(other) is not None))
+    config = spike_config(model)
+    origin = Origin(config.parsed_recipe(), dict(config.record or {})) if config else None
+    measured = Text(Path(text).name, windows.shape[0], length, perplexity_of_windows(model, windows).value)
+    return make_report(model, name, windows, measured, table, origin, tuple(rows))
 
 
 def versions() -> dict[str, str]:

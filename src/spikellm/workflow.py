@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from spikellm.calibration.blocks import OnBlock, Progress
 from spikellm.calibration.progress import is_journal
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError
-from spikellm.files import require_free
+from spikellm.files import require_free, write_atomically
 from spikellm.modeling.devices import find_device
+from spikellm.profiling.page import render, require_page
+from spikellm.profiling.report import Report
 from spikellm.recipe import Recipe
 
 
@@ -83,6 +85,38 @@ def report_block() -> OnBlock:
         )
 
     return on_block
+
+
+def report_to_page(
+    model: str, text: str, out: Path | None, *, beside: Iterable[str] = (), tokens: int = 4096, seqlen: int | None = None, energy_table: str | None = None,
+    device: str | None = None, trust_remote_code: bool = False,
+) -> Report:  # fmt: skip
+    """Measure a model on a text and write the page of its report; no page where ``out`` is None.
+
+    Raises:
+        RequestError: the folder of ``out`` does not exist, and whatever :func:`spikellm.report` raises.
+        DependencyError: what pages are made with is not installed.
+    """
+    if out is not None:
+        if out.is_dir() or not out.absolute().parent.is_dir():
+            raise RequestError(f"--out {out}: expected a file in a folder that exists")
+        require_page()
+    beside = list(beside)
+
+    def others() -> Iterator[tuple[str, Any]]:
+        for other in beside:
+            console.note(f"measuring {other}")
+            yield Path(other).name, api.load(other, device=device, trust_remote_code=trust_remote_code)[0]
+
+    console.note(f"loading {model}")
+    loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
+    console.note(f"measuring perplexity and counting operations on {text}")
+    name = Path(model).name
+    found = api.report(loaded, tokenizer, text, tokens=tokens, seqlen=seqlen, name=name, beside=others(), energy_table=energy_table)
+    if out is not None:
+        page = render(found)
+        write_atomically(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return found
 
 
 def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, Any]:

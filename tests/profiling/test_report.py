@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spikellm
+from conftest import BUNDLED
+from spikellm.__main__ import main
+from spikellm.api import Report
+from spikellm.errors import DependencyError, RequestError
+from spikellm.profiling import page
+from spikellm.profiling.operations import count_operations
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+PICTURES = ["accuracy", "energy", "steps", "channels", "firing", "spread", "error", "sizes"]
+CONTRACT = {"average_steps", "ace", "dense_ace", "spike_rate", "sops", "additive_share", "energy_pj", "bytes", "layers"}
+
+
+def reported(recipe: str, text_file: Path, *settings: str) -> Report:
+    model, tokenizer = spikellm.load(BUNDLED)
+    spikellm.convert(model, tokenizer, recipe, str(text_file), samples=2, seqlen=64, settings=settings)
+    return spikellm.report(model, tokenizer, str(text_file), tokens=256, seqlen=64)
+
+
+@pytest.fixture(scope="module")
+def t2(text_file: Path) -> Report:
+    return reported("w4a4-t2", text_file)
+
+
+def test_steps_and_effort_of_the_paper_s_rule(t2: Report, text_file: Path) -> None:
+    t1 = reported("rtn-w4a4", text_file)
+    assert t2.average_steps == pytest.approx(1.10, abs=0.005)
+    assert t2.ace / t1.ace == pytest.approx(t2.average_steps, rel=1e-6)
+    assert t1.average_steps == 1
+    assert t2.sops["binary"] >= t2.sops["stepped"] >= t2.sops["merged"] > 0
+    assert t2.dense_ace == t1.dense_ace == t2.part("linear").macs * 256
+
+
+def test_ternary_weights_are_additive_throughout(text_file: Path) -> None:
+    report = reported("ternary-1.0", text_file)
+    assert report.additive_share == 1.0
+    assert report.spike_rate == 0, "inputs are not coded"
+    assert report.energy_pj["stepped"] < report.energy_pj["dense"]
+
+
+def test_data_has_the_keys_of_the_contract_and_sums_agree(t2: Report) -> None:
+    data = json.loads(json.dumps(t2.to_data()))
+    assert data.keys() >= CONTRACT
+    assert data["sops"].keys() == {"merged", "stepped", "binary"}
+    assert data["bytes"].keys() >= {"weights", "dense"}
+    for key in ("ace", "dense_ace", "macs"):
+        kinds = sum(data["parts"][part][key] for part in ("linear", "attention", "head"))
+        assert kinds == pytest.approx(data["parts"]["whole"][key])
+        assert sum(layer[key] for layer in data["layers"]) == pytest.approx(kinds)
+    assert data["ace"] == sum(layer["ace"] for layer in data["layers"] if layer["kind"] == "linear")
+    assert data["energy_pj"]["binary"] == t2.energy_pj["binary"]
+    assert data["decode"]["tokens"] == 16
+    assert len(data["blocks"]) == 5
+    assert data["recipe"]["name"] == "w4a4-t2"
+
+
+def test_counts_and_perplexity_are_those_of_the_other_commands(text_file: Path, converted_folder: Path) -> None:
+    model, tokenizer = spikellm.load(converted_folder)
+    report = spikellm.report(model, tokenizer, str(text_file), tokens=200, seqlen=64)
+    assert report.text.windows == 3
+    assert report.text.perplexity == spikellm.perplexity(model, tokenizer, str(text_file), seqlen=64, limit=3).value
+    windows = torch.cat([torch.tensor(tokenizer(text_file.read_text()).input_ids[:192]).view(3, 64)])
+    assert report.prefill.total().ace == count_operations(model, [windows])["prefill"].total().ace
+
+
+def test_energy_of_weights_read(t2: Report) -> None:
+    """Weights of the blocks come from memory once a window."""
+    spiking = sum(layer.weight_bytes for layer in t2.summary.layers if layer.spiking)
+    assert t2.energy_pj["weight_traffic"] == pytest.approx(spiking * t2.text.windows * t2.table.picojoules.dram_byte)
+
+
+class Page(HTMLParser):
+    """What a page refers to, its figures, and whether its tags close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.figures: list[str] = []
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.described = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        if tag == "figure":
+            self.figures.append(found["id"] or "")
+        if tag == "desc":
+            self.described += 1
+        assert tag not in ("script", "iframe", "link", "object"), "nothing runs and nothing is loaded"
+        self.references += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href")]
+        self.ids += [value or "" for name, value in attributes if name == "id"]
+
+
+def test_page_is_whole_and_refers_to_nothing_outside(t2: Report) -> None:
+    text = page.render(t2)
+    found = Page(text)
+    assert found.figures == PICTURES
+    assert found.described == len(PICTURES), "every picture is told in words"
+    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in found.references)
+    assert len(found.ids) == len(set(found.ids))
+    assert "estimated from operation counts" in text
+    assert "http" not in text.replace("http://www.w3.org/", "")
+
+
+def test_names_are_escaped(t2: Report) -> None:
+    from dataclasses import replace
+
+    text = page.render(replace(t2, name="<script>alert(1)</script>"))
+    assert "<script" not in text
+
+
+def test_page_of_an_original(bundled: tuple[Any, Any], text_file: Path) -> None:
+    report = spikellm.report(*bundled, str(text_file), tokens=64, seqlen=64)
+    assert report.ace == report.dense_ace
+    assert Page(page.render(report)).figures == ["accuracy", "energy", "sizes"]
+    assert "no spiking layer" in page.verdict(report)
+
+
+def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path, converted_folder: Path) -> None:
+    out = tmp_path / "report.html"
+    arguments = [
+        "report",
+        str(converted_folder),
+        "--text",
+        str(text_file),
+        "--tokens",
+        "128",
+        "--seqlen",
+        "64",
+        "--out",
+        str(out),
+        "--json",
+        "-",
+        "--beside",
+        str(BUNDLED),
+    ]
+    assert main(arguments) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["beside"][0]["converted"] is False
+    original, tokenizer = spikellm.load(BUNDLED)
+    assert data["beside"][0]["perplexity"] == spikellm.perplexity(original, tokenizer, str(text_file), seqlen=64, limit=2).value
+    assert "times that of stdlib-2m" in out.read_text()
+    assert list(tmp_path.iterdir()) == [out]
+    assert main(["report", str(converted_folder), "--text", str(text_file), "--tokens", "64", "--seqlen", "64", "--out", str(out)]) == 0
+    assert "average steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "/nowhere/at/all.html"], "in a folder that exists"),
+        (["--tokens", "0"], "tokens is 0"),
+        (["--seqlen", "100000"], "maximum"),
+        (["--text", "nothing.txt"], "nothing.txt"),
+        (["--energy-table", "nothing"], "energy table"),
+    ],
+)
+def test_wrong_requests(
+    capsys: pytest.CaptureFixture[str], converted_folder: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    given = arguments if "--out" in arguments else [*arguments, "--out", str(tmp_path / "x.html")]
+    assert main(["report", str(converted_folder), *given]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_vocabulary_is_refused(bundled: tuple[Any, Any], text_file: Path) -> None:
+    from families import build
+
+    other = build("llama")
+    other.resize_token_embeddings(100)
+    with pytest.raises(RequestError, match="other has 100 tokens in its vocabulary"):
+        spikellm.report(*bundled, str(text_file), tokens=64, seqlen=64, beside=[("other", other)])
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(DependencyError, match=r"jinja2.*spikellm\[report\]"):
+        page.require_page()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium on this machine; on Debian: apt-get install chromium"
+)
+@pytest.mark.parametrize(
+    ("width", "scheme", "media"), [(400, "light", "screen"), (400, "dark", "screen"), (1200, "light", "screen"), (800, "dark", "print")]
+)
+def test_page_in_a_browser(browser: Any, t2: Report, tmp_path: Path, width: int, scheme: str, media: str) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page.render(t2), encoding="utf-8")
+    complaints, requests = [], []
+    view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    view.on("console", lambda message: complaints.append(message.text))
+    view.on("pageerror", lambda error: complaints.append(str(error)))
+    view.on("request", lambda request: requests.append(request.url))
+    view.goto(file.as_uri())
+    view.emulate_media(media=media, color_scheme=scheme)
+    view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = view.evaluate(
+        "[...document.querySelectorAll('figure svg')].map(s => { const b = s.getBoundingClientRect(); return [b.left, b.right, b.width, b.height] })"
+    )
+    assert len(boxes) == len(PICTURES)
+    for left, right, wide, high in boxes:
+        assert left >= 0
+        assert right <= width
+        assert min(wide, high) > 100, "the picture has a size"
+    cut = view.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => !e.closest('thead') && !e.closest('svg') && (e.getBoundingClientRect().right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0)).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert cut == []
+    spilled = view.evaluate(
+        "[...document.querySelectorAll('figure svg')].flatMap(s => { const b = s.getBoundingClientRect(); return [...s.querySelectorAll('text')].filter(t => { const c = t.getBoundingClientRect(); return c.width && (c.left < b.left - 2 || c.right > b.right + 2 || c.bottom > b.bottom + 2 || c.top < b.top - 2) }).map(t => t.textContent) })"
+    )
+    assert spilled == [], "no word is cut off at the edge of a picture"
+    ink, paper = view.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    light = scheme == "light" or media == "print"
+    assert (sum(_rgb(ink)) < sum(_rgb(paper))) == light
+    view.close()
+
+
+def _rgb(color: str) -> list[int]:
+    return [int(part) for part in color.removeprefix("rgb(").removesuffix(")").split(",")]

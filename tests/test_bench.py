@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import BUNDLED
+from spikellm.__main__ import main
+from spikellm.bench import Run, Work, _row, run_once
+
+
+def test_command(capsys: pytest.CaptureFixture[str], converted_folder: Path) -> None:
+    arguments = [
+        "bench",
+        str(converted_folder),
+        "--original",
+        str(BUNDLED),
+        "--prompt-tokens",
+        "8",
+        "--new-tokens",
+        "4",
+        "--repeat",
+        "1",
+        "--energy",
+    ]
+    assert main([*arguments, "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    spiking, original = result["rows"]
+    assert (spiking["model"], original["model"]) == (str(converted_folder), str(BUNDLED))
+    assert spiking["disk_bytes"] < original["disk_bytes"]
+    assert result["ratio"]["disk_bytes"] == spiking["disk_bytes"] / original["disk_bytes"]
+    for row in result["rows"]:
+        assert min(row["first_token_seconds"], row["decode_tokens_per_second"], row["peak_memory"]) > 0
+    measured = spiking["decode_joules_per_token"] is not None
+    assert measured == (result["energy_meter"] == "powercap"), "joules where there is a counter; where there is none it is said"
+
+
+def test_rates_are_medians_of_the_turns() -> None:
+    runs = [Run("Model", first, decode, 100, 3.0, None) for first, decode in ((1.0, 9.0), (2.0, 8.0), (30.0, 70.0))]
+    row = _row("nowhere", runs, Work(10, 18, None, "bfloat16", energy=True))
+    assert row["prefill_tokens_per_second"] == 5
+    assert row["decode_tokens_per_second"] == 2
+    assert row["prefill_joules_per_token"] == pytest.approx(0.3)
+    assert row["decode_joules_per_token"] is None
+    assert row["disk_bytes"] is None
+
+
+def test_one_turn_in_this_process() -> None:
+    run = run_once(str(BUNDLED), Work(4, 2, None, "float32", energy=False))
+    assert min(run.first_token, run.decode) > 0
+    assert run.prefill_joules is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt-tokens", "0"], "at least 1"),
+        (["--dtype", "int8"], "expected bfloat16"),
+        (["--prompt-tokens", "100000"], "exceed the maximum"),
+        (["--original", "./missing/model/here"], "missing"),
+    ],
+)
+def test_wrong_requests(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert main(["bench", str(BUNDLED), "--new-tokens", "1", "--repeat", "1", *arguments]) == 2
+    assert words in capsys.readouterr().err
