@@ -30,7 +30,7 @@ LAYERS = [
     ["evaluation"],
     ["api"],
     ["console"],
-    ["workflow", "doctor"],
+    ["workflow", "doctor", "tracing"],
     ["comparison", "sweep", "bench"],
     ["demo"],
     ["cli"],

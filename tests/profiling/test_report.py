@@ -20,7 +20,7 @@ from spikellm.profiling import page
 from spikellm.profiling.operations import count_operations
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-PICTURES = ["accuracy", "energy", "steps", "channels", "firing", "spread", "error", "sizes"]
+PICTURES = ["accuracy", "energy", "steps", "channels", "firing", "spread", "raster", "error", "sizes"]
 CONTRACT = {"average_steps", "ace", "dense_ace", "spike_rate", "sops", "additive_share", "energy_pj", "bytes", "layers"}
 
 

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.modeling.forms import spiking_linears
+from spikellm.modeling.linear import SpikingLinear
 from spikellm.profiling.counts import FORMS, Counts, Firing, Operations
 from spikellm.profiling.energy import OMITTED, Energy, EnergyTable, estimate
 from spikellm.profiling.operations import count_operations
 from spikellm.profiling.summary import LayerSummary, ModelSummary, summarize
+from spikellm.profiling.trace import Population, layer_population
 from spikellm.recipe import Recipe
 
 PARTS = ("linear", "attention", "head", "whole")
+_DRAWN = 32  # tokens that are run for a picture of spikes, of which the last one is drawn
 _DECODED = 16  # tokens of the first window that are counted one at a time
 
 
@@ -63,6 +66,7 @@ class Report:
         energy: estimated for ``prefill``, by part (see :data:`PARTS`).
         steps: T of every input channel of converted layers that code their inputs, uint8 ``(in,)`` each, channels in their own order.
         own_range: the channels that have a range of their own, bool ``(in,)``.
+        sample: spikes of one layer in the middle of the model on a few tokens, to be drawn; None where nothing is coded.
         origin: how it was converted; None for an original.
         beside: other models on the same text.
     """
@@ -76,6 +80,7 @@ class Report:
     table: EnergyTable
     steps: dict[str, Tensor]
     own_range: dict[str, Tensor]
+    sample: Population | None
     origin: Origin | None
     beside: tuple[Beside, ...] = ()
 
@@ -155,7 +160,7 @@ def make_report(
     coding = {layer_name: layer for layer_name, layer in spiking_linears(model).items() if layer.neuron is not None}
     steps = {layer_name: layer.channel_steps.cpu() for layer_name, layer in coding.items()}
     own = {layer_name: (layer.channel_group >= 2).cpu() for layer_name, layer in coding.items()}
-    return Report(name, text, summary, prefill, decode, energy, table, steps, own, origin, beside)
+    return Report(name, text, summary, prefill, decode, energy, table, steps, own, _sample(model, coding, windows), origin, beside)
 
 
 def measure_beside(model: nn.Module, name: str, windows: Tensor, perplexity: float, table: EnergyTable, *, converted: bool) -> Beside:
@@ -163,6 +168,20 @@ def measure_beside(model: nn.Module, name: str, windows: Tensor, perplexity: flo
     counts, summary = _prefill(model, windows), summarize(model)
     linear, energy = counts.total("linear"), _energy(counts, "linear", summary, table, len(windows))
     return Beside(name, converted, perplexity, linear.average_steps, linear.ace, linear.dense_ace, energy, summary.total_bytes)
+
+
+def _sample(model: nn.Module, coding: dict[str, SpikingLinear], windows: Tensor) -> Population | None:
+    if not coding:
+        return None
+    name = list(coding)[len(coding) // 2]
+    seen: list[Tensor] = []
+    handle = coding[name].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        with torch.no_grad():
+            model(windows[:1, :_DRAWN].to(next(model.parameters()).device), use_cache=False)
+    finally:
+        handle.remove()
+    return layer_population(name, coding[name], seen[0])
 
 
 def _prefill(model: nn.Module, windows: Tensor) -> Counts:

@@ -9,6 +9,7 @@ import torch
 from spikellm.profiling.counts import FORMS
 from spikellm.profiling.plots.canvas import GRID, INK, MUTED, SERIES, axes, inline_svg, label
 from spikellm.profiling.plots.grid import Grid, draw_grid, make_grid, place_of
+from spikellm.profiling.plots.spikes import draw_raster
 from spikellm.profiling.report import Report
 
 _PANELS = 6  # inputs whose channels are drawn
@@ -27,7 +28,7 @@ class Picture(NamedTuple):
 
 def pictures(report: Report) -> list[Picture]:
     """All pictures that a report has something to show in."""
-    drawn = (accuracy, energy, steps_by_layer, channels, firing_by_layer, firing_distribution, error_by_block, sizes)
+    drawn = (accuracy, energy, steps_by_layer, channels, firing_by_layer, firing_distribution, raster, error_by_block, sizes)
     return [picture for draw in drawn if (picture := draw(report))]
 
 
@@ -210,6 +211,27 @@ def channels(report: Report) -> Picture | None:
         words,
         svg,
         "A mark is a channel that the recipe found salient. Columns of marks are channels that stand out in block after block.",
+    )
+
+
+def raster(report: Report) -> Picture | None:
+    """Binary spikes of one token at the input of one layer."""
+    if (sample := report.sample) is None:
+        return None
+    token = len(sample.codes) - 1
+    planes = sample.of_token(token)
+    title = f"Spikes of token {token} at {sample.name}"
+    words = f"{int((planes != 0).sum())} binary spikes of {planes.shape[1]} channels over {planes.shape[0]} moments; {int(sample.salient.sum())} channels are salient"
+    with axes(height=3.0) as (figure, axis):
+        draw_raster(axis, planes, sample.salient)
+        figure.legend(loc="outside upper left", ncols=3, fontsize=8, markerscale=2)
+        svg = inline_svg(figure, "raster", title, words)
+    return Picture(
+        "raster",
+        title,
+        words,
+        svg,
+        "The binary form of one token: a mark is a spike of 0 or 1. spikellm trace shows that their sums are the merged integers.",
     )
 
 

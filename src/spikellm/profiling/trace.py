@@ -1,0 +1,295 @@
+"""A decoder block run spike by spike: every binary spike adds or subtracts the weights of its column, and the sums are compared with the merged integers.
+
+Nothing here uses the layers' own products. A plane of binary spikes is turned into sums by picking weight columns and adding them up in int64, one token and one
+moment after the other; what comes out is compared, integer for integer, with the product of merged codes, and then, scaled, bit for bit with what the layer gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.errors import RequestError
+from spikellm.kernels.torch_reference import integer_product
+from spikellm.modeling.additive import AdditiveLinear
+from spikellm.modeling.attention import SpikingAttention
+from spikellm.modeling.families import find_blocks
+from spikellm.modeling.forms import set_form, spiking_linears
+from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.watching import SpikeTrain, watching_spikes
+from spikellm.neurons import SoftResetNeuron
+from spikellm.quantization.thresholds import Threshold
+
+
+class Population(NamedTuple):
+    """Spikes of the neurons before one layer, or of Q, K or V, for all tokens of the window; channels in their own order.
+
+    Attributes:
+        name: of the layer within the block, or of the attention module and the part (``self_attn.key``).
+        codes: merged spike counts, int32 ``(tokens, channels)``; heads of attention one after the other.
+        steps: T of every channel, int64 ``(channels,)``.
+        group: activation group of every channel, int64 ``(channels,)``; 0 throughout for attention.
+        neuron: what fired.
+        thresholds: θ and z ``(tokens, groups)`` of a layer, float32; None for attention.
+    """
+
+    name: str
+    codes: Tensor
+    steps: Tensor
+    group: Tensor
+    neuron: SoftResetNeuron
+    thresholds: Threshold | None
+
+    @property
+    def salient(self) -> Tensor:
+        """Channels with more steps than the least, or with a range of their own, bool ``(channels,)``."""
+        return (self.steps > self.steps.min()) | (self.group >= 2)
+
+    def of_token(self, token: int) -> Tensor:
+        """Binary spikes of one token, int8 ``(moments, channels)``."""
+        return torch.stack([plane[token] for plane in self.planes()])
+
+    def planes(self) -> Iterator[Tensor]:
+        """Binary spikes of every moment, int8 ``(tokens, channels)``: the T·L planes of the neuron, whose sum is the codes."""
+        return self.neuron.iterate_binary(self.codes, self.steps)
+
+
+@dataclass(frozen=True)
+class PopulationTrace:
+    """What was found for one population.
+
+    Attributes:
+        moments: binary time steps, the largest T·L.
+        spikes: binary spikes fired.
+        additions: weights added or subtracted because of them; 0 for attention, which has no weights.
+        integers: sums compared with the merged ones, and how many differ.
+        output_equal: whether the layer's output, made from the binary sums, has the same bits; None for attention.
+    """
+
+    name: str
+    tokens: int
+    channels: int
+    steps: int
+    moments: int
+    spikes: int
+    additions: int
+    integers: int
+    mismatches: int
+    output_equal: bool | None
+
+    @property
+    def equal(self) -> bool:
+        """No sum and no output differs."""
+        return self.mismatches == 0 and self.output_equal is not False
+
+
+@dataclass(frozen=True)
+class BlockTrace:
+    """A block in merged and in binary form.
+
+    Attributes:
+        block: its full name.
+        populations: what the neurons fired; ``traces`` what was found for each, in the same order.
+        output_difference: largest absolute difference of the block's output, binary against merged form.
+        output_values: how many values that output has.
+        exact: whether the forms have to agree bit for bit: not where a layer adds up 16-bit inputs, whose sums round.
+        layers: the spiking layers of the block by name within it.
+    """
+
+    block: str
+    populations: list[Population]
+    traces: list[PopulationTrace]
+    output_difference: float
+    output_values: int
+    exact: bool
+    layers: dict[str, SpikingLinear]
+
+    @property
+    def equal(self) -> bool:
+        """Whether everything that has to agree does."""
+        return all(trace.equal for trace in self.traces) and (self.output_difference == 0 or not self.exact)
+
+
+def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
+    """Run a window through a model, and its block ``index`` a second time in binary form.
+
+    Args:
+        tokens: ``(1, tokens)``.
+
+    Raises:
+        RequestError: there is no such block, or nothing in it spikes.
+    """
+    blocks = find_blocks(model)
+    if not 0 <= index < len(blocks.modules):
+        raise RequestError(f"layer is {index}; the model has decoder blocks 0 to {len(blocks.modules) - 1}")
+    block, name = blocks.modules[index], f"{blocks.name}.{index}"
+    layers = spiking_linears(block)
+    if not any(layer.neuron is not None for layer in layers.values()) and not any(
+        isinstance(part, SpikingAttention) for part in block.modules()
+    ):
+        raise RequestError(
+            f"nothing in {name} codes its inputs as spikes, so there is no train to unroll; convert the model with a recipe that has activations below 16 bits "
+            "(weights that are spikes add up without products in stepped form: spikellm eval --form stepped)"
+        )
+    seen = _Watch(block, layers)
+    with torch.no_grad():
+        with seen:
+            model(tokens, use_cache=False)
+        merged = _hidden(seen.output)
+        set_form(block, "binary")
+        try:
+            binary = _hidden(block(*seen.arguments, **seen.keywords))
+        finally:
+            set_form(block, "merged")
+        populations, traces = [], []
+        for layer_name, layer in layers.items():
+            if layer.neuron is not None:
+                population = layer_population(layer_name, layer, seen.inputs[layer_name])
+                populations.append(population)
+                traces.append(_check_layer(population, layer, seen.outputs[layer_name]))
+        for population in _of_attention(seen.trains, block):
+            populations.append(population)
+            traces.append(_check_sums(population))
+    exact = all(layer.neuron is not None for layer in layers.values())
+    difference = float((merged.double() - binary.double()).abs().max())
+    return BlockTrace(name, populations, traces, difference, merged.numel(), exact, layers)
+
+
+class _Watch:
+    """What goes into a block and its layers, what comes out, and the spikes of attention."""
+
+    def __init__(self, block: nn.Module, layers: dict[str, SpikingLinear]) -> None:
+        self._block, self._layers = block, layers
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+        self.trains: list[SpikeTrain] = []
+
+    def __enter__(self) -> _Watch:
+        self._handles = [self._block.register_forward_hook(self._note_block, with_kwargs=True)]
+        for name, layer in self._layers.items():
+            self._handles.append(
+                layer.register_forward_hook(lambda _, arguments, output, name=name: self._note_layer(name, arguments[0], output))
+            )
+        self._watching = watching_spikes(self.trains.append)
+        self._watching.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._watching.__exit__(None, None, None)
+        for handle in self._handles:
+            handle.remove()
+
+    def _note_block(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        self.arguments, self.keywords, self.output = arguments, keywords, output
+
+    def _note_layer(self, name: str, x: Tensor, output: Tensor) -> None:
+        self.inputs[name], self.outputs[name] = x, output
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, Tensor)
+    return hidden
+
+
+def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
+    """Spikes that a layer fires on an input, ``(…, tokens, in)``.
+
+    Raises:
+        RequestError: the layer does not code its inputs.
+    """
+    stored, thresholds = layer.encode(x.reshape(-1, layer.in_features))
+    order = layer.layout().order
+    codes = stored if order is None else torch.empty_like(stored).index_copy_(1, order, stored)
+    theta, baseline = (torch.cat([pair[part].expand(len(codes), 1).float() for pair in thresholds], 1) for part in (0, 1))
+    return Population(
+        name, codes, layer.channel_steps.long(), layer.channel_group.long(), cast(SoftResetNeuron, layer.neuron), Threshold(theta, baseline)
+    )
+
+
+def _of_attention(trains: list[SpikeTrain], block: nn.Module) -> Iterator[Population]:
+    names = {module: name.rpartition(".")[0] for name, module in block.named_modules() if isinstance(module, SpikingAttention)}
+    for train in trains:
+        if train.source in names and train.part != "probabilities":
+            heads, channels = train.codes.shape[1], train.codes.shape[3]
+            codes = train.codes[0].transpose(0, 1).reshape(-1, heads * channels)
+            steps = train.steps.expand(heads, 1, channels).reshape(-1).long()
+            yield Population(f"{names[train.source]}.{train.part}", codes, steps, torch.zeros_like(steps), train.neuron, None)
+
+
+def weight_planes(layer: SpikingLinear) -> list[Tensor]:
+    """Integer weights of a layer, ``(in, out)`` int64, channels in their own order: of ternary weights one plane of {−1, 0, 1} a step, whose sum they are."""
+    stored = layer.integer_weights().long()
+    order = layer.layout().order
+    weights = (stored if order is None else torch.empty_like(stored).index_copy_(1, order, stored)).T.contiguous()
+    if not isinstance(layer, AdditiveLinear):
+        return [weights]
+    return [(weights > t).long() - (-weights > t).long() for t in range(int(weights.abs().max()))] or [weights]
+
+
+def add_up(plane: Tensor, weights: Tensor) -> tuple[Tensor, int]:
+    """Sums that one moment of binary spikes causes, by additions alone.
+
+    Args:
+        plane: {−1, 0, 1}, ``(tokens, channels)``.
+        weights: integers, ``(channels, out)``.
+
+    Returns:
+        int64 ``(tokens, out)``, and how many weights were added or subtracted.
+    """
+    sums = torch.zeros(plane.shape[0], weights.shape[1], dtype=torch.int64)
+    for token, spikes in enumerate(plane):
+        sums[token] = weights[spikes > 0].sum(0) - weights[spikes < 0].sum(0)
+    return sums, int((plane != 0).sum()) * weights.shape[1]
+
+
+def _check_layer(population: Population, layer: SpikingLinear, output: Tensor) -> PopulationTrace:
+    """Binary sums of every segment against the product of merged codes, then the layer's output from them."""
+    layout, planes = layer.layout(), weight_planes(layer)
+    assert population.thresholds is not None
+    theta, baseline = population.thresholds
+    channels = torch.arange(layer.in_features) if layout.order is None else layout.order
+    tokens, additions, integers, mismatches = len(population.codes), 0, 0, 0
+    sums = [torch.zeros(tokens, layer.out_features, dtype=torch.int64) for _ in layout.segments]
+    for plane in population.planes():
+        for place, segment in enumerate(layout.segments):
+            chosen = channels[segment.start : segment.stop]
+            for weights in planes:
+                found, count = add_up(plane[:, chosen], weights[chosen])
+                sums[place] += found
+                additions += count
+    y = torch.zeros(tokens, layer.out_features)
+    whole = layer.integer_weights()
+    for segment, binary in zip(layout.segments, sums, strict=True):
+        codes = population.codes[:, channels[segment.start : segment.stop]]
+        k = whole[:, segment.start : segment.stop]
+        merged = integer_product(codes, k, 2**53).long()
+        integers += merged.numel()
+        mismatches += int((merged != binary).sum())
+        group = segment.activation_group
+        charge = binary - baseline[:, group : group + 1].long() * k.long().sum(1)
+        y += charge.float() * theta[:, group : group + 1] * layer.weight_scale[:, segment.weight_group]
+    if layer.bias is not None:
+        y = y + layer.bias.float()
+    equal = torch.equal(y.to(output.dtype), output.reshape(-1, layer.out_features))
+    return _found(population, additions, integers, mismatches, equal)
+
+
+def _check_sums(population: Population) -> PopulationTrace:
+    total = torch.zeros_like(population.codes)
+    for plane in population.planes():
+        total += plane
+    return _found(population, 0, total.numel(), int((total != population.codes).sum()), None)
+
+
+def _found(population: Population, additions: int, integers: int, mismatches: int, equal: bool | None) -> PopulationTrace:
+    tokens, channels = population.codes.shape
+    steps = int(population.steps.max())
+    spikes = int(population.codes.abs().sum())
+    return PopulationTrace(
+        population.name, tokens, channels, steps, steps * population.neuron.levels, spikes, additions, integers, mismatches, equal
+    )

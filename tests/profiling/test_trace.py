@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spikellm
+from conftest import BUNDLED
+from layers import fit
+from spikellm.__main__ import main
+from spikellm.errors import CheckpointError, DependencyError, RequestError
+from spikellm.modeling.linear import SpikingLinear
+from spikellm.profiling import trace as tracer
+from spikellm.profiling.events import read_codes, write_events
+from spikellm.profiling.plots.spikes import membrane_in_moments
+from spikellm.profiling.trace import add_up, layer_population, trace_block, weight_planes
+from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
+
+RECIPES = ["w4a4-t2", "spike-w4a4-t2", "ternary-1.4-a4-t2", "w8a8"]
+FAST = {"spike-w4a4-t2": ("omniquant.epochs=1",), "ternary-1.4-a4-t2": ("weights.budget_over=layer", "gptq.rounds=1")}
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[SpikingLinear, torch.Tensor]:
+    """A layer of any shape with spikes of any kind, and inputs for it."""
+    columns, outputs, tokens = draw(st.integers(1, 19)), draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    signed = draw(st.booleans())
+    rate = draw(st.sampled_from([0.0, 0.3]))
+    chosen = (
+        {
+            "salient_rate": rate,
+            "salient_steps": draw(st.integers(2, 4)),
+            "thresholds": draw(st.sampled_from(["shared", "split"])),
+            "saliency": "rms",
+        }
+        if rate
+        else {}
+    )
+    kind = {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"neuron": "gif", "bits": draw(st.integers(1, 5))}
+    activations = ActivationRecipe.model_validate({**kind, **chosen, "steps": 1})
+    recipe = LinearRecipe(weights=WeightRecipe(bits=draw(st.integers(2, 8))), activations=activations)
+    dense = torch.nn.Linear(columns, outputs, bias=draw(st.booleans()))
+    torch.nn.init.normal_(dense.weight, generator=generator)
+    x = torch.randn(tokens, columns, generator=generator)
+    return fit(dense, recipe, sample=torch.randn(32, columns, generator=generator)), x
+
+
+@given(layers())
+@settings(max_examples=40)
+def test_additions_end_in_the_merged_integers_and_in_the_layer_s_output(drawn: tuple[SpikingLinear, torch.Tensor]) -> None:
+    layer, x = drawn
+    population = layer_population("layer", layer, x)
+    found = tracer._check_layer(population, layer, layer(x))
+    assert found.equal
+    assert found.mismatches == 0
+    assert found.integers == len(x) * layer.out_features * len(layer.layout().segments)
+    assert found.spikes == int(population.codes.abs().sum())
+    assert found.additions == found.spikes * layer.out_features
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**31))
+def test_adding_up_is_a_product(tokens: int, channels: int, outputs: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    plane = torch.randint(-1, 2, (tokens, channels), generator=generator)
+    weights = torch.randint(-100, 100, (channels, outputs), generator=generator)
+    sums, count = add_up(plane, weights)
+    assert torch.equal(sums, plane @ weights)
+    assert count == int(plane.abs().sum()) * outputs
+
+
+def one_layer() -> tuple[SpikingLinear, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.nn.Linear(12, 5)
+    torch.nn.init.normal_(dense.weight, generator=generator)
+    return fit(dense, LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4))), torch.randn(
+        3, 12, generator=generator
+    )
+
+
+def test_a_lost_spike_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = one_layer()
+    population = layer_population("layer", layer, x)
+    honest = list(population.planes())
+    honest[0][1, int(honest[0][1].nonzero()[0])] = 0
+    monkeypatch.setattr(type(population), "planes", lambda self: iter(honest))
+    found = tracer._check_layer(population, layer, layer(x))
+    assert 0 < found.mismatches <= 5, "one token of five outputs lacks a weight"
+    assert not found.equal
+
+
+def test_another_output_is_found() -> None:
+    layer, x = one_layer()
+    y = layer(x)
+    y[0, 0] = torch.nextafter(y[0, 0], torch.tensor(torch.inf))
+    found = tracer._check_layer(layer_population("layer", layer, x), layer, y)
+    assert found.mismatches == 0
+    assert not found.equal
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def model(request: pytest.FixtureRequest, text_file: Path) -> Any:
+    loaded, tokenizer = spikellm.load(BUNDLED)
+    spikellm.convert(loaded, tokenizer, request.param, str(text_file), samples=2, seqlen=32, settings=FAST.get(request.param, ()))
+    return loaded
+
+
+def test_a_whole_block(model: Any, tmp_path: Path, tokens: torch.Tensor) -> None:
+    before = model(tokens[:1], use_cache=False).logits
+    found = trace_block(model, tokens[:1], 1)
+    assert found.equal
+    assert found.exact
+    assert found.output_difference == 0
+    assert found.output_values == tokens.shape[1] * model.config.hidden_size
+    names = [population.name for population in found.populations]
+    assert len(names) == (10 if model.config.quantization_config.attention else 7)
+    assert torch.equal(model(tokens[:1], use_cache=False).logits, before), "the model is as it was"
+
+    count = write_events(found.populations, tmp_path / "events.npz")
+    codes = read_codes(tmp_path / "events.npz")
+    assert list(codes) == names
+    for population in found.populations:
+        assert torch.equal(codes[population.name], population.codes.long())
+    assert count == sum(trace.spikes for trace in found.traces)
+
+
+def test_events_turn_back_into_values(tmp_path: Path) -> None:
+    layer, x = one_layer()
+    write_events([layer_population("layer", layer, x)], tmp_path / "events.npz")
+    with np.load(tmp_path / "events.npz", allow_pickle=False) as file:
+        found = dict(file)
+    code = read_codes(tmp_path / "events.npz")["layer"].numpy()
+    group = found["group.0"].astype(int)
+    values = found["theta.0"][:, group] * (code - found["baseline.0"][:, group])
+    assert np.abs(values - x.numpy()).max() <= found["theta.0"].max() / 2 + 1e-6
+    order = np.stack([found[name].astype(np.int64) for name in ("population", "time", "token", "channel")])
+    assert np.array_equal(np.lexsort(order[::-1]), np.arange(order.shape[1]))
+
+
+def test_damaged_events_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "events.npz"
+    for content in (b"", b"nothing", b"PK\x03\x04 half a file"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="not a file of events"):
+            read_codes(path)
+
+
+@given(st.floats(-3, 3), st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_membrane_falls_by_a_threshold_at_every_spike(current: float, bits: int, steps: int, signed: bool) -> None:
+    from spikellm.neurons import make_neuron
+
+    neuron = make_neuron("ternary", 2) if signed else make_neuron("gif", bits)
+    one = torch.tensor(0.25)
+    potential, spikes = membrane_in_moments(neuron, torch.tensor(current), one, torch.tensor(0.0), steps)
+    assert int(spikes.sum()) == int(neuron.encode(torch.tensor(current), one, torch.tensor(0.0), steps))
+    falls = potential[:-1] - potential[1:]
+    torch.testing.assert_close(falls, spikes[:-1].double(), atol=1e-9, rtol=0)
+    assert bool((potential[spikes > 0] >= 1 - 1e-9).all())
+    assert bool((potential[spikes < 0] <= -1 + 1e-9).all())
+
+
+def test_nothing_to_trace(bundled: tuple[Any, Any], tokens: torch.Tensor, converted_folder: Path) -> None:
+    with pytest.raises(RequestError, match="nothing in model.layers.0 codes"):
+        trace_block(bundled[0], tokens[:1], 0)
+    with pytest.raises(RequestError, match="blocks 0 to 4"):
+        trace_block(spikellm.load(converted_folder)[0], tokens[:1], 5)
+
+
+def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_folder: Path, text_file: Path) -> None:
+    out = tmp_path / "trace"
+    assert (
+        main(
+            [
+                "trace",
+                str(converted_folder),
+                "--text",
+                str(text_file),
+                "--seqlen",
+                "16",
+                "--layer",
+                "2",
+                "--token",
+                "3",
+                "--nir",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    assert "same bits in binary and in merged form" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["events.npz", "layer.nir", "membrane.svg", "raster.svg", "trace.json"]
+    result = json.loads((out / "trace.json").read_text())
+    assert result["equal"]
+    assert result["nir"]["mismatches"] == 0
+    assert result["block"] == "model.layers.2"
+    assert result["events"] == sum(one["spikes"] for one in result["populations"])
+    for picture in ("raster.svg", "membrane.svg"):
+        root = ET.parse(out / picture).getroot()  # noqa: S314
+        told = {child.tag.rpartition("}")[2] for child in root}
+        assert {"title", "desc"} <= told
+        assert "http" not in (out / picture).read_text().replace("http://www.w3.org/", "")
+    arguments = ["trace", str(converted_folder), "--text", str(text_file), "--seqlen", "16", "--out", str(out)]
+    assert main(arguments) == 2, "the folder is not empty"
+    assert main([*arguments, "--force", "--part", "mlp.down_proj", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["drawn"] == "mlp.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layer", "9"], "blocks 0 to 4"),
+        (["--token", "16"], "tokens 0 to 15"),
+        (["--part", "mlp.down"], "did you mean 'mlp.down_proj'"),
+        (["--text", "missing.txt"], "missing.txt"),
+    ],
+)
+def test_wrong_requests(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_folder: Path, text_file: Path, arguments: list[str], words: str
+) -> None:
+    given = arguments if "--text" in arguments else ["--text", str(text_file), *arguments]
+    assert main(["trace", str(converted_folder), "--seqlen", "16", "--out", str(tmp_path / "out"), *given]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mismatch_ends_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_folder: Path, text_file: Path
+) -> None:
+    planes = weight_planes
+
+    def broken(layer: SpikingLinear) -> list[torch.Tensor]:
+        found = planes(layer)
+        found[0][0, 0] += 1
+        return found
+
+    monkeypatch.setattr(tracer, "weight_planes", broken)
+    assert main(["trace", str(converted_folder), "--text", str(text_file), "--seqlen", "16", "--out", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert "NO: " in captured.out
+    assert "differ" in captured.err.splitlines()[-1]
+
+
+def test_pictures_ask_for_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from spikellm.profiling.plots.canvas import axes
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(DependencyError, match=r"spikellm\[report\]"), axes():
+        pass
