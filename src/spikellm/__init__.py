@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
-    from spikellm.api import Conversion, convert, generate, load, perplexity, report, save, set_form, summarize
+    from spikellm.api import Conversion, convert, generate, load, perplexity, report, save, set_form, summarize, zero_shot
 
 __version__ = "0.1.0"
-__all__ = ["Conversion", "__version__", "convert", "generate", "load", "perplexity", "report", "save", "set_form", "summarize"]
+__all__ = ["Conversion", "__version__", "convert", "generate", "load", "perplexity", "report", "save", "set_form", "summarize", "zero_shot"]
 
 
 def _register_format(_: Any) -> None:

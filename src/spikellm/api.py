@@ -23,6 +23,7 @@ from spikellm.checkpoint.huggingface import mark_converted, save, spike_config
 from spikellm.checkpoint.load import load
 from spikellm.errors import NumericalError, RequestError
 from spikellm.evaluation.perplexity import Perplexity, perplexity, perplexity_of_windows, text_windows
+from spikellm.evaluation.zero_shot import zero_shot
 from spikellm.modeling.attention import spiking_attentions
 from spikellm.modeling.devices import find_device
 from spikellm.modeling.families import longest_window
@@ -47,6 +48,7 @@ __all__ = [
     "save",
     "set_form",
     "summarize",
+    "zero_shot",
 ]
 
 

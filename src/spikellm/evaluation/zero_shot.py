@@ -1,0 +1,227 @@
+"""Zero-shot and few-shot tasks with the evaluation harness of the field (lm-eval), which is used as it is: its prompts, metrics and task versions.
+
+A task folder may name Python functions of its own (``!function``); that code is run only where the user says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spikellm.errors import DependencyError, RequestError, SpikeLLMError
+
+PAPER = ("piqa", "arc_easy", "arc_challenge", "boolq", "hellaswag", "winogrande")
+"""The six tasks of the paper."""
+_LOUD = ("lm_eval", "datasets", "fsspec", "httpx", "urllib3")
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task.
+
+    Attributes:
+        accuracy, accuracy_stderr: share of documents whose likeliest choice is right, and its standard error; None where the task has no such metric.
+        normalised_accuracy, normalised_accuracy_stderr: with log-likelihoods divided by the bytes of each choice.
+        version: of the task, as the harness gives it.
+        shots: examples before each question.
+        documents: how many were asked.
+        metrics: every metric of the task by its own name.
+    """
+
+    accuracy: float | None
+    accuracy_stderr: float | None
+    normalised_accuracy: float | None
+    normalised_accuracy_stderr: float | None
+    version: float | str | None
+    shots: int
+    documents: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def zero_shot(
+    model: Any,
+    tokenizer: Any,
+    tasks: str | Iterable[str],
+    *,
+    folder: str | Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    batch_size: int = 1,
+    trust_remote_code: bool = False,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> dict[str, TaskResult]:
+    """Accuracy of a model, converted or not, on tasks of the harness.
+
+    Args:
+        tasks: names, or ``"paper"`` for :data:`PAPER`.
+        folder: of task files (YAML) of your own, whose tasks may be named too.
+        limit: documents of each task, the first ones; all by default.
+        shots: examples before each question; as the task says by default.
+        batch_size: sequences at a time.
+        trust_remote_code: run Python functions that task files name.
+        on_batch: called with ``(sequences done, sequences in all)``; the harness runs some of them together.
+
+    Returns:
+        Results by task; a name that stands for several tasks gives them all.
+
+    Raises:
+        RequestError: an unknown task, a folder that is none or whose files run code unasked, a number below its least.
+        DependencyError: lm-eval is not installed, or a task's data cannot be reached.
+        SpikeLLMError: the harness fails on a task.
+    """
+    names = expand(tasks)
+    if (limit is not None and limit < 1) or batch_size < 1 or (shots is not None and shots < 0):
+        raise RequestError(f"limit {limit}, batch size {batch_size}, shots {shots}: expected at least 1 document, 1 sequence and 0 shots")
+    folder = None if folder is None else _checked(Path(folder), trust_remote_code)
+    with _quiet():
+        harness = _harness()
+        built = _build(harness, names, folder)
+        wrapped = harness.counting(on_batch)(
+            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, trust_remote_code=trust_remote_code
+        )
+        model.eval()
+        try:
+            found = harness.simple_evaluate(
+                model=wrapped, tasks=built, num_fewshot=shots, limit=limit, task_manager=harness.TaskManager(include_defaults=False), log_samples=False, bootstrap_iters=1000
+            )  # fmt: skip
+        except Exception as error:
+            raise SpikeLLMError(f"the harness failed on {', '.join(names)}: {type(error).__name__}: {_one_line(error)}") from error
+    return {name: _result(name, found) for name in found["results"]}
+
+
+def expand(tasks: str | Iterable[str]) -> list[str]:
+    """Names of tasks from a comma-separated list or names; ``paper`` stands for six.
+
+    Raises:
+        RequestError: there is none.
+    """
+    given = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    names = [name for one in given if one.strip() for name in (PAPER if one.strip() == "paper" else [one.strip()])]
+    if not names:
+        raise RequestError("no task is named; give names of lm-eval separated by commas, or paper for the six of the paper")
+    return list(dict.fromkeys(names))
+
+
+class _Harness:
+    """The parts of lm-eval that are used."""
+
+    def __init__(self) -> None:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        self.simple_evaluate, self.HFLM, self.TaskManager = simple_evaluate, HFLM, TaskManager
+
+    def counting(self, on_batch: Callable[[int, int], None] | None) -> Any:
+        """The harness's model class, which also tells how far it is."""
+
+        class CountingModel(self.HFLM):  # type: ignore[name-defined, misc]
+            def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **keywords: Any) -> Any:
+                self._done, self._total = 0, len(requests)
+                return super()._loglikelihood_tokens(requests, *arguments, **keywords)
+
+            def _model_call(self, inps: Any, *arguments: Any, **keywords: Any) -> Any:
+                found = super()._model_call(inps, *arguments, **keywords)
+                if on_batch and hasattr(self, "_total"):
+                    self._done = min(self._done + len(inps), self._total)
+                    on_batch(self._done, self._total)
+                return found
+
+        return CountingModel
+
+
+def _harness() -> _Harness:
+    try:
+        return _Harness()
+    except ImportError as error:
+        raise DependencyError(f"tasks need lm-eval ({error.name} is missing); pip install 'spikellm[eval]'") from None
+
+
+def _checked(folder: Path, trusted: bool) -> Path:
+    """A folder of task files that runs no code unasked."""
+    files = sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]) if folder.is_dir() else []
+    if not files:
+        raise RequestError(
+            f"task folder {folder}: expected a folder with task files (*.yaml), found {'none in it' if folder.is_dir() else 'no folder'}"
+        )
+    coding = [file.name for file in files if re.search(r"!function", file.read_text(encoding="utf-8", errors="replace"))]
+    if coding and not trusted:
+        raise RequestError(
+            f"task folder {folder}: {coding[0]} runs Python code of its own (!function); read it, then allow it with --trust-remote-code"
+        )
+    return folder
+
+
+def _build(harness: _Harness, names: list[str], folder: Path | None) -> list[Any]:
+    """Task objects; the harness's own list is read, which takes some seconds, only if a name is not in the folder."""
+    try:
+        manager = harness.TaskManager(include_path=str(folder) if folder else None, include_defaults=False)
+        if any(name not in manager.all_tasks for name in names):
+            manager = harness.TaskManager(include_path=str(folder) if folder else None)
+    except Exception as error:
+        raise RequestError(f"task folder {folder}: {_one_line(error)}") from error
+    built: dict[str, Any] = {}
+    for name in names:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else "; `lm-eval ls tasks` lists what the harness has"
+            raise RequestError(f"unknown task {name!r}{hint}")
+        try:
+            built.update(manager.load([name])["tasks"])
+        except Exception as error:
+            raise _cannot_load(name, error) from error
+    return list(built.values())
+
+
+def _cannot_load(name: str, error: Exception) -> SpikeLLMError:
+    words = f"{type(error).__name__}: {_one_line(error)}"
+    network = isinstance(error, ConnectionError) or re.search(r"connect|offline|resolve|reach|hub", words, re.IGNORECASE)
+    if network:
+        return DependencyError(
+            f"the data of task {name!r} is not here and could not be fetched ({words}); connect to the hub, or name tasks of a folder of your own (--task-folder)"
+        )
+    return RequestError(f"task {name!r} cannot be made from its file ({words}); correct its YAML or its data")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _result(name: str, found: dict[str, Any]) -> TaskResult:
+    metrics = {
+        key.removesuffix(",none"): float(value)
+        for key, value in found["results"][name].items()
+        if isinstance(value, (int, float)) and "," in key
+    }
+
+    def metric(key: str) -> float | None:
+        return metrics.get(key)
+
+    return TaskResult(
+        metric("acc"), metric("acc_stderr"), metric("acc_norm"), metric("acc_norm_stderr"), found["versions"].get(name), int(found["n-shot"].get(name) or 0),
+        int(found["n-samples"][name]["effective"]), metrics,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the harness says for itself away from standard output, and its warnings from standard error."""
+    import warnings
+
+    levels = {name: logging.getLogger(name).level for name in _LOUD}
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
