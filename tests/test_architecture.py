@@ -31,6 +31,7 @@ LAYERS = [
     ["api"],
     ["console"],
     ["workflow", "doctor", "tracing"],
+    ["measuring"],
     ["comparison", "sweep", "bench"],
     ["demo"],
     ["cli"],

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import spikellm
+from spikellm.calibration.activations import SharedStream
 from spikellm.calibration.blocks import BlockRecord, OnBlock, convert_blocks
 from spikellm.calibration.progress import Journal
 from spikellm.calibration.text import fingerprint, random_windows, read_tokens, window_length
@@ -75,6 +76,7 @@ def convert(
     journal: str | Path | None = None,
     on_block: OnBlock | None = None,
     on_stage: Callable[[str], None] | None = None,
+    shared: SharedStream | None = None,
 ) -> Conversion:
     """Turn a causal language model into a spike-driven one, in place; after an error the model is as it was.
 
@@ -87,6 +89,7 @@ def convert(
         journal: folder for finished blocks, from which an interrupted conversion goes on to the same bytes.
         on_block: called after every block.
         on_stage: called with a few words before each step that takes a while.
+        shared: keeps the full-precision stream from one conversion of a model to the next; copies of one model may share it, other models may not.
 
     Raises:
         RecipeError: the recipe is not valid.
@@ -107,11 +110,13 @@ def convert(
     tokens = read_tokens(tokenizer, text.text, "calibration")
     windows = random_windows(tokens, length, text.samples, resolved.seed, text.text)
     identity = {"recipe": resolved.model_dump(mode="json"), "text": fingerprint(windows), "versions": versions()}
-    book = Journal(Path(journal), {**identity, "model": _fingerprint(model), "device": place.type}) if journal is not None else None
+    book = Journal(Path(journal), {**identity, "model": model_fingerprint(model), "device": place.type}) if journal is not None else None
     model.eval()
     stage(f"checking that blocks run alone as they run in the model, then converting {len(windows)} windows of {length} tokens")
     with prepared(model, attention=resolved.attention.spiking):
-        records = convert_blocks(model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block, on_stage=stage)
+        records = convert_blocks(
+            model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block, on_stage=stage, shared=shared
+        )
     record = {
         "blocks": [asdict(block) for block in records],
         "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]},
@@ -243,7 +248,7 @@ def _require_finite_weights(model: nn.Module) -> None:
             )
 
 
-def _fingerprint(model: Any) -> str:
+def model_fingerprint(model: Any) -> str:
     """SHA-256 over the configuration, and over names, types, shapes and bytes of all parameters and buffers."""
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())

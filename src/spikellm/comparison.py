@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from spikellm import api, console
 from spikellm.errors import RequestError
-from spikellm.evaluation.perplexity import perplexity_of_windows, text_windows
+from spikellm.evaluation.perplexity import text_windows
+from spikellm.measuring import Measured, measure, perplexity_in_words, row_of
 from spikellm.profiling.counts import FORMS
-from spikellm.profiling.energy import OMITTED, estimate, load_table
-from spikellm.profiling.operations import count_operations
+from spikellm.profiling.energy import OMITTED, load_table
 from spikellm.workflow import report_block
 
 ORIGINAL = "original"
-_COUNTED_TOKENS = 2048
 Visitor = Callable[[str, Any, Any], dict[str, Any]]
 """Called with recipe, model and tokenizer of every row; what it returns is added to the row."""
 
@@ -68,74 +66,31 @@ def compare(
     table = load_table(energy_table)
     windows: dict[str, Tensor] = {}
 
-    def measure(recipe: str, seed: int | None) -> dict[str, Any]:
+    def run(recipe: str, seed: int | None) -> tuple[Measured, dict[str, Any]]:
         loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
         started = time.monotonic()
         if recipe != ORIGINAL:
             console.note(f"{recipe}{'' if seed is None else f', seed {seed}'}")
             api.convert(
-                loaded,
-                tokenizer,
-                recipe,
-                calibration,
-                samples=samples,
-                seqlen=seqlen,
-                seed=seed,
-                settings=settings,
-                on_block=report_block(),
-                on_stage=console.note,
-            )
+                loaded, tokenizer, recipe, calibration, samples=samples, seqlen=seqlen, seed=seed, settings=settings, on_block=report_block(), on_stage=console.note
+            )  # fmt: skip
         seconds = time.monotonic() - started
-        values = {}
         for text in texts:
             if text not in windows:
                 windows[text] = text_windows(loaded, tokenizer, text, seqlen=seqlen, limit=limit)
-            with console.bar(f"{recipe}: perplexity on {text}") as update:
-                values[text] = perplexity_of_windows(loaded, windows[text], update).value
-        summary = api.summarize(loaded)
-        sample = windows[texts[0]]
-        counts = count_operations(loaded, [sample[: max(1, _COUNTED_TOKENS // sample.shape[1])]])["prefill"]
-        extra = visit(recipe, loaded, tokenizer) if visit else {}
-        return {
-            "values": values,
-            "seconds": seconds,
-            "summary": summary,
-            "extra": extra,
-            "ace": counts.total().ace / counts.total().dense_ace,
-            "energy": estimate(counts, table),
-        }
+        found = measure(loaded, windows, table, seconds, recipe)
+        return found, visit(recipe, loaded, tokenizer) if visit else {}
 
     rows: list[dict[str, Any]] = []
+    base: dict[str, float] | None = None
     dense = 0
     for recipe in (ORIGINAL, *recipes):
-        runs = [measure(recipe, seed) for seed in ((None,) if recipe == ORIGINAL else seeds or (None,))]
-        summary = runs[0]["summary"]
-        perplexity = {}
-        for text in texts:
-            values = [run["values"][text] for run in runs]
-            value = statistics.fmean(values)
-            base = rows[0]["perplexity"][text]["value"] if rows else value
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            perplexity[text] = {"value": value, "deviation": spread, "ratio": value / base, "seeds": len(values)}
-        dense = summary.dense_bytes or dense
-        rows.append(
-            {
-                "recipe": recipe,
-                "perplexity": perplexity,
-                "average_steps": summary.average_steps if summary.spiking_layers else None,
-                "additive_share": summary.additive_share if summary.spiking_layers else None,
-                "weight_bytes": summary.weight_bytes if summary.spiking_layers else None,
-                "weight_ratio": summary.weight_bytes / summary.dense_bytes if summary.spiking_layers else 1.0,
-                "ace_ratio": statistics.fmean(run["ace"] for run in runs),
-                "energy_ratio": {
-                    form: statistics.fmean(getattr(run["energy"], form) / run["energy"].dense for run in runs) for form in FORMS
-                },
-                "seconds": statistics.fmean(run["seconds"] for run in runs) if recipe != ORIGINAL else None,
-                **runs[0]["extra"],
-            }
-        )
+        runs, extras = zip(*(run(recipe, seed) for seed in ((None,) if recipe == ORIGINAL else seeds or (None,))), strict=True)
+        dense = runs[0].summary.dense_bytes or dense
+        rows.append({**row_of(recipe, runs, base), **extras[0]})
+        base = base or runs[0].perplexity
         console.note(
-            f"{recipe}: {', '.join(_perplexity(rows[-1], text) for text in texts)}"
+            f"{recipe}: {', '.join(perplexity_in_words(rows[-1], text) for text in texts)}"
         )  # a long comparison that stops has said this much
     rows[0]["weight_bytes"] = dense  # what the converted layers take at 16 bits
     return {
@@ -146,17 +101,11 @@ def compare(
     }
 
 
-def _perplexity(row: dict[str, Any], text: str) -> str:
-    one = row["perplexity"][text]
-    spread = f" ± {one['deviation']:.2f}" if one["seeds"] > 1 else ""
-    return f"{one['value']:.2f}{spread} ({one['ratio']:.3f}×)"
-
-
 def show(result: dict[str, Any], style: console.Style = "table") -> None:
     """Print the table of :func:`compare`, for people or as Markdown, CSV or LaTeX."""
     rows = []
     for row in result["rows"]:
-        measured = [_perplexity(row, text) for text in result["texts"]]
+        measured = [perplexity_in_words(row, text) for text in result["texts"]]
         share = "-" if row["additive_share"] is None else f"{row['additive_share']:.2f}"
         steps = "-" if row["average_steps"] is None else f"{row['average_steps']:.2f}"
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.1f} s"

@@ -30,6 +30,33 @@ class ActivationStore:
         return ActivationStore(self._batches)
 
 
+class SharedStream:
+    """States of the full-precision stream behind every block, kept in RAM from one conversion of a model to the next on the same windows.
+
+    Args:
+        limit: bytes to keep at most; a stream that is larger is computed anew each time.
+    """
+
+    def __init__(self, limit: int = 2 << 30) -> None:
+        self._limit, self._key, self._behind = limit, "", dict[int, ActivationStore]()
+
+    def open(self, key: str, blocks: int, first: ActivationStore) -> None:
+        """Say what stream it is: states of another ``key`` (windows, attention, device) are forgotten."""
+        if key != self._key:
+            self._key, self._behind = key, {}
+        size = blocks * sum(first[i].numel() * first[i].element_size() for i in range(len(first)))
+        self._keeps = size <= self._limit
+
+    def behind(self, index: int) -> ActivationStore | None:
+        """States behind block ``index``; None if they are not kept."""
+        return self._behind.get(index)
+
+    def keep(self, index: int, states: ActivationStore) -> None:
+        """Keep the states behind a block, if there is room."""
+        if self._keeps:
+            self._behind[index] = states.copy()
+
+
 class TokenSample:
     """Evenly spread sample of the input tokens of a linear layer, float32.
 

@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from spikellm.calibration.activations import ActivationStore, SampledInputs
+from spikellm.calibration.activations import ActivationStore, SampledInputs, SharedStream
 from spikellm.calibration.attention import ATTENTION_TOKENS, AttentionSample, fit_attention
 from spikellm.calibration.memory import peak_memory
 from spikellm.calibration.plan import BlockPlan, output_head, plan_blocks
 from spikellm.calibration.progress import Journal
 from spikellm.calibration.replay import BlockReplay, batch_windows
 from spikellm.calibration.survey import survey
+from spikellm.calibration.text import fingerprint
 from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.experts import every_expert_sees_every_token
@@ -77,6 +78,7 @@ def convert_blocks(
     journal: Journal | None = None,
     on_block: OnBlock | None = None,
     on_stage: Callable[[str], object] = lambda _: None,
+    shared: SharedStream | None = None,
 ) -> list[BlockRecord]:
     """Convert every decoder block of a model in place.
 
@@ -88,6 +90,7 @@ def convert_blocks(
         journal: where finished blocks are kept, to resume from.
         on_block: called after every block.
         on_stage: called with a few words before each part of a look at the whole model, where the pipeline takes one first.
+        shared: where the full-precision stream is kept for the next conversion of the same model.
 
     Returns:
         One record a block (and one for the output projection if the recipe converts it).
@@ -107,6 +110,8 @@ def convert_blocks(
     if any(pipeline.surveys(settings) for block in plan for settings in block.linears.values()):
         pipeline.survey(survey(model, windows, blocks, plan, replay, device, pipeline.surveys, on_stage), recipe)
     exact = ActivationStore(replay.first_inputs)
+    if shared:
+        shared.open(f"{fingerprint(windows)} {recipe.attention.spiking} {device}", len(blocks.modules), exact)
     converted = exact.copy()
     records = []
     for index, block in enumerate(blocks.modules):
@@ -117,8 +122,14 @@ def convert_blocks(
         def forward(module: nn.Module, hidden: Tensor, index: int = index) -> Tensor:
             return replay.forward(index, module, hidden)
 
-        for batch in range(len(exact)):
-            exact[batch] = forward(block, exact[batch])
+        exact_behind = shared.behind(index) if shared else None
+        if exact_behind is not None:
+            exact = exact_behind.copy()
+        else:
+            for batch in range(len(exact)):
+                exact[batch] = forward(block, exact[batch])
+            if shared:
+                shared.keep(index, exact)
         _require_finite(
             exact,
             f"the original model gives NaN or infinity behind block {name}; its weights or type ({exact[0].dtype}) do not bear this text",

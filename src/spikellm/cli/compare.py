@@ -8,8 +8,7 @@ import typer
 
 from spikellm import console
 from spikellm.cli.application import app
-from spikellm.cli.options import Calibration, Device, EnergyTable, Json, Model, Samples, Seqlen, Set, Trust
-from spikellm.errors import RequestError
+from spikellm.cli.options import Calibration, Device, EnergyTable, Json, Model, Samples, Seqlen, Set, Trust, whole_numbers
 
 
 @app.command()
@@ -41,10 +40,6 @@ def compare(
     style = console.table_style(table)
     from spikellm import comparison
 
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
-    except ValueError:
-        raise RequestError(f"--seeds {seeds!r}: expected whole numbers separated by commas, for example 1,2,3") from None
     result = comparison.compare(
         model,
         [name for name in recipes.split(",") if name],
@@ -52,7 +47,7 @@ def compare(
         calibration,
         samples=samples,
         seqlen=seqlen,
-        seeds=numbers,
+        seeds=whole_numbers("--seeds", seeds),
         limit=limit,
         settings=settings or (),
         energy_table=energy_table,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from spikellm.errors import RequestError
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, converted or not.")]
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON to a file, or to standard output (-).")
@@ -26,3 +28,15 @@ EnergyTable = Annotated[
 ]
 Samples = Annotated[int | None, typer.Option("--samples", help="Windows of calibration text.")]
 Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window; min(2048, the model's maximum) by default.")]
+
+
+def whole_numbers(option: str, text: str | None) -> list[int]:
+    """Numbers of an option that takes several, separated by commas.
+
+    Raises:
+        RequestError: one is no whole number.
+    """
+    try:
+        return [int(number) for number in text.split(",")] if text else []
+    except ValueError:
+        raise RequestError(f"{option} {text!r}: expected whole numbers separated by commas, for example 1,2,3") from None

@@ -1,0 +1,56 @@
+"""The command ``spikellm sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spikellm import console
+from spikellm.cli.application import app
+from spikellm.cli.options import Calibration, Device, EnergyTable, Json, Model, Samples, Seqlen, Trust, whole_numbers
+
+
+@app.command()
+def sweep(
+    model: Model,
+    perplexity: Annotated[list[str], typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Preset or YAML file to start from.")] = "w4a4-t2",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=A,B,…", help="Values of a recipe field; all combinations are tried. May be repeated."),
+    ] = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    seqlen: Seqlen = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Convert once for each; mean and deviation.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Keep finished points, table and plot here; the same command goes on where it stopped."),
+    ] = None,
+    table: Annotated[str, typer.Option("--table", help="How to print: table, markdown, csv or latex.")] = "table",
+    energy_table: EnergyTable = None,
+    device: Device = None,
+    json: Json = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Try all combinations of recipe settings: perplexity against steps and arithmetic effort, Pareto front marked.
+
+    Example: spikellm sweep ./model --recipe w4a4-t2 --set activations.salient_rate=0.02,0.1 --set activations.salient_steps=2,4 --calibration train.txt --perplexity test.txt --out sweep
+    """
+    console.check_json_target(json)
+    style = console.table_style(table)
+    from spikellm import sweep as sweeping
+
+    result = sweeping.sweep(
+        model, recipe, settings or (), perplexity, calibration, samples=samples, seqlen=seqlen, seeds=whole_numbers("--seeds", seeds), limit=limit, out=out,
+        energy_table=energy_table, device=device, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if json:
+        console.write_json(result, json)
+    if json != "-":
+        sweeping.show(result, style)
+        if out:
+            console.note(f"points, table and plot are in {out}")

@@ -1,0 +1,276 @@
+"""Many settings of one recipe on one model: perplexity against average steps and arithmetic effort, with the Pareto front.
+
+The original is loaded and measured once; texts are tokenized once; conversions share the full-precision stream of their calibration windows. Every finished
+point is a file, so a sweep that is interrupted goes on, and another grid uses the points that it has in common.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from torch import Tensor
+
+from spikellm import api, console
+from spikellm.calibration.activations import SharedStream
+from spikellm.calibration.text import fingerprint
+from spikellm.errors import RecipeError, RequestError
+from spikellm.evaluation.perplexity import text_windows
+from spikellm.files import cannot_write, write_atomically
+from spikellm.measuring import Measured, measure, perplexity_in_words, row_of
+from spikellm.profiling.energy import Energy, EnergyTable, load_table
+from spikellm.profiling.plots.pareto import Point, pareto_front, write_pareto
+from spikellm.profiling.summary import AttentionSummary, LayerSummary, ModelSummary
+from spikellm.recipe import Recipe
+
+_IDENTITY = "sweep.json"
+COSTS = {"average steps": "average_steps", "ACE, original = 1": "ace_ratio"}
+
+
+class Axis(NamedTuple):
+    """One recipe field and its values, as written."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+def parse_axis(text: str) -> Axis:
+    """``key=a,b,c``; commas within brackets and quotes belong to a value.
+
+    Raises:
+        RequestError: no key, or no value.
+    """
+    key, _, values = text.partition("=")
+    written = f"[{values}]"
+    try:
+        sequence = yaml.compose(written)  # whose parts know where they stand
+        nodes = sequence.value if sequence else []
+        parts = tuple(written[node.start_mark.index : node.end_mark.index].strip() for node in nodes)
+    except yaml.YAMLError:
+        parts = ()
+    if not key.strip() or not parts or not all(parts):
+        raise RequestError(f"--set {text!r}: expected key=value,value,…, for example activations.salient_rate=0.05,0.1")
+    return Axis(key.strip(), parts)
+
+
+class Setting(NamedTuple):
+    """A point of the grid: what was set, and the recipe that it makes."""
+
+    values: dict[str, str]
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.values.items())
+
+
+def grid_of(recipe: str | Path | Recipe, axes: Sequence[Axis], **changes: Any) -> list[Setting]:
+    """All combinations of the axes' values, checked; those that make the same recipe are one.
+
+    Args:
+        changes: for :func:`spikellm.api.resolve_recipe`.
+
+    Raises:
+        RequestError: an axis is named twice, or a combination is no valid recipe; names it.
+    """
+    keys = [axis.key for axis in axes]
+    if len(set(keys)) < len(keys):
+        raise RequestError(
+            f"--set names {next(key for key in keys if keys.count(key) > 1)} twice; give all its values at once, separated by commas"
+        )
+    found: dict[str, Setting] = {}
+    for values in itertools.product(*(axis.values for axis in axes)):
+        chosen = dict(zip(keys, values, strict=True))
+        try:
+            resolved = api.resolve_recipe(recipe, settings=[f"{key}={value}" for key, value in chosen.items()], **changes)
+        except RecipeError as error:
+            raise RequestError(f"{', '.join(f'{key}={value}' for key, value in chosen.items()) or 'the recipe'}: {error}") from None
+        found.setdefault(json.dumps(resolved.model_dump(mode="json", exclude={"name"}), sort_keys=True), Setting(chosen, resolved))
+    return list(found.values())
+
+
+def sweep(
+    model: str, recipe: str | Path, axes: Iterable[str], texts: Sequence[str], calibration: str | None = None, *, samples: int | None = None, seqlen: int | None = None,
+    seeds: Sequence[int] = (), limit: int | None = None, out: Path | None = None, energy_table: str | Path | None = None, device: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Convert and measure a model with every combination of settings.
+
+    Args:
+        axes: ``key=value,value,…`` each; without any the recipe alone is measured.
+        texts: to measure perplexity on; the first one decides the front.
+        seeds: conversions of each point; mean and deviation are given. The recipe's own seed by default.
+        out: folder for finished points, the table (``result.json``) and the plot (``pareto.svg``); nothing is kept without.
+
+    Returns:
+        ``{"model", "recipe", "texts", "original": row, "rows": [row + {"point", "front": {cost: bool}}]}`` with rows as :func:`spikellm.comparison.compare` gives them.
+
+    Raises:
+        RequestError: a setting is not valid, ``out`` belongs to another model, text or version (the differing field is named), and whatever converting and measuring raise.
+    """
+    settings = grid_of(recipe, [parse_axis(axis) for axis in axes], calibration=calibration, samples=samples, seqlen=seqlen, seed=None)
+    if not texts:
+        raise RequestError("nothing to measure on: give --perplexity")
+    table = load_table(energy_table)
+    console.note(f"{len(settings)} settings, {len(settings) * max(1, len(seeds))} conversions")
+    loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
+    windows = {text: text_windows(loaded, tokenizer, text, seqlen=seqlen, limit=limit) for text in texts}
+    store = _Store(
+        out,
+        {
+            "model": api.model_fingerprint(loaded),
+            "texts": {text: fingerprint(own) for text, own in windows.items()},
+            "energy_table": table.name,
+            "versions": api.versions(),
+        },
+    )
+    original = store.measured({"original": True}) or store.keep({"original": True}, measure(loaded, windows, table, 0.0, "original"))
+    rows, shared, started, fresh = [], SharedStream(), time.monotonic(), 0
+    runs = [(setting, seed) for setting in settings for seed in (seeds or (setting.recipe.seed,))]
+    found: dict[int, list[Measured]] = {}
+    for done, (setting, seed) in enumerate(runs):
+        resolved = setting.recipe.replaced({"seed": seed})
+        identity = resolved.model_dump(mode="json", exclude={"name", "description"})
+        known = store.measured(identity)
+        if known is None:
+            left = f", about {(time.monotonic() - started) / fresh * (len(runs) - done):.0f} s left" if fresh else ""
+            console.note(f"{done + 1} of {len(runs)}: {setting.name or resolved.name}, seed {seed}{left}")
+            known = store.keep(identity, _convert_and_measure(loaded, tokenizer, resolved, windows, table, shared, setting.name))
+            fresh += 1
+        found.setdefault(settings.index(setting), []).append(known)
+    for index, setting in enumerate(settings):
+        rows.append({**row_of(setting.name or setting.recipe.name, found[index], original.perplexity), "point": setting.values})
+    first = texts[0]
+    for cost in COSTS.values():
+        best = pareto_front([(row[cost] or 1.0, row["perplexity"][first]["value"]) for row in rows])
+        for row, is_best in zip(rows, best, strict=True):
+            row.setdefault("front", {})[cost] = is_best
+    result = {"model": model, "recipe": str(recipe), "texts": list(texts), "original": row_of("original", [original], None), "rows": rows}
+    if out is not None:
+        write_atomically(
+            out / "result.json", lambda path: path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        )
+        points = [
+            Point(
+                {words: row[cost] or 1.0 for words, cost in COSTS.items()},
+                row["perplexity"][first]["value"],
+                row["perplexity"][first]["deviation"],
+                row["recipe"],
+            )
+            for row in rows
+        ]
+        write_pareto(points, original.perplexity[first], Path(first).name, out / "pareto.svg")
+    return result
+
+
+def _convert_and_measure(
+    original: Any, tokenizer: Any, recipe: Recipe, windows: dict[str, Tensor], table: EnergyTable, shared: SharedStream, label: str
+) -> Measured:
+    model, started = copy.deepcopy(original), time.monotonic()
+    api.convert(model, tokenizer, recipe, shared=shared)
+    return measure(model, windows, table, time.monotonic() - started, label)
+
+
+class _Store:
+    """Finished points in a folder; without a folder it keeps nothing.
+
+    Raises:
+        RequestError: the folder holds points of something else, or is in use for other things.
+    """
+
+    def __init__(self, out: Path | None, identity: dict[str, Any]) -> None:
+        self._points = None if out is None else out / "points"
+        if out is None or self._points is None:
+            return
+        identity = json.loads(json.dumps(identity))
+        path = out / _IDENTITY
+        if path.is_file():
+            try:
+                known = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise RequestError(f"{path} is damaged; delete {out} to start anew") from None
+            differing = next((key for key in identity if known.get(key) != identity[key]), None)
+            if differing:
+                raise RequestError(
+                    f"{out} holds a sweep with another {differing} ({_short(known.get(differing))}, now {_short(identity[differing])}); choose another --out"
+                )
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RequestError(f"{out} is not empty and holds no sweep; choose another --out")
+        else:
+            try:
+                self._points.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(out, error) from None
+            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(identity, indent=2), encoding="utf-8"))
+
+    def _path(self, identity: dict[str, Any]) -> Path | None:
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+        return self._points / f"{name}.json" if self._points else None
+
+    def measured(self, identity: dict[str, Any]) -> Measured | None:
+        """A finished point; None if it is not there."""
+        path = self._path(identity)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return _from_data(json.loads(path.read_text(encoding="utf-8"))["measured"])
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(f"{path} is damaged; delete it to measure that point again") from None
+
+    def keep(self, identity: dict[str, Any], found: Measured) -> Measured:
+        """Write a point, as it is read again."""
+        if path := self._path(identity):
+            path.parent.mkdir(exist_ok=True)
+            data = {"recipe": identity, "measured": {**found._asdict(), "summary": asdict(found.summary), "energy": found.energy._asdict()}}
+            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data, indent=1), encoding="utf-8"))
+        return found
+
+
+def _from_data(data: dict[str, Any]) -> Measured:
+    summary = data["summary"]
+    layers, attentions = [LayerSummary(**one) for one in summary["layers"]], [AttentionSummary(**one) for one in summary["attentions"]]
+    whole = ModelSummary(summary["kind"], layers, attentions, summary["total_bytes"])
+    return Measured(data["perplexity"], data["seconds"], whole, data["ace"], Energy(**data["energy"]))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def show(result: dict[str, Any], style: console.Style = "table") -> None:
+    """Print the table; a star marks what is on the front of steps, of effort."""
+    keys = list(result["rows"][0]["point"])
+    columns = [
+        *(key.rpartition(".")[2] for key in keys),
+        *(f"perplexity on {Path(text).name}" for text in result["texts"]),
+        "steps",
+        "ACE",
+        "energy, merged*",
+        "weights",
+        "front",
+    ]
+    original = result["original"]
+    rows = [["original", *[""] * (len(keys) - 1)] if keys else []]
+    rows[0] += [*(perplexity_in_words(original, text) for text in result["texts"]), "-", "1.000×", "1.00", "1.00×", ""]
+    for row in result["rows"]:
+        steps = "-" if row["average_steps"] is None else f"{row['average_steps']:.3f}"
+        front = " ".join(words for words, cost in (("steps", "average_steps"), ("ACE", "ace_ratio")) if row["front"][cost])
+        rows.append(
+            [*row["point"].values(), *(perplexity_in_words(row, text) for text in result["texts"]), steps, f"{row['ace_ratio']:.3f}×", f"{row['energy_ratio']['merged']:.2f}", f"{row['weight_ratio']:.3f}×", front]
+        )  # fmt: skip
+    console.table(f"{Path(result['model']).name}, {result['recipe']}", columns, rows, left=len(keys), style=style)
+    if style == "table":
+        console.out.print(
+            "* estimated from operation counts, over the original. On the front: no other setting has both less of that cost and a lower perplexity.",
+            highlight=False,
+            markup=False,
+        )

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import spikellm
+from conftest import BUNDLED
+from spikellm import comparison, sweep
+from spikellm.__main__ import main
+from spikellm.calibration.activations import SharedStream
+from spikellm.errors import RequestError
+from spikellm.sweep import Axis, grid_of, parse_axis
+
+GRID = ["activations.salient_rate=0.02,0.1", "activations.salient_steps=2,4"]
+
+
+@given(st.lists(st.sampled_from(["1", "0.5", "true", "gif", "[1, 2]", "{a: 1, b: 2}", "'a,b'"]), min_size=1, max_size=5))
+def test_commas_part_values_but_not_within_brackets(values: list[str]) -> None:
+    assert parse_axis(f"weights.bits={','.join(values)}") == Axis("weights.bits", tuple(values))
+
+
+@pytest.mark.parametrize("text", ["", "weights.bits", "=3", "weights.bits=", "weights.bits=3,,4"])
+def test_damaged_axes(text: str) -> None:
+    with pytest.raises(RequestError, match="expected key=value"):
+        parse_axis(text)
+
+
+def test_grid_has_every_combination_once() -> None:
+    grid = grid_of("w4a4-t2", [parse_axis(axis) for axis in GRID])
+    assert [(s.recipe.activations.salient_rate, s.recipe.activations.salient_steps) for s in grid] == [
+        (0.02, 2),
+        (0.02, 4),
+        (0.1, 2),
+        (0.1, 4),
+    ]
+    assert len(grid_of("w4a4-t2", [parse_axis("activations.salient_rate=0.1,0.10,0.2")])) == 2, "values that make one recipe are one point"
+    assert len(grid_of("w4a4-t2", [])) == 1
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        (["weights.bits=4", "weights.bits=3"], "twice"),
+        (["weights.bits=4,40"], "weights.bits=40"),
+        (["weights.bit=4"], "weights.bits"),
+        (["activations.salient_rate=0,0.1"], "activations.salient_rate=0"),
+    ],
+)
+def test_settings_are_checked_before_anything_slow(axes: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    with pytest.raises(RequestError, match=words):
+        sweep.sweep(str(BUNDLED), "w4a4-t2", axes, ["stdlib"])
+
+
+@pytest.fixture
+def work(text_file: Path) -> dict[str, Any]:
+    return {"calibration": str(text_file), "samples": 2, "seqlen": 32, "limit": 2}
+
+
+def swept(text_file: Path, work: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return sweep.sweep(str(BUNDLED), "w4a4-t2", GRID, [str(text_file)], **work, **more)
+
+
+def test_points_are_those_of_conversions_one_by_one(text_file: Path, work: dict[str, Any]) -> None:
+    """Sharing what conversions have in common changes no bit."""
+    result = swept(text_file, work, seeds=(2, 3))
+    for row in result["rows"]:
+        settings = [f"{key}={value}" for key, value in row["point"].items()]
+        alone = comparison.compare(BUNDLED, ["w4a4-t2"], [str(text_file)], **work, seeds=(2, 3), settings=settings)["rows"]
+        assert row["perplexity"] == alone[1]["perplexity"]
+        for key in ("average_steps", "ace_ratio", "weight_bytes", "energy_ratio"):
+            assert row[key] == alone[1][key]
+        assert result["original"]["perplexity"] == alone[0]["perplexity"]
+
+
+def test_a_shared_stream_changes_no_byte(text_file: Path) -> None:
+    shared = SharedStream()
+    states = []
+    for stream in (None, shared, shared):
+        model, tokenizer = spikellm.load(BUNDLED)
+        spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, shared=stream)
+        states.append(model.state_dict())
+    assert shared.behind(0) is not None
+    for other in states[1:]:
+        assert all(torch.equal(other[key], value) for key, value in states[0].items())
+
+
+def test_a_shared_stream_forgets_other_windows_and_keeps_to_its_limit(text_file: Path) -> None:
+    shared, small = SharedStream(), SharedStream(limit=10)
+    model, tokenizer = spikellm.load(BUNDLED)
+    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, shared=shared)
+    before = shared.behind(4)
+    model, tokenizer = spikellm.load(BUNDLED)
+    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, seed=5, shared=shared)
+    after = shared.behind(4)
+    assert before is not None
+    assert after is not None
+    assert not torch.equal(before[0], after[0])
+    model, tokenizer = spikellm.load(BUNDLED)
+    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, shared=small)
+    assert small.behind(0) is None
+
+
+def test_goes_on_where_it_stopped(text_file: Path, work: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = swept(text_file, work)
+    convert, calls = spikellm.api.convert, []
+
+    def dies(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return convert(*arguments, **named)
+
+    monkeypatch.setattr(spikellm.api, "convert", dies)
+    with pytest.raises(KeyboardInterrupt):
+        swept(text_file, work, out=tmp_path / "sweep")
+    resumed = swept(text_file, work, out=tmp_path / "sweep")
+    assert len(calls) == 3 + 2, "two points were kept"
+    for a, b in zip(whole["rows"], resumed["rows"], strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["pareto.svg", "points", "result.json", "sweep.json"]
+    again = sweep.sweep(str(BUNDLED), "w4a4-t2", ["activations.salient_rate=0.1,0.2"], [str(text_file)], **work, out=tmp_path / "sweep")
+    assert len(calls) == 6, "another grid takes the point that both have"
+    assert len(again["rows"]) == 2
+
+
+def test_points_of_something_else_are_refused(text_file: Path, work: dict[str, Any], tmp_path: Path) -> None:
+    one = {"out": tmp_path / "sweep", **work}
+    sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
+    with pytest.raises(RequestError, match="another texts"):
+        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **{**one, "limit": 1})
+    point = next((tmp_path / "sweep" / "points").iterdir())
+    point.write_text("{")
+    with pytest.raises(RequestError, match="damaged"):
+        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(RequestError, match="holds no sweep"):
+        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **{**one, "out": tmp_path / "other"})
+
+
+def test_command(capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path) -> None:
+    arguments = [
+        "sweep",
+        str(BUNDLED),
+        "--recipe",
+        "rtn-w4a4",
+        "--set",
+        "weights.bits=3,4",
+        "--calibration",
+        str(text_file),
+        "--perplexity",
+        str(text_file),
+        "--samples",
+        "2",
+        "--seqlen",
+        "32",
+        "--limit",
+        "2",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "sweep"), "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((tmp_path / "sweep" / "result.json").read_text())
+    assert [row["point"] for row in result["rows"]] == [{"weights.bits": "3"}, {"weights.bits": "4"}]
+    assert any(row["front"]["average_steps"] for row in result["rows"])
+    assert main([*arguments, "--out", str(tmp_path / "sweep"), "--table", "markdown"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("\n") == 2 + 1 + 2
+    assert "| original |" in table
+    assert main([*arguments, "--seeds", "a"]) == 2
+    assert "--seeds 'a'" in capsys.readouterr().err
