@@ -37,7 +37,7 @@ def test_command(capsys: pytest.CaptureFixture[str], converted_folder: Path) -> 
 
 
 def test_rates_are_medians_of_the_turns() -> None:
-    runs = [Run("Model", first, decode, 100, 3.0, None) for first, decode in ((1.0, 9.0), (2.0, 8.0), (30.0, 70.0))]
+    runs = [Run("Model", first, decode, 100, "torch", 3.0, None) for first, decode in ((1.0, 9.0), (2.0, 8.0), (30.0, 70.0))]
     row = _row("nowhere", runs, Work(10, 18, None, "bfloat16", energy=True))
     assert row["prefill_tokens_per_second"] == 5
     assert row["decode_tokens_per_second"] == 2

@@ -20,6 +20,7 @@ from spikellm import api, console
 from spikellm.calibration.memory import peak_memory
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError, SpikeLLMError
+from spikellm.kernels import dispatch
 from spikellm.modeling.families import longest_window
 from spikellm.profiling.powercap import Meter
 
@@ -48,6 +49,7 @@ class Run(NamedTuple):
     first_token: float
     decode: float
     peak_memory: int
+    kernels: str
     prefill_joules: float | None
     decode_joules: float | None
 
@@ -66,7 +68,7 @@ def bench(
 
     Returns:
         ``{"work", "energy_meter", "rows": [{"model", "kind", "first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory", "disk_bytes",
-        "prefill_joules_per_token", "decode_joules_per_token"}], "ratio": {…}}``; ``ratio`` is the first row over the second, with an original.
+        "kernels", "prefill_joules_per_token", "decode_joules_per_token"}], "ratio": {…}}``; ``ratio`` is the first row over the second, with an original.
 
     Raises:
         RequestError: a number below 1, an unknown type, more tokens than the model can attend to, whatever :func:`spikellm.load` raises.
@@ -113,6 +115,7 @@ def run_once(name: str, work: Work, trust_remote_code: bool = False) -> Run:
     longest = longest_window(model.config)
     if longest is not None and work.prompt + work.new > longest:
         raise RequestError(f"{work.prompt} tokens of prompt and {work.new} new ones exceed the maximum of {name}, {longest}; ask for less")
+    kernels = dispatch.describe() if spike_config(model) is not None else "torch"
     tokens = torch.randint(0, model.config.vocab_size, (1, work.prompt), generator=torch.Generator().manual_seed(0))
     model(tokens[:, :2], use_cache=False)
     meter = Meter() if work.energy else None
@@ -128,7 +131,7 @@ def run_once(name: str, work: Work, trust_remote_code: bool = False) -> Run:
     decode = time.perf_counter() - started
     readings += [meter.read()] if meter else []
     spent = [meter.joules(*readings[phase : phase + 2]) for phase in (0, 1)] if meter and meter.counters else [None, None]
-    return Run(type(model).__name__, first, decode, peak_memory() - bare, *spent)
+    return Run(type(model).__name__, first, decode, peak_memory() - bare, kernels, *spent)
 
 
 def _row(name: str, runs: Sequence[Run], work: Work) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def _row(name: str, runs: Sequence[Run], work: Work) -> dict[str, Any]:
     first, decode = (statistics.median(getattr(run, phase) for run in runs) for phase in ("first_token", "decode"))
     return {
         "model": name, "kind": runs[0].kind, "first_token_seconds": first, "prefill_tokens_per_second": work.prompt / first, "decode_tokens_per_second": work.new / decode,
-        "peak_memory": statistics.median(run.peak_memory for run in runs), "disk_bytes": _disk(name),
+        "peak_memory": statistics.median(run.peak_memory for run in runs), "disk_bytes": _disk(name), "kernels": runs[0].kernels,
         "prefill_joules_per_token": median([run.prefill_joules for run in runs], work.prompt), "decode_joules_per_token": median([run.decode_joules for run in runs], work.new),
     }  # fmt: skip
 
@@ -152,14 +155,14 @@ def _disk(name: str) -> int | None:
 
 def show(result: dict[str, Any]) -> None:
     """Print the table."""
-    columns = ["model", "first token", "prefill", "decode", "peak memory", "weights on disk"]
+    columns = ["model", "first token", "prefill", "decode", "peak memory", "weights on disk", "kernels"]
     if result["energy_meter"] == "powercap":
         columns += ["prefill, measured", "decode, measured"]
     rows = []
     for row in result["rows"]:
         cells = [
             Path(row["model"]).name, f"{row['first_token_seconds'] * 1e3:.1f} ms", f"{row['prefill_tokens_per_second']:.1f} tokens/s", f"{row['decode_tokens_per_second']:.2f} tokens/s",
-            console.size(row["peak_memory"]), console.size(row["disk_bytes"]) if row["disk_bytes"] else "-",
+            console.size(row["peak_memory"]), console.size(row["disk_bytes"]) if row["disk_bytes"] else "-", row["kernels"],
         ]  # fmt: skip
         if len(columns) > len(cells):
             cells += [f"{row[key]:.3g} J/token" for key in ("prefill_joules_per_token", "decode_joules_per_token")]

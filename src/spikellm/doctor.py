@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 from typing import Any
 
 _PACKAGES = ("torch", "transformers", "safetensors", "accelerate", "datasets", "pydantic")
@@ -16,6 +15,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     import spikellm
+    from spikellm.kernels import build, dispatch
 
     found: dict[str, Any] = {
         "spikellm": spikellm.__version__,
@@ -29,6 +29,7 @@ def examine() -> dict[str, Any]:
     found["processor"] = torch.backends.cpu.get_cpu_capability()
     found["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     found["accelerator"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    found["kernels"] = "torch reference (exact integer products in floating point)"
-    found["compiler"] = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), "none")
+    found["kernels"] = dispatch.describe()
+    found["compiler"] = build.compiler() or "none"
+    found["kernel cache"] = str(build.cache_folder())
     return found

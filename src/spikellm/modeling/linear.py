@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spikellm.errors import RequestError
 from spikellm.kernels.torch_reference import integer_product
+from spikellm.modeling import fast
 from spikellm.modeling.layout import Layout, make_layout, most_weight_groups
 from spikellm.modeling.watching import SpikeTrain, spike_observer
 from spikellm.neurons import SoftResetNeuron, make_neuron
@@ -77,6 +78,7 @@ class SpikingLinear(nn.Module):
         self.register_buffer("group_steps", torch.tensor(settings.activations.group_steps, dtype=torch.uint8, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
         self._layout: Layout | None = None
+        self._prepared: fast.Prepared | None = None
 
     def _register_weights(self, device: torch.device | str | None) -> None:
         """Buffers that hold the weights."""
@@ -244,10 +246,12 @@ class SpikingLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` → ``(..., out)``, in the type of ``x``; sums are exact integers, scaled in float32."""
         tokens = x.reshape(-1, self.in_features)
-        weights = self.integer_weights()
-        y = self._spiking(tokens, weights) if self.settings.activations.spiking else self._weight_only(tokens, weights)
-        if self.bias is not None:
-            y = y + self.bias.float()
+        y = fast.run(self, tokens)
+        if y is None:
+            weights = self.integer_weights()
+            y = self._spiking(tokens, weights) if self.settings.activations.spiking else self._weight_only(tokens, weights)
+            if self.bias is not None:
+                y = y + self.bias.float()
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _spiking(self, tokens: Tensor, weights: Tensor) -> Tensor:

@@ -1,0 +1,246 @@
+/* Sums of spike counts times packed weight codes, for a segment of four rows of weights. Counts are unsigned bytes, weight codes at most 127, or 8-bit codes less 128.
+
+   dot_packed: one token, straight from the packed rows.   unpack_rows, dot_rows: weights as bytes first, for many tokens. */
+#ifndef SPIKELLM_DOT_H
+#define SPIKELLM_DOT_H
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512VNNI__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define ROWS 4
+#define TOKENS 6
+#define UNROLLED _Pragma("GCC unroll 8")
+#define BYTES 64 /* of a block of unpacked weights, and of a load */
+
+/* A code of any number of bits from a row; reads no byte beyond the row. */
+static inline uint8_t code_at(const uint8_t *row, int32_t row_bytes, int32_t bits, int64_t column) {
+    int64_t bit = column * bits;
+    int32_t byte = (int32_t)(bit >> 3);
+    uint32_t word = row[byte];
+    if (byte + 1 < row_bytes) word |= (uint32_t)row[byte + 1] << 8;
+    return (uint8_t)((word >> (bit & 7)) & ((1u << bits) - 1u));
+}
+
+/* 64 bytes of a packed row from `at` on; zero beyond its end. */
+static inline void load_block(const uint8_t *row, int32_t row_bytes, int64_t at, uint8_t *block) {
+    int64_t left = row_bytes - at;
+    if (left < BYTES) memset(block, 0, BYTES);
+    if (left > 0) memcpy(block, row + at, (size_t)(left < BYTES ? left : BYTES));
+}
+
+#if defined(__AVX512VNNI__)
+static inline __m512i packed_block(const uint8_t *row, int64_t at, int64_t left) {
+    return left >= BYTES ? _mm512_loadu_si512(row + at) : left <= 0 ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi8((1ull << left) - 1, row + at);
+}
+
+/* 24 bytes hold 64 codes of 3 bits: three bytes to a lane of eight, out of which eight fields are cut. */
+typedef struct { __m512i gather, cut, mask; } Cutter;
+
+static inline Cutter three_bits(void) {
+    uint8_t where[BYTES], shifts[BYTES];
+    for (int i = 0; i < BYTES; i++) {
+        where[i] = (uint8_t)(i % 8 < 3 ? i / 8 * 3 + i % 8 : 63); /* byte 63 of a load of 24 is zero */
+        shifts[i] = (uint8_t)(i % 8 * 3);
+    }
+    return (Cutter){_mm512_loadu_si512(where), _mm512_loadu_si512(shifts), _mm512_set1_epi8(7)};
+}
+
+static inline __m512i cut_block(const Cutter *cutter, const uint8_t *row, int64_t at, int64_t left) {
+    const __mmask64 mask = left >= 24 ? 0xffffff : left <= 0 ? 0 : (1ull << left) - 1;
+    const __m512i bytes = _mm512_permutexvar_epi8(cutter->gather, _mm512_maskz_loadu_epi8(mask, row + at));
+    return _mm512_and_si512(_mm512_multishift_epi64_epi8(cutter->cut, bytes), cutter->mask);
+}
+#endif
+
+/* Weights of one segment of a row as signed bytes, in the order of the spike counts. */
+static inline void unpack_row(const uint8_t *row, int32_t row_bytes, int32_t bits, int32_t columns, int32_t first, int32_t blocks, int8_t *out) {
+#if defined(__AVX512VNNI__)
+    const __m512i nibble = _mm512_set1_epi8(15), pair = _mm512_set1_epi8(3), sign = _mm512_set1_epi8((char)0x80);
+    int64_t at = (int64_t)first * (bits == 3 ? 24 : BYTES);
+    if (bits == 4) {
+        for (int32_t b = 0; b < blocks; b++, at += BYTES, out += 2 * BYTES) {
+            const __m512i w = packed_block(row, at, row_bytes - at);
+            _mm512_storeu_si512(out, _mm512_and_si512(w, nibble));
+            _mm512_storeu_si512(out + BYTES, _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble));
+        }
+        return;
+    }
+    if (bits == 2) {
+        for (int32_t b = 0; b < blocks; b++, at += BYTES, out += 4 * BYTES) {
+            const __m512i w = packed_block(row, at, row_bytes - at);
+            _mm512_storeu_si512(out, _mm512_and_si512(w, pair));
+            _mm512_storeu_si512(out + BYTES, _mm512_and_si512(_mm512_srli_epi16(w, 2), pair));
+            _mm512_storeu_si512(out + 2 * BYTES, _mm512_and_si512(_mm512_srli_epi16(w, 4), pair));
+            _mm512_storeu_si512(out + 3 * BYTES, _mm512_and_si512(_mm512_srli_epi16(w, 6), pair));
+        }
+        return;
+    }
+    if (bits == 8) {
+        for (int32_t b = 0; b < blocks; b++, at += BYTES, out += BYTES) _mm512_storeu_si512(out, _mm512_xor_si512(packed_block(row, at, row_bytes - at), sign));
+        return;
+    }
+    if (bits == 3) {
+        const Cutter cutter = three_bits();
+        for (int32_t b = 0; b < blocks; b++, at += 24, out += BYTES) _mm512_storeu_si512(out, cut_block(&cutter, row, at, row_bytes - at));
+        return;
+    }
+#endif
+    uint8_t block[BYTES];
+    if (bits == 2 || bits == 4) {
+        int32_t fields = 8 / bits, mask = (1 << bits) - 1;
+        for (int32_t b = 0; b < blocks; b++) {
+            load_block(row, row_bytes, (int64_t)(first + b) * BYTES, block);
+            for (int32_t field = 0; field < fields; field++, out += BYTES)
+                for (int32_t i = 0; i < BYTES; i++) out[i] = (int8_t)((block[i] >> (field * bits)) & mask);
+        }
+    } else if (bits == 8) {
+        for (int32_t b = 0; b < blocks; b++, out += BYTES) {
+            load_block(row, row_bytes, (int64_t)(first + b) * BYTES, block);
+            for (int32_t i = 0; i < BYTES; i++) out[i] = (int8_t)(block[i] ^ 0x80);
+        }
+    } else {
+        int64_t column = (int64_t)first * BYTES;
+        for (int32_t i = 0; i < blocks * BYTES; i++, column++) out[i] = column < columns ? (int8_t)code_at(row, row_bytes, bits, column) : 0;
+    }
+}
+
+#if defined(__AVX512VNNI__)
+
+/* A tile of sums: every weight that is loaded serves all tokens, every count all rows, and all sums stay in registers. */
+static __attribute__((noinline)) void dot_tile(const uint8_t *const *q, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+    __m512i acc[TOKENS][ROWS];
+    UNROLLED for (int t = 0; t < TOKENS; t++) UNROLLED for (int r = 0; r < ROWS; r++) acc[t][r] = _mm512_setzero_si512();
+    const int8_t *w0 = w, *w1 = w + stride, *w2 = w1 + stride, *w3 = w2 + stride;
+    for (int32_t i = 0; i < length; i += BYTES) {
+        const __m512i weights[ROWS] = {_mm512_loadu_si512(w0 + i), _mm512_loadu_si512(w1 + i), _mm512_loadu_si512(w2 + i), _mm512_loadu_si512(w3 + i)};
+        UNROLLED for (int t = 0; t < TOKENS; t++) {
+            const __m512i spikes = _mm512_loadu_si512(q[t] + i);
+            UNROLLED for (int r = 0; r < ROWS; r++) acc[t][r] = _mm512_dpbusd_epi32(acc[t][r], spikes, weights[r]);
+        }
+    }
+    UNROLLED for (int t = 0; t < TOKENS; t++) UNROLLED for (int r = 0; r < ROWS; r++) sums[t * ROWS + r] = _mm512_reduce_add_epi32(acc[t][r]);
+}
+
+/* Tokens beyond `tokens` repeat the first and are not looked at. */
+static inline void dot_rows(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+    (void)tokens;
+    dot_tile(q, w, stride, length, sums);
+}
+
+static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sums) {
+    __m512i acc[ROWS], other[ROWS];
+    for (int r = 0; r < ROWS; r++) acc[r] = other[r] = _mm512_setzero_si512();
+    const __m512i nibble = _mm512_set1_epi8(15), pair = _mm512_set1_epi8(3), sign = _mm512_set1_epi8((char)0x80);
+    int64_t at = (int64_t)first * BYTES;
+    if (bits == 4) {
+        for (int32_t b = 0; b < blocks; b++, at += BYTES, q += 2 * BYTES) {
+            __m512i q0 = _mm512_loadu_si512(q), q1 = _mm512_loadu_si512(q + BYTES);
+            for (int r = 0; r < ROWS; r++) {
+                __m512i w = packed_block(rows[r], at, row_bytes - at);
+                acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_and_si512(w, nibble));
+                other[r] = _mm512_dpbusd_epi32(other[r], q1, _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble));
+            }
+        }
+    } else if (bits == 2) {
+        for (int32_t b = 0; b < blocks; b++, at += BYTES, q += 4 * BYTES) {
+            __m512i q0 = _mm512_loadu_si512(q), q1 = _mm512_loadu_si512(q + BYTES), q2 = _mm512_loadu_si512(q + 2 * BYTES), q3 = _mm512_loadu_si512(q + 3 * BYTES);
+            for (int r = 0; r < ROWS; r++) {
+                __m512i w = packed_block(rows[r], at, row_bytes - at);
+                acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_and_si512(w, pair));
+                other[r] = _mm512_dpbusd_epi32(other[r], q1, _mm512_and_si512(_mm512_srli_epi16(w, 2), pair));
+                acc[r] = _mm512_dpbusd_epi32(acc[r], q2, _mm512_and_si512(_mm512_srli_epi16(w, 4), pair));
+                other[r] = _mm512_dpbusd_epi32(other[r], q3, _mm512_and_si512(_mm512_srli_epi16(w, 6), pair));
+            }
+        }
+    } else if (bits == 8) {
+        for (int32_t b = 0; b < blocks; b++, at += BYTES, q += BYTES) {
+            __m512i q0 = _mm512_loadu_si512(q);
+            for (int r = 0; r < ROWS; r++) acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_xor_si512(packed_block(rows[r], at, row_bytes - at), sign));
+        }
+    } else if (bits == 3) {
+        const Cutter cutter = three_bits();
+        at = (int64_t)first * 24;
+        for (int32_t b = 0; b < blocks; b++, at += 24, q += BYTES) {
+            __m512i q0 = _mm512_loadu_si512(q);
+            for (int r = 0; r < ROWS; r++) acc[r] = _mm512_dpbusd_epi32(acc[r], q0, cut_block(&cutter, rows[r], at, row_bytes - at));
+        }
+    } else {
+        return 0;
+    }
+    for (int r = 0; r < ROWS; r++) sums[r] = _mm512_reduce_add_epi32(_mm512_add_epi32(acc[r], other[r]));
+    return 1;
+}
+
+#elif defined(__AVX2__)
+
+static inline int32_t sum_of(__m256i v) {
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+
+/* Products of bytes through 16 bits: no pair of products saturates. */
+static inline __m256i add_products(__m256i acc, const uint8_t *q, const int8_t *w) {
+    __m256i a = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)q)), b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+}
+
+static inline void dot_rows(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+    for (int t = 0; t < tokens; t++) {
+        __m256i acc[ROWS];
+        for (int r = 0; r < ROWS; r++) acc[r] = _mm256_setzero_si256();
+        for (int32_t i = 0; i < length; i += 16)
+            for (int r = 0; r < ROWS; r++) acc[r] = add_products(acc[r], q[t] + i, w + (int64_t)r * stride + i);
+        for (int r = 0; r < ROWS; r++) sums[t * ROWS + r] = sum_of(acc[r]);
+    }
+}
+
+static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sums) {
+    if (bits != 2 && bits != 4) return 0;
+    const __m256i mask = _mm256_set1_epi8(bits == 4 ? 15 : 3), ones = _mm256_set1_epi16(1);
+    int32_t fields = 8 / bits;
+    __m256i acc[ROWS];
+    for (int r = 0; r < ROWS; r++) acc[r] = _mm256_setzero_si256();
+    for (int32_t b = 0; b < blocks; b++, q += fields * BYTES) {
+        int64_t at = (int64_t)(first + b) * BYTES, left = row_bytes - at;
+        for (int r = 0; r < ROWS; r++) {
+            uint8_t tail[BYTES];
+            const uint8_t *block = rows[r] + at;
+            if (left < BYTES) {
+                load_block(rows[r], row_bytes, at, tail);
+                block = tail;
+            }
+            for (int half = 0; half < BYTES; half += 32) {
+                __m256i w = _mm256_loadu_si256((const __m256i *)(block + half));
+                for (int32_t field = 0; field < fields; field++) { /* counts of at most 255 times codes of at most 15: pairs stay below 2**15 */
+                    __m256i codes = _mm256_and_si256(_mm256_srli_epi16(w, field * bits), mask);
+                    __m256i spikes = _mm256_loadu_si256((const __m256i *)(q + field * BYTES + half));
+                    acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(_mm256_maddubs_epi16(spikes, codes), ones));
+                }
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; r++) sums[r] = sum_of(acc[r]);
+    return 1;
+}
+
+#else
+
+static inline void dot_rows(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+    for (int t = 0; t < tokens; t++)
+        for (int r = 0; r < ROWS; r++) {
+            int32_t sum = 0;
+            for (int32_t i = 0; i < length; i++) sum += (int32_t)q[t][i] * (int32_t)w[(int64_t)r * stride + i];
+            sums[t * ROWS + r] = sum;
+        }
+}
+
+static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sums) {
+    (void)q, (void)rows, (void)row_bytes, (void)bits, (void)first, (void)blocks, (void)sums;
+    return 0; /* weights are unpacked first */
+}
+
+#endif
+#endif

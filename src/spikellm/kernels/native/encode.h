@@ -1,0 +1,109 @@
+/* Spike counts of one token: ranges, thresholds, baselines, rounding and placing in one go. Every float operation is the one of neurons/base.py and
+   quantization/thresholds.py, in the same order, so that θ, z and counts have the same bits. */
+#ifndef SPIKELLM_ENCODE_H
+#define SPIKELLM_ENCODE_H
+#include <float.h>
+#include <math.h>
+#include "plan.h"
+
+#define LANES 16
+#define FAR 1e5f /* beyond every code; keeps the rounding below exact */
+
+/* Nearest integer, ties to even, for |v| < 2**22. */
+static inline float nearest(float v) { return (v + 12582912.0f) - 12582912.0f; }
+
+/* floor(v + 1/2) without the rounding of that sum. */
+static inline float half_up(float v) {
+    float n = nearest(v);
+    return n + (v - n == 0.5f ? 1.0f : 0.0f);
+}
+
+static inline float between(float v, float low, float high) {
+    v = v < low ? low : v;
+    return v > high ? high : v;
+}
+
+/* Smallest and largest value of x, zero included; 0 is returned where one is not finite. */
+static inline int range_of(const float *x, int32_t count, float *low, float *high) {
+    float lows[LANES] = {0}, highs[LANES] = {0}, zeros[LANES] = {0};
+    int32_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) {
+            float v = x[i + lane];
+            lows[lane] = v < lows[lane] ? v : lows[lane];
+            highs[lane] = v > highs[lane] ? v : highs[lane];
+            zeros[lane] += v * 0.0f; /* NaN where v is not finite */
+        }
+    for (; i < count; i++) {
+        lows[0] = x[i] < lows[0] ? x[i] : lows[0];
+        highs[0] = x[i] > highs[0] ? x[i] : highs[0];
+        zeros[0] += x[i] * 0.0f;
+    }
+    *low = *high = 0.0f;
+    float sum = 0.0f;
+    for (int lane = 0; lane < LANES; lane++) {
+        *low = lows[lane] < *low ? lows[lane] : *low;
+        *high = highs[lane] > *high ? highs[lane] : *high;
+        sum += zeros[lane];
+    }
+    return sum == 0.0f;
+}
+
+typedef struct { float theta; int32_t baseline; } Threshold;
+
+static inline Threshold threshold_of(float low, float high, int finite, int32_t top, int32_t mode) {
+    Threshold found = {NAN, mode == SYMMETRIC ? top / 2 : mode == SIGNED ? top : 0};
+    if (!finite) return found;
+    float theta;
+    if (mode == ASYMMETRIC) {
+        theta = high / (float)top - low / (float)top;
+        float units = -low / theta;
+        if (units == units && units <= FLT_MAX) { /* 0/0 where all is zero; an infinite quotient counts as none, as nan_to_num says */
+            float z = half_up(units > FAR ? FAR : units);
+            found.baseline = (int32_t)(z > (float)top ? (float)top : z);
+        }
+    } else {
+        float reach = high > -low ? high : -low;
+        theta = reach / (float)(mode == SIGNED ? top : top / 2);
+    }
+    if (theta < FLT_MIN) theta = 1.0f;
+    found.theta = theta <= FLT_MAX ? theta : NAN;
+    return found;
+}
+
+/* Codes a token. `ordered` holds `in` floats of room; `spikes` is zero where no column stands, and stays so; sums of spike counts go to `totals`, one a segment.
+   Signed counts are raised by their top, as if that were a baseline. */
+static inline void encode_token(const Plan *plan, const float *x, float *ordered, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
+    const Header *head = &plan->head;
+    for (int32_t i = 0; i < head->in; i++) ordered[i] = x[plan->source[i]];
+    for (int32_t a = 0; a < head->groups; a++) {
+        Group group = plan->groups[a];
+        Range range = plan->ranges[group.range];
+        float low, high, top = (float)group.top;
+        int finite = range_of(ordered + range.start, range.stop - range.start, &low, &high);
+        Threshold threshold = thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
+        float theta = threshold.theta, baseline = (float)threshold.baseline;
+        if (head->mode == SIGNED) {
+            for (int32_t i = group.start; i < group.stop; i++) {
+                float units = ordered[i] / theta, size = fabsf(units);
+                size = half_up(size > FAR ? FAR : size);
+                size = size > top ? top : size;
+                units = units < 0.0f ? -size : size;
+                codes[i] = (uint8_t)(int32_t)((units == units ? units : 0.0f) + top);
+            }
+        } else {
+            for (int32_t i = group.start; i < group.stop; i++) {
+                float units = ordered[i] / theta;
+                units = units == units ? units : 0.0f;
+                codes[i] = (uint8_t)(int32_t)between(half_up(between(units, -FAR, FAR)) + baseline, 0.0f, top);
+            }
+        }
+    }
+    for (int32_t i = 0; i < head->in; i++) spikes[plan->place[i]] = codes[i];
+    for (int32_t s = 0; s < head->segments; s++) {
+        int32_t total = 0;
+        for (int32_t i = plan->segments[s].start; i < plan->segments[s].stop; i++) total += codes[i];
+        totals[s] = total;
+    }
+}
+#endif
