@@ -9,7 +9,7 @@ import torch
 import spikellm
 from conftest import BUNDLED
 from families import build
-from spikellm.errors import RequestError
+from spikellm.errors import RecipeError, RequestError
 from spikellm.modeling.additive import AdditiveLinear
 from spikellm.modeling.forms import spiking_linears
 
@@ -51,6 +51,14 @@ def test_losses_are_in_the_order_that_the_method_promises(text_file: Path) -> No
     assert loss["pbllm-80"] < loss["pbllm-90"] < loss["pbllm-95"]
     for ternary, partly in (("1.4", "95"), ("1.7", "90"), ("2.4", "80")):
         assert loss[f"ternary-{ternary}"] < loss[f"pbllm-{partly}"]
+
+
+def test_searched_ranges_lose_less(text_file: Path) -> None:
+    plain, searched = (convert("gptq-w2a16", text_file, *settings, samples=16)[2].blocks for settings in ((), ("gptq.search_range=true",)))
+    assert searched[0].loss < plain[0].loss
+    assert searched[-1].loss < plain[-1].loss
+    with pytest.raises(RecipeError, match="no effect on weights of code 'ternary'"):
+        convert("ternary-1.0", text_file, "gptq.search_range=true")
 
 
 def test_additions_alone_give_the_model_s_logits(text_file: Path) -> None:

@@ -56,6 +56,11 @@ class GptqRecipe(Section):
         0.01, gt=0.0, le=10.0, description="added to the Hessian's diagonal, as a share of its mean; raised where that is not enough"
     )
     activation_order: bool = Field(True, description="code the columns of the largest inputs first", strict=True)
+    search_range: bool = Field(
+        False,
+        description="affine codes: take the range of each row and group that loses least, instead of all of it (plain GPTQ)",
+        strict=True,
+    )
     rounds: int = Field(
         6, ge=1, description="fits of ternary codes and scales in turn, at most; stops when they do not improve", strict=True
     )

@@ -54,6 +54,10 @@ class Recipe(Section):
             )
         if self.pipeline != "gptq" and self.gptq != GptqRecipe():
             raise ValueError(f"the section gptq has no effect on pipeline {self.pipeline!r}; set pipeline to gptq")
+        if self.gptq.search_range and self.weights.code != "affine" and not self.overrides:
+            raise ValueError(
+                f"gptq.search_range would have no effect on weights of code {self.weights.code!r}, whose scales are fitted anyway; leave it out"
+            )
         for override in self.overrides:
             self._apply(override, LinearRecipe(weights=self.weights, activations=self.activations))
         return self
