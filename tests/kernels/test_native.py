@@ -24,6 +24,7 @@ from spikellm.kernels.plan import fits
 from spikellm.modeling import fast
 from spikellm.modeling.additive import AdditiveLinear, plane_sizes
 from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.watching import watching_spikes
 from spikellm.quantization.affine import AffineWeights
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
@@ -236,11 +237,27 @@ def test_operators_are_sound() -> None:
     assert layer.bias is not None
     for bias in (None, layer.bias.float()):
         torch.library.opcheck(
-            dispatch.spike_linear, (x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, bias)
+            dispatch.spike_linear, (x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, bias, True)
         )
     other = additive(20, 6, torch.ones(20, dtype=torch.uint8), torch.Generator().manual_seed(0))
     ready = fast.prepare(other)
     torch.library.opcheck(dispatch.additive_linear, (x, ready.plan, ready.beside, other.weight_scale, None))
+
+
+@needs_compiler
+@pytest.mark.parametrize("signed", [False, True])
+def test_spikes_are_shown_to_whoever_watches(signed: bool) -> None:
+    kind: dict[str, Any] = {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"bits": 4}
+    recipe = ActivationRecipe.model_validate({**kind, "salient_rate": 0.2, "salient_steps": 3, "saliency": "rms"})
+    layer = fit(nn.Linear(40, 6), LinearRecipe(weights=WeightRecipe(bits=4), activations=recipe), sample=torch.randn(50, 40))
+    x, seen = torch.randn(5, 40), []
+    with watching_spikes(seen.append):
+        found, expected = both(layer, x)
+    native, reference = seen[-2:]
+    assert torch.equal(found, expected)
+    assert torch.equal(native.codes, reference.codes)
+    assert torch.equal(native.steps, reference.steps)
+    assert native[:2] == reference[:2]
 
 
 @needs_compiler
@@ -397,8 +414,11 @@ for case in json.load(open({str(tmp_path / "cases.json")!r})):
         arrays, y = [file[f"arr_{{i}}"] for i in range(len(file.files) - 1)], file["y"]
     found = np.empty(y.shape, np.float32)
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
-    run = library.spikellm_spike_linear if case["kernel"] == "spike" else library.spikellm_additive_linear
-    assert run(pointers[0], ctypes.c_int64(len(y)), *pointers[1:], ctypes.c_void_p(found.ctypes.data), ctypes.c_int32(2)) == 0
+    spike = case["kernel"] == "spike"
+    counts = np.empty(arrays[0].shape, np.uint8)
+    run = library.spikellm_spike_linear if spike else library.spikellm_additive_linear
+    ends = [ctypes.c_void_p(found.ctypes.data), *([ctypes.c_void_p(counts.ctypes.data)] if spike else []), ctypes.c_int32(2)]
+    assert run(pointers[0], ctypes.c_int64(len(y)), *pointers[1:], *ends) == 0
     assert np.array_equal(found, y), case
 print("clean")
 """

@@ -84,7 +84,7 @@ def _load(level: str) -> ctypes.CDLL:
     except OSError as error:
         raise DependencyError(f"the compiled kernels cannot be loaded ({error}); delete {path} to compile them again") from None
     pointer = ctypes.c_void_p
-    library.spikellm_spike_linear.argtypes = [pointer, ctypes.c_int64, *[pointer] * 7, ctypes.c_int32]
+    library.spikellm_spike_linear.argtypes = [pointer, ctypes.c_int64, *[pointer] * 8, ctypes.c_int32]
     library.spikellm_additive_linear.argtypes = [pointer, ctypes.c_int64, *[pointer] * 5, ctypes.c_int32]
     return library
 

@@ -66,11 +66,15 @@ def describe() -> str:
 
 
 _library = torch.library.Library("spikellm", "DEF")
-_library.define("spike_linear(Tensor x, Tensor plan, Tensor codes, Tensor scale, Tensor zero, Tensor column_sums, Tensor? bias) -> Tensor")
+_library.define(
+    "spike_linear(Tensor x, Tensor plan, Tensor codes, Tensor scale, Tensor zero, Tensor column_sums, Tensor? bias, bool show) -> (Tensor, Tensor)"
+)
 _library.define("additive_linear(Tensor x, Tensor plan, Tensor words, Tensor scale, Tensor? bias) -> Tensor")
 
 
-def _spike_linear(x: Tensor, plan: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, column_sums: Tensor, bias: Tensor | None) -> Tensor:
+def _spike_linear(
+    x: Tensor, plan: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, column_sums: Tensor, bias: Tensor | None, show: bool
+) -> tuple[Tensor, Tensor]:
     """``spikellm::spike_linear``: a spiking linear layer in merged form, inputs coded on the way; see ``native/spike_linear.c``.
 
     Args:
@@ -80,18 +84,21 @@ def _spike_linear(x: Tensor, plan: Tensor, codes: Tensor, scale: Tensor, zero: T
         scale, zero: float32 and uint8, ``(out, weight groups)``.
         column_sums: int32, ``(segments, out)``, sums of integer weights.
         bias: float32, ``(out,)``.
+        show: give the spike counts too.
 
     Returns:
-        float32, ``(tokens, out)``: the same bits as the torch path.
+        ``(y, counts)``: float32 ``(tokens, out)``, the same bits as the torch path; uint8 ``(tokens, in)`` in stored order, those of signed neurons raised by their
+        largest code, or nothing.
     """
     x = x.contiguous()
-    y = x.new_empty(x.shape[0], codes.shape[0])
+    y, counts = x.new_empty(x.shape[0], codes.shape[0]), codes.new_empty(x.shape if show else 0)
     failed = build.load_library().spikellm_spike_linear(
-        x.data_ptr(), x.shape[0], plan.data_ptr(), codes.data_ptr(), scale.data_ptr(), zero.data_ptr(), column_sums.data_ptr(), _pointer(bias), y.data_ptr(), torch.get_num_threads()
+        x.data_ptr(), x.shape[0], plan.data_ptr(), codes.data_ptr(), scale.data_ptr(), zero.data_ptr(), column_sums.data_ptr(), _pointer(bias), y.data_ptr(), counts.data_ptr() if show else None,
+        torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError("a kernel found no memory for its spikes")
-    return y
+    return y, counts
 
 
 def _additive_linear(x: Tensor, plan: Tensor, words: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -122,7 +129,10 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 _library.impl("spike_linear", _spike_linear, "CPU")
 _library.impl("additive_linear", _additive_linear, "CPU")
-torch.library.register_fake("spikellm::spike_linear", lambda x, plan, codes, *_: x.new_empty(x.shape[0], codes.shape[0]))
+torch.library.register_fake(
+    "spikellm::spike_linear",
+    lambda x, plan, codes, *rest: (x.new_empty(x.shape[0], codes.shape[0]), codes.new_empty(x.shape if rest[-1] else 0)),
+)
 torch.library.register_fake("spikellm::additive_linear", lambda x, plan, words, scale, *_: x.new_empty(x.shape[0], scale.shape[0]))
 spike_linear = torch.ops.spikellm.spike_linear.default
 additive_linear = torch.ops.spikellm.additive_linear.default

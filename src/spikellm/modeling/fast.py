@@ -11,12 +11,10 @@ from torch import Tensor
 from spikellm.kernels import dispatch
 from spikellm.kernels.additive_plan import TernarySegment, make_additive_plan
 from spikellm.kernels.plan import Part, Shape, fits, make_plan
-from spikellm.modeling.watching import spike_observer
+from spikellm.modeling.watching import SpikeTrain, spike_observer
 
 if TYPE_CHECKING:
     from spikellm.modeling.linear import SpikingLinear
-
-_FEW = 16  # tokens up to which the additive kernel is faster than a product of the whole matrix
 
 
 class Prepared(NamedTuple):
@@ -38,24 +36,33 @@ class Prepared(NamedTuple):
 def run(layer: SpikingLinear, tokens: Tensor) -> Tensor | None:
     """Output of a layer, float32 ``(tokens, out)``, bias included; None where the torch path has to be taken.
 
-    The torch path runs where spikes are watched, in stepped and binary form, where a gradient is asked for, on other devices than the CPU, while a model is compiled,
+    The torch path runs in stepped and binary form, where a gradient is asked for, on other devices than the CPU, while a model is compiled,
     and where no kernel fits.
 
     Args:
         tokens: ``(tokens, in)``.
     """
-    if layer.form != "merged" or tokens.device.type != "cpu" or torch.compiler.is_compiling() or spike_observer() is not None:
+    if layer.form != "merged" or tokens.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     if (torch.is_grad_enabled() and tokens.requires_grad) or not dispatch.native():
         return None
     prepared = prepare(layer)
-    if prepared.kernel is None or (prepared.kernel == "additive" and len(tokens) > _FEW):
+    if prepared.kernel is None:
         return None
     bias = None if layer.bias is None else layer.bias.float()
     x, scale = tokens.float(), layer.weight_scale
     if prepared.kernel == "additive":
         return cast(Tensor, dispatch.additive_linear(x, prepared.plan, prepared.beside, scale, bias))
-    return cast(Tensor, dispatch.spike_linear(x, prepared.plan, layer.weight_codes, scale, layer.weight_zero, prepared.beside, bias))
+    observer = spike_observer()
+    y, counts = dispatch.spike_linear(
+        x, prepared.plan, layer.weight_codes, scale, layer.weight_zero, prepared.beside, bias, observer is not None
+    )
+    if observer is not None:
+        neuron, steps = layer.neuron, layer.stored(layer.channel_steps)
+        assert neuron is not None
+        codes = counts.to(torch.int32) - neuron.levels * steps.int() if neuron.signed else counts.to(torch.int32)
+        observer(SpikeTrain(layer, "input", codes, steps, neuron))
+    return cast(Tensor, y)
 
 
 def prepare(layer: SpikingLinear) -> Prepared:

@@ -42,9 +42,10 @@ static void end_sums(const Plan *plan, const Threshold *thresholds, const int32_
 
 /* Returns 0, or 1 where memory ran out.
 
-   x: (tokens, in); packed: (out, row_bytes); scale, zero: (out, scales); column_sums: (segments, out), Σ (code − zero); bias: (out) or null; y: (tokens, out). */
+   x: (tokens, in); packed: (out, row_bytes); scale, zero: (out, scales); column_sums: (segments, out), Σ (code − zero); bias: (out) or null; y: (tokens, out);
+   codes_out: spike counts, (tokens, in), signed ones raised by their top, or null. */
 int32_t spikellm_spike_linear(const float *x, int64_t tokens, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, const int32_t *column_sums,
-                              const float *bias, float *y, int32_t threads) {
+                              const float *bias, float *y, uint8_t *codes_out, int32_t threads) {
     const Plan plan = read_plan(words);
     const Header *head = &plan.head;
     if (tokens == 0 || head->out == 0) return 0;
@@ -68,7 +69,7 @@ int32_t spikellm_spike_linear(const float *x, int64_t tokens, const int32_t *wor
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < tokens; n++)
             if (ready)
-                encode_token(&plan, x + n * head->in, ordered, codes, spikes + n * head->buffer, thresholds + n * head->groups, totals + n * head->segments);
+                encode_token(&plan, x + n * head->in, ordered, codes_out ? codes_out + n * head->in : codes, spikes + n * head->buffer, thresholds + n * head->groups, totals + n * head->segments);
 #pragma omp for schedule(static)
         for (int64_t strip = 0; strip < (head->out + STRIP - 1) / STRIP; strip++) {
             if (!ready) continue;
