@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,32 @@ def converted_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) 
 @pytest.fixture
 def tokens() -> torch.Tensor:
     return torch.randint(2, 2000, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Native kernels or an error, looked for anew."""
+    from native import forget
+
+    monkeypatch.setenv("SPIKELLM_KERNELS", "native")
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every set of instructions that this processor bears."""
+    from native import best_level, forget
+    from spikellm.errors import DependencyError
+    from spikellm.kernels import build
+
+    name = str(request.param)
+    monkeypatch.setenv("SPIKELLM_KERNELS_LEVEL", name)
+    forget()
+    if build.compiler() is None or build.LEVELS.index(name) > best_level():
+        with pytest.raises(DependencyError):
+            build.load_library()
+        name = ""
+    return name

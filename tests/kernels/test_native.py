@@ -1,11 +1,6 @@
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import spikellm
-from conftest import PROJECT
 from layers import fit
-from spikellm.errors import DependencyError
+from native import additive, best_level, both, forget, needs_compiler
 from spikellm.kernels import build, dispatch
 from spikellm.kernels.plan import fits
 from spikellm.modeling import fast
-from spikellm.modeling.additive import AdditiveLinear, plane_sizes
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.watching import watching_spikes
-from spikellm.quantization.affine import AffineWeights
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
-needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler on this machine")
-
-
-def forget() -> None:
-    build.load_library.cache_clear()
-    dispatch._problem.cache_clear()
-
-
-def best_level() -> int:
-    return int(build._load("portable").spikellm_best_level()) if build.compiler() else 0
-
-
-@pytest.fixture(autouse=True)
-def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("SPIKELLM_KERNELS", "native")
-    forget()
-    yield
-    monkeypatch.undo()
-    forget()
-
-
-@pytest.fixture(params=build.LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every set of instructions that this processor bears."""
-    name = str(request.param)
-    monkeypatch.setenv("SPIKELLM_KERNELS_LEVEL", name)
-    forget()
-    if build.compiler() is None or build.LEVELS.index(name) > best_level():
-        with pytest.raises(DependencyError):
-            build.load_library()
-        name = ""
-    return name
-
-
-def both(layer: SpikingLinear, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output of the native kernel and of the torch path."""
-    with torch.no_grad():
-        assert fast.run(layer, x.reshape(-1, layer.in_features)) is not None, "the kernel is taken"
-        found = layer(x)
-        os.environ["SPIKELLM_KERNELS"] = "torch"
-        try:
-            return found, layer(x)
-        finally:
-            os.environ["SPIKELLM_KERNELS"] = "native"
+pytestmark = pytest.mark.usefixtures("native_kernels")
 
 
 @st.composite
@@ -166,21 +115,6 @@ def test_extreme_codes(level: str) -> None:
         x[:, ::2] = -1
         found, expected = both(layer, x)
         assert torch.equal(found, expected)
-
-
-def additive(columns: int, outputs: int, steps: Tensor, generator: torch.Generator, *, bias: bool = False) -> AdditiveLinear:
-    settings = LinearRecipe(weights=WeightRecipe(code="ternary", bits=2, symmetric=True), activations=ActivationRecipe(bits=16))
-    layer = AdditiveLinear(columns, outputs, settings, bias=bias, sizes=plane_sizes(steps))
-    layer.set_groups(torch.zeros(columns, dtype=torch.uint8), steps)
-    most = layer.stored(steps).float()
-    codes = (torch.rand(outputs, columns, generator=generator) * (2 * most + 1)).floor().sub(most).to(torch.int8)
-    groups = len(layer.layout().weight_groups)
-    layer.set_weights(
-        AffineWeights(codes, torch.rand(outputs, groups, generator=generator) + 0.1, torch.zeros(outputs, groups, dtype=torch.uint8))
-    )
-    if layer.bias is not None:
-        layer.bias.data = torch.randn(outputs, generator=generator)
-    return layer
 
 
 @needs_compiler
@@ -291,160 +225,3 @@ def test_a_whole_model_says_the_same_words(converted_folder: Path, monkeypatch: 
         logits.append(model(tokens).logits)
     assert told[0] == told[1]
     assert torch.equal(logits[0], logits[1])
-
-
-def test_without_a_compiler_torch_is_used_and_that_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    layer = fit(nn.Linear(20, 6), LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)))
-    x = torch.randn(2, 20)
-    monkeypatch.setenv("SPIKELLM_KERNELS", "torch")
-    expected = layer(x)
-    monkeypatch.setenv("SPIKELLM_KERNELS", "auto")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
-    assert torch.equal(layer(x), expected)
-    assert torch.equal(layer(x), expected)
-    assert [record.message for record in caplog.records if "native kernels are off" in record.message] == [caplog.records[0].message]
-    assert "torch (native kernels need a C compiler" in dispatch.describe()
-    monkeypatch.setenv("SPIKELLM_KERNELS", "native")
-    with pytest.raises(DependencyError, match="C compiler"):
-        layer(x)
-
-
-@needs_compiler
-def test_a_cache_that_cannot_be_written_or_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for folder, words in ((tmp_path / "file", "cannot be kept"), (tmp_path / "open", "written to by others")):
-        if folder.name == "open":
-            folder.mkdir()
-            folder.chmod(0o777)
-        monkeypatch.setenv("SPIKELLM_CACHE", str(folder))
-        forget()
-        with pytest.raises(DependencyError, match=words):
-            dispatch.native()
-        monkeypatch.setenv("SPIKELLM_KERNELS", "auto")
-        assert not dispatch.native()
-        monkeypatch.setenv("SPIKELLM_KERNELS", "native")
-
-
-@needs_compiler
-def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake = tmp_path / "cc"
-    fake.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("CC", str(fake))
-    monkeypatch.setenv("SPIKELLM_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(DependencyError, match="fails on the kernels"):
-        build.load_library()
-
-
-@pytest.mark.parametrize(("name", "value"), [("SPIKELLM_KERNELS", "fast"), ("SPIKELLM_KERNELS_LEVEL", "sse")])
-def test_unknown_choices(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(DependencyError, match=f"{name} is '{value}'"):
-        dispatch.native()
-
-
-@needs_compiler
-def test_two_processes_compile_at_once(tmp_path: Path) -> None:
-    script = "from spikellm.kernels import build; print(build.compile_level('portable'))"
-    surroundings = {**os.environ, "SPIKELLM_CACHE": str(tmp_path)}
-    running = [subprocess.Popen([sys.executable, "-c", script], env=surroundings, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    paths = {process.communicate()[0].strip() for process in running}
-    assert [process.returncode for process in running] == [0, 0]
-    assert len(paths) == 1
-    assert [path.name for path in tmp_path.iterdir()] == [Path(paths.pop()).name], "no temporary folder is left"
-
-
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize("name", build.LEVELS)
-def test_no_byte_is_read_or_written_out_of_bounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels compiled with AddressSanitizer and UndefinedBehaviorSanitizer, on arrays of exact size."""
-    if build.LEVELS.index(name) > best_level():
-        return
-    compiler = build.compiler()
-    assert compiler is not None
-    monkeypatch.setenv("SPIKELLM_CACHE", str(tmp_path / "cache"))
-    library = build.compile_level(name, ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"))
-    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    cases: list[dict[str, Any]] = []
-    import numpy as np
-
-    generator = torch.Generator().manual_seed(0)
-    for index, (columns, outputs, tokens, bits) in enumerate(
-        [
-            (1, 1, 1, 2),
-            (65, 33, 1, 3),
-            (65, 33, 7, 3),
-            (130, 5, 1, 4),
-            (129, 64, 6, 4),
-            (257, 31, 1, 8),
-            (257, 31, 13, 8),
-            (77, 9, 3, 5),
-            (300, 40, 1, 2),
-        ]
-    ):
-        recipe = LinearRecipe(
-            weights=WeightRecipe(bits=bits), activations=ActivationRecipe(bits=4, salient_rate=0.2, salient_steps=2, saliency="rms")
-        )
-        layer = fit(nn.Linear(columns, outputs), recipe, sample=torch.randn(30, columns, generator=generator))
-        ready, x = fast.prepare(layer), torch.randn(tokens, columns, generator=generator)
-        assert layer.bias is not None
-        arrays = [x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, layer.bias.detach()]
-        np.savez(tmp_path / f"{index}.npz", *[array.numpy() for array in arrays], y=layer(x).detach().numpy())
-        cases.append({"kernel": "spike", "file": f"{index}.npz"})
-    for index, (columns, outputs, tokens) in enumerate([(1, 1, 1), (19, 65, 2), (90, 64, 1), (55, 130, 3)], start=100):
-        layer = additive(columns, outputs, torch.randint(1, 4, (columns,), generator=generator).to(torch.uint8), generator, bias=True)
-        ready, x = fast.prepare(layer), torch.randint(-9, 9, (tokens, columns), generator=generator).float()
-        assert layer.bias is not None
-        np.savez(
-            tmp_path / f"{index}.npz",
-            *[array.numpy() for array in (x, ready.plan, ready.beside, layer.weight_scale, layer.bias.detach())],
-            y=layer(x).detach().numpy(),
-        )
-        cases.append({"kernel": "additive", "file": f"{index}.npz"})
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    script = f"""
-import ctypes, json, numpy as np
-library = ctypes.CDLL({str(library)!r})
-for case in json.load(open({str(tmp_path / "cases.json")!r})):
-    with np.load({str(tmp_path)!r} + "/" + case["file"]) as file:
-        arrays, y = [file[f"arr_{{i}}"] for i in range(len(file.files) - 1)], file["y"]
-    found = np.empty(y.shape, np.float32)
-    pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
-    spike = case["kernel"] == "spike"
-    counts = np.empty(arrays[0].shape, np.uint8)
-    run = library.spikellm_spike_linear if spike else library.spikellm_additive_linear
-    ends = [ctypes.c_void_p(found.ctypes.data), *([ctypes.c_void_p(counts.ctypes.data)] if spike else []), ctypes.c_int32(2)]
-    assert run(pointers[0], ctypes.c_int64(len(y)), *pointers[1:], *ends) == 0
-    assert np.array_equal(found, y), case
-print("clean")
-"""
-    surroundings = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0", "PYTHONMALLOC": "malloc"}
-    done = subprocess.run([sys.executable, "-c", script], env=surroundings, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "clean"
-
-
-@needs_compiler
-def test_sources_compile_without_a_warning(tmp_path: Path) -> None:
-    folder = PROJECT / "src" / "spikellm" / "kernels" / "native"
-    for tool in filter(None, (shutil.which("gcc"), shutil.which("clang"))):
-        for level in build.LEVELS if best_level() else ("portable",):
-            command = [
-                tool,
-                *build.COMMON,
-                *build._FLAGS[level],
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                *(("-fopenmp",) if build._has_openmp(tool) else ("-Wno-unknown-pragmas", "-Wno-unused-parameter")),
-                *sorted(map(str, folder.glob("*.c"))),
-                "-o",
-                str(tmp_path / "k.so"),
-                "-lm",
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
