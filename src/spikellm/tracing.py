@@ -16,7 +16,8 @@ from spikellm.files import folder_when_done, require_free
 from spikellm.profiling.events import write_events
 from spikellm.profiling.plots.canvas import axes, write_svg
 from spikellm.profiling.plots.spikes import draw_membrane, draw_raster, membrane_in_moments
-from spikellm.profiling.trace import BlockTrace, Population, trace_block
+from spikellm.profiling.population import Population
+from spikellm.profiling.trace import BlockTrace, trace_block
 from spikellm.registry import unknown_name
 
 _TOKENS = 64

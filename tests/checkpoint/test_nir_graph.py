@@ -12,7 +12,7 @@ from layers import fit
 from spikellm.checkpoint.nir_graph import layer_graph, read_graph, run_graph, segment_weights, write_graph
 from spikellm.errors import CheckpointError, DependencyError
 from spikellm.modeling.linear import SpikingLinear
-from spikellm.profiling.trace import layer_population
+from spikellm.profiling.population import layer_population
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
 

@@ -20,7 +20,8 @@ from spikellm.modeling.linear import SpikingLinear
 from spikellm.profiling import trace as tracer
 from spikellm.profiling.events import read_codes, write_events
 from spikellm.profiling.plots.spikes import membrane_in_moments
-from spikellm.profiling.trace import add_up, layer_population, trace_block, weight_planes
+from spikellm.profiling.population import layer_population
+from spikellm.profiling.trace import add_up, trace_block, weight_planes
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
 RECIPES = ["w4a4-t2", "spike-w4a4-t2", "ternary-1.4-a4-t2", "w8a8"]

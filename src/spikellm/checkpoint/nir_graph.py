@@ -17,6 +17,7 @@ from torch import Tensor
 from spikellm.errors import CheckpointError, DependencyError
 from spikellm.files import write_atomically
 from spikellm.modeling.linear import SpikingLinear
+from spikellm.profiling.population import channel_order
 
 NOT_EXPRESSED = (
     "spikes of several levels (GIF): unrolled to binary ones",
@@ -59,8 +60,8 @@ def layer_graph(layer: SpikingLinear) -> Any:
 
 def segment_weights(layer: SpikingLinear) -> Tensor:
     """Integer weights ``(segments · out, in)``, int64: the rows of a segment are zero outside its columns."""
-    stored, layout = layer.integer_weights().long(), layer.layout()
-    order = torch.arange(layer.in_features) if layout.order is None else layout.order
+    stored, layout = layer.integer_weights().long().cpu(), layer.layout()
+    order = channel_order(layer)
     parts = []
     for segment in layout.segments:
         part = torch.zeros(layer.out_features, layer.in_features, dtype=torch.int64)

@@ -24,7 +24,7 @@ import torch
 
 from spikellm.errors import CheckpointError
 from spikellm.files import write_atomically
-from spikellm.profiling.trace import Population
+from spikellm.profiling.population import Population
 
 
 def write_events(populations: list[Population], path: Path) -> int:

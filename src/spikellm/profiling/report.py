@@ -17,8 +17,8 @@ from spikellm.modeling.linear import SpikingLinear
 from spikellm.profiling.counts import FORMS, Counts, Firing, Operations
 from spikellm.profiling.energy import OMITTED, Energy, EnergyTable, estimate
 from spikellm.profiling.operations import count_operations
+from spikellm.profiling.population import Population, layer_population
 from spikellm.profiling.summary import LayerSummary, ModelSummary, summarize
-from spikellm.profiling.trace import Population, layer_population
 from spikellm.recipe import Recipe
 
 PARTS = ("linear", "attention", "head", "whole")
@@ -209,7 +209,7 @@ def _layer(name: str, entry: Operations, kind: str, layer: LayerSummary | None) 
 
 
 def _firing(firing: Firing) -> dict[str, Any]:
-    rates = firing.rates.double()
+    rates = firing.rates.double().cpu()
     marks = torch.quantile(rates, torch.tensor([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0], dtype=torch.float64)).tolist()
     return {
         "mean": float(rates.mean()),

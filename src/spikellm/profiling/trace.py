@@ -6,9 +6,8 @@ moment after the other; what comes out is compared, integer for integer, with th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,41 +20,7 @@ from spikellm.modeling.families import find_blocks
 from spikellm.modeling.forms import set_form, spiking_linears
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.watching import SpikeTrain, watching_spikes
-from spikellm.neurons import SoftResetNeuron
-from spikellm.quantization.thresholds import Threshold
-
-
-class Population(NamedTuple):
-    """Spikes of the neurons before one layer, or of Q, K or V, for all tokens of the window; channels in their own order.
-
-    Attributes:
-        name: of the layer within the block, or of the attention module and the part (``self_attn.key``).
-        codes: merged spike counts, int32 ``(tokens, channels)``; heads of attention one after the other.
-        steps: T of every channel, int64 ``(channels,)``.
-        group: activation group of every channel, int64 ``(channels,)``; 0 throughout for attention.
-        neuron: what fired.
-        thresholds: θ and z ``(tokens, groups)`` of a layer, float32; None for attention.
-    """
-
-    name: str
-    codes: Tensor
-    steps: Tensor
-    group: Tensor
-    neuron: SoftResetNeuron
-    thresholds: Threshold | None
-
-    @property
-    def salient(self) -> Tensor:
-        """Channels with more steps than the least, or with a range of their own, bool ``(channels,)``."""
-        return (self.steps > self.steps.min()) | (self.group >= 2)
-
-    def of_token(self, token: int) -> Tensor:
-        """Binary spikes of one token, int8 ``(moments, channels)``."""
-        return torch.stack([plane[token] for plane in self.planes()])
-
-    def planes(self) -> Iterator[Tensor]:
-        """Binary spikes of every moment, int8 ``(tokens, channels)``: the T·L planes of the neuron, whose sum is the codes."""
-        return self.neuron.iterate_binary(self.codes, self.steps)
+from spikellm.profiling.population import Population, attention_populations, channel_order, layer_population
 
 
 @dataclass(frozen=True)
@@ -151,7 +116,7 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
                 population = layer_population(layer_name, layer, seen.inputs[layer_name])
                 populations.append(population)
                 traces.append(_check_layer(population, layer, seen.outputs[layer_name]))
-        for population in _of_attention(seen.trains, block):
+        for population in attention_populations(seen.trains, block):
             populations.append(population)
             traces.append(_check_sums(population))
     exact = all(layer.neuron is not None for layer in layers.values())
@@ -196,36 +161,10 @@ def _hidden(output: Any) -> Tensor:
     return hidden
 
 
-def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
-    """Spikes that a layer fires on an input, ``(…, tokens, in)``.
-
-    Raises:
-        RequestError: the layer does not code its inputs.
-    """
-    stored, thresholds = layer.encode(x.reshape(-1, layer.in_features))
-    order = layer.layout().order
-    codes = stored if order is None else torch.empty_like(stored).index_copy_(1, order, stored)
-    theta, baseline = (torch.cat([pair[part].expand(len(codes), 1).float() for pair in thresholds], 1) for part in (0, 1))
-    return Population(
-        name, codes, layer.channel_steps.long(), layer.channel_group.long(), cast(SoftResetNeuron, layer.neuron), Threshold(theta, baseline)
-    )
-
-
-def _of_attention(trains: list[SpikeTrain], block: nn.Module) -> Iterator[Population]:
-    names = {module: name.rpartition(".")[0] for name, module in block.named_modules() if isinstance(module, SpikingAttention)}
-    for train in trains:
-        if train.source in names and train.part != "probabilities":
-            heads, channels = train.codes.shape[1], train.codes.shape[3]
-            codes = train.codes[0].transpose(0, 1).reshape(-1, heads * channels)
-            steps = train.steps.expand(heads, 1, channels).reshape(-1).long()
-            yield Population(f"{names[train.source]}.{train.part}", codes, steps, torch.zeros_like(steps), train.neuron, None)
-
-
 def weight_planes(layer: SpikingLinear) -> list[Tensor]:
     """Integer weights of a layer, ``(in, out)`` int64, channels in their own order: of ternary weights one plane of {−1, 0, 1} a step, whose sum they are."""
-    stored = layer.integer_weights().long()
-    order = layer.layout().order
-    weights = (stored if order is None else torch.empty_like(stored).index_copy_(1, order, stored)).T.contiguous()
+    stored, order = layer.integer_weights().long().cpu(), channel_order(layer)
+    weights = torch.empty_like(stored).index_copy_(1, order, stored).T.contiguous()
     if not isinstance(layer, AdditiveLinear):
         return [weights]
     return [(weights > t).long() - (-weights > t).long() for t in range(int(weights.abs().max()))] or [weights]
@@ -252,7 +191,7 @@ def _check_layer(population: Population, layer: SpikingLinear, output: Tensor) -
     layout, planes = layer.layout(), weight_planes(layer)
     assert population.thresholds is not None
     theta, baseline = population.thresholds
-    channels = torch.arange(layer.in_features) if layout.order is None else layout.order
+    channels = channel_order(layer)
     tokens, additions, integers, mismatches = len(population.codes), 0, 0, 0
     sums = [torch.zeros(tokens, layer.out_features, dtype=torch.int64) for _ in layout.segments]
     for plane in population.planes():
@@ -263,7 +202,7 @@ def _check_layer(population: Population, layer: SpikingLinear, output: Tensor) -
                 sums[place] += found
                 additions += count
     y = torch.zeros(tokens, layer.out_features)
-    whole = layer.integer_weights()
+    whole, scale = layer.integer_weights().cpu(), layer.weight_scale.cpu()
     for segment, binary in zip(layout.segments, sums, strict=True):
         codes = population.codes[:, channels[segment.start : segment.stop]]
         k = whole[:, segment.start : segment.stop]
@@ -272,10 +211,10 @@ def _check_layer(population: Population, layer: SpikingLinear, output: Tensor) -
         mismatches += int((merged != binary).sum())
         group = segment.activation_group
         charge = binary - baseline[:, group : group + 1].long() * k.long().sum(1)
-        y += charge.float() * theta[:, group : group + 1] * layer.weight_scale[:, segment.weight_group]
+        y += charge.float() * theta[:, group : group + 1] * scale[:, segment.weight_group]
     if layer.bias is not None:
-        y = y + layer.bias.float()
-    equal = torch.equal(y.to(output.dtype), output.reshape(-1, layer.out_features))
+        y = y + layer.bias.float().cpu()
+    equal = torch.equal(y.to(output.dtype), output.reshape(-1, layer.out_features).cpu())
     return _found(population, additions, integers, mismatches, equal)
 
 

@@ -141,7 +141,7 @@ def firing_distribution(report: Report) -> Picture | None:
     if not by_row:
         return None
     marks = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
-    spread = {row: torch.quantile(torch.cat(rates).double(), marks).tolist() for row, rates in by_row.items()}
+    spread = {row: torch.quantile(torch.cat(rates).double().cpu(), marks).tolist() for row, rates in by_row.items()}
     title = "Spread of firing rates over channels"
     words = "; ".join(
         f"{row}: least {q[0]:.2f}, tenth {q[1]:.2f}, median {q[2]:.2f}, nine tenths {q[3]:.2f}, most {q[4]:.2f}"
