@@ -9,12 +9,12 @@ from typing import Any
 
 from spikellm import api, console
 from spikellm.calibration.text import window_length
-from spikellm.checkpoint.nir_graph import NOT_EXPRESSED, layer_graph, read_graph, run_graph, segment_weights, write_graph
+from spikellm.checkpoint.nir_graph import NOT_EXPRESSED, layer_graph, read_graph, require_nir, run_graph, segment_weights, write_graph
 from spikellm.errors import RequestError
 from spikellm.evaluation.perplexity import text_windows
 from spikellm.files import folder_when_done, require_free
 from spikellm.profiling.events import write_events
-from spikellm.profiling.plots.canvas import axes, write_svg
+from spikellm.profiling.plots.canvas import axes, require_pictures, write_svg
 from spikellm.profiling.plots.spikes import draw_membrane, draw_raster, membrane_in_moments
 from spikellm.profiling.population import Population
 from spikellm.profiling.trace import BlockTrace, trace_block
@@ -41,8 +41,12 @@ def trace_to_folder(
 
     Raises:
         RequestError: no such block, token or part; nothing spikes; a text shorter than the window; ``out`` is not empty.
+        DependencyError: what pictures or graphs are made with is not installed.
     """
     require_free(out.resolve(), overwrite=overwrite)
+    require_pictures()
+    if nir:
+        require_nir()
     console.note(f"loading {model}")
     loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
     length = min(_TOKENS, window_length(loaded.config, None)) if seqlen is None else seqlen

@@ -34,7 +34,7 @@ def layer_graph(layer: SpikingLinear) -> Any:
     Raises:
         DependencyError: the package ``nir`` is not installed.
     """
-    nir, np = _nir(), _numpy()
+    nir, np = require_nir(), _numpy()
     weights = segment_weights(layer).numpy().astype(np.int32)
     inputs, outputs = weights.shape[1], weights.shape[0]
     ones = np.ones(inputs, np.float32)
@@ -76,7 +76,7 @@ def write_graph(graph: Any, path: Path) -> None:
     Raises:
         SpikeLLMError: the file system refused.
     """
-    nir = _nir()
+    nir = require_nir()
     write_atomically(path, lambda temporary: nir.write(str(temporary), graph))
 
 
@@ -87,7 +87,7 @@ def read_graph(path: Path) -> Any:
         CheckpointError: not a file of NIR.
         DependencyError: the package ``nir`` is not installed.
     """
-    nir = _nir()
+    nir = require_nir()
     try:
         return nir.read(str(path))
     except Exception as error:  # whatever HDF5 or the package says of a damaged file
@@ -108,7 +108,7 @@ def run_graph(graph: Any, spikes: Tensor) -> Tensor:
     Raises:
         CheckpointError: the graph has a node that such graphs do not have.
     """
-    nir, np = _nir(), _numpy()
+    nir, np = require_nir(), _numpy()
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
         sources[target].append(source)
@@ -142,7 +142,12 @@ def run_graph(graph: Any, spikes: Tensor) -> Tensor:
     return torch.from_numpy(np.rint(value["output"]).astype(np.int64))
 
 
-def _nir() -> Any:
+def require_nir() -> Any:
+    """The package ``nir``.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
     try:
         import nir
     except ImportError:

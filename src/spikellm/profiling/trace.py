@@ -112,7 +112,7 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
             set_form(block, "merged")
         populations, traces = [], []
         for layer_name, layer in layers.items():
-            if layer.neuron is not None:
+            if layer.neuron is not None and layer_name in seen.inputs:  # not an expert that no token was sent to
                 population = layer_population(layer_name, layer, seen.inputs[layer_name])
                 populations.append(population)
                 traces.append(_check_layer(population, layer, seen.outputs[layer_name]))

@@ -54,14 +54,25 @@ def axes(width: float = 4.6, height: float = 2.8, **grid: Any) -> Iterator[tuple
     Raises:
         DependencyError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise DependencyError("pictures need matplotlib, which is not installed; pip install 'spikellm[report]'") from None
+    require_pictures()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(**grid)
+
+
+def require_pictures() -> None:
+    """Ask for what pictures are drawn with, before the work that they show.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise DependencyError("pictures need matplotlib, which is not installed; pip install 'spikellm[report]'") from None
 
 
 def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
