@@ -132,6 +132,21 @@ def test_a_whole_block(model: Any, tmp_path: Path, tokens: torch.Tensor) -> None
     assert count == sum(trace.spikes for trace in found.traces)
 
 
+def test_experts_that_no_token_reaches_are_left_out(tokenizer: Any, text_file: Path) -> None:
+    """Mixture of experts: each expert is traced on the tokens that it was sent."""
+    import transformers
+
+    from families import GATED, randomized
+
+    model = randomized(transformers.AutoModelForCausalLM.from_config(transformers.MixtralConfig(**GATED, num_local_experts=4)))
+    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=16)
+    found = trace_block(model, torch.tensor([[5, 9]]), 0)
+    assert found.equal
+    experts = [trace for trace in found.traces if "experts" in trace.name]
+    assert 0 < len(experts) < 8, "not all of the four experts, two layers each"
+    assert sum(trace.tokens for trace in experts) == 2 * 2 * 2, "two experts a token"
+
+
 def test_events_turn_back_into_values(tmp_path: Path) -> None:
     layer, x = one_layer()
     write_events([layer_population("layer", layer, x)], tmp_path / "events.npz")
