@@ -129,6 +129,9 @@ static inline void dot_rows(const uint8_t *const *q, int32_t tokens, const int8_
     dot_tile(q, w, stride, length, sums);
 }
 
+/* Weights are read once: asking for those of the next rows in time hides the memory's latency, which short rows would show again and again. */
+static inline void fetch_ahead(const uint8_t *row, int64_t at, int32_t row_bytes) { _mm_prefetch((const char *)((uintptr_t)row + (uintptr_t)at + (uintptr_t)(2 * ROWS * (int64_t)row_bytes)), _MM_HINT_T0); }
+
 static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sums) {
     __m512i acc[ROWS], other[ROWS];
     for (int r = 0; r < ROWS; r++) acc[r] = other[r] = _mm512_setzero_si512();
@@ -138,6 +141,7 @@ static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32
         for (int32_t b = 0; b < blocks; b++, at += BYTES, q += 2 * BYTES) {
             __m512i q0 = _mm512_loadu_si512(q), q1 = _mm512_loadu_si512(q + BYTES);
             for (int r = 0; r < ROWS; r++) {
+                fetch_ahead(rows[r], at, row_bytes);
                 __m512i w = packed_block(rows[r], at, row_bytes - at);
                 acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_and_si512(w, nibble));
                 other[r] = _mm512_dpbusd_epi32(other[r], q1, _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble));
@@ -147,6 +151,7 @@ static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32
         for (int32_t b = 0; b < blocks; b++, at += BYTES, q += 4 * BYTES) {
             __m512i q0 = _mm512_loadu_si512(q), q1 = _mm512_loadu_si512(q + BYTES), q2 = _mm512_loadu_si512(q + 2 * BYTES), q3 = _mm512_loadu_si512(q + 3 * BYTES);
             for (int r = 0; r < ROWS; r++) {
+                fetch_ahead(rows[r], at, row_bytes);
                 __m512i w = packed_block(rows[r], at, row_bytes - at);
                 acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_and_si512(w, pair));
                 other[r] = _mm512_dpbusd_epi32(other[r], q1, _mm512_and_si512(_mm512_srli_epi16(w, 2), pair));
@@ -157,14 +162,20 @@ static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32
     } else if (bits == 8) {
         for (int32_t b = 0; b < blocks; b++, at += BYTES, q += BYTES) {
             __m512i q0 = _mm512_loadu_si512(q);
-            for (int r = 0; r < ROWS; r++) acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_xor_si512(packed_block(rows[r], at, row_bytes - at), sign));
+            for (int r = 0; r < ROWS; r++) {
+                fetch_ahead(rows[r], at, row_bytes);
+                acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_xor_si512(packed_block(rows[r], at, row_bytes - at), sign));
+            }
         }
     } else if (bits == 3) {
         const Cutter cutter = three_bits();
         at = (int64_t)first * 24;
         for (int32_t b = 0; b < blocks; b++, at += 24, q += BYTES) {
             __m512i q0 = _mm512_loadu_si512(q);
-            for (int r = 0; r < ROWS; r++) acc[r] = _mm512_dpbusd_epi32(acc[r], q0, cut_block(&cutter, rows[r], at, row_bytes - at));
+            for (int r = 0; r < ROWS; r++) {
+                fetch_ahead(rows[r], at, row_bytes);
+                acc[r] = _mm512_dpbusd_epi32(acc[r], q0, cut_block(&cutter, rows[r], at, row_bytes - at));
+            }
         }
     } else {
         return 0;

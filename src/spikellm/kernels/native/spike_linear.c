@@ -76,17 +76,19 @@ int32_t spikellm_spike_linear(const float *x, int64_t tokens, const int32_t *wor
             const int32_t first = (int32_t)strip * STRIP, end = head->out - first < STRIP ? head->out : first + STRIP;
             for (int64_t n = 0; n < tokens; n++)
                 for (int32_t o = first; o < end; o++) y[n * head->out + o] = 0.0f;
-            for (int32_t s = 0; s < head->segments; s++) {
-                const Segment *part = &plan.segments[s];
-                const int32_t length = part->blocks * head->block;
-                int32_t sums[TOKENS * ROWS], whole = tokens > 1;
-                for (int32_t o = first; !whole && o < end; o += ROWS) { /* one token: straight from the packed rows */
-                    const uint8_t *rows[ROWS];
-                    for (int32_t r = 0; r < ROWS; r++) rows[r] = packed + (int64_t)(o + r < end ? o + r : o) * head->row_bytes;
+            int32_t sums[TOKENS * ROWS], whole = tokens > 1;
+            for (int32_t o = first; !whole && o < end; o += ROWS) { /* one token: straight from the packed rows */
+                const uint8_t *rows[ROWS];
+                for (int32_t r = 0; r < ROWS; r++) rows[r] = packed + (int64_t)(o + r < end ? o + r : o) * head->row_bytes;
+                for (int32_t s = 0; !whole && s < head->segments; s++) {
+                    const Segment *part = &plan.segments[s];
                     whole = !dot_packed(spikes + part->offset, rows, head->row_bytes, head->bits, part->first_block, part->blocks, sums);
                     for (int32_t r = 0; !whole && r < ROWS && o + r < end; r++) end_sums(&plan, thresholds, totals, s, o + r, sums[r], column_sums, scale, zero, &y[o + r]);
                 }
-                if (!whole) continue;
+            }
+            for (int32_t s = 0; whole && s < head->segments; s++) {
+                const Segment *part = &plan.segments[s];
+                const int32_t length = part->blocks * head->block;
                 for (int32_t o = first; o < first + STRIP; o++) /* rows beyond the last repeat it */
                     unpack_row(packed + (int64_t)(o < end ? o : end - 1) * head->row_bytes, head->row_bytes, head->bits, head->in, part->first_block, part->blocks,
                                unpacked + (int64_t)(o - first) * stride);
