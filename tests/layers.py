@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.pipelines.grouping import Groups, group_of, salient_channels, salient_columns
 from spikellm.pipelines.rtn import fit_layer
-from spikellm.recipe import LinearRecipe
+from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 
 def fit(dense: nn.Linear, settings: LinearRecipe, sample: Tensor | None = None, seed: int = 0, name: str = "layer") -> SpikingLinear:
@@ -21,3 +24,16 @@ def fit(dense: nn.Linear, settings: LinearRecipe, sample: Tensor | None = None, 
         assert sample is not None
         column_steps = salient_columns(sample, dense.weight, settings, seed, name)
     return fit_layer(dense, settings, Groups(group, column_steps))
+
+
+@st.composite
+def activation_recipes(draw: st.DrawFn, bits: st.SearchStrategy[int], symmetric: st.SearchStrategy[bool]) -> ActivationRecipe:
+    """Neurons of every kind, with and without salient channels."""
+    rate = draw(st.sampled_from([0.0, 0.1, 0.5]))
+    chosen: dict[str, Any] = {}
+    if rate:
+        thresholds = draw(st.sampled_from(["shared", "split"]))
+        chosen = {"salient_rate": rate, "salient_steps": draw(st.integers(2, 4)), "thresholds": thresholds, "saliency": "rms"}
+    signed = draw(st.booleans())
+    kind = {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"bits": draw(bits), "symmetric": draw(symmetric)}
+    return ActivationRecipe.model_validate({**kind, **chosen})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import spikellm
-from layers import fit
+from layers import activation_recipes, fit
 from native import additive, best_level, both, forget, needs_compiler
 from spikellm.kernels import build, dispatch
 from spikellm.kernels.plan import fits
@@ -28,24 +28,7 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, Tensor]:
     """Any layer that codes its inputs, and any inputs, extreme ones too."""
     columns, outputs, tokens = draw(st.integers(1, 300)), draw(st.integers(1, 70)), draw(st.integers(0, 9))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    signed = draw(st.booleans())
-    rate = draw(st.sampled_from([0.0, 0.1, 0.5]))
-    chosen = (
-        {
-            "salient_rate": rate,
-            "salient_steps": draw(st.integers(2, 4)),
-            "thresholds": draw(st.sampled_from(["shared", "split"])),
-            "saliency": "rms",
-        }
-        if rate
-        else {}
-    )
-    kind = (
-        {"neuron": "ternary", "bits": 2, "symmetric": True}
-        if signed
-        else {"bits": draw(st.integers(2, 6)), "symmetric": draw(st.booleans())}
-    )
-    activations = ActivationRecipe.model_validate({**kind, **chosen})
+    activations = draw(activation_recipes(st.integers(2, 6), st.booleans()))
     weights = WeightRecipe(bits=draw(st.integers(2, 8)), symmetric=draw(st.booleans()), group_size=draw(st.sampled_from([None, 16, 100])))
     dense = nn.Linear(columns, outputs, bias=draw(st.booleans()))
     nn.init.normal_(dense.weight, generator=generator)
@@ -203,6 +186,15 @@ def test_changed_weights_are_seen(converted_folder: Path) -> None:
     found, expected = both(layer, x)
     assert torch.equal(found, expected)
     assert not torch.equal(found, before)
+
+
+@needs_compiler
+def test_inference_mode() -> None:
+    """Tensors made there count no versions."""
+    x = torch.randn(2, 20)
+    with torch.inference_mode():
+        layer = fit(nn.Linear(20, 6), LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)))
+        assert torch.equal(*both(layer, x))
 
 
 @needs_compiler

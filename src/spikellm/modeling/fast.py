@@ -67,7 +67,9 @@ def run(layer: SpikingLinear, tokens: Tensor) -> Tensor | None:
 
 def prepare(layer: SpikingLinear) -> Prepared:
     """What kernels need of a layer; made once, and anew where its buffers changed."""
-    made_from = tuple((buffer.data_ptr(), buffer._version) for buffer in layer._buffers.values() if buffer is not None)
+    made_from = tuple(
+        (buffer.data_ptr(), 0 if buffer.is_inference() else buffer._version) for buffer in layer._buffers.values() if buffer is not None
+    )  # tensors made under inference mode count no versions
     if layer._prepared is None or layer._prepared.made_from != made_from:
         layer._prepared = _look_at(layer, made_from)
     return layer._prepared
