@@ -27,7 +27,7 @@ _FLAGS = {
     "avx2": ("-mavx2",),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512vbmi"),
 }
-COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=default")
+COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off")
 _TIMEOUT = 120
 
 

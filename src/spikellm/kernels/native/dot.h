@@ -1,6 +1,6 @@
 /* Sums of spike counts times packed weight codes, for a segment of four rows of weights. Counts are unsigned bytes, weight codes at most 127, or 8-bit codes less 128.
 
-   dot_packed: one token, straight from the packed rows.   unpack_rows, dot_rows: weights as bytes first, for many tokens. */
+   dot_packed: one token, straight from the packed rows.   unpack_row, dot_tile: weights as bytes first, for many tokens. */
 #ifndef SPIKELLM_DOT_H
 #define SPIKELLM_DOT_H
 #include <stdint.h>
@@ -109,7 +109,8 @@ static inline void unpack_row(const uint8_t *row, int32_t row_bytes, int32_t bit
 #if defined(__AVX512VNNI__)
 
 /* A tile of sums: every weight that is loaded serves all tokens, every count all rows, and all sums stay in registers. */
-static __attribute__((noinline)) void dot_tile(const uint8_t *const *q, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+static __attribute__((noinline)) void dot_tile(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+    (void)tokens; /* those beyond it repeat the first and are not looked at */
     __m512i acc[TOKENS][ROWS];
     UNROLLED for (int t = 0; t < TOKENS; t++) UNROLLED for (int r = 0; r < ROWS; r++) acc[t][r] = _mm512_setzero_si512();
     const int8_t *w0 = w, *w1 = w + stride, *w2 = w1 + stride, *w3 = w2 + stride;
@@ -121,12 +122,6 @@ static __attribute__((noinline)) void dot_tile(const uint8_t *const *q, const in
         }
     }
     UNROLLED for (int t = 0; t < TOKENS; t++) UNROLLED for (int r = 0; r < ROWS; r++) sums[t * ROWS + r] = _mm512_reduce_add_epi32(acc[t][r]);
-}
-
-/* Tokens beyond `tokens` repeat the first and are not looked at. */
-static inline void dot_rows(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
-    (void)tokens;
-    dot_tile(q, w, stride, length, sums);
 }
 
 /* Weights are read once: asking for those of the next rows in time hides the memory's latency, which short rows would show again and again. */
@@ -198,7 +193,7 @@ static inline __m256i add_products(__m256i acc, const uint8_t *q, const int8_t *
     return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
 }
 
-static inline void dot_rows(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+static inline void dot_tile(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
     for (int t = 0; t < tokens; t++) {
         __m256i acc[ROWS];
         for (int r = 0; r < ROWS; r++) acc[r] = _mm256_setzero_si256();
@@ -239,7 +234,7 @@ static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32
 
 #else
 
-static inline void dot_rows(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+static inline void dot_tile(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
     for (int t = 0; t < tokens; t++)
         for (int r = 0; r < ROWS; r++) {
             int32_t sum = 0;

@@ -52,15 +52,16 @@ int32_t spikellm_spike_linear(const float *x, int64_t tokens, const int32_t *wor
     uint8_t *spikes = calloc((size_t)tokens, (size_t)head->buffer + 1);
     Threshold *thresholds = malloc(sizeof(Threshold) * (size_t)tokens * (size_t)(head->groups + 1));
     int32_t *totals = malloc(sizeof(int32_t) * (size_t)tokens * (size_t)(head->segments + 1));
-    int32_t failed = !spikes || !thresholds || !totals, longest = 0;
+    const int allocated = spikes && thresholds && totals;
+    int32_t failed = !allocated, longest = 0;
     for (int32_t s = 0; s < head->segments; s++) longest = plan.segments[s].blocks > longest ? plan.segments[s].blocks : longest;
     const int32_t stride = longest * head->block;
     if (threads > tokens * head->out) threads = (int32_t)(tokens * head->out);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *ordered = failed ? NULL : malloc(sizeof(float) * (size_t)(head->in + 1));
-        uint8_t *codes = failed ? NULL : malloc((size_t)head->in + 1);
-        int8_t *unpacked = failed ? NULL : malloc((size_t)STRIP * (size_t)stride + 1);
+        float *ordered = !allocated ? NULL : malloc(sizeof(float) * (size_t)(head->in + 1));
+        uint8_t *codes = !allocated ? NULL : malloc((size_t)head->in + 1);
+        int8_t *unpacked = !allocated ? NULL : malloc((size_t)STRIP * (size_t)stride + 1);
         const int ready = ordered && codes && unpacked;
         if (!ready) {
 #pragma omp atomic write
@@ -97,7 +98,7 @@ int32_t spikellm_spike_linear(const float *x, int64_t tokens, const int32_t *wor
                     const uint8_t *q[TOKENS];
                     for (int t = 0; t < TOKENS; t++) q[t] = spikes + (n + (t < some ? t : 0)) * head->buffer + part->offset;
                     for (int32_t o = first; o < end; o += ROWS) {
-                        dot_rows(q, some, unpacked + (int64_t)(o - first) * stride, stride, length, sums);
+                        dot_tile(q, some, unpacked + (int64_t)(o - first) * stride, stride, length, sums);
                         for (int32_t t = 0; t < some; t++)
                             for (int32_t r = 0; r < ROWS && o + r < end; r++)
                                 end_sums(&plan, thresholds + (n + t) * head->groups, totals + (n + t) * head->segments, s, o + r, sums[t * ROWS + r], column_sums, scale, zero,
