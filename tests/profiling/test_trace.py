@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import spikellm
 from conftest import BUNDLED
-from layers import fit
+from layers import activation_recipes, fit
 from spikellm.__main__ import main
 from spikellm.errors import CheckpointError, DependencyError, RequestError
+from spikellm.modeling.forms import spiking_linears
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.profiling import trace as tracer
 from spikellm.profiling.events import read_codes, write_events
@@ -33,20 +34,7 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, torch.Tensor]:
     """A layer of any shape with spikes of any kind, and inputs for it."""
     columns, outputs, tokens = draw(st.integers(1, 19)), draw(st.integers(1, 7)), draw(st.integers(1, 4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    signed = draw(st.booleans())
-    rate = draw(st.sampled_from([0.0, 0.3]))
-    chosen = (
-        {
-            "salient_rate": rate,
-            "salient_steps": draw(st.integers(2, 4)),
-            "thresholds": draw(st.sampled_from(["shared", "split"])),
-            "saliency": "rms",
-        }
-        if rate
-        else {}
-    )
-    kind = {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"neuron": "gif", "bits": draw(st.integers(1, 5))}
-    activations = ActivationRecipe.model_validate({**kind, **chosen, "steps": 1})
+    activations = draw(activation_recipes(st.integers(1, 5), st.just(False)))
     recipe = LinearRecipe(weights=WeightRecipe(bits=draw(st.integers(2, 8))), activations=activations)
     dense = torch.nn.Linear(columns, outputs, bias=draw(st.booleans()))
     torch.nn.init.normal_(dense.weight, generator=generator)
@@ -123,6 +111,11 @@ def test_a_whole_block(model: Any, tmp_path: Path, tokens: torch.Tensor) -> None
     names = [population.name for population in found.populations]
     assert len(names) == (10 if model.config.quantization_config.attention else 7)
     assert torch.equal(model(tokens[:1], use_cache=False).logits, before), "the model is as it was"
+    spikellm.set_form(model, "stepped")
+    again = trace_block(model, tokens[:1], 1)
+    assert {layer.form for layer in spiking_linears(model).values()} == {"stepped"}, "each layer keeps its own form"
+    spikellm.set_form(model, "merged")
+    assert again.traces == found.traces
 
     count = write_events(found.populations, tmp_path / "events.npz")
     codes = read_codes(tmp_path / "events.npz")

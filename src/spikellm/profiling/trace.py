@@ -6,6 +6,8 @@ moment after the other; what comes out is compared, integer for integer, with th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from spikellm.modeling.additive import AdditiveLinear
 from spikellm.modeling.attention import SpikingAttention
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.forms import set_form, spiking_linears
-from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.linear import Form, SpikingLinear
 from spikellm.modeling.watching import SpikeTrain, watching_spikes
 from spikellm.profiling.population import Population, attention_populations, channel_order, layer_population
 
@@ -102,14 +104,11 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
         )
     seen = _Watch(block, layers)
     with torch.no_grad():
-        with seen:
+        with seen, _in_form(block, layers, "merged"):
             model(tokens, use_cache=False)
         merged = _hidden(seen.output)
-        set_form(block, "binary")
-        try:
+        with _in_form(block, layers, "binary"):
             binary = _hidden(block(*seen.arguments, **seen.keywords))
-        finally:
-            set_form(block, "merged")
         populations, traces = [], []
         for layer_name, layer in layers.items():
             if layer.neuron is not None and layer_name in seen.inputs:  # not an expert that no token was sent to
@@ -122,6 +121,19 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
     exact = all(layer.neuron is not None for layer in layers.values())
     difference = float((merged.double() - binary.double()).abs().max())
     return BlockTrace(name, populations, traces, difference, merged.numel(), exact, layers)
+
+
+@contextmanager
+def _in_form(block: nn.Module, layers: dict[str, SpikingLinear], form: Form) -> Iterator[None]:
+    """A block in one form; afterwards each layer has its own again."""
+    own = {name: layer.form for name, layer in layers.items()}
+    if layers:
+        set_form(block, form)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.form = own[name]
 
 
 class _Watch:
@@ -194,11 +206,13 @@ def _check_layer(population: Population, layer: SpikingLinear, output: Tensor) -
     channels = channel_order(layer)
     tokens, additions, integers, mismatches = len(population.codes), 0, 0, 0
     sums = [torch.zeros(tokens, layer.out_features, dtype=torch.int64) for _ in layout.segments]
+    chosen = [channels[segment.start : segment.stop] for segment in layout.segments]
+    columns = [[weights[own] for weights in planes] for own in chosen]
     for plane in population.planes():
-        for place, segment in enumerate(layout.segments):
-            chosen = channels[segment.start : segment.stop]
-            for weights in planes:
-                found, count = add_up(plane[:, chosen], weights[chosen])
+        for place, own in enumerate(chosen):
+            spikes = plane[:, own]
+            for weights in columns[place]:
+                found, count = add_up(spikes, weights)
                 sums[place] += found
                 additions += count
     y = torch.zeros(tokens, layer.out_features)
