@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -12,7 +13,7 @@ import torch
 import spikellm
 from conftest import BUNDLED
 from spikellm.__main__ import main
-from spikellm.errors import DependencyError, RequestError
+from spikellm.errors import DependencyError, RequestError, SpikeLLMError
 from spikellm.evaluation.zero_shot import PAPER, expand
 
 QUESTIONS = [
@@ -66,7 +67,7 @@ def by_hand(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> tuple[flo
 @pytest.mark.parametrize("converted", [False, True])
 def test_accuracy_is_that_of_log_likelihoods_by_hand(folder: Path, converted_folder: Path, converted: bool) -> None:
     model, tokenizer = spikellm.load(converted_folder if converted else BUNDLED)
-    found = spikellm.zero_shot(model, tokenizer, "docstrings", folder=folder)["docstrings"]
+    found = spikellm.zero_shot(model, tokenizer, "docstrings", folder=folder, trust_remote_code=True)["docstrings"]
     assert (found.accuracy, found.normalised_accuracy) == by_hand(model, tokenizer, QUESTIONS)
     assert (found.version, found.shots, found.documents) == (3.0, 0, 5)
     share = found.accuracy
@@ -75,15 +76,15 @@ def test_accuracy_is_that_of_log_likelihoods_by_hand(folder: Path, converted_fol
 
 
 def test_limit_shots_and_batches(bundled: tuple[Any, Any], folder: Path) -> None:
-    one = spikellm.zero_shot(*bundled, ["docstrings"], folder=folder, limit=2)["docstrings"]
+    one = spikellm.zero_shot(*bundled, ["docstrings"], folder=folder, trust_remote_code=True, limit=2)["docstrings"]
     assert one.documents == 2
     assert one.accuracy == by_hand(*bundled, QUESTIONS[:2])[0]
-    shots = spikellm.zero_shot(*bundled, ["docstrings"], folder=folder, shots=2)["docstrings"]
+    shots = spikellm.zero_shot(*bundled, ["docstrings"], folder=folder, trust_remote_code=True, shots=2)["docstrings"]
     assert shots.shots == 2
     told: list[tuple[int, int]] = []
-    batched = spikellm.zero_shot(*bundled, ["docstrings"], folder=folder, batch_size=4, on_batch=lambda *progress: told.append(progress))[
-        "docstrings"
-    ]
+    batched = spikellm.zero_shot(
+        *bundled, ["docstrings"], folder=folder, trust_remote_code=True, batch_size=4, on_batch=lambda *progress: told.append(progress)
+    )["docstrings"]
     assert {total for _, total in told} == {sum(len(row["choices"]) for row in QUESTIONS)}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert batched.accuracy == by_hand(*bundled, QUESTIONS)[0]
@@ -92,17 +93,36 @@ def test_limit_shots_and_batches(bundled: tuple[Any, Any], folder: Path) -> None
 def test_a_tokenizer_without_padding(bundled: tuple[Any, Any], folder: Path) -> None:
     model, tokenizer = bundled
     tokenizer.pad_token = None
-    assert spikellm.zero_shot(model, tokenizer, "docstrings", folder=folder, batch_size=3)["docstrings"].documents == 5
+    assert (
+        spikellm.zero_shot(model, tokenizer, "docstrings", folder=folder, trust_remote_code=True, batch_size=3)["docstrings"].documents == 5
+    )
 
 
 def test_command(capsys: pytest.CaptureFixture[str], folder: Path, converted_folder: Path) -> None:
-    assert main(["eval", str(converted_folder), "--tasks", "docstrings", "--task-folder", str(folder), "--limit", "3", "--json", "-"]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                str(converted_folder),
+                "--tasks",
+                "docstrings",
+                "--task-folder",
+                str(folder),
+                "--trust-remote-code",
+                "--limit",
+                "3",
+                "--json",
+                "-",
+            ]
+        )
+        == 0
+    )
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert result["perplexity"] == {}
     assert result["tasks"]["docstrings"].keys() >= {"accuracy", "normalised_accuracy", "version", "shots", "documents"}
     assert "Traceback" not in captured.err
-    assert main(["eval", str(converted_folder), "--tasks", "docstrings", "--task-folder", str(folder)]) == 0
+    assert main(["eval", str(converted_folder), "--tasks", "docstrings", "--task-folder", str(folder), "--trust-remote-code"]) == 0
     table = capsys.readouterr().out
     assert "docstrings" in table
     assert "accuracy" in table
@@ -127,7 +147,7 @@ def test_names() -> None:
     ],
 )
 def test_wrong_requests(capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], words: str) -> None:
-    place = [] if "--task-folder" in arguments or "--tasks" not in arguments else ["--task-folder", str(folder)]
+    place = [] if "--task-folder" in arguments or "--tasks" not in arguments else ["--task-folder", str(folder), "--trust-remote-code"]
     assert main(["eval", str(BUNDLED), *arguments, *place]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert words in error[-1]
@@ -146,15 +166,32 @@ def test_damaged_task_files(bundled: tuple[Any, Any], tmp_path: Path) -> None:
         "task: bad\ndataset_path: json\ndataset_kwargs: {data_files: {test: /nowhere/q.jsonl}}\ntest_split: test\n"
     )
     with pytest.raises((RequestError, DependencyError), match="bad"):
-        spikellm.zero_shot(*bundled, "bad", folder=tmp_path)
+        spikellm.zero_shot(*bundled, "bad", folder=tmp_path, trust_remote_code=True)
 
 
-def test_code_in_task_files_is_not_run_unasked(bundled: tuple[Any, Any], tmp_path: Path) -> None:
-    (tmp_path / "helper.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\ndef f(doc): return 0\n")
-    (tmp_path / "coding.yaml").write_text("task: coding\ndataset_path: json\ndoc_to_target: !function helper.f\n")
+ATTACKS = {
+    "function": {"bad.yaml": "task: bad\ndataset_path: json\ndoc_to_target: !function helper.f\n"},
+    "tag": {"bad.yaml": "%TAG !x! !func\n---\ntask: bad\ndataset_path: json\ndoc_to_target: !x!tion helper.f\n"},
+    "include": {"bad.yaml": "task: bad\ninclude: hidden.txt\n", "hidden.txt": "dataset_path: json\ndoc_to_target: !function helper.f\n"},
+    "template": {
+        "bad.yaml": "task: bad\ndataset_path: json\ndataset_kwargs: {data_files: {test: QUESTIONS}}\ntest_split: test\noutput_type: multiple_choice\n"
+        "doc_to_text: \"{{ cycler.__init__.__globals__.os.system('touch RAN') }}\"\ndoc_to_choice: [a, b]\ndoc_to_target: answer\n"
+    },
+}
+
+
+@pytest.mark.parametrize("attack", sorted(ATTACKS))
+def test_code_in_task_files_is_not_run_unasked(bundled: tuple[Any, Any], folder: Path, tmp_path: Path, attack: str) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "helper.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\ndef f(doc): return 0\n")
+    for name, text in ATTACKS[attack].items():
+        (tmp_path / name).write_text(text.replace("QUESTIONS", str(folder / "questions.jsonl")).replace("RAN", str(ran)))
     with pytest.raises(RequestError, match="--trust-remote-code"):
-        spikellm.zero_shot(*bundled, "coding", folder=tmp_path)
-    assert not (tmp_path / "ran").exists()
+        spikellm.zero_shot(*bundled, "bad", folder=tmp_path)
+    assert not ran.exists()
+    with contextlib.suppress(SpikeLLMError):  # these tasks are no good, but their code has run by then: each attack is one
+        spikellm.zero_shot(*bundled, "bad", folder=tmp_path, trust_remote_code=True)
+    assert ran.exists()
 
 
 def test_missing_harness(bundled: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:

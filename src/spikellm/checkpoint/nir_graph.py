@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikellm.errors import CheckpointError, DependencyError
+from spikellm.errors import CheckpointError
+from spikellm.extras import require
 from spikellm.files import write_atomically
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.profiling.population import channel_order
@@ -148,11 +149,7 @@ def require_nir() -> Any:
     Raises:
         DependencyError: it is not installed.
     """
-    try:
-        import nir
-    except ImportError:
-        raise DependencyError("graphs of NIR need the package nir, which is not installed; pip install 'spikellm[nir]'") from None
-    return nir
+    return require("graphs of NIR", "nir", "nir")
 
 
 def _numpy() -> Any:

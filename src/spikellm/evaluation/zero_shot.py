@@ -1,6 +1,7 @@
 """Zero-shot and few-shot tasks with the evaluation harness of the field (lm-eval), which is used as it is: its prompts, metrics and task versions.
 
-A task folder may name Python functions of its own (``!function``); that code is run only where the user says so.
+Task files are programs, not data: they name Python functions, dataset loaders and metrics, and their templates are evaluated. A folder of them is read only
+where the user says so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spikellm.errors import DependencyError, RequestError, SpikeLLMError
+from spikellm.extras import require
 
 PAPER = ("piqa", "arc_easy", "arc_challenge", "boolq", "hellaswag", "winogrande")
 """The six tasks of the paper."""
@@ -65,14 +67,14 @@ def zero_shot(
         limit: documents of each task, the first ones; all by default.
         shots: examples before each question; as the task says by default.
         batch_size: sequences at a time.
-        trust_remote_code: run Python functions that task files name.
+        trust_remote_code: run what the files of ``folder`` name, and Python code that comes with the model; needed for every folder.
         on_batch: called with ``(sequences done, sequences in all)``; the harness runs some of them together.
 
     Returns:
         Results by task; a name that stands for several tasks gives them all.
 
     Raises:
-        RequestError: an unknown task, a folder that is none or whose files run code unasked, a number below its least.
+        RequestError: an unknown task, a folder that is none or that is not trusted, a number below its least.
         DependencyError: lm-eval is not installed, or a task's data cannot be reached.
         SpikeLLMError: the harness fails on a task.
     """
@@ -81,7 +83,8 @@ def zero_shot(
         raise RequestError(f"limit {limit}, batch size {batch_size}, shots {shots}: expected at least 1 document, 1 sequence and 0 shots")
     folder = None if folder is None else _checked(Path(folder), trust_remote_code)
     with _quiet():
-        harness = _harness()
+        require("tasks", "eval", "lm_eval")
+        harness = _Harness()
         built = _build(harness, names, folder)
         wrapped = harness.counting(on_batch)(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, trust_remote_code=trust_remote_code
@@ -137,25 +140,18 @@ class _Harness:
         return CountingModel
 
 
-def _harness() -> _Harness:
-    try:
-        return _Harness()
-    except ImportError as error:
-        raise DependencyError(f"tasks need lm-eval ({error.name} is missing); pip install 'spikellm[eval]'") from None
-
-
 def _checked(folder: Path, trusted: bool) -> Path:
-    """A folder of task files that runs no code unasked."""
-    files = sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]) if folder.is_dir() else []
+    """A folder of task files that the user trusts.
+
+    No look at the files can replace that: code comes in by functions, included files, templates, pickled data and metric scripts.
+    """
+    files = [*folder.rglob("*.yaml"), *folder.rglob("*.yml")] if folder.is_dir() else []
     if not files:
         raise RequestError(
             f"task folder {folder}: expected a folder with task files (*.yaml), found {'none in it' if folder.is_dir() else 'no folder'}"
         )
-    coding = [file.name for file in files if re.search(r"!function", file.read_text(encoding="utf-8", errors="replace"))]
-    if coding and not trusted:
-        raise RequestError(
-            f"task folder {folder}: {coding[0]} runs Python code of its own (!function); read it, then allow it with --trust-remote-code"
-        )
+    if not trusted:
+        raise RequestError(f"task folder {folder}: task files can run any Python code; read them, then allow it with --trust-remote-code")
     return folder
 
 
@@ -200,12 +196,8 @@ def _result(name: str, found: dict[str, Any]) -> TaskResult:
         for key, value in found["results"][name].items()
         if isinstance(value, (int, float)) and "," in key
     }
-
-    def metric(key: str) -> float | None:
-        return metrics.get(key)
-
     return TaskResult(
-        metric("acc"), metric("acc_stderr"), metric("acc_norm"), metric("acc_norm_stderr"), found["versions"].get(name), int(found["n-shot"].get(name) or 0),
+        metrics.get("acc"), metrics.get("acc_stderr"), metrics.get("acc_norm"), metrics.get("acc_norm_stderr"), found["versions"].get(name), int(found["n-shot"].get(name) or 0),
         int(found["n-samples"][name]["effective"]), metrics,
     )  # fmt: skip
 

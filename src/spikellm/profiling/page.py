@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 
 import spikellm
-from spikellm.errors import DependencyError
+from spikellm.extras import require
 from spikellm.profiling.counts import FORMS, Operations
 from spikellm.profiling.energy import OMITTED
 from spikellm.profiling.report import PARTS, Report
@@ -27,13 +27,7 @@ def require_page() -> None:
     Raises:
         DependencyError: jinja2 or matplotlib is not installed.
     """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            f"a report needs {error.name}, which is not installed; pip install 'spikellm[report]', or write JSON alone (--json)"
-        ) from None
+    require("pages of reports", "report", "jinja2", "matplotlib", otherwise=", or write JSON alone (--json)")
 
 
 def render(report: Report) -> str:

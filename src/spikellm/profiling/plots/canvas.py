@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikellm.errors import DependencyError
+from spikellm.extras import require
 from spikellm.files import write_atomically
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def require_pictures() -> None:
     Raises:
         DependencyError: matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise DependencyError("pictures need matplotlib, which is not installed; pip install 'spikellm[report]'") from None
+    require("pictures", "report", "matplotlib")
 
 
 def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
