@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,6 +137,11 @@ def test_points_of_something_else_are_refused(text_file: Path, work: dict[str, A
     sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
     with pytest.raises(RequestError, match="another texts"):
         sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **{**one, "limit": 1})
+    table = yaml.safe_load((files("spikellm.profiling") / "energy_tables" / "horowitz-45nm.yaml").read_text())
+    table["picojoules"]["int32_add"] *= 2
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
+    with pytest.raises(RequestError, match="another energy_table"):
+        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one, energy_table=tmp_path / "table.yaml")
     point = next((tmp_path / "sweep" / "points").iterdir())
     point.write_text("{")
     with pytest.raises(RequestError, match="damaged"):

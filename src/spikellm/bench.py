@@ -24,6 +24,9 @@ from spikellm.kernels import dispatch
 from spikellm.modeling.families import longest_window
 from spikellm.profiling.powercap import Meter
 
+COMPARED = ("prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory", "disk_bytes")
+"""Figures whose ratio to the original is given."""
+
 
 class Work(NamedTuple):
     """What is run: a prompt, then tokens one at a time.
@@ -88,8 +91,7 @@ def bench(
     rows = [_row(name, found, work) for name, found in runs.items()]
     result: dict[str, Any] = {"work": work._asdict(), "energy_meter": (Meter().missing or "powercap") if energy else None, "rows": rows}
     if len(rows) == 2:
-        compared = ("prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory", "disk_bytes")
-        result["ratio"] = {key: rows[0][key] / rows[1][key] for key in compared if rows[0][key] and rows[1][key]}
+        result["ratio"] = {key: rows[0][key] / rows[1][key] for key in COMPARED if rows[0][key] and rows[1][key]}
     return result
 
 
@@ -168,10 +170,7 @@ def show(result: dict[str, Any]) -> None:
             cells += [f"{row[key]:.3g} J/token" for key in ("prefill_joules_per_token", "decode_joules_per_token")]
         rows.append(cells)
     if ratio := result.get("ratio"):
-        cells = [
-            f"{ratio[key]:.2f}×" if key in ratio else "-"
-            for key in ("prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory", "disk_bytes")
-        ]
+        cells = [f"{ratio[key]:.2f}×" if key in ratio else "-" for key in COMPARED]
         rows.append(["first over second", "-", *cells, *["-"] * (len(columns) - 6)])
     work = result["work"]
     threads = f", {work['threads']} thread(s)" if work["threads"] else ""

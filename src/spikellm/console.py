@@ -34,11 +34,15 @@ def check_json_target(target: str | None) -> None:
     Raises:
         RequestError: the folder of the file does not exist, or the target is a folder.
     """
-    if target is None or target == "-":
-        return
-    path = Path(target)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise RequestError(f"--json {target}: expected a file in a folder that exists, or - for standard output")
+    if target != "-":
+        check_file_target("--json", target, ", or - for standard output")
+
+
+def check_file_target(option: str, target: str | Path | None, otherwise: str = "") -> None:
+    """The same for any option that names a file to write."""
+    path = None if target is None else Path(target)
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise RequestError(f"{option} {target}: expected a file in a folder that exists{otherwise}")
 
 
 def write_json(data: Any, target: str) -> None:

@@ -128,15 +128,16 @@ def sweep(
         {
             "model": api.model_fingerprint(loaded),
             "texts": {text: fingerprint(own) for text, own in windows.items()},
-            "energy_table": table.name,
+            "energy_table": table.model_dump(mode="json"),
             "versions": api.versions(),
         },
     )
     original = store.measured({"original": True}) or store.keep({"original": True}, measure(loaded, windows, table, 0.0, "original"))
-    rows, shared, started, fresh = [], SharedStream(), time.monotonic(), 0
-    runs = [(setting, seed) for setting in settings for seed in (seeds or (setting.recipe.seed,))]
-    found: dict[int, list[Measured]] = {}
-    for done, (setting, seed) in enumerate(runs):
+    shared, started, fresh = SharedStream(), time.monotonic(), 0
+    runs = [(place, seed) for place, setting in enumerate(settings) for seed in (seeds or (setting.recipe.seed,))]
+    found: list[list[Measured]] = [[] for _ in settings]
+    for done, (place, seed) in enumerate(runs):
+        setting = settings[place]
         resolved = setting.recipe.replaced({"seed": seed})
         identity = resolved.model_dump(mode="json", exclude={"name", "description"})
         known = store.measured(identity)
@@ -145,28 +146,28 @@ def sweep(
             console.note(f"{done + 1} of {len(runs)}: {setting.name or resolved.name}, seed {seed}{left}")
             known = store.keep(identity, _convert_and_measure(loaded, tokenizer, resolved, windows, table, shared, setting.name))
             fresh += 1
-        found.setdefault(settings.index(setting), []).append(known)
-    for index, setting in enumerate(settings):
-        rows.append({**row_of(setting.name or setting.recipe.name, found[index], original.perplexity), "point": setting.values})
+        found[place].append(known)
+    rows = [
+        {**row_of(setting.name or setting.recipe.name, own, original.perplexity), "point": setting.values, "front": {}}
+        for setting, own in zip(settings, found, strict=True)
+    ]
     first = texts[0]
-    for cost in COSTS.values():
-        best = pareto_front([(row[cost] or 1.0, row["perplexity"][first]["value"]) for row in rows])
+    points = [
+        Point(
+            {words: row[cost] or 1.0 for words, cost in COSTS.items()},
+            row["perplexity"][first]["value"],
+            row["perplexity"][first]["deviation"],
+            row["recipe"],
+        )
+        for row in rows
+    ]
+    for words, cost in COSTS.items():
+        best = pareto_front([(point.costs[words], point.perplexity) for point in points])
         for row, is_best in zip(rows, best, strict=True):
-            row.setdefault("front", {})[cost] = is_best
+            row["front"][cost] = is_best
     result = {"model": model, "recipe": str(recipe), "texts": list(texts), "original": row_of("original", [original], None), "rows": rows}
     if out is not None:
-        write_atomically(
-            out / "result.json", lambda path: path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        )
-        points = [
-            Point(
-                {words: row[cost] or 1.0 for words, cost in COSTS.items()},
-                row["perplexity"][first]["value"],
-                row["perplexity"][first]["deviation"],
-                row["recipe"],
-            )
-            for row in rows
-        ]
+        console.write_json(result, str(out / "result.json"))
         write_pareto(points, original.perplexity[first], Path(first).name, out / "pareto.svg")
     return result
 

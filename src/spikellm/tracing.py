@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def trace_to_folder(
             _draw_membrane(population, chosen, folder / "membrane.svg")
         if nir:
             result["nir"] = _write_nir(found, population, chosen, folder / "layer.nir")
-        (folder / "trace.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.write_json(result, str(folder / "trace.json"))
     return result
 
 

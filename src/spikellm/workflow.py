@@ -97,9 +97,8 @@ def report_to_page(
         RequestError: the folder of ``out`` does not exist, and whatever :func:`spikellm.report` raises.
         DependencyError: what pages are made with is not installed.
     """
+    console.check_file_target("--out", out)
     if out is not None:
-        if out.is_dir() or not out.absolute().parent.is_dir():
-            raise RequestError(f"--out {out}: expected a file in a folder that exists")
         require_page()
     beside = list(beside)
 

@@ -8,21 +8,36 @@ import typer
 
 from spikellm import console
 from spikellm.cli.application import app
-from spikellm.cli.options import Calibration, Device, EnergyTable, Json, Model, Samples, Seqlen, Set, Trust, whole_numbers
+from spikellm.cli.options import (
+    Calibration,
+    Device,
+    EnergyTable,
+    Json,
+    Limit,
+    Model,
+    Samples,
+    Seeds,
+    Seqlen,
+    Set,
+    Table,
+    Texts,
+    Trust,
+    whole_numbers,
+)
 
 
 @app.command()
 def compare(
     model: Model,
     recipes: Annotated[str, typer.Option("--recipes", metavar="A,B,…", help="Presets or YAML files, separated by commas.")],
-    perplexity: Annotated[list[str], typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated.")],
+    perplexity: Texts,
     calibration: Calibration = None,
     samples: Samples = None,
     seqlen: Seqlen = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Convert once for each; mean and deviation.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")] = None,
+    seeds: Seeds = None,
+    limit: Limit = None,
     settings: Set = None,
-    table: Annotated[str, typer.Option("--table", help="How to print: table, markdown, csv or latex.")] = "table",
+    table: Table = "table",
     energy_table: EnergyTable = None,
     device: Device = None,
     json: Json = None,

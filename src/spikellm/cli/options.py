@@ -26,6 +26,10 @@ Calibration = Annotated[
 EnergyTable = Annotated[
     str | None, typer.Option("--energy-table", metavar="NAME|FILE", help="Energies per operation; horowitz-45nm by default.")
 ]
+Texts = Annotated[list[str], typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Convert once for each; mean and deviation.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")]
+Table = Annotated[str, typer.Option("--table", help="How to print: table, markdown, csv or latex.")]
 Samples = Annotated[int | None, typer.Option("--samples", help="Windows of calibration text.")]
 Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window; min(2048, the model's maximum) by default.")]
 

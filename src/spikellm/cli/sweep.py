@@ -9,13 +9,27 @@ import typer
 
 from spikellm import console
 from spikellm.cli.application import app
-from spikellm.cli.options import Calibration, Device, EnergyTable, Json, Model, Samples, Seqlen, Trust, whole_numbers
+from spikellm.cli.options import (
+    Calibration,
+    Device,
+    EnergyTable,
+    Json,
+    Limit,
+    Model,
+    Samples,
+    Seeds,
+    Seqlen,
+    Table,
+    Texts,
+    Trust,
+    whole_numbers,
+)
 
 
 @app.command()
 def sweep(
     model: Model,
-    perplexity: Annotated[list[str], typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated.")],
+    perplexity: Texts,
     recipe: Annotated[str, typer.Option("--recipe", help="Preset or YAML file to start from.")] = "w4a4-t2",
     settings: Annotated[
         list[str] | None,
@@ -24,13 +38,13 @@ def sweep(
     calibration: Calibration = None,
     samples: Samples = None,
     seqlen: Seqlen = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Convert once for each; mean and deviation.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")] = None,
+    seeds: Seeds = None,
+    limit: Limit = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Keep finished points, table and plot here; the same command goes on where it stopped."),
     ] = None,
-    table: Annotated[str, typer.Option("--table", help="How to print: table, markdown, csv or latex.")] = "table",
+    table: Table = "table",
     energy_table: EnergyTable = None,
     device: Device = None,
     json: Json = None,
