@@ -5,18 +5,22 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from heads import coder_and_heads
 from layers import fit
 from native import additive, best_level, forget, needs_compiler
 from spikellm.errors import DependencyError
 from spikellm.kernels import build, dispatch
 from spikellm.modeling import fast
+from spikellm.modeling.fast_heads import CachedRows
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
@@ -86,6 +90,72 @@ def test_two_processes_compile_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [Path(paths.pop()).name], "no temporary folder is left"
 
 
+class In(NamedTuple):
+    """An array that a kernel reads."""
+
+    array: Tensor
+
+
+class Out(NamedTuple):
+    """An array that a kernel writes, as it has to be afterwards."""
+
+    array: Tensor
+
+
+Call = tuple[str, list[Any]]
+
+
+def linear_calls() -> Iterator[Call]:
+    """Layers of awkward sizes: function, then its arguments without the number of threads."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [
+        (1, 1, 1, 2),
+        (65, 33, 1, 3),
+        (65, 33, 7, 3),
+        (130, 5, 1, 4),
+        (129, 64, 6, 4),
+        (257, 31, 1, 8),
+        (257, 31, 13, 8),
+        (77, 9, 3, 5),
+        (300, 40, 1, 2),
+    ]
+    for columns, outputs, tokens, bits in sizes:
+        activations = ActivationRecipe(bits=4, salient_rate=0.2, salient_steps=2, saliency="rms")
+        recipe = LinearRecipe(weights=WeightRecipe(bits=bits), activations=activations)
+        layer = fit(nn.Linear(columns, outputs), recipe, sample=torch.randn(30, columns, generator=generator))
+        ready, x = fast.prepare(layer), torch.randn(tokens, columns, generator=generator)
+        assert layer.bias is not None
+        _, counts = dispatch.spike_linear(
+            x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, None, True
+        )
+        read = [ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, layer.bias.detach()]
+        yield "spikellm_spike_linear", [In(x), tokens, *map(In, read), Out(layer(x).detach()), Out(counts)]
+    for columns, outputs, tokens in [(1, 1, 1), (19, 65, 2), (90, 64, 1), (55, 130, 3)]:
+        layer = additive(columns, outputs, torch.randint(1, 4, (columns,), generator=generator).to(torch.uint8), generator, bias=True)
+        ready, x = fast.prepare(layer), torch.randint(-9, 9, (tokens, columns), generator=generator).float()
+        assert layer.bias is not None
+        yield (
+            "spikellm_additive_linear",
+            [In(x), tokens, *map(In, (ready.plan, ready.beside, layer.weight_scale, layer.bias.detach())), Out(layer(x).detach())],
+        )
+
+
+def head_calls() -> Iterator[Call]:
+    """Coders of awkward sizes."""
+    for bits, extra in [(4, {}), (4, {"thresholds": "split"}), (3, {"thresholds": "shared"}), (8, {})]:
+        for channels in (2, 35, 70):
+            chosen = {"salient_rate": 0.3, "salient_steps": 2, "saliency": "rms", **extra} if extra else {}
+            coder, x, _ = coder_and_heads(ActivationRecipe.model_validate({"bits": bits, **chosen}), channels, 7)
+            plan, query, weights = coder.plan(channels), torch.randn(2, 6, 3, channels), torch.rand(2, 6, 3, 5)
+            assert plan is not None
+            cached = CachedRows(coder.to_rows(x), plan, channels)
+            sizes, shared = (2, 3, 5), (2, 3, 2, 3)  # batch, heads, tokens; batch, heads, query heads to each, queries
+            yield "spikellm_code_heads", [In(x), *sizes, In(plan), Out(cached.rows), None]
+            yield "spikellm_code_heads", [In(x), *sizes, In(plan), None, Out(coder.recode(x))]
+            yield "spikellm_key_scores", [In(query), *shared, In(cached.rows), 5, In(plan), Out(cached.scores(query))]
+            yield "spikellm_value_sums", [In(weights), *shared, In(cached.rows), 5, In(plan), Out(cached.sums(weights))]
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", build.LEVELS)
@@ -98,57 +168,29 @@ def test_no_byte_is_read_or_written_out_of_bounds(name: str, tmp_path: Path, mon
     monkeypatch.setenv("SPIKELLM_CACHE", str(tmp_path / "cache"))
     library = build.compile_level(name, ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"))
     runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    cases: list[dict[str, Any]] = []
-    import numpy as np
-
-    generator = torch.Generator().manual_seed(0)
-    for index, (columns, outputs, tokens, bits) in enumerate(
-        [
-            (1, 1, 1, 2),
-            (65, 33, 1, 3),
-            (65, 33, 7, 3),
-            (130, 5, 1, 4),
-            (129, 64, 6, 4),
-            (257, 31, 1, 8),
-            (257, 31, 13, 8),
-            (77, 9, 3, 5),
-            (300, 40, 1, 2),
-        ]
-    ):
-        recipe = LinearRecipe(
-            weights=WeightRecipe(bits=bits), activations=ActivationRecipe(bits=4, salient_rate=0.2, salient_steps=2, saliency="rms")
-        )
-        layer = fit(nn.Linear(columns, outputs), recipe, sample=torch.randn(30, columns, generator=generator))
-        ready, x = fast.prepare(layer), torch.randn(tokens, columns, generator=generator)
-        assert layer.bias is not None
-        arrays = [x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, layer.bias.detach()]
-        np.savez(tmp_path / f"{index}.npz", *[array.numpy() for array in arrays], y=layer(x).detach().numpy())
-        cases.append({"kernel": "spike", "file": f"{index}.npz"})
-    for index, (columns, outputs, tokens) in enumerate([(1, 1, 1), (19, 65, 2), (90, 64, 1), (55, 130, 3)], start=100):
-        layer = additive(columns, outputs, torch.randint(1, 4, (columns,), generator=generator).to(torch.uint8), generator, bias=True)
-        ready, x = fast.prepare(layer), torch.randint(-9, 9, (tokens, columns), generator=generator).float()
-        assert layer.bias is not None
-        np.savez(
-            tmp_path / f"{index}.npz",
-            *[array.numpy() for array in (x, ready.plan, ready.beside, layer.weight_scale, layer.bias.detach())],
-            y=layer(x).detach().numpy(),
-        )
-        cases.append({"kernel": "additive", "file": f"{index}.npz"})
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    calls = [*linear_calls(), *head_calls()]
+    for index, (_, arguments) in enumerate(calls):
+        arrays = {str(place): one.array.numpy() for place, one in enumerate(arguments) if isinstance(one, (In, Out))}
+        np.savez(tmp_path / f"{index}.npz", **arrays)
+    kinds = [
+        (function, [one if isinstance(one, (int, type(None))) else type(one).__name__ for one in arguments])
+        for function, arguments in calls
+    ]
+    (tmp_path / "calls.json").write_text(json.dumps(kinds))
     script = f"""
 import ctypes, json, numpy as np
 library = ctypes.CDLL({str(library)!r})
-for case in json.load(open({str(tmp_path / "cases.json")!r})):
-    with np.load({str(tmp_path)!r} + "/" + case["file"]) as file:
-        arrays, y = [file[f"arr_{{i}}"] for i in range(len(file.files) - 1)], file["y"]
-    found = np.empty(y.shape, np.float32)
-    pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
-    spike = case["kernel"] == "spike"
-    counts = np.empty(arrays[0].shape, np.uint8)
-    run = library.spikellm_spike_linear if spike else library.spikellm_additive_linear
-    ends = [ctypes.c_void_p(found.ctypes.data), *([ctypes.c_void_p(counts.ctypes.data)] if spike else []), ctypes.c_int32(2)]
-    assert run(pointers[0], ctypes.c_int64(len(y)), *pointers[1:], *ends) == 0
-    assert np.array_equal(found, y), case
+for index, (function, arguments) in enumerate(json.load(open({str(tmp_path / "calls.json")!r}))):
+    with np.load(f"{tmp_path}/{{index}}.npz") as file:
+        arrays = {{int(key): file[key] for key in file.files}}
+    found = {{place: np.empty_like(arrays[place]) for place, kind in enumerate(arguments) if kind == "Out"}}
+    passed = [
+        ctypes.c_void_p((found if kind == "Out" else arrays)[place].ctypes.data) if isinstance(kind, str) else None if kind is None else ctypes.c_int64(kind)
+        for place, kind in enumerate(arguments)
+    ]
+    assert getattr(library, function)(*passed, ctypes.c_int32(2)) == 0
+    for place, array in found.items():
+        assert np.array_equal(array, arrays[place]), (function, index)
 print("clean")
 """
     surroundings = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0", "PYTHONMALLOC": "malloc"}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import spikellm
 from families import FAMILIES, GATED, build
+from heads import CODERS, coder_and_heads
 from spikellm.errors import RequestError, UnsupportedModelError
 from spikellm.modeling.attention import find_attention, spiking_attentions, use_interface
 from spikellm.modeling.cache import SpikingSlidingLayer, cache_bytes, spiking_cache
@@ -126,13 +127,13 @@ def test_sliding_window_keeps_only_the_window(tokenizer: Any, text_file: Path, t
 def test_every_token_is_coded_once(tokenizer: Any, text_file: Path, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = converted(tokenizer, text_file, [f"attention={{key: {SPIKES}, value: {SPIKES}}}"])
     coded: list[int] = []
-    original = HeadCoder.encode
+    original = HeadCoder.to_rows
 
     def count(self: HeadCoder, x: torch.Tensor) -> Any:
         coded.append(x.shape[2])
         return original(self, x)
 
-    monkeypatch.setattr(HeadCoder, "encode", count)
+    monkeypatch.setattr(HeadCoder, "to_rows", count)
     model.generate(tokens, max_new_tokens=5, do_sample=False)
     layers, parts = 2, 2
     assert sum(coded) == layers * parts * (tokens.shape[1] + 4)
@@ -154,32 +155,9 @@ def test_cache_bytes_are_counted_as_packed(tokenizer: Any, text_file: Path, toke
     assert cache_bytes(cache) == 2 * 2 * tokens.numel() * 2 * (5 + 3)  # layers, K and V, tokens, heads, a row of 10 channels
 
 
-CODERS = st.builds(
-    lambda base, extra: ActivationRecipe.model_validate({**base, **extra}),
-    st.sampled_from(
-        [{"bits": b} for b in (1, 2, 4, 7, 8)]
-        + [{"bits": 4, "symmetric": True}, {"bits": 2, "neuron": "ternary", "symmetric": True, "steps": 3}]
-    ),
-    st.sampled_from(
-        [
-            {},
-            {"salient_rate": 0.3, "salient_steps": 4, "thresholds": "shared", "saliency": "rms"},
-            {"salient_rate": 0.3, "salient_steps": 4, "thresholds": "split", "saliency": "rms"},
-        ]
-    ),
-)
-
-
 @given(CODERS, st.integers(2, 11), st.integers(0, 10**6))
 def test_packed_rows_give_back_the_codes(settings: ActivationRecipe, channels: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    group = torch.zeros(3, channels, dtype=torch.uint8)
-    if settings.salient_rate:
-        for head in range(3):
-            group[head, torch.randperm(channels, generator=generator)[: max(1, channels // 3)]] = len(settings.group_ranges) - 1
-    coder = HeadCoder(settings, group)
-    x = torch.randn(2, 3, 5, channels, generator=generator) * 10 ** float(torch.randint(-3, 4, (), generator=generator))
-    x[0, 0, 0] = 0
+    coder, x, group = coder_and_heads(settings, channels, seed)
     coded = coder.encode(x)
     back = coder.unpack(coder.pack(coded), channels)
     for one, other in zip(coded, back, strict=True):

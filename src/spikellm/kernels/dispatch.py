@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -69,6 +70,9 @@ _library = torch.library.Library("spikellm", "DEF")
 _library.define(
     "spike_linear(Tensor x, Tensor plan, Tensor codes, Tensor scale, Tensor zero, Tensor column_sums, Tensor? bias, bool show) -> (Tensor, Tensor)"
 )
+_library.define("code_heads(Tensor x, Tensor plan, int row_bytes) -> Tensor")
+_library.define("key_scores(Tensor query, Tensor rows, Tensor plan) -> Tensor")
+_library.define("value_sums(Tensor weights, Tensor rows, Tensor plan, int channels) -> Tensor")
 _library.define("additive_linear(Tensor x, Tensor plan, Tensor words, Tensor scale, Tensor? bias) -> Tensor")
 
 
@@ -96,9 +100,7 @@ def _spike_linear(
         x.data_ptr(), x.shape[0], plan.data_ptr(), codes.data_ptr(), scale.data_ptr(), zero.data_ptr(), column_sums.data_ptr(), _pointer(bias), y.data_ptr(), counts.data_ptr() if show else None,
         torch.get_num_threads(),
     )  # fmt: skip
-    if failed:
-        raise MemoryError("a kernel found no memory for its spikes")
-    return y, counts
+    return _unless(failed, y), counts
 
 
 def _additive_linear(x: Tensor, plan: Tensor, words: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -118,9 +120,52 @@ def _additive_linear(x: Tensor, plan: Tensor, words: Tensor, scale: Tensor, bias
     failed = build.load_library().spikellm_additive_linear(
         x.data_ptr(), x.shape[0], plan.data_ptr(), words.data_ptr(), scale.data_ptr(), _pointer(bias), y.data_ptr(), torch.get_num_threads()
     )  # fmt: skip
+    return _unless(failed, y)
+
+
+def _code_heads(x: Tensor, plan: Tensor, row_bytes: int) -> Tensor:
+    """``spikellm::code_heads``: codes of attention heads; see ``native/heads.c``.
+
+    Args:
+        x: float32, ``(batch, heads, tokens, channels)``.
+        plan: see :func:`spikellm.kernels.head_plan.make_head_plan`.
+        row_bytes: bytes of a row; 0 for values instead of rows.
+
+    Returns:
+        Rows as a cache keeps them, uint8 ``(batch, heads, tokens, row_bytes)``; or the values that codes stand for, float32, of the shape of ``x``. The same bits as torch.
+    """
+    x = x.contiguous()
+    found = x.new_empty(*x.shape[:-1], row_bytes, dtype=torch.uint8) if row_bytes else torch.empty_like(x)
+    pointers = (found.data_ptr(), None) if row_bytes else (None, found.data_ptr())
+    failed = build.load_library().spikellm_code_heads(x.data_ptr(), *x.shape[:3], plan.data_ptr(), *pointers, torch.get_num_threads())
+    return _unless(failed, found)
+
+
+def _key_scores(query: Tensor, rows: Tensor, plan: Tensor) -> Tensor:
+    """``spikellm::key_scores``: products of queries, float32 ``(batch, heads, queries, channels)``, with keys in rows: ``(batch, heads, queries, tokens)``."""
+    return _with_rows(build.load_library().spikellm_key_scores, query, rows, plan, rows.shape[2])
+
+
+def _value_sums(weights: Tensor, rows: Tensor, plan: Tensor, channels: int) -> Tensor:
+    """``spikellm::value_sums``: sums of values in rows by weights, float32 ``(batch, heads, queries, tokens)``: ``(batch, heads, queries, channels)``."""
+    return _with_rows(build.load_library().spikellm_value_sums, weights, rows, plan, channels)
+
+
+def _with_rows(kernel: Callable[..., int], x: Tensor, rows: Tensor, plan: Tensor, last: int) -> Tensor:
+    x, rows = x.contiguous(), rows.contiguous()
+    batch, heads, queries, _ = x.shape
+    found = x.new_empty(batch, heads, queries, last)
+    own = rows.shape[1]
+    failed = kernel(
+        x.data_ptr(), batch, own, heads // own, queries, rows.data_ptr(), rows.shape[2], plan.data_ptr(), found.data_ptr(), torch.get_num_threads()
+    )  # fmt: skip
+    return _unless(failed, found)
+
+
+def _unless(failed: int, found: Tensor) -> Tensor:
     if failed:
-        raise MemoryError("a kernel found no memory for its tables")
-    return y
+        raise MemoryError("a kernel found no memory for its work")
+    return found
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -129,10 +174,22 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 _library.impl("spike_linear", _spike_linear, "CPU")
 _library.impl("additive_linear", _additive_linear, "CPU")
+_library.impl("code_heads", _code_heads, "CPU")
+_library.impl("key_scores", _key_scores, "CPU")
+_library.impl("value_sums", _value_sums, "CPU")
+torch.library.register_fake(
+    "spikellm::code_heads",
+    lambda x, plan, row_bytes: x.new_empty(*x.shape[:-1], row_bytes, dtype=torch.uint8) if row_bytes else torch.empty_like(x),
+)
+torch.library.register_fake("spikellm::key_scores", lambda query, rows, plan: query.new_empty(*query.shape[:-1], rows.shape[2]))
+torch.library.register_fake("spikellm::value_sums", lambda weights, rows, plan, channels: weights.new_empty(*weights.shape[:-1], channels))
 torch.library.register_fake(
     "spikellm::spike_linear",
     lambda x, plan, codes, *rest: (x.new_empty(x.shape[0], codes.shape[0]), codes.new_empty(x.shape if rest[-1] else 0)),
 )
 torch.library.register_fake("spikellm::additive_linear", lambda x, plan, words, scale, *_: x.new_empty(x.shape[0], scale.shape[0]))
 spike_linear = torch.ops.spikellm.spike_linear.default
+code_heads = torch.ops.spikellm.code_heads.default
+key_scores = torch.ops.spikellm.key_scores.default
+value_sums = torch.ops.spikellm.value_sums.default
 additive_linear = torch.ops.spikellm.additive_linear.default

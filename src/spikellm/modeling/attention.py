@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spikellm.errors import RequestError, UnsupportedModelError
 from spikellm.modeling.families import caches_latents
+from spikellm.modeling.fast_heads import rows_of
 from spikellm.modeling.heads import HeadCoder
 from spikellm.modeling.watching import SpikeTrain, spike_observer
 from spikellm.quantization.straight_through import pass_through
@@ -56,6 +57,11 @@ def observing(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _observer.reset(token)
+
+
+def observed() -> bool:
+    """Whether somebody wants to see what attention computes, or its spikes."""
+    return _observer.get() is not None or spike_observer() is not None
 
 
 class SpikingAttention(nn.Module):
@@ -109,7 +115,9 @@ class SpikingAttention(nn.Module):
         if not settings.spiking:
             return x
         if name not in self._coders:
-            self._coders[name] = HeadCoder(settings, torch.zeros(1, 1, dtype=torch.uint8, device=x.device))
+            self._coders[name] = HeadCoder(
+                settings, torch.zeros(1, x.shape[-1] if name == "query" else 1, dtype=torch.uint8, device=x.device)
+            )
         return self._through(name, self._coders[name], x)
 
     def code_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,9 +186,7 @@ def spike_attention(
     spikes = getattr(module, CHILD, None)
     if spikes is not None:
         query, key, value = _coded(module, spikes, query, key, value)
-    groups = query.shape[1] // key.shape[1]
-    repeated_key, repeated_value = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (key, value))
-    scores = query @ repeated_key.to(query.dtype).transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = _key_scores(query, key) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
@@ -193,10 +199,27 @@ def spike_attention(
     if spikes is not None:
         weights = spikes.code("probabilities", weights)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    output = weights.to(repeated_value.dtype) @ repeated_value
+    output = _value_sums(weights, value)
     if (observer := _observer.get()) is not None:
         observer(module, Observation(query, key, value, weights, output))
     return output.transpose(1, 2).to(dtype).contiguous(), weights.to(dtype)
+
+
+def _key_scores(query: Tensor, key: Tensor) -> Tensor:
+    if (rows := rows_of(key)) is not None:
+        return rows.scores(query)
+    return query @ _repeated(key, query.shape[1]).to(query.dtype).transpose(2, 3)
+
+
+def _value_sums(weights: Tensor, value: Tensor) -> Tensor:
+    if (rows := rows_of(value)) is not None:
+        return rows.sums(weights)
+    return weights.to(value.dtype) @ _repeated(value, weights.shape[1])
+
+
+def _repeated(x: Tensor, heads: int) -> Tensor:
+    """Keys or values for every head that shares them."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def _coded(module: nn.Module, spikes: SpikingAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,6 +228,8 @@ def _coded(module: nn.Module, spikes: SpikingAttention, query: Tensor, key: Tens
             "this recipe codes K over the whole sequence, future tokens included, as published (attention.key_axis: sequence); "
             "that is for evaluation only: generate with a recipe that has key_axis: token"
         )
+    if rows_of(key) is not None and rows_of(value) is not None:
+        return spikes.code("query", query).float(), key, value
     from_cache = [getattr(t, "spikellm_coded", False) for t in (key, value)]
     if not all(from_cache):
         if any(from_cache) or (spikes.caches and not caches_latents(module) and query.shape[2] != key.shape[2]):

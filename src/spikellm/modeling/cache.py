@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from spikellm.errors import UnsupportedModelError
-from spikellm.modeling.attention import SpikingAttention, mark_coded, spiking_attentions
+from spikellm.modeling.attention import SpikingAttention, mark_coded, observed, spiking_attentions
 from spikellm.modeling.families import caches_latents
+from spikellm.modeling.fast_heads import MOST_QUERIES, CachedRows, plan_for
 
 
 class _SpikingRows:
@@ -24,7 +25,13 @@ class _SpikingRows:
     def update(self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
         key, value = self.spikes.key_coder(), self.spikes.value_coder()
         self.channels = key_states.shape[-1], value_states.shape[-1]
-        rows = super().update(key.pack(key.encode(key_states)), value.pack(value.encode(value_states)), *arguments, **keywords)  # type: ignore[misc]
+        rows = super().update(key.to_rows(key_states), value.to_rows(value_states), *arguments, **keywords)  # type: ignore[misc]
+        if key_states.shape[2] < min(rows[0].shape[2], MOST_QUERIES + 1) and not observed():
+            key_plan, value_plan = plan_for(key, key_states), plan_for(value, value_states)
+            if key_plan is not None and value_plan is not None:
+                return CachedRows(rows[0], key_plan, self.channels[0]).stand_in(), CachedRows(
+                    rows[1], value_plan, self.channels[1]
+                ).stand_in()
         coded = key.unpack(rows[0], self.channels[0]), value.unpack(rows[1], self.channels[1])
         self.spikes.show("key", key, coded[0].codes)
         self.spikes.show("value", value, coded[1].codes)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikellm.kernels.head_plan import HeadCoding, head_coding_fits, make_head_plan
+from spikellm.modeling import fast_heads
 from spikellm.neurons import make_neuron
 from spikellm.quantization.packing import pack, packed_length, unpack
 from spikellm.quantization.rounding import half_up
@@ -48,6 +50,8 @@ class HeadCoder:
         self._fineness = self.steps / settings.steps
         of = torch.tensor(settings.group_ranges, device=device)[index].unsqueeze(1)
         self._ranges = len(set(settings.group_ranges))
+        self._of = of.squeeze(1)
+        self._plan: tuple[int, Tensor | None] | None = None
         self._members = [(of == index).float() for index in range(self._ranges)]  # 1 where a channel is in the range
         salient = self.steps.squeeze(1) > settings.steps
         self._order = torch.sort(salient.to(torch.uint8), dim=1, stable=True).indices  # ordinary channels first
@@ -66,6 +70,8 @@ class HeadCoder:
 
     def recode(self, x: Tensor) -> Tensor:
         """``decode(encode(x))`` in fewer passes."""
+        if (found := fast_heads.recode(self, x)) is not None:
+            return found
         x = x.float()
         return self.neuron.recode(x, *self._by_channel(*self._thresholds(x)), self.steps)
 
@@ -85,6 +91,27 @@ class HeadCoder:
             return thetas[0], baselines[0]
         return torch.cat(thetas, -1), torch.cat(baselines, -1)
 
+    def to_rows(self, x: Tensor) -> Tensor:
+        """``pack(encode(x))``."""
+        found = fast_heads.to_rows(self, x)
+        return self.pack(self.encode(x)) if found is None else found
+
+    def plan(self, channels: int) -> Tensor | None:
+        """What kernels need of this coder; None where they cannot run it."""
+        if self._plan is None or self._plan[0] != channels:
+            self._plan = channels, self._make_plan(channels)
+        return self._plan[1]
+
+    def _make_plan(self, channels: int) -> Tensor | None:
+        if self.axis != "token" or not self._uniform or self._order.shape[-1] != channels:
+            return None
+        mode = "signed" if self.neuron.signed else "symmetric" if self.settings.symmetric else "asymmetric"
+        steps = self.steps.squeeze(1)
+        coding = HeadCoding(
+            mode, self._top, self._ranges, self._order, self._of, steps * self.neuron.levels, self._fineness.squeeze(1), self._ordinary, self._bits, self.row_bytes(channels),
+        )  # fmt: skip
+        return make_head_plan(coding) if head_coding_fits(coding) else None
+
     def pack(self, coded: HeadCodes) -> Tensor:
         """One row of bytes a token and head: uint8 ``(batch, heads, tokens, row_bytes)``."""
         codes = coded.codes + self._shift
@@ -92,7 +119,8 @@ class HeadCoder:
         sections = [
             pack(part, bits) for part, bits in zip(ordered.split(self._lengths(ordered.shape[-1]), dim=-1), self._bits, strict=True)
         ]
-        theta = coded.theta.to(torch.bfloat16).contiguous().view(torch.uint8)
+        theta = coded.theta.to(torch.bfloat16).contiguous()
+        theta = theta.masked_fill(theta.isnan(), torch.nan).view(torch.uint8)  # one NaN of the many
         return torch.cat([*sections, theta, coded.baseline.to(torch.uint8)], dim=-1)
 
     def unpack(self, rows: Tensor, channels: int) -> HeadCodes:
