@@ -41,11 +41,21 @@ def both(layer: SpikingLinear, x: Tensor) -> tuple[Tensor, Tensor]:
             os.environ["SPIKELLM_KERNELS"] = "native"
 
 
-def additive(columns: int, outputs: int, steps: Tensor, generator: torch.Generator, *, bias: bool = False) -> AdditiveLinear:
-    """A layer of random ternary weights whose columns take ``steps``."""
-    settings = LinearRecipe(weights=WeightRecipe(code="ternary", bits=2, symmetric=True), activations=ActivationRecipe(bits=16))
+def additive(
+    columns: int,
+    outputs: int,
+    steps: Tensor,
+    generator: torch.Generator,
+    *,
+    bias: bool = False,
+    activations: ActivationRecipe | None = None,
+) -> AdditiveLinear:
+    """A layer of random ternary weights whose columns take ``steps``; inputs are not coded, unless a recipe says how."""
+    activations = activations or ActivationRecipe(bits=16)
+    settings = LinearRecipe(weights=WeightRecipe(code="ternary", bits=2, symmetric=True), activations=activations)
     layer = AdditiveLinear(columns, outputs, settings, bias=bias, sizes=plane_sizes(steps))
-    layer.set_groups(torch.zeros(columns, dtype=torch.uint8), steps)
+    groups = torch.randint(0, len(activations.group_steps), (columns,), generator=generator).to(torch.uint8)
+    layer.set_groups(groups, steps)
     most = layer.stored(steps).float()
     codes = (torch.rand(outputs, columns, generator=generator) * (2 * most + 1)).floor().sub(most).to(torch.int8)
     groups = len(layer.layout().weight_groups)

@@ -29,10 +29,18 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, Tensor]:
     columns, outputs, tokens = draw(st.integers(1, 300)), draw(st.integers(1, 70)), draw(st.integers(0, 9))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     activations = draw(activation_recipes(st.integers(2, 6), st.booleans()))
-    weights = WeightRecipe(bits=draw(st.integers(2, 8)), symmetric=draw(st.booleans()), group_size=draw(st.sampled_from([None, 16, 100])))
-    dense = nn.Linear(columns, outputs, bias=draw(st.booleans()))
-    nn.init.normal_(dense.weight, generator=generator)
-    layer = fit(dense, LinearRecipe(weights=weights, activations=activations), sample=torch.randn(40, columns, generator=generator))
+    bias, kind = draw(st.booleans()), draw(st.sampled_from(["affine", "steps", "ternary"]))
+    if kind == "ternary":
+        steps = torch.randint(1, draw(st.integers(1, 4)) + 1, (columns,), generator=generator).to(torch.uint8)
+        layer: SpikingLinear = additive(columns, outputs, steps, generator, bias=bias, activations=activations)
+    else:
+        group = draw(st.sampled_from([None, 16, 100])) if kind == "affine" else None
+        several = {"salient_rate": 0.2, "salient_steps": draw(st.integers(2, 4)), "saliency": "rms"} if kind == "steps" else {}
+        bits = draw(st.integers(2, 6 if several else 8))
+        weights = WeightRecipe.model_validate({"bits": bits, "symmetric": draw(st.booleans()), "group_size": group, **several})
+        dense = nn.Linear(columns, outputs, bias=bias)
+        nn.init.normal_(dense.weight, generator=generator)
+        layer = fit(dense, LinearRecipe(weights=weights, activations=activations), sample=torch.randn(40, columns, generator=generator))
     x = torch.randn(tokens, columns, generator=generator) * 10.0 ** draw(st.integers(-4, 4))
     if tokens and draw(st.booleans()):
         x[0] = draw(st.sampled_from([0.0, 1.0, -2.5, 3e38, -3e38, 1e-44]))

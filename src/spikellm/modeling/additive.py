@@ -59,18 +59,18 @@ class AdditiveLinear(SpikingLinear):
             getattr(self, name).copy_(torch.cat(planes, 1))
         self.weight_scale[:, : weights.scale.shape[1]] = weights.scale
 
-    def integer_weights(self) -> Tensor:
-        """Integer weights ``Σ_t s(t)``, int16, ``(out, in)``, columns in stored order."""
+    def integer_weights(self, rows: slice = slice(None)) -> Tensor:
+        """Integer weights ``Σ_t s(t)`` of some outputs, all by default: int16, ``(out, in)``, columns in stored order."""
         steps = self.stored(self.column_steps)
-        total = torch.zeros(self.out_features, self.in_features, dtype=torch.int16, device=self.spikes_plus.device)
-        for t, (plus, minus) in enumerate(self.planes()):
+        total = torch.zeros(len(self.spikes_plus[rows]), self.in_features, dtype=torch.int16, device=self.spikes_plus.device)
+        for t, (plus, minus) in enumerate(self.planes(rows)):
             total[:, steps > t] += plus.to(torch.int16) - minus.to(torch.int16)
         return total
 
-    def planes(self) -> list[tuple[Tensor, Tensor]]:
+    def planes(self, rows: slice = slice(None)) -> list[tuple[Tensor, Tensor]]:
         """``(plus, minus)`` of every step, uint8 {0, 1}, ``(out, columns of that step)``."""
         lengths = [packed_length(columns, 1) for columns in self.sizes]
-        parts = zip(self.spikes_plus.split(lengths, 1), self.spikes_minus.split(lengths, 1), self.sizes, strict=True)
+        parts = zip(self.spikes_plus[rows].split(lengths, 1), self.spikes_minus[rows].split(lengths, 1), self.sizes, strict=True)
         return [(unpack(plus, 1, columns), unpack(minus, 1, columns)) for plus, minus, columns in parts]
 
     def damage(self) -> str | None:

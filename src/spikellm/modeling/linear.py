@@ -181,16 +181,16 @@ class SpikingLinear(nn.Module):
             self.column_steps.copy_(column_steps)
         self._layout = None
 
-    def integer_weights(self) -> Tensor:
-        """Integer weights ``k = code − zero``, int16, ``(out, in)``, columns in stored order."""
+    def integer_weights(self, rows: slice = slice(None)) -> Tensor:
+        """Integer weights ``k = code − zero`` of some outputs, all by default: int16, ``(out, in)``, columns in stored order."""
         settings, fine = self.settings.weights, self._fine_columns()
-        codes = unpack(self.weight_codes, settings.bits, self.in_features - self.salient_columns).to(torch.int16)
+        codes = unpack(self.weight_codes[rows], settings.bits, self.in_features - self.salient_columns).to(torch.int16)
         if fine is not None:
-            ordinary, codes = codes, codes.new_empty(self.out_features, self.in_features)
+            ordinary, codes = codes, codes.new_empty(len(codes), self.in_features)
             codes[:, ~fine] = ordinary
-            codes[:, fine] = unpack(self.salient_codes, settings.salient_bits, self.salient_columns).to(torch.int16)
+            codes[:, fine] = unpack(self.salient_codes[rows], settings.salient_bits, self.salient_columns).to(torch.int16)
         for group, (start, stop) in enumerate(self.layout().weight_groups):
-            codes[:, start:stop] -= self.weight_zero[:, group : group + 1]
+            codes[:, start:stop] -= self.weight_zero[rows, group : group + 1]
         return codes
 
     def _fine_columns(self) -> Tensor | None:

@@ -96,7 +96,7 @@ class PartlyBinaryLinear(SpikingLinear):
         good = torch.isfinite(self.salient_scale) & (self.salient_scale > 0)
         return None if bool(good.all()) else "salient_scale holds values that are not finite and positive"
 
-    def integer_weights(self) -> Tensor:
+    def integer_weights(self, rows: slice = slice(None)) -> Tensor:
         raise RequestError("a partly binary layer has no integer form: its binary and its 8-bit weights have scales of their own")
 
     def dense_weight(self) -> Tensor:
