@@ -1,6 +1,6 @@
-/* Sums of spike counts times packed weight codes, for a segment of four rows of weights. Counts are unsigned bytes, weight codes at most 127, or 8-bit codes less 128.
+/* Sums of spike counts times packed weight codes, for a segment of rows of weights. Counts are unsigned bytes, weight codes at most 127, or 8-bit codes less 128.
 
-   dot_packed: one token, straight from the packed rows.   unpack_row, dot_tile: weights as bytes first, for many tokens. */
+   dot_packed: one token and row, straight from the packed bytes.   unpack_row, dot_tile: weights as bytes first, for many tokens. */
 #ifndef SPIKELLM_DOT_H
 #define SPIKELLM_DOT_H
 #include <stdint.h>
@@ -124,58 +124,43 @@ static __attribute__((noinline)) void dot_tile(const uint8_t *const *q, int32_t 
     UNROLLED for (int t = 0; t < TOKENS; t++) UNROLLED for (int r = 0; r < ROWS; r++) sums[t * ROWS + r] = _mm512_reduce_add_epi32(acc[t][r]);
 }
 
-/* Weights are read once: asking for those of the next rows in time hides the memory's latency, which short rows would show again and again. */
-static inline void fetch_ahead(const uint8_t *row, int64_t at, int32_t row_bytes) { _mm_prefetch((const char *)((uintptr_t)row + (uintptr_t)at + (uintptr_t)(2 * ROWS * (int64_t)row_bytes)), _MM_HINT_T0); }
+/* Rows are read once and one after the other, as a stream. Asking the second cache for bytes of some rows ahead hides the memory's latency where rows are short;
+   a stream that is read faster (8 bits) the processor sees by itself. */
+#define AHEAD 8192
+static inline void fetch_ahead(const uint8_t *row, int64_t at) { _mm_prefetch((const char *)((uintptr_t)row + (uintptr_t)(at + AHEAD)), _MM_HINT_T1); }
 
-static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sums) {
-    __m512i acc[ROWS], other[ROWS];
-    for (int r = 0; r < ROWS; r++) acc[r] = other[r] = _mm512_setzero_si512();
+static inline int dot_packed(const uint8_t *q, const uint8_t *row, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sum) {
+    __m512i acc = _mm512_setzero_si512(), other = acc, third = acc, fourth = acc;
     const __m512i nibble = _mm512_set1_epi8(15), pair = _mm512_set1_epi8(3), sign = _mm512_set1_epi8((char)0x80);
     int64_t at = (int64_t)first * BYTES;
     if (bits == 4) {
         for (int32_t b = 0; b < blocks; b++, at += BYTES, q += 2 * BYTES) {
-            __m512i q0 = _mm512_loadu_si512(q), q1 = _mm512_loadu_si512(q + BYTES);
-            for (int r = 0; r < ROWS; r++) {
-                fetch_ahead(rows[r], at, row_bytes);
-                __m512i w = packed_block(rows[r], at, row_bytes - at);
-                acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_and_si512(w, nibble));
-                other[r] = _mm512_dpbusd_epi32(other[r], q1, _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble));
-            }
+            fetch_ahead(row, at);
+            const __m512i w = packed_block(row, at, row_bytes - at);
+            acc = _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(q), _mm512_and_si512(w, nibble));
+            other = _mm512_dpbusd_epi32(other, _mm512_loadu_si512(q + BYTES), _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble));
         }
     } else if (bits == 2) {
         for (int32_t b = 0; b < blocks; b++, at += BYTES, q += 4 * BYTES) {
-            __m512i q0 = _mm512_loadu_si512(q), q1 = _mm512_loadu_si512(q + BYTES), q2 = _mm512_loadu_si512(q + 2 * BYTES), q3 = _mm512_loadu_si512(q + 3 * BYTES);
-            for (int r = 0; r < ROWS; r++) {
-                fetch_ahead(rows[r], at, row_bytes);
-                __m512i w = packed_block(rows[r], at, row_bytes - at);
-                acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_and_si512(w, pair));
-                other[r] = _mm512_dpbusd_epi32(other[r], q1, _mm512_and_si512(_mm512_srli_epi16(w, 2), pair));
-                acc[r] = _mm512_dpbusd_epi32(acc[r], q2, _mm512_and_si512(_mm512_srli_epi16(w, 4), pair));
-                other[r] = _mm512_dpbusd_epi32(other[r], q3, _mm512_and_si512(_mm512_srli_epi16(w, 6), pair));
-            }
+            fetch_ahead(row, at);
+            const __m512i w = packed_block(row, at, row_bytes - at);
+            acc = _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(q), _mm512_and_si512(w, pair));
+            other = _mm512_dpbusd_epi32(other, _mm512_loadu_si512(q + BYTES), _mm512_and_si512(_mm512_srli_epi16(w, 2), pair));
+            third = _mm512_dpbusd_epi32(third, _mm512_loadu_si512(q + 2 * BYTES), _mm512_and_si512(_mm512_srli_epi16(w, 4), pair));
+            fourth = _mm512_dpbusd_epi32(fourth, _mm512_loadu_si512(q + 3 * BYTES), _mm512_and_si512(_mm512_srli_epi16(w, 6), pair));
         }
     } else if (bits == 8) {
-        for (int32_t b = 0; b < blocks; b++, at += BYTES, q += BYTES) {
-            __m512i q0 = _mm512_loadu_si512(q);
-            for (int r = 0; r < ROWS; r++) {
-                fetch_ahead(rows[r], at, row_bytes);
-                acc[r] = _mm512_dpbusd_epi32(acc[r], q0, _mm512_xor_si512(packed_block(rows[r], at, row_bytes - at), sign));
-            }
-        }
+        for (int32_t b = 0; b < blocks; b++, at += BYTES, q += BYTES)
+            acc = _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(q), _mm512_xor_si512(packed_block(row, at, row_bytes - at), sign));
     } else if (bits == 3) {
         const Cutter cutter = three_bits();
         at = (int64_t)first * 24;
-        for (int32_t b = 0; b < blocks; b++, at += 24, q += BYTES) {
-            __m512i q0 = _mm512_loadu_si512(q);
-            for (int r = 0; r < ROWS; r++) {
-                fetch_ahead(rows[r], at, row_bytes);
-                acc[r] = _mm512_dpbusd_epi32(acc[r], q0, cut_block(&cutter, rows[r], at, row_bytes - at));
-            }
-        }
+        for (int32_t b = 0; b < blocks; b++, at += 24, q += BYTES)
+            acc = _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(q), cut_block(&cutter, row, at, row_bytes - at));
     } else {
         return 0;
     }
-    for (int r = 0; r < ROWS; r++) sums[r] = _mm512_reduce_add_epi32(_mm512_add_epi32(acc[r], other[r]));
+    *sum = _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_add_epi32(acc, other), _mm512_add_epi32(third, fourth)));
     return 1;
 }
 
@@ -203,32 +188,29 @@ static inline void dot_tile(const uint8_t *const *q, int32_t tokens, const int8_
     }
 }
 
-static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sums) {
+static inline int dot_packed(const uint8_t *q, const uint8_t *row, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sum) {
     if (bits != 2 && bits != 4) return 0;
     const __m256i mask = _mm256_set1_epi8(bits == 4 ? 15 : 3), ones = _mm256_set1_epi16(1);
     int32_t fields = 8 / bits;
-    __m256i acc[ROWS];
-    for (int r = 0; r < ROWS; r++) acc[r] = _mm256_setzero_si256();
+    __m256i acc = _mm256_setzero_si256();
     for (int32_t b = 0; b < blocks; b++, q += fields * BYTES) {
-        int64_t at = (int64_t)(first + b) * BYTES, left = row_bytes - at;
-        for (int r = 0; r < ROWS; r++) {
-            uint8_t tail[BYTES];
-            const uint8_t *block = rows[r] + at;
-            if (left < BYTES) {
-                load_block(rows[r], row_bytes, at, tail);
-                block = tail;
-            }
-            for (int half = 0; half < BYTES; half += 32) {
-                __m256i w = _mm256_loadu_si256((const __m256i *)(block + half));
-                for (int32_t field = 0; field < fields; field++) { /* counts of at most 255 times codes of at most 15: pairs stay below 2**15 */
-                    __m256i codes = _mm256_and_si256(_mm256_srli_epi16(w, field * bits), mask);
-                    __m256i spikes = _mm256_loadu_si256((const __m256i *)(q + field * BYTES + half));
-                    acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(_mm256_maddubs_epi16(spikes, codes), ones));
-                }
+        int64_t at = (int64_t)(first + b) * BYTES;
+        uint8_t tail[BYTES];
+        const uint8_t *block = row + at;
+        if (row_bytes - at < BYTES) {
+            load_block(row, row_bytes, at, tail);
+            block = tail;
+        }
+        for (int half = 0; half < BYTES; half += 32) {
+            __m256i w = _mm256_loadu_si256((const __m256i *)(block + half));
+            for (int32_t field = 0; field < fields; field++) { /* counts of at most 255 times codes of at most 15: pairs stay below 2**15 */
+                __m256i codes = _mm256_and_si256(_mm256_srli_epi16(w, field * bits), mask);
+                __m256i spikes = _mm256_loadu_si256((const __m256i *)(q + field * BYTES + half));
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(spikes, codes), ones));
             }
         }
     }
-    for (int r = 0; r < ROWS; r++) sums[r] = sum_of(acc[r]);
+    *sum = sum_of(acc);
     return 1;
 }
 
@@ -243,8 +225,8 @@ static inline void dot_tile(const uint8_t *const *q, int32_t tokens, const int8_
         }
 }
 
-static inline int dot_packed(const uint8_t *q, const uint8_t *const *rows, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sums) {
-    (void)q, (void)rows, (void)row_bytes, (void)bits, (void)first, (void)blocks, (void)sums;
+static inline int dot_packed(const uint8_t *q, const uint8_t *row, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sum) {
+    (void)q, (void)row, (void)row_bytes, (void)bits, (void)first, (void)blocks, (void)sum;
     return 0; /* weights are unpacked first */
 }
 

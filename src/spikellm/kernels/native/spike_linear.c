@@ -78,15 +78,12 @@ int32_t spikellm_spike_linear(const float *x, int64_t tokens, const int32_t *wor
             for (int64_t n = 0; n < tokens; n++)
                 for (int32_t o = first; o < end; o++) y[n * head->out + o] = 0.0f;
             int32_t sums[TOKENS * ROWS], whole = tokens > 1;
-            for (int32_t o = first; !whole && o < end; o += ROWS) { /* one token: straight from the packed rows */
-                const uint8_t *rows[ROWS];
-                for (int32_t r = 0; r < ROWS; r++) rows[r] = packed + (int64_t)(o + r < end ? o + r : o) * head->row_bytes;
+            for (int32_t o = first; !whole && o < end; o++) /* one token: straight from the packed rows */
                 for (int32_t s = 0; !whole && s < head->segments; s++) {
                     const Segment *part = &plan.segments[s];
-                    whole = !dot_packed(spikes + part->offset, rows, head->row_bytes, head->bits, part->first_block, part->blocks, sums);
-                    for (int32_t r = 0; !whole && r < ROWS && o + r < end; r++) end_sums(&plan, thresholds, totals, s, o + r, sums[r], column_sums, scale, zero, &y[o + r]);
+                    whole = !dot_packed(spikes + part->offset, packed + (int64_t)o * head->row_bytes, head->row_bytes, head->bits, part->first_block, part->blocks, sums);
+                    if (!whole) end_sums(&plan, thresholds, totals, s, o, sums[0], column_sums, scale, zero, &y[o]);
                 }
-            }
             for (int32_t s = 0; whole && s < head->segments; s++) {
                 const Segment *part = &plan.segments[s];
                 const int32_t length = part->blocks * head->block;
