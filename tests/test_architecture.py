@@ -30,7 +30,7 @@ LAYERS = [
     ["evaluation"],
     ["api"],
     ["console"],
-    ["workflow", "doctor", "tracing"],
+    ["resources", "workflow", "doctor", "tracing"],
     ["measuring"],
     ["comparison", "sweep", "bench"],
     ["demo"],

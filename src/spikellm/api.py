@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import platform
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-import spikellm
 from spikellm.calibration.activations import SharedStream
-from spikellm.calibration.blocks import BlockRecord, OnBlock, convert_blocks
+from spikellm.calibration.blocks import BlockRecord, OnBlock, Store, convert_blocks
+from spikellm.calibration.identity import identity_of
 from spikellm.calibration.progress import Journal
-from spikellm.calibration.text import fingerprint, random_windows, read_tokens, window_length
+from spikellm.calibration.text import random_windows, read_tokens, window_length
 from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.huggingface import mark_converted, save, spike_config
 from spikellm.checkpoint.load import load
@@ -30,6 +27,7 @@ from spikellm.modeling.devices import find_device
 from spikellm.modeling.families import longest_window
 from spikellm.modeling.forms import set_form, spiking_linears
 from spikellm.modeling.prepare import prepared
+from spikellm.modeling.residency import page_out
 from spikellm.pipelines import pipelines
 from spikellm.presets import load_recipe
 from spikellm.profiling.energy import load_table
@@ -61,6 +59,14 @@ class Conversion:
     blocks: list[BlockRecord]
     summary: ModelSummary
 
+    @classmethod
+    def of(cls, model: Any) -> Conversion:
+        """What a converted model says of its own conversion."""
+        config = spike_config(model)
+        if config is None:
+            raise RequestError("the model was not converted")
+        return cls(config.parsed_recipe(), [BlockRecord(**record) for record in (config.record or {}).get("blocks", ())], summarize(model))
+
 
 def convert(
     model: Any,
@@ -77,6 +83,8 @@ def convert(
     on_block: OnBlock | None = None,
     on_stage: Callable[[str], None] | None = None,
     shared: SharedStream | None = None,
+    store: Store = None,
+    replaces: bool = False,
 ) -> Conversion:
     """Turn a causal language model into a spike-driven one, in place; after an error the model is as it was.
 
@@ -89,6 +97,8 @@ def convert(
         journal: folder for finished blocks, from which an interrupted conversion goes on to the same bytes.
         on_block: called after every block.
         on_stage: called with a few words before each step that takes a while.
+        store: folder to keep hidden states of the calibration text in, instead of RAM; or a function that is told what the conversion needs and returns one.
+        replaces: noted in the journal: the result may take the place of what is there.
         shared: keeps the full-precision stream from one conversion of a model to the next; copies of one model may share it, other models may not.
 
     Raises:
@@ -104,23 +114,32 @@ def convert(
         raise RequestError("the model is converted already; load the original")
     stage = on_stage or (lambda _: None)
     _require_finite_weights(model)
-    text = resolved.calibration
-    length = window_length(model.config, text.seqlen)
-    stage(f"reading and tokenizing {text.text}")
-    tokens = read_tokens(tokenizer, text.text, "calibration")
-    windows = random_windows(tokens, length, text.samples, resolved.seed, text.text)
-    identity = {"recipe": resolved.model_dump(mode="json"), "text": fingerprint(windows), "versions": versions()}
-    book = Journal(Path(journal), {**identity, "model": model_fingerprint(model), "device": place.type}) if journal is not None else None
+    stage(f"reading and tokenizing {resolved.calibration.text}")
+    windows = calibration_windows(model, tokenizer, resolved)
+    length = windows.shape[1]
+    identity = identity_of(model, windows, resolved, place)
+    book = Journal(Path(journal), identity, replaces=replaces) if journal is not None else None
     model.eval()
     stage(f"checking that blocks run alone as they run in the model, then converting {len(windows)} windows of {length} tokens")
     with prepared(model, attention=resolved.attention.spiking):
         records = convert_blocks(
-            model, windows, resolved, pipeline, device=place, journal=book, on_block=on_block, on_stage=stage, shared=shared
+            model,
+            windows,
+            resolved,
+            pipeline,
+            device=place,
+            journal=book,
+            on_block=on_block,
+            on_stage=stage,
+            shared=shared,
+            store=store,
         )
     record = {
         "blocks": [asdict(block) for block in records],
         "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]},
-        "versions": versions(),
+        "versions": identity["versions"],
+        "model": identity["model"],
+        "device": identity["device"],
     }
     shapes = {name: list(spikes.shape) for name, spikes in spiking_attentions(model).items()}
     layers = spiking_linears(model)
@@ -143,6 +162,24 @@ def resolve_recipe(
     resolved = data.replaced({key: value for key, value in given.items() if value is not None})
     pipelines[resolved.pipeline]
     return resolved
+
+
+def calibration_windows(model: Any, tokenizer: Any, recipe: Recipe) -> Tensor:
+    """Calibration tokens of a recipe, ``(windows, seqlen)``."""
+    text = recipe.calibration
+    tokens = read_tokens(tokenizer, text.text, "calibration")
+    return random_windows(tokens, window_length(model.config, text.seqlen), text.samples, recipe.seed, text.text)
+
+
+def is_made_from(config: SpikeConfig, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device) -> bool:
+    """Whether a finished conversion is what converting this model with this recipe would give: same model, text, recipe, versions and kind of device."""
+    identity, record = identity_of(model, calibration_windows(model, tokenizer, recipe), recipe, device), dict(config.record or {})
+    found = {
+        "recipe": config.recipe,
+        "text": record["calibration"]["sha256"],
+        **{key: record.get(key) for key in ("versions", "model", "device")},
+    }
+    return found == identity
 
 
 def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0) -> str:
@@ -227,31 +264,12 @@ def report(
     return make_report(model, name, windows, measured, table, origin, tuple(rows))
 
 
-def versions() -> dict[str, str]:
-    """Versions that decide the bytes of a conversion."""
-    import transformers
-
-    return {
-        "spikellm": spikellm.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def _require_finite_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        finite = bool(torch.isfinite(parameter).all())
+        page_out(parameter)
+        if not finite:
             count = int((~torch.isfinite(parameter)).sum())
             raise NumericalError(
                 f"weight {name} holds {count} NaN or infinite values; a model is converted only whole, so get an undamaged copy"
             )
-
-
-def model_fingerprint(model: Any) -> str:
-    """SHA-256 over the configuration, and over names, types, shapes and bytes of all parameters and buffers."""
-    config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {fingerprint(tensor)}\n".encode())
-    return digest.hexdigest()

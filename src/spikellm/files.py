@@ -71,6 +71,13 @@ def require_free(target: Path, *, overwrite: bool = False) -> None:
         )
 
 
+def remove_leftovers(target: Path) -> None:
+    """Remove temporary folders that interrupted writers of ``target`` left beside it."""
+    for path in target.resolve().parent.glob(f".{target.name}.*.tmp*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def cannot_write(path: Path, error: OSError) -> SpikeLLMError:
     """One line for a refusal of the file system."""
     return SpikeLLMError(f"cannot write {path}: {error.strerror or error}; free space or choose another place, then run again")

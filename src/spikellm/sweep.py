@@ -21,6 +21,7 @@ from torch import Tensor
 
 from spikellm import api, console
 from spikellm.calibration.activations import SharedStream
+from spikellm.calibration.identity import model_fingerprint, versions
 from spikellm.calibration.text import fingerprint
 from spikellm.errors import RecipeError, RequestError
 from spikellm.evaluation.perplexity import text_windows
@@ -126,10 +127,10 @@ def sweep(
     store = _Store(
         out,
         {
-            "model": api.model_fingerprint(loaded),
+            "model": model_fingerprint(loaded),
             "texts": {text: fingerprint(own) for text, own in windows.items()},
             "energy_table": table.model_dump(mode="json"),
-            "versions": api.versions(),
+            "versions": versions(),
         },
     )
     original = store.measured({"original": True}) or store.keep({"original": True}, measure(loaded, windows, table, 0.0, "original"))

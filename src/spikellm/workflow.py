@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,21 +9,26 @@ from typing import Any
 
 from spikellm import api, console
 from spikellm.calibration.blocks import OnBlock, Progress
-from spikellm.calibration.progress import is_journal
+from spikellm.calibration.progress import forget, is_journal, is_leftover, replaces
+from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError
-from spikellm.files import require_free, write_atomically
+from spikellm.files import remove_leftovers, require_free, write_atomically
 from spikellm.modeling.devices import find_device
 from spikellm.profiling.page import render, require_page
 from spikellm.profiling.report import Report
 from spikellm.recipe import Recipe
+from spikellm.resources import STORES, choose_store
 
 
 def convert_to_folder(
     model: str, out: Path, recipe: str | Recipe, calibration: str | None, *, samples: int | None = None, seqlen: int | None = None, seed: int | None = None,
-    device: str | None = None, resume: bool = False, settings: Iterable[str] = (), overwrite: bool = False, trust_remote_code: bool = False,
+    device: str | None = None, resume: bool = False, settings: Iterable[str] = (), overwrite: bool = False, store: str = "auto", trust_remote_code: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Convert a model from a folder or the hub into a folder, keeping finished blocks beside it until all is done.
+
+    Args:
+        store: where hidden states of the calibration text are kept: ``ram``, ``disk`` (beside OUT), or ``auto``, by what is free.
 
     Raises:
         RequestError: OUT is not empty, or an interrupted conversion lies beside it and neither ``resume`` nor ``overwrite`` says what to do.
@@ -35,21 +39,27 @@ def convert_to_folder(
         raise RequestError(f"OUT is {out}; give a folder with a name")
     if out == Path(model).resolve():
         raise RequestError(f"OUT is the model itself ({out}); choose another folder")
-    require_free(out, overwrite=overwrite)
+    if store not in STORES:
+        raise RequestError(f"--store {store!r}: expected {', '.join(STORES)}")
     place = find_device(device) if device else None
     partial = out.with_name(f"{out.name}.partial")
-    if resume and overwrite:
-        raise RequestError("--resume goes on with an interrupted conversion and --force forgets it; give one of them")
-    if is_journal(partial):
-        if not (resume or overwrite):
-            raise RequestError(f"{partial} holds an interrupted conversion; go on with --resume, or start afresh with --force")
-        if overwrite:
-            shutil.rmtree(partial)
-    elif partial.exists() and (not partial.is_dir() or any(partial.iterdir())):
-        raise RequestError(f"{partial} is in the way: finished blocks are kept there; move it or choose another OUT")
+    there = read_config(out) if resume and not overwrite else None
+    same = there is not None and there.recipe == resolved.model_dump(mode="json")
+    if not same:
+        overwrite = _look_at_target(out, partial, resume=resume, overwrite=overwrite)
     console.note(f"loading {model}")
     loaded, tokenizer = api.load(model, trust_remote_code=trust_remote_code)
-    result = api.convert(loaded, tokenizer, resolved, device=place, journal=partial, on_block=report_block(), on_stage=console.note)
+    if same and there is not None:
+        if api.is_made_from(there, loaded, tokenizer, resolved, place or next(loaded.parameters()).device):
+            console.note(f"{out} is finished already")
+            forget(partial)
+            remove_leftovers(out)
+            return _told(out, resolved, api.Conversion.of(api.load(out, trust_remote_code=trust_remote_code)[0]))
+        overwrite = _look_at_target(out, partial, resume=resume, overwrite=overwrite)
+    result = api.convert(
+        loaded, tokenizer, resolved, device=place, journal=partial, replaces=overwrite, on_block=report_block(), on_stage=console.note,
+        store=lambda needs: choose_store(needs, store, partial),
+    )  # fmt: skip
     attentions = result.summary.attentions
     if resolved.attention.spiking:
         console.note(f"attention spikes in {len(attentions)} modules")
@@ -61,11 +71,33 @@ def convert_to_folder(
     )
     console.note(f"writing {out}")
     api.save(loaded, tokenizer, out, overwrite=overwrite)
-    shutil.rmtree(partial, ignore_errors=True)
+    forget(partial)
+    return _told(out, resolved, result)
+
+
+def _look_at_target(out: Path, partial: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Refuse what must not be touched, clear away what is to be forgotten; returns whether OUT may be overwritten."""
+    if resume and overwrite:
+        raise RequestError("--resume goes on with an interrupted conversion and --force forgets it; give one of them")
+    interrupted = is_journal(partial)
+    if interrupted and not (resume or overwrite):
+        raise RequestError(f"{partial} holds an interrupted conversion; go on with --resume, or start afresh with --force")
+    if not interrupted and partial.exists() and not is_leftover(partial):
+        raise RequestError(f"{partial} is in the way: finished blocks are kept there; move it or choose another OUT")
+    overwrite = overwrite or (resume and replaces(partial))
+    require_free(out, overwrite=overwrite)
+    if not (interrupted and resume):
+        forget(partial)
+    remove_leftovers(out)
+    return overwrite
+
+
+def _told(out: Path, resolved: Recipe, result: api.Conversion) -> dict[str, Any]:
     summary = result.summary
+    dense = [layer.name for layer in summary.layers if not layer.spiking]
     return {
         "out": str(out), "recipe": resolved.name, "layers": summary.spiking_layers, "dense": dense, "average_steps": summary.average_steps,
-        "attention": len(attentions), "weight_ratio": summary.weight_bytes / max(summary.dense_bytes, 1), "blocks": [asdict(block) for block in result.blocks],
+        "attention": len(summary.attentions), "weight_ratio": summary.weight_bytes / max(summary.dense_bytes, 1), "blocks": [asdict(block) for block in result.blocks],
     }  # fmt: skip
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from spikellm.files import cannot_write
+from spikellm.modeling.residency import page_out
+
 
 class ActivationStore:
-    """Hidden states of one stream, one tensor a batch of windows, in RAM."""
+    """Hidden states of one stream, one tensor a batch of windows, in RAM or in a file.
 
-    def __init__(self, batches: list[Tensor]) -> None:
-        self._batches = [batch.detach().cpu() for batch in batches]
+    Args:
+        batches: states to begin with.
+        folder: where to keep them in a file, which is never seen under a name; RAM by default.
+    """
+
+    def __init__(self, batches: list[Tensor], folder: Path | None = None) -> None:
+        self._folder = folder
+        self._batches = [batch.detach().cpu() for batch in batches] if folder is None else _in_a_file(batches, folder)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -23,11 +35,51 @@ class ActivationStore:
         return self._batches[index]
 
     def __setitem__(self, index: int, value: Tensor) -> None:
-        self._batches[index] = value.detach().cpu()
+        if self._folder is None:
+            self._batches[index] = value.detach().cpu()
+        else:
+            self._batches[index].copy_(value.detach())
+            page_out(self._batches[index])
 
     def copy(self) -> ActivationStore:
-        """A store with the same states; tensors are replaced, never changed in place, so nothing is duplicated."""
-        return ActivationStore(self._batches)
+        """A store with the same states, kept in the same way; in RAM tensors are replaced, never changed in place, so nothing is duplicated."""
+        return ActivationStore(self._batches, self._folder)
+
+    def to_ram(self) -> ActivationStore:
+        """A store in RAM with the same states."""
+        return ActivationStore([batch.clone() for batch in self._batches]) if self._folder else self.copy()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the states."""
+        return sum(batch.numel() * batch.element_size() for batch in self._batches)
+
+
+def _allocate(handle: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a signal later
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.truncate(handle, size)
+
+
+def _in_a_file(batches: list[Tensor], folder: Path) -> list[Tensor]:
+    """Copies of tensors that live in a file; the file's name is gone at once, its space when the tensors are."""
+    found: list[Tensor] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for batch in batches:
+            handle, name = tempfile.mkstemp(prefix="states-", dir=folder)
+            try:
+                _allocate(handle, max(1, batch.numel() * batch.element_size()))
+                found.append(torch.from_file(name, shared=True, size=batch.numel(), dtype=batch.dtype).view(batch.shape))
+            finally:
+                os.close(handle)
+                Path(name).unlink()
+            found[-1].copy_(batch.detach())
+            page_out(found[-1])
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    return found
 
 
 class SharedStream:
@@ -44,8 +96,7 @@ class SharedStream:
         """Say what stream it is: states of another ``key`` (windows, attention, device) are forgotten."""
         if key != self._key:
             self._key, self._behind = key, {}
-        size = blocks * sum(first[i].numel() * first[i].element_size() for i in range(len(first)))
-        self._keeps = size <= self._limit
+        self._keeps = blocks * first.bytes <= self._limit
 
     def behind(self, index: int) -> ActivationStore | None:
         """States behind block ``index``; None if they are not kept."""
@@ -54,7 +105,7 @@ class SharedStream:
     def keep(self, index: int, states: ActivationStore) -> None:
         """Keep the states behind a block, if there is room."""
         if self._keeps:
-            self._behind[index] = states.copy()
+            self._behind[index] = states.to_ram()
 
 
 class TokenSample:

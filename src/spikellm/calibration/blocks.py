@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,14 @@ from spikellm.calibration.memory import peak_memory
 from spikellm.calibration.plan import BlockPlan, output_head, plan_blocks
 from spikellm.calibration.progress import Journal
 from spikellm.calibration.replay import BlockReplay, batch_windows
+from spikellm.calibration.resources import Needs, estimate
 from spikellm.calibration.survey import survey
 from spikellm.calibration.text import fingerprint
 from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.experts import every_expert_sees_every_token
 from spikellm.modeling.families import find_blocks
+from spikellm.modeling.residency import let_go
 from spikellm.modeling.swap import replace_module
 from spikellm.pipelines import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.recipe import Recipe
@@ -65,6 +69,7 @@ class Progress:
 
 
 OnBlock = Callable[[Progress], None]
+Store = Callable[[Needs], Path | None] | str | Path | None
 
 
 @torch.no_grad()
@@ -79,6 +84,7 @@ def convert_blocks(
     on_block: OnBlock | None = None,
     on_stage: Callable[[str], object] = lambda _: None,
     shared: SharedStream | None = None,
+    store: Store = None,
 ) -> list[BlockRecord]:
     """Convert every decoder block of a model in place.
 
@@ -90,6 +96,7 @@ def convert_blocks(
         journal: where finished blocks are kept, to resume from.
         on_block: called after every block.
         on_stage: called with a few words before each part of a look at the whole model, where the pipeline takes one first.
+        store: folder to keep the two streams in, instead of RAM; or a function that is told what is needed and returns one.
         shared: where the full-precision stream is kept for the next conversion of the same model.
 
     Returns:
@@ -106,10 +113,12 @@ def convert_blocks(
             raise RequestError(
                 f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(pipeline.codes)}, and {name} asks for {settings.weights.code!r}; set pipeline to gptq"
             )
+    folder = _folder(store, model, blocks.modules, plan, windows.numel(), pipeline)
     replay = BlockReplay(model, blocks, windows, _gradient_sizes(windows, recipe))
     if any(pipeline.surveys(settings) for block in plan for settings in block.linears.values()):
         pipeline.survey(survey(model, windows, blocks, plan, replay, device, pipeline.surveys, on_stage), recipe)
-    exact = ActivationStore(replay.first_inputs)
+    exact = ActivationStore(replay.first_inputs, folder)
+    replay.first_inputs.clear()
     if shared:
         shared.open(f"{fingerprint(windows)} {recipe.attention.spiking} {device}", len(blocks.modules), exact)
     converted = exact.copy()
@@ -140,6 +149,7 @@ def convert_blocks(
         else:
             modules, fitted = _fit(model, plan[index], block, converted, exact, forward, recipe, pipeline, device)
             dense = fitted.dense
+        let_go(block)  # what is replaced is needed no more
         for module_name, module in modules.items():
             replace_module(model, module_name, module)
         for parameter, value in dense.items():
@@ -151,12 +161,22 @@ def convert_blocks(
             if journal:
                 journal.write(index, modules, {parameter: model.get_parameter(parameter).data for parameter in dense}, asdict(record))
         block.to(home)
+        if journal and home.type == "cpu":
+            journal.hand_back(index, modules, {parameter: model.get_parameter(parameter) for parameter in dense})
+        let_go(block)
         records.append(record)
         if on_block:
             on_block(Progress(index, len(plan), record, time.monotonic() - started, peak_memory(), known is not None))
     if recipe.lm_head:
         records.append(_convert_head(model, windows, recipe, pipeline, exact, device))
     return records
+
+
+def _folder(store: Store, model: Any, blocks: nn.ModuleList, plan: Sequence[BlockPlan], tokens: int, pipeline: Pipeline) -> Path | None:
+    if not callable(store):
+        return None if store is None else Path(store)
+    width, element = model.get_input_embeddings().weight.shape[1], torch.empty(0, dtype=model.dtype).element_size()
+    return store(estimate(model, blocks, plan, tokens, width, element, hessian=pipeline.needs_hessian))
 
 
 def _gradient_sizes(windows: Tensor, recipe: Recipe) -> set[int]:

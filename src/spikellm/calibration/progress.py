@@ -6,7 +6,9 @@ Activations are not kept: on resuming, the streams are run through the finished 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 
 from spikellm.errors import RequestError
 from spikellm.files import cannot_write, write_atomically
+from spikellm.modeling.residency import let_go
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _REPLACES = "manifest.json", "replaces"
 
 
 class Journal:
@@ -26,6 +29,7 @@ class Journal:
     Args:
         folder: created with the first finished block.
         identity: what must be equal for a resumed run to end in the same bytes (recipe, fingerprints, versions).
+        replaces: the result takes the place of what is there; a resumed run may do so too.
 
     Raises:
         RequestError: the folder holds a journal of something else; names the field that differs.
@@ -37,27 +41,25 @@ class Journal:
         tensors: dict[str, Tensor]
         record: dict[str, Any]
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder, self._identity = folder, identity
+    def __init__(self, folder: Path, identity: dict[str, Any], *, replaces: bool = False) -> None:
+        self.folder, self._identity, self._replaces = folder, identity, replaces
         if is_journal(folder):
             self._compare(_read_manifest(folder / _MANIFEST), json.loads(json.dumps(identity)))
 
     def read(self, index: int) -> Entry | None:
         """Tensors and record of a finished block; None if it is not there."""
-        path = self._path(index)
-        if not path.exists():
+        if not self._path(index).exists():
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                return self.Entry({key: file.get_tensor(key) for key in list(file.keys())}, json.loads(file.metadata()["record"]))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise RequestError(f"{path} is damaged ({error}); delete it to convert that block again") from None
+        with self._reading(index) as file:
+            return self.Entry({key: file.get_tensor(key) for key in list(file.keys())}, json.loads(file.metadata()["record"]))
 
     def write(self, index: int, modules: Mapping[str, nn.Module], dense: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         """Keep a finished block; the first one creates the folder and its manifest."""
         if not is_journal(self.folder):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                if self._replaces:
+                    (self.folder / _REPLACES).touch()
             except OSError as error:
                 raise cannot_write(self.folder, error) from None
             text = json.dumps(self._identity, indent=1)
@@ -65,6 +67,24 @@ class Journal:
         tensors = {f"{name}.{key}": tensor.contiguous() for name, module in modules.items() for key, tensor in module.state_dict().items()}
         tensors.update(dense)
         write_atomically(self._path(index), lambda path: save_file(tensors, path, metadata={"record": json.dumps(record)}))
+
+    def hand_back(self, index: int, modules: Mapping[str, nn.Module], dense: Mapping[str, nn.Parameter]) -> None:
+        """Let modules and parameters of a finished block, all on the CPU, read their tensors from the journal's file, so that they need no memory of their own."""
+        with self._reading(index) as file:
+            for name, module in modules.items():
+                module.load_state_dict({key: file.get_tensor(f"{name}.{key}") for key in module.state_dict()}, assign=True)
+                let_go(module)
+            for name, parameter in dense.items():
+                parameter.data = file.get_tensor(name)
+
+    @contextmanager
+    def _reading(self, index: int) -> Iterator[Any]:
+        path = self._path(index)
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise RequestError(f"{path} is damaged ({error}); delete it to convert that block again") from None
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:05d}.safetensors"
@@ -96,3 +116,26 @@ def _short(value: Any) -> str:
 def is_journal(folder: Path) -> bool:
     """Whether a folder holds an interrupted conversion."""
     return (folder / _MANIFEST).is_file()
+
+
+def is_leftover(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a conversion leaves that was interrupted before its first block was finished."""
+    return folder.is_dir() and all(path.name == _REPLACES or path.name.startswith((".", "states-")) for path in folder.iterdir())
+
+
+def replaces(folder: Path) -> bool:
+    """Whether an interrupted conversion was to take the place of what is there."""
+    return (folder / _REPLACES).exists()
+
+
+def forget(folder: Path) -> None:
+    """Remove a journal: it is gone under its name at once, so that an interruption leaves no half of it."""
+    gone = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    if not folder.exists():
+        return
+    try:
+        folder.rename(gone)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    shutil.rmtree(gone, ignore_errors=True)

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.families import Blocks
+from spikellm.modeling.residency import let_go, one_at_a_time
 
 _BATCH_TOKENS = 2048
 _TOLERANCE = 1e-2  # the same operations in the same order: only a device that sums in another order differs at all
@@ -72,6 +73,7 @@ class BlockReplay:
         """Check on a batch, channel by channel, that blocks run one by one give what the whole model gives."""
         for index, block in enumerate(blocks.modules):
             hidden = self.forward(index, block, hidden)
+            let_go(block)
         difference, size = ((t.float().abs().flatten(0, -2).amax(0)) for t in (hidden - expected, expected))
         error = float((difference / size.clamp(min=1e-20)).max())
         if error >= _TOLERANCE:  # NaN passes: the block loop names the block that makes it
@@ -95,7 +97,8 @@ def _watch(model: nn.Module, blocks: Blocks, batch: Tensor) -> tuple[list[Call],
     handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks.modules]
     handles.append(blocks.modules[-1].register_forward_hook(after))
     try:
-        model(batch, use_cache=False)
+        with one_at_a_time(blocks.modules):
+            model(batch, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -72,3 +74,12 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
     def parsed_recipe(self) -> Recipe:
         """The recipe as an object."""
         return recipe_from(self.recipe, "recipe in config.json")
+
+
+def read_config(folder: Path) -> SpikeConfig | None:
+    """Configuration of the converted model in a folder; None where there is none that can be read."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        return SpikeConfig(**found) if found["quant_method"] == METHOD else None
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+        return None

@@ -149,7 +149,7 @@ def spike_config(model: Any) -> SpikeConfig | None:
     return config if isinstance(config, SpikeConfig) else None
 
 
-def save(model: Any, tokenizer: Any, out: str | Path, *, overwrite: bool = False, max_shard_size: str | int = "5GB") -> Path:
+def save(model: Any, tokenizer: Any, out: str | Path, *, overwrite: bool = False, max_shard_size: str | int = "1GB") -> Path:
     """Write a converted model, its tokenizer and a model card to a folder, which appears only once it is complete.
 
     Raises:

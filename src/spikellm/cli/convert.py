@@ -23,6 +23,9 @@ def convert(
     seed: Annotated[int | None, typer.Option("--seed", help="Decides windows and random controls.")] = None,
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted conversion to OUT, or start one.")] = False,
+    store: Annotated[
+        str, typer.Option("--store", help="Keep hidden states of the calibration text in ram or on disk; auto: by what is free.")
+    ] = "auto",
     settings: Set = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT, and forget an interrupted conversion to it.")] = False,
     json: Json = None,
@@ -40,7 +43,7 @@ def convert(
     from spikellm.workflow import convert_to_folder
 
     result = convert_to_folder(
-        model, out, recipe, calibration, samples=samples, seqlen=seqlen, seed=seed, device=device, resume=resume, settings=settings or (), overwrite=force,
+        model, out, recipe, calibration, samples=samples, seqlen=seqlen, seed=seed, device=device, resume=resume, settings=settings or (), overwrite=force, store=store,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if json:

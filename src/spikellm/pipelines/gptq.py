@@ -23,7 +23,7 @@ from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelin
 from spikellm.pipelines.grouping import Groups, choose_groups
 from spikellm.pipelines.step_budget import importance_of, order_of_coding, over_model, spend_in_layer, spend_over_model
 from spikellm.quantization.affine import AffineWeights, codes_in_range, weight_range
-from spikellm.quantization.error_feedback import CodeColumn, feed_back, inverse_factor
+from spikellm.quantization.error_feedback import CodeColumn, feed_back, inverse_factor, permuted
 from spikellm.quantization.rounding import half_up
 from spikellm.quantization.ternary import refit_scales, search_scale
 from spikellm.recipe import GptqRecipe, LinearRecipe, Recipe
@@ -121,7 +121,7 @@ def fit_layer(
     """
     weight = weight_and_bias(module)[0].detach().float()
     coding = order_of_coding(hessian, by_power=options.activation_order)
-    factor, damping = inverse_factor(_permuted(hessian, coding), options.damping, name)
+    factor, damping = inverse_factor(hessian, options.damping, name, coding)
     column_steps = groups.column_steps
     if settings.weights.code == "ternary" and column_steps is None:
         column_steps = spend_in_layer(weight, importance_of(factor, coding), settings.weights.budget)
@@ -131,7 +131,7 @@ def fit_layer(
     owner = [group for group, (start, stop) in enumerate(layout.weight_groups) for _ in range(start, stop)]
     problem = Problem(
         weight[:, stored],
-        hessian if layout.order is None else _permuted(hessian, stored),
+        hessian if layout.order is None else permuted(hessian, stored),
         place[coding],
         factor,
         layout.weight_groups,
@@ -148,10 +148,6 @@ def fit_layer(
     layer.set_groups(groups.channel, column_steps)
     layer.set_weights(weights)
     return layer, damping
-
-
-def _permuted(matrix: Tensor, order: Tensor) -> Tensor:
-    return matrix[order.unsqueeze(1), order]
 
 
 def _inverse(scale: Tensor) -> Tensor:

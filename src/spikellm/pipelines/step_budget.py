@@ -55,7 +55,7 @@ def spend_over_model(layers: Iterable[SurveyedLayer], damping: float, *, by_powe
         assert budget is not None
         weight = weight_and_bias(layer.module)[0].detach().float().to(layer.hessian.device)
         order = order_of_coding(layer.hessian, by_power=by_power)
-        factor, _ = inverse_factor(layer.hessian[order.unsqueeze(1), order], damping, layer.name)
+        factor, _ = inverse_factor(layer.hessian, damping, layer.name, order)
         errors = step_errors(weight, importance_of(factor, order), _most(budget), layer.sensitivity)
         tables.setdefault(budget, {})[layer.name] = errors.cpu(), weight.shape[0]
     steps: dict[str, Tensor] = {}

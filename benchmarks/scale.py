@@ -1,0 +1,119 @@
+"""Conversion of blocks of real size: memory must not grow with their number, time must grow in proportion.
+
+    python benchmarks/scale.py [--blocks 2,4] [--recipes gptq-w4a16,spike-w4a4-t2] [--samples 8] [--seqlen 512] [--threads 2] [--folder DIR]
+
+Makes models of random weights with decoder blocks of Llama-2-7B's shape (4096 channels, 11008 within, 32 heads; bfloat16), and converts each with the command line, in a
+process of its own. Pipelines that learn run one epoch. Prints peak memory (resident, files mapped into memory included), seconds of each block, and their growth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+import spikellm
+from spikellm.presets import load_recipe
+
+SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32}
+_RUN = """
+import json, sys, time
+from spikellm.__main__ import main
+from spikellm.calibration.memory import peak_memory
+started = time.monotonic()
+status = main(sys.argv[1:])
+print(json.dumps({"peak": peak_memory(), "seconds": time.monotonic() - started}))
+sys.exit(status)
+"""
+
+
+def make(blocks: int, folder: Path) -> None:
+    """A folder with a model of random weights, written a block at a time."""
+    config = transformers.LlamaConfig(
+        vocab_size=32000,
+        max_position_embeddings=2048,
+        num_hidden_layers=blocks,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+        **SHAPE,
+    )
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(spikellm.__file__).parent / "assets" / "stdlib-2m")
+    tokenizer.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in transformers.LlamaForCausalLM(config).state_dict().items()}
+    generator, index, shards = torch.Generator().manual_seed(0), {}, dict[str, list[str]]()
+    for name in shapes:
+        found = re.search(r"layers\.(\d+)\.", name)
+        shards.setdefault(f"model-{found[1] if found else 'ends'}.safetensors", []).append(name)
+    for shard, names in shards.items():
+        tensors = {
+            name: torch.ones(shapes[name], dtype=torch.bfloat16)
+            if "norm" in name
+            else torch.randn(shapes[name], generator=generator, dtype=torch.float32).mul_(0.02).bfloat16()
+            for name in names
+        }
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+        index.update(dict.fromkeys(names, shard))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def convert(model: Path, recipe: str, text: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Peak memory and seconds of one conversion, and of each block."""
+    out = model.with_name(f"{model.name}-{recipe}")
+    quick = ["--set", "omniquant.epochs=1"] if load_recipe(recipe).pipeline == "omniquant" else []
+    command = [sys.executable, "-c", _RUN, "convert", str(model), str(out), "--recipe", recipe, "--calibration", str(text), "--samples", str(arguments.samples), "--seqlen", str(arguments.seqlen), "--force", *quick]  # fmt: skip
+    surroundings = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise SystemExit(f"{recipe} failed: {done.stderr[-2000:]}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    blocks = [float(seconds) for seconds in re.findall(r"block \d+/\d+ .*?  ([\d.]+) s  peak", done.stderr)]
+    return {"peak": found["peak"], "seconds": found["seconds"], "blocks": sum(blocks), "each": sum(blocks) / len(blocks)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", default="2,4")
+    parser.add_argument("--recipes", default="gptq-w4a16,spike-w4a4-t2")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--seqlen", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="where models are made; a temporary folder by default")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = folder / "words.txt"
+        text.write_text(" ".join(random.Random(0).choices(["return", "the", "value", "of", "list", "a", "file"], k=20000)))  # noqa: S311
+        print(f"{arguments.samples} × {arguments.seqlen} tokens, {arguments.threads} thread(s)")
+        for recipe in arguments.recipes.split(","):
+            first: dict[str, float] = {}
+            for blocks in map(int, arguments.blocks.split(",")):
+                model = folder / f"7b-{blocks}"
+                if not model.exists():
+                    make(blocks, model)
+                started = time.strftime("%H:%M:%S")
+                found = convert(model, recipe, text, arguments)
+                first = first or {**found, "count": blocks}
+                growth = f"  peak {found['peak'] / first['peak']:.3f}×, time {found['blocks'] / first['blocks']:.2f}× of {first['count']:.0f} blocks"
+                print(
+                    f"{recipe:<16} {blocks} blocks  peak {found['peak'] / 2**30:.2f} GiB  {found['each']:.1f} s a block, {found['seconds']:.0f} s in all, from {started}{growth}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

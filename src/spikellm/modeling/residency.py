@@ -1,0 +1,55 @@
+"""Which weights stay in memory: tensors that are read from a file lazily can be let go of again, and are read anew when they are needed.
+
+The model library maps safetensors shards into memory, so a model takes memory as its weights are looked at. Letting go is advice to the system (Linux: ``MADV_PAGEOUT``,
+since 5.4): pages that have a file behind them leave memory, others go to swap at most; nothing is lost. Where there is no such advice nothing happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from torch import Tensor, nn
+
+_PAGEOUT = 21
+
+
+def let_go(module: nn.Module) -> None:
+    """Say that the weights of a module are not needed for a while."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        page_out(tensor)
+
+
+def page_out(tensor: Tensor) -> None:
+    """Say that a tensor is not needed for a while."""
+    advise = _advice()
+    if advise is None or tensor.device.type != "cpu":
+        return
+    start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    first, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > first:
+        advise(first, end - first, _PAGEOUT)  # advice: an old system that does not know it says so, and that is all
+
+
+@contextmanager
+def one_at_a_time(modules: nn.ModuleList) -> Iterator[None]:
+    """While this holds, each of the modules is let go of after its forward pass."""
+    handles = [module.register_forward_hook(lambda module, *_: let_go(module)) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@cache
+def _advice() -> Callable[[int, int, int], int] | None:
+    if sys.platform != "linux":
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
