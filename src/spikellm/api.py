@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.calibration.activations import SharedStream
-from spikellm.calibration.blocks import BlockRecord, OnBlock, Store, convert_blocks
+from spikellm.calibration.blocks import Store, convert_blocks
 from spikellm.calibration.identity import identity_of
 from spikellm.calibration.progress import Journal
+from spikellm.calibration.records import BlockRecord, OnBlock
 from spikellm.calibration.text import random_windows, read_tokens, window_length
 from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.huggingface import mark_converted, save, spike_config

@@ -23,6 +23,11 @@ out = Console(soft_wrap=False)
 err = Console(stderr=True)
 
 
+def speak(yes: bool) -> None:
+    """Whether progress is told at all; of several ranks one tells it."""
+    err.quiet = not yes
+
+
 def note(text: str) -> None:
     """A line of progress on standard error."""
     err.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from spikellm import api, console
-from spikellm.calibration.blocks import OnBlock, Progress
+from spikellm.calibration import ranks
 from spikellm.calibration.progress import forget, is_journal, is_leftover, replaces
+from spikellm.calibration.records import OnBlock, Progress
 from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError
@@ -52,8 +53,9 @@ def convert_to_folder(
     if same and there is not None:
         if api.is_made_from(there, loaded, tokenizer, resolved, place or next(loaded.parameters()).device):
             console.note(f"{out} is finished already")
-            forget(partial)
-            remove_leftovers(out)
+            if ranks.first():
+                forget(partial)
+                remove_leftovers(out)
             return _told(out, resolved, api.Conversion.of(api.load(out, trust_remote_code=trust_remote_code)[0]))
         overwrite = _look_at_target(out, partial, resume=resume, overwrite=overwrite)
     result = api.convert(
@@ -70,8 +72,10 @@ def convert_to_folder(
         else "no linear layer is left dense"
     )
     console.note(f"writing {out}")
-    api.save(loaded, tokenizer, out, overwrite=overwrite)
-    forget(partial)
+    if ranks.first():
+        api.save(loaded, tokenizer, out, overwrite=overwrite)
+        forget(partial)
+    ranks.wait()
     return _told(out, resolved, result)
 
 
@@ -86,9 +90,12 @@ def _look_at_target(out: Path, partial: Path, *, resume: bool, overwrite: bool) 
         raise RequestError(f"{partial} is in the way: finished blocks are kept there; move it or choose another OUT")
     overwrite = overwrite or (resume and replaces(partial))
     require_free(out, overwrite=overwrite)
-    if not (interrupted and resume):
-        forget(partial)
-    remove_leftovers(out)
+    ranks.wait()  # all have looked
+    if ranks.first():
+        if not (interrupted and resume):
+            forget(partial)
+        remove_leftovers(out)
+    ranks.wait()
     return overwrite
 
 

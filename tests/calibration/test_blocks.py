@@ -9,7 +9,7 @@ import torch
 import spikellm
 from families import build
 from spikellm.calibration.activations import SampledInputs, TokenSample
-from spikellm.calibration.blocks import Progress
+from spikellm.calibration.records import Progress
 from spikellm.calibration.replay import BlockReplay
 from spikellm.errors import NumericalError, RequestError, UnsupportedModelError
 from spikellm.modeling.families import find_blocks

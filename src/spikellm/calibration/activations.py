@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from spikellm.calibration import ranks
 from spikellm.files import cannot_write
 from spikellm.modeling.residency import page_out
 
@@ -114,11 +115,12 @@ class TokenSample:
     Args:
         seen: tokens that will pass in all.
         wanted: tokens to keep at most.
+        before: tokens of the text that other ranks run, in front of those that pass here.
     """
 
-    def __init__(self, seen: int, wanted: int) -> None:
+    def __init__(self, seen: int, wanted: int, before: int = 0) -> None:
         self._stride = max(1, -(-seen // wanted))
-        self._position = 0
+        self._position = before
         self._parts: list[Tensor] = []
         self.hessian: Tensor | None = None
 
@@ -135,6 +137,12 @@ class TokenSample:
         product = (tokens.T @ tokens).double()
         self.hessian = product if self.hessian is None else self.hessian.add_(product)
 
+    def put_together(self) -> None:
+        """Take over what other ranks saw."""
+        self._parts = [ranks.gathered(self.tokens())]
+        if self.hessian is not None:
+            ranks.summed(self.hessian)
+
     def tokens(self) -> Tensor:
         """The sample, ``(tokens, channels)``."""
         if len(self._parts) > 1:
@@ -145,8 +153,8 @@ class TokenSample:
 class SampledInputs:
     """Token samples of several linear layers; layers that are fed the very same tensor (q, k and v) share one sample."""
 
-    def __init__(self, layers: dict[str, nn.Module], seen: int, wanted: int, *, hessian: bool = False) -> None:
-        self._layers, self._seen, self._wanted, self._hessian = layers, seen, wanted, hessian
+    def __init__(self, layers: dict[str, nn.Module], seen: int, wanted: int, *, hessian: bool = False, before: int = 0) -> None:
+        self._layers, self._seen, self._wanted, self._hessian, self._before = layers, seen, wanted, hessian, before
         self._of: dict[str, TokenSample] = {}
         self._recent: list[tuple[weakref.ref[Tensor], int, TokenSample]] = []  # tensors that live, as they were when sampled
 
@@ -176,6 +184,11 @@ class SampledInputs:
             for handle in handles:
                 handle.remove()
 
+    def put_together(self) -> None:
+        """Take over what other ranks saw."""
+        for sample in dict.fromkeys(self._of.values()):
+            sample.put_together()
+
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             x = arguments[0]
@@ -184,7 +197,7 @@ class SampledInputs:
                 if tensor() is x and version == x._version and self._of.get(name, sample) is sample:
                     self._of[name] = sample
                     return
-            sample = self._of.setdefault(name, TokenSample(self._seen, self._wanted))
+            sample = self._of.setdefault(name, TokenSample(self._seen, self._wanted, self._before))
             sample.update(x)
             if self._hessian:
                 sample.add_to_hessian(x)

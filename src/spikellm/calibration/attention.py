@@ -20,12 +20,18 @@ _PARTS = ("query", "key", "value", "value_gradient")
 class AttentionSample:
     """Token samples of Q, K, V and of ``PᵀPV`` of attention modules, heads side by side: ``(tokens, heads·channels)``."""
 
-    def __init__(self, modules: dict[str, nn.Module], seen: int, wanted: int) -> None:
+    def __init__(self, modules: dict[str, nn.Module], seen: int, wanted: int, before: int = 0) -> None:
         self._names = {module: name for name, module in modules.items()}
-        self._samples = {name: {part: TokenSample(seen, wanted) for part in _PARTS} for name in modules}
+        self._samples = {name: {part: TokenSample(seen, wanted, before) for part in _PARTS} for name in modules}
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         return {part: sample.tokens() for part, sample in self._samples[name].items()}
+
+    def put_together(self) -> None:
+        """Take over what other ranks saw."""
+        for parts in self._samples.values():
+            for sample in parts.values():
+                sample.put_together()
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -6,21 +6,23 @@ stream brings them, fit, swap the layers, run the converted block on the convert
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spikellm.calibration import ranks
 from spikellm.calibration.activations import ActivationStore, SampledInputs, SharedStream
 from spikellm.calibration.attention import ATTENTION_TOKENS, AttentionSample, fit_attention
 from spikellm.calibration.memory import peak_memory
 from spikellm.calibration.plan import BlockPlan, output_head, plan_blocks
 from spikellm.calibration.progress import Journal
+from spikellm.calibration.records import BlockRecord, OnBlock, Progress, record_of
 from spikellm.calibration.replay import BlockReplay, batch_windows
 from spikellm.calibration.resources import Needs, estimate
 from spikellm.calibration.survey import survey
@@ -34,41 +36,6 @@ from spikellm.modeling.swap import replace_module
 from spikellm.pipelines import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.recipe import Recipe
 
-
-@dataclass(frozen=True)
-class BlockRecord:
-    """What converting one block did.
-
-    Attributes:
-        name: full name of the block.
-        loss: mean squared difference of the two streams behind it.
-        relative_loss: that over the mean square of the full-precision stream.
-        layers: full names of the modules converted.
-        dropped: equivalent transforms that do not hold here.
-        notes: what a user should know of how the fit went.
-    """
-
-    name: str
-    loss: float
-    relative_loss: float
-    layers: list[str]
-    dropped: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the loop stands: for people, never saved."""
-
-    index: int
-    total: int
-    record: BlockRecord
-    seconds: float
-    peak_memory: int
-    resumed: bool
-
-
-OnBlock = Callable[[Progress], None]
 Store = Callable[[Needs], Path | None] | str | Path | None
 
 
@@ -108,14 +75,12 @@ def convert_blocks(
     """
     blocks = find_blocks(model)
     plan = plan_blocks(model, blocks, recipe)
-    for name, settings in (entry for block in plan for entry in block.linears.items()):
-        if settings.weights.code not in pipeline.codes:
-            raise RequestError(
-                f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(pipeline.codes)}, and {name} asks for {settings.weights.code!r}; set pipeline to gptq"
-            )
+    surveyed = _check(plan, recipe, pipeline)
+    every, part = windows, ranks.own_windows(windows, batch_windows(windows.shape[1]))
+    windows = part.windows
     folder = _folder(store, model, blocks.modules, plan, windows.numel(), pipeline)
     replay = BlockReplay(model, blocks, windows, _gradient_sizes(windows, recipe))
-    if any(pipeline.surveys(settings) for block in plan for settings in block.linears.values()):
+    if surveyed:
         pipeline.survey(survey(model, windows, blocks, plan, replay, device, pipeline.surveys, on_stage), recipe)
     exact = ActivationStore(replay.first_inputs, folder)
     replay.first_inputs.clear()
@@ -131,35 +96,26 @@ def convert_blocks(
         def forward(module: nn.Module, hidden: Tensor, index: int = index) -> Tensor:
             return replay.forward(index, module, hidden)
 
-        exact_behind = shared.behind(index) if shared else None
-        if exact_behind is not None:
-            exact = exact_behind.copy()
-        else:
-            for batch in range(len(exact)):
-                exact[batch] = forward(block, exact[batch])
-            if shared:
-                shared.keep(index, exact)
+        exact = _targets(exact, partial(forward, block), index, shared)
         _require_finite(
             exact,
             f"the original model gives NaN or infinity behind block {name}; its weights or type ({exact[0].dtype}) do not bear this text",
         )
         known = journal.read(index) if journal else None
+        ranks.wait()  # all have looked
         if known is not None:
             modules, dense, record = *_restore(model, plan[index], known), BlockRecord(**known.record)
         else:
-            modules, fitted = _fit(model, plan[index], block, converted, exact, forward, recipe, pipeline, device)
+            modules, fitted = _fit(model, plan[index], block, converted, exact, forward, recipe, pipeline, device, part)
             dense = fitted.dense
-        let_go(block)  # what is replaced is needed no more
-        for module_name, module in modules.items():
-            replace_module(model, module_name, module)
-        for parameter, value in dense.items():
-            model.get_parameter(parameter).data.copy_(value)
-        for batch in range(len(converted)):
-            converted[batch] = forward(block, converted[batch])
+        _put_in(model, block, modules, dense)
+        _through(converted, partial(forward, block))
         if known is None:
-            record = _record(name, modules, ((converted[i], exact[i]) for i in range(len(exact))), fitted)
+            record = record_of(name, modules, ((converted[i], exact[i]) for i in range(len(exact))), fitted)
             if journal:
-                journal.write(index, modules, {parameter: model.get_parameter(parameter).data for parameter in dense}, asdict(record))
+                if ranks.first():
+                    journal.write(index, modules, {parameter: model.get_parameter(parameter).data for parameter in dense}, asdict(record))
+                ranks.wait()
         block.to(home)
         if journal and home.type == "cpu":
             journal.hand_back(index, modules, {parameter: model.get_parameter(parameter) for parameter in dense})
@@ -168,8 +124,52 @@ def convert_blocks(
         if on_block:
             on_block(Progress(index, len(plan), record, time.monotonic() - started, peak_memory(), known is not None))
     if recipe.lm_head:
-        records.append(_convert_head(model, windows, recipe, pipeline, exact, device))
+        records.append(_convert_head(model, every, recipe, pipeline, exact, device))
     return records
+
+
+def _check(plan: list[BlockPlan], recipe: Recipe, pipeline: Pipeline) -> bool:
+    """Refuse what the pipeline cannot do; returns whether it looks at the whole model first."""
+    settings = {name: one for block in plan for name, one in block.linears.items()}
+    for name, one in settings.items():
+        if one.weights.code not in pipeline.codes:
+            raise RequestError(
+                f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(pipeline.codes)}, and {name} asks for {one.weights.code!r}; set pipeline to gptq"
+            )
+    surveyed = any(pipeline.surveys(one) for one in settings.values())
+    if ranks.count() > 1 and (surveyed or not pipeline.shares):
+        why = (
+            "weights.budget_over: model takes a backward pass over the whole text"
+            if surveyed
+            else f"pipeline {recipe.pipeline!r} learns from every window in turn"
+        )
+        raise RequestError(f"{why}, so the text cannot be shared by {ranks.count()} ranks; run it without torchrun")
+    return surveyed
+
+
+def _through(states: ActivationStore, forward: Callable[[Tensor], Tensor]) -> None:
+    for batch in range(len(states)):
+        states[batch] = forward(states[batch])
+
+
+def _targets(states: ActivationStore, forward: Callable[[Tensor], Tensor], index: int, shared: SharedStream | None) -> ActivationStore:
+    """States of the full-precision stream behind a block."""
+    known = shared.behind(index) if shared else None
+    if known is not None:
+        return known.copy()
+    _through(states, forward)
+    if shared:
+        shared.keep(index, states)
+    return states
+
+
+def _put_in(model: nn.Module, block: nn.Module, modules: Mapping[str, nn.Module], dense: Mapping[str, Tensor]) -> None:
+    """Converted modules and other parameters in the place of a block's own."""
+    let_go(block)  # what is replaced is needed no more
+    for name, module in modules.items():
+        replace_module(model, name, module)
+    for parameter, value in dense.items():
+        model.get_parameter(parameter).data.copy_(value)
 
 
 def _folder(store: Store, model: Any, blocks: nn.ModuleList, plan: Sequence[BlockPlan], tokens: int, pipeline: Pipeline) -> Path | None:
@@ -191,7 +191,7 @@ def _gradient_sizes(windows: Tensor, recipe: Recipe) -> set[int]:
 
 def _fit(
     model: nn.Module, plan: BlockPlan, block: nn.Module, converted: ActivationStore, exact: ActivationStore,
-    forward: Callable[[nn.Module, Tensor], Tensor], recipe: Recipe, pipeline: Pipeline, device: torch.device,
+    forward: Callable[[nn.Module, Tensor], Tensor], recipe: Recipe, pipeline: Pipeline, device: torch.device, part: ranks.OwnWindows,
 ) -> tuple[dict[str, nn.Module], FittedBlock]:  # fmt: skip
     layers = {name: model.get_submodule(name) for name in plan.linears}
     watched = {name: module for name, module in layers.items() if pipeline.observes(plan.linears[name])}
@@ -200,13 +200,15 @@ def _fit(
         for name, (_, settings) in plan.attentions.items()
         if settings.key.salient_rate + settings.value.salient_rate > 0
     }
-    seen, wanted = sum(converted[i].shape[0] * converted[i].shape[1] for i in range(len(converted))), recipe.calibration.saliency_tokens
-    samples = SampledInputs(watched, seen, wanted, hessian=pipeline.needs_hessian)
-    attention_samples = AttentionSample(ranked, seen, min(wanted, ATTENTION_TOKENS))
+    wanted = recipe.calibration.saliency_tokens
+    samples = SampledInputs(watched, part.whole, wanted, hessian=pipeline.needs_hessian, before=part.before)
+    attention_samples = AttentionSample(ranked, part.whole, min(wanted, ATTENTION_TOKENS), part.before)
     if watched or ranked:
         with samples.watching(), attention_samples.watching(), every_expert_sees_every_token():
             for batch in range(len(converted)):
                 forward(block, converted[batch])
+        samples.put_together()
+        attention_samples.put_together()
     modules: dict[str, nn.Module] = {}
     for name, (shape, settings) in plan.attentions.items():
         sample = attention_samples[name] if name in ranked else None
@@ -225,25 +227,6 @@ def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> tuple[d
             {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}, strict=True
         )
     return modules, tensors  # what is left are dense parameters
-
-
-def _record(
-    name: str, modules: Mapping[str, nn.Module], pairs: Iterable[tuple[Tensor, Tensor]], fitted: FittedBlock | None = None
-) -> BlockRecord:
-    """Difference of the two streams, from pairs of converted and exact states."""
-    squared, power, count = 0.0, 0.0, 0
-    for converted, exact in pairs:
-        target = exact.double()
-        squared += float((converted.double() - target).square().sum())
-        power += float(target.square().sum())
-        count += target.numel()
-    if not math.isfinite(squared):
-        raise NumericalError(
-            f"the converted model gives NaN or infinity behind {name}; raise bits or leave its layers out with an override"
-        )
-    return BlockRecord(
-        name, squared / count, squared / max(power, 1e-300), list(modules), *((fitted.dropped, fitted.notes) if fitted else ())
-    )
 
 
 def _convert_head(
@@ -277,7 +260,7 @@ def _convert_head(
         device,
     )
     layers = pipelines["rtn"]().fit_block(context).layers  # no block around it to learn anything on
-    record = _record(name, layers, ((layers[name](hidden), head(hidden)) for hidden in inputs))
+    record = record_of(name, layers, ((layers[name](hidden), head(hidden)) for hidden in inputs))
     replace_module(model, name, layers[name])
     return record
 

@@ -37,15 +37,22 @@ def convert(
 
       spikellm convert ./model out/w4a4 --recipe w4a4-t2 --calibration text.txt
 
+      torchrun --nproc-per-node 4 -m spikellm convert ./model out/gptq --recipe gptq-w4a16 --calibration text.txt
+
       spikellm convert organisation/model out/w8a8 --recipe w8a8 --samples 64 --set weights.group_size=128
     """
     console.check_json_target(json)
+    from spikellm.calibration import ranks
     from spikellm.workflow import convert_to_folder
 
-    result = convert_to_folder(
-        model, out, recipe, calibration, samples=samples, seqlen=seqlen, seed=seed, device=device, resume=resume, settings=settings or (), overwrite=force, store=store,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    with ranks.joined():
+        console.speak(ranks.first())
+        result = convert_to_folder(
+            model, out, recipe, calibration, samples=samples, seqlen=seqlen, seed=seed, device=device, resume=resume, settings=settings or (), overwrite=force, store=store,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        if not ranks.first():
+            return
     if json:
         console.write_json(result, json)
     if json != "-":

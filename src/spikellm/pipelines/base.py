@@ -108,10 +108,12 @@ class Pipeline(ABC):
     Attributes:
         needs_hessian: whether ``XᵀX`` of the observed inputs is to be summed up.
         codes: kinds of weight codes (``weights.code``) that it can fit.
+        shares: whether several ranks can share the calibration text: it sees no more of it than samples and Hessians.
     """
 
     needs_hessian: ClassVar[bool] = False
     codes: ClassVar[tuple[str, ...]] = ("affine",)
+    shares: ClassVar[bool] = True
 
     @abstractmethod
     def observes(self, settings: LinearRecipe) -> bool:

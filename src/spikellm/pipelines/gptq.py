@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikellm.calibration import ranks
 from spikellm.calibration.survey import SurveyedLayer
 from spikellm.modeling.additive import plane_sizes
 from spikellm.modeling.families import weight_and_bias
 from spikellm.modeling.layout import make_layout
-from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.linear import SpikingLinear, layer_kinds
 from spikellm.modeling.partly_binary import PartlyBinaryLinear, PartlyBinaryWeights
 from spikellm.modeling.swap import spiking_like
 from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelines
@@ -93,19 +94,41 @@ class Gptq(Pipeline):
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
         layers, notes = {}, []
-        groups = choose_groups(context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0]))
-        for _, shared in groups:
-            for name, own in shared.items():
-                if name in self._steps:
-                    own = own._replace(column_steps=self._steps[name].to(own.channel.device))  # noqa: PLW2901
-                layers[name], damping = fit_layer(
-                    name, context.layers[name], context.settings[name], own, context.hessian(name), context.recipe.gptq
-                )
-                if damping > context.recipe.gptq.damping:
-                    notes.append(
-                        f"the Hessian of {name} is not positive definite; damping was raised to {damping:.2g} of its mean diagonal"
-                    )
-        return FittedBlock(layers, notes=notes)
+        chosen = choose_groups(context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0]))
+        groups = {name: own for _, shared in chosen for name, own in shared.items()}
+        owners = ranks.dealt({name: _work(weight_and_bias(context.layers[name])[0]) for name in groups})
+        fitted = {name: self._fit(context, name, own) for name, own in groups.items() if owners[name] == ranks.own()}
+        for name, owner in owners.items():
+            layers[name], damping = _exchanged(context.layers[name], context.settings[name], owner, fitted.get(name))
+            if damping > context.recipe.gptq.damping:
+                notes.append(f"the Hessian of {name} is not positive definite; damping was raised to {damping:.2g} of its mean diagonal")
+        return FittedBlock({name: layers[name] for name in groups}, notes=notes)
+
+    def _fit(self, context: BlockContext, name: str, groups: Groups) -> tuple[SpikingLinear, float]:
+        if name in self._steps:
+            groups = groups._replace(column_steps=self._steps[name].to(groups.channel.device))
+        return fit_layer(name, context.layers[name], context.settings[name], groups, context.hessian(name), context.recipe.gptq)
+
+
+def _work(weight: Tensor) -> float:
+    """Work of a fit, about: factors of the Hessian, and error feedback."""
+    outputs, columns = weight.shape
+    return float(columns) ** 2 * (columns + 3 * outputs)
+
+
+def _exchanged(
+    module: nn.Module, settings: LinearRecipe, owner: int, fitted: tuple[SpikingLinear, float] | None
+) -> tuple[SpikingLinear, float]:
+    """A fitted layer and its damping, from the rank that fitted it."""
+    if ranks.count() == 1 and fitted is not None:
+        return fitted
+    state = ranks.from_owner(
+        owner, None if fitted is None else {**fitted[0].state_dict(), "damping": torch.tensor(fitted[1], dtype=torch.float64)}
+    )
+    damping = float(state.pop("damping"))
+    layer = spiking_like(module, settings, sizes=layer_kinds[settings.weights.code].sizes_of(state))  # type: ignore[attr-defined]
+    layer.load_state_dict(state)
+    return layer, damping
 
 
 def fit_layer(

@@ -53,6 +53,8 @@ class Learned(NamedTuple):
 class OmniQuant(Pipeline):
     """LET and LWC, each switchable."""
 
+    shares = False  # learns from every window in turn
+
     def observes(self, settings: LinearRecipe) -> bool:
         return True
 

@@ -1,0 +1,132 @@
+"""One conversion on several processes (``torchrun``): each runs its share of the calibration text, sums and samples are put together, layers are dealt out.
+
+Without ``torch.distributed`` there is one rank, and everything here gives back what it is given. What goes between ranks are tensors, never pickled objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+from torch import Tensor
+
+from spikellm.errors import RequestError, SpikeLLMError
+
+
+def count() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def own() -> int:
+    """The rank of this process, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def first() -> bool:
+    """Whether this is the rank that writes and speaks."""
+    return own() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the other ranks, where ``torchrun`` started several.
+
+    Raises:
+        RequestError: ranks cannot be joined here.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2 or (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    if not dist.is_available():
+        raise RequestError("this torch has no torch.distributed; run one process")
+    _told(lambda: dist.init_process_group("gloo"))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class OwnWindows(NamedTuple):
+    """Calibration windows of this rank, ``(windows, seqlen)``; tokens of those before them, and of all."""
+
+    windows: Tensor
+    before: int
+    whole: int
+
+
+def own_windows(windows: Tensor, size: int) -> OwnWindows:
+    """This rank's share of the calibration windows, in whole batches of ``size``, so that every batch is computed as one process would.
+
+    Raises:
+        RequestError: there are fewer batches than ranks.
+    """
+    batches = windows.split(size)
+    if len(batches) < count():
+        raise RequestError(
+            f"{len(windows)} calibration windows are {len(batches)} batches, which {count()} ranks cannot share; give more --samples, or run fewer ranks"
+        )
+    start, stop = (len(batches) * rank // count() for rank in (own(), own() + 1))
+    return OwnWindows(torch.cat(batches[start:stop]), sum(batch.numel() for batch in batches[:start]), windows.numel())
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Sum over all ranks, in place."""
+    if count() > 1:
+        _told(lambda: dist.all_reduce(tensor))
+    return tensor
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Rows of all ranks, ``(rows, …)``, in order of ranks."""
+    if count() == 1:
+        return tensor
+    rows = torch.zeros(count(), dtype=torch.int64)
+    rows[own()] = len(tensor)
+    sizes: list[int] = summed(rows).tolist()
+    padded = torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, max(sizes) - len(tensor))).contiguous()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    _told(lambda: dist.all_gather(parts, padded))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def dealt(costs: Mapping[str, float]) -> dict[str, int]:
+    """Which rank takes which piece of work: the largest first, each to the rank with least to do."""
+    load_of, owner = [0.0] * count(), {}
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        owner[name] = load_of.index(min(load_of))
+        load_of[owner[name]] += costs[name]
+    return owner
+
+
+def from_owner(owner: int, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Tensors that one rank has and all need."""
+    if count() == 1:
+        return dict(tensors or {})
+    data = torch.frombuffer(bytearray(save({key: tensor.contiguous() for key, tensor in (tensors or {}).items()})), dtype=torch.uint8)
+    size = torch.tensor([len(data)])
+    _told(lambda: dist.broadcast(size, owner))
+    data = data if own() == owner else torch.empty(int(size), dtype=torch.uint8)
+    _told(lambda: dist.broadcast(data, owner))
+    return load(data.numpy().tobytes())
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if count() > 1:
+        _told(dist.barrier)
+
+
+def _told(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except RuntimeError as error:
+        words = " ".join(str(error).split())[:200]
+        raise SpikeLLMError(
+            f"another rank has ended or cannot be reached ({words}); finished blocks are kept, run again with --resume"
+        ) from None

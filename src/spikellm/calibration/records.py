@@ -1,0 +1,70 @@
+"""What is told of a conversion, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.calibration import ranks
+from spikellm.errors import NumericalError
+from spikellm.pipelines import FittedBlock
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What converting one block did.
+
+    Attributes:
+        name: full name of the block.
+        loss: mean squared difference of the two streams behind it.
+        relative_loss: that over the mean square of the full-precision stream.
+        layers: full names of the modules converted.
+        dropped: equivalent transforms that do not hold here.
+        notes: what a user should know of how the fit went.
+    """
+
+    name: str
+    loss: float
+    relative_loss: float
+    layers: list[str]
+    dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the loop stands: for people, never saved."""
+
+    index: int
+    total: int
+    record: BlockRecord
+    seconds: float
+    peak_memory: int
+    resumed: bool
+
+
+OnBlock = Callable[[Progress], None]
+
+
+def record_of(
+    name: str, modules: Mapping[str, nn.Module], pairs: Iterable[tuple[Tensor, Tensor]], fitted: FittedBlock | None = None
+) -> BlockRecord:
+    """Difference of the two streams, from pairs of converted and exact states; of several ranks over all of them."""
+    squared, power, count = 0.0, 0.0, 0
+    for converted, exact in pairs:
+        target = exact.double()
+        squared += float((converted.double() - target).square().sum())
+        power += float(target.square().sum())
+        count += target.numel()
+    squared, power, count = ranks.summed(torch.tensor([squared, power, count], dtype=torch.float64)).tolist()
+    if not math.isfinite(squared):
+        raise NumericalError(
+            f"the converted model gives NaN or infinity behind {name}; raise bits or leave its layers out with an override"
+        )
+    return BlockRecord(
+        name, squared / count, squared / max(power, 1e-300), list(modules), *((fitted.dropped, fitted.notes) if fitted else ())
+    )

@@ -1,0 +1,120 @@
+"""Conversions on several processes: the same bytes as on one, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import BUNDLED
+from interruptions import bytes_of
+from spikellm.calibration import ranks
+from spikellm.errors import RequestError
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+
+def launched(out: Path, text: Path, recipe: str, processes: int, *more: str, script: str = "") -> subprocess.CompletedProcess[str]:
+    """``spikellm convert`` on so many processes; ``script`` runs in each before it."""
+    run = ["-m", "spikellm"]
+    if script:
+        place = out.parent / "before.py"
+        place.write_text(f"import os, sys\n{script}\nfrom spikellm.__main__ import main\nsys.exit(main())\n")
+        run = [str(place)]
+    start = (
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        if processes > 1
+        else [sys.executable]
+    )
+    arguments = [
+        "convert",
+        str(BUNDLED),
+        str(out),
+        "--recipe",
+        recipe,
+        "--calibration",
+        str(text),
+        "--samples",
+        "20",
+        "--seqlen",
+        "256",
+        *more,
+    ]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*start, *run, *arguments], env=surroundings, capture_output=True, text=True, check=False, timeout=500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["w4a4-t2", "gptq-w4a16", "ternary-1.0"])
+def test_two_processes_give_the_same_bytes(recipe: str, text_file: Path, tmp_path: Path) -> None:
+    for processes, name in ((1, "one"), (2, "two")):
+        done = launched(tmp_path / name, text_file, recipe, processes)
+        assert done.returncode == 0, done.stderr[-1500:]
+        assert done.stdout.count("spiking layers") == 1, "one rank speaks"
+    one, two = (bytes_of(tmp_path / name) for name in ("one", "two"))
+    assert one["model.safetensors"] == two["model.safetensors"]
+    told = [json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]["record"]["blocks"] for name in ("one", "two")]
+    for block, other in zip(*told, strict=True):
+        assert block["loss"] == pytest.approx(other["loss"], rel=1e-12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_run_which_goes_on_later(text_file: Path, tmp_path: Path) -> None:
+    dies = "\n".join(
+        [
+            "from spikellm.calibration import ranks",
+            "if os.environ['RANK'] == '1':",
+            "    real, calls = ranks.summed, []",
+            "    def summed(tensor):",
+            "        calls.append(1)",
+            "        if len(calls) == 30: os._exit(9)",
+            "        return real(tensor)",
+            "    ranks.summed = summed",
+        ]
+    )
+    done = launched(tmp_path / "out", text_file, "gptq-w4a16", 2, script=dies)
+    assert done.returncode != 0
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.partial" / "manifest.json").exists()
+    done = launched(tmp_path / "out", text_file, "gptq-w4a16", 2, "--resume")
+    assert done.returncode == 0, done.stderr[-1500:]
+    whole = launched(tmp_path / "whole", text_file, "gptq-w4a16", 1)
+    assert whole.returncode == 0
+    assert bytes_of(tmp_path / "out")["model.safetensors"] == bytes_of(tmp_path / "whole")["model.safetensors"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_shared_is_refused(text_file: Path, tmp_path: Path) -> None:
+    done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2)
+    assert done.returncode != 0
+    assert "learns from every window in turn" in done.stderr
+    done = launched(tmp_path / "out", text_file, "w4a4-t2", 2, "--samples", "4")
+    assert "2 ranks cannot share" in done.stderr
+
+
+def test_windows_are_shared_in_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = torch.arange(11 * 4).reshape(11, 4)
+    for count in (1, 2, 3, 4):
+        monkeypatch.setattr(ranks, "count", lambda count=count: count)
+        parts = []
+        for rank in range(count):
+            monkeypatch.setattr(ranks, "own", lambda rank=rank: rank)
+            part = ranks.own_windows(windows, 3)
+            assert part.before == sum(before.windows.numel() for before in parts)
+            assert part.whole == windows.numel()
+            parts.append(part)
+        assert torch.equal(torch.cat([part.windows for part in parts]), windows)
+    monkeypatch.setattr(ranks, "count", lambda: 5)
+    with pytest.raises(RequestError, match="5 ranks cannot share"):
+        ranks.own_windows(windows, 3)
+
+
+def test_the_largest_work_is_dealt_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    assert ranks.dealt({"q": 2.0, "down": 9.0, "k": 2.0, "up": 5.0}) == {"down": 0, "up": 1, "k": 1, "q": 1}
