@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+_LONGEST = 1200  # characters of a message
+
 
 class SpikeLLMError(Exception):
     """Base of every error that this package raises on purpose.
 
-    ``exit_status`` is what the command line returns: 2 where the request was wrong, 1 where the work failed.
+    ``exit_status`` is what the command line returns: 2 where the request was wrong, 1 where the work failed. What is quoted from a file may be of any length, so long
+    messages lose their middle.
     """
 
     exit_status = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 3 :]}")
 
 
 class RequestError(SpikeLLMError, ValueError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spikellm.errors import RequestError
 from spikellm.files import cannot_write, write_atomically
 from spikellm.modeling.residency import let_go
+from spikellm.plain_data import PlainDataError, read_json
 
 _MANIFEST, _REPLACES = "manifest.json", "replaces"
 
@@ -99,12 +100,10 @@ class Journal:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(PlainDataError, OSError):
+        found = read_json(path)
         if isinstance(found, dict):
             return found
-    except ValueError:
-        pass
     raise RequestError(f"{path} is damaged; delete the folder, or start afresh with --force")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from spikellm.errors import CheckpointError
+from spikellm.plain_data import read_json
 from spikellm.recipe import Recipe, recipe_from
 
 METHOD = "spikellm"
@@ -79,7 +79,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
 def read_config(folder: Path) -> SpikeConfig | None:
     """Configuration of the converted model in a folder; None where there is none that can be read."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        found = read_json(folder / "config.json")["quantization_config"]
         return SpikeConfig(**found) if found["quant_method"] == METHOD else None
     except (OSError, ValueError, KeyError, TypeError, CheckpointError):
         return None

@@ -70,7 +70,12 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             raise CheckpointError(
                 f"the checkpoint lacks {len(missing)} tensors ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); it is incomplete, convert again"
             )
+        for name, parameter in model.named_parameters():
+            if not parameter.is_floating_point():
+                raise CheckpointError(f"{name} holds {parameter.dtype}, expected floating-point numbers; the checkpoint is damaged")
         for name, module in model.named_modules():
+            if isinstance(module, (SpikingLinear, SpikingAttention)):
+                check_types(name, module)
             if isinstance(module, SpikingLinear):
                 check_layer(name, module)
             elif isinstance(module, SpikingAttention):
@@ -94,6 +99,18 @@ def _listed_module(model: nn.Module, name: str) -> nn.Module:
         raise CheckpointError(
             f"config.json lists the converted module {name!r}, which {type(model).__name__} does not have; the folder is damaged"
         ) from None
+
+
+def check_types(name: str, module: nn.Module) -> None:
+    """Refuse buffers of another type than a conversion writes: scales are float32, all others bytes. Kernels rely on that.
+
+    Raises:
+        CheckpointError: names the buffer.
+    """
+    for own, buffer in module.named_buffers(recurse=False):
+        expected = torch.float32 if own.endswith("_scale") else torch.uint8
+        if buffer.dtype != expected:
+            raise CheckpointError(f"{name}.{own} holds {buffer.dtype}, expected {expected}; the checkpoint is damaged")
 
 
 def check_layer(name: str, layer: SpikingLinear) -> None:

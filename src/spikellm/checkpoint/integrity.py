@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from spikellm.errors import CheckpointError, RequestError
+from spikellm.plain_data import read_json
 
 _HEADER_LIMIT = 100_000_000  # as the safetensors library has it
 
@@ -22,7 +23,7 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise RequestError(f"folder {folder} has no config.json; expected a model folder as save_pretrained writes it")
     try:
-        if not isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict):
+        if not isinstance(read_json(folder / "config.json"), dict):
             raise ValueError("not an object")
     except ValueError as error:
         raise CheckpointError(f"{folder}/config.json is not valid JSON ({error}); restore it") from None
@@ -34,7 +35,7 @@ def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(read_json(index)["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{index} is damaged (expected JSON with a weight_map); restore it") from None
         bad = [name for name in names if not isinstance(name, str) or Path(name).name != name]

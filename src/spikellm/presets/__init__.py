@@ -9,9 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from spikellm.errors import RecipeError
+from spikellm.plain_data import PlainDataError, read_yaml
 from spikellm.recipe import Recipe, place_value, recipe_from
 from spikellm.registry import unknown_name
 
@@ -48,7 +47,7 @@ def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Re
 
 def _read(source: str) -> tuple[dict[str, Any], str]:
     if source in preset_names():
-        return {"name": source, **yaml.safe_load((_FOLDER / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
+        return {"name": source, **read_yaml((_FOLDER / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
     path = Path(source)
     if not path.is_file():
         looks_like_path = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
@@ -58,8 +57,8 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
             else unknown_name("recipe", source, preset_names())
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        data = read_yaml(path.read_text(encoding="utf-8"))
+    except (PlainDataError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"recipe file {source} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise RecipeError(
@@ -73,7 +72,7 @@ def _set(data: dict[str, Any], setting: str) -> None:
     if not equals or not key:
         raise RecipeError(f"--set {setting!r}: expected key=value, for example weights.bits=3")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text)
+    except PlainDataError:
         raise RecipeError(f"--set {setting!r}: {text!r} is not a YAML value") from None
     place_value(data, key, value)

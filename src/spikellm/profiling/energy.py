@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spikellm.errors import RequestError
+from spikellm.plain_data import PlainDataError, read_yaml
 from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Operations
 
 DEFAULT = "horowitz-45nm"
@@ -79,12 +79,11 @@ def load_table(source: str | Path | None = None) -> EnergyTable:
     name = str(source or DEFAULT)
     try:
         text = (folder / f"{name}.yaml").read_text("utf-8") if name in own else Path(name).read_text("utf-8")
-        data: Any = yaml.safe_load(text)
-        return EnergyTable.model_validate(data)
+        return EnergyTable.model_validate(read_yaml(text))
     except (OSError, UnicodeDecodeError):
         raise RequestError(f"energy table {name!r}: no such file, and no built-in table of that name ({', '.join(own)})") from None
-    except yaml.YAMLError as error:
-        raise RequestError(f"energy table {name}: not YAML ({str(error).splitlines()[0]})") from None
+    except PlainDataError as error:
+        raise RequestError(f"energy table {name}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"

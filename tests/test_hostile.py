@@ -1,0 +1,227 @@
+"""Files that somebody made to do harm: always the project's own error in one line, or a model that runs; no crash, no hang, no memory, nothing outside the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import spikellm
+from spikellm.calibration.progress import Journal
+from spikellm.errors import RequestError, SpikeLLMError
+from spikellm.presets import load_recipe
+from spikellm.profiling.energy import load_table
+
+FEW = {"max_examples": 15, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+MANY = {**FEW, "max_examples": 150}
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["../../etc/passwd", "/dev/zero", "a" * 5000]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        "a: &a [*a]\n",
+        "a: &a {b: *a}\n",
+        "[" * 5000,
+        "a: " + "x" * (2 << 20),
+        "!!python/object/apply:os.system ['true']",
+        "a: 2022-13-45",
+        "\x00",
+        "a: 1e99999999",
+    ],
+)
+def test_yaml_that_means_harm(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    for read in (load_recipe, load_table):
+        with pytest.raises(RequestError) as caught:
+            read(str(path))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@settings(**{**FEW, "max_examples": 200})
+def test_any_bytes_as_a_recipe(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(data)
+    try:
+        load_recipe(str(path))
+    except SpikeLLMError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all values within plain data."""
+    children = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [path, *(place for key, value in children for place in places(value, (*path, key)))]
+
+
+def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """The data with another value at a place."""
+    if not path:
+        return value
+    data[path[0]] = changed(data[path[0]], path[1:], value)
+    return data
+
+
+@st.composite
+def changes(draw: st.DrawFn, folder: Path, section: str) -> Any:
+    data = json.loads((folder / "config.json").read_text())
+    part = data[section] if section else data
+    path = draw(st.sampled_from(places(part)))
+    made = changed(part, path, draw(VALUES))
+    return {**data, section: made} if section else made
+
+
+def loads_or_says_why(folder: Path) -> None:
+    try:
+        model, _ = spikellm.load(folder)
+        with torch.no_grad():
+            model(torch.zeros(1, 3, dtype=torch.long), use_cache=False)
+    except SpikeLLMError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert len(str(error)) < 2000  # noqa: PT017
+
+
+@pytest.fixture
+def copy(converted_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(converted_folder, tmp_path / "copy"))
+
+
+def configurations(copy: Path, converted_folder: Path, data: Any) -> None:
+    config = data.draw(changes(converted_folder, "quantization_config"))
+    (copy / "config.json").write_text(json.dumps(config))
+    loads_or_says_why(copy)
+
+
+@given(st.data())
+@settings(**FEW)
+def test_configurations(copy: Path, converted_folder: Path, data: Any) -> None:
+    configurations(copy, converted_folder, data)
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(**MANY)
+def test_many_configurations(copy: Path, converted_folder: Path, data: Any) -> None:
+    configurations(copy, converted_folder, data)
+
+
+def shards(copy: Path, converted_folder: Path, data: Any) -> None:
+    """Truncated anywhere, bytes of the header changed, lengths that lie."""
+    whole = (converted_folder / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    kind = data.draw(st.sampled_from(["cut", "header", "length", "longer"]))
+    if kind == "cut":
+        made = whole[: data.draw(st.one_of(st.integers(0, 16), st.integers(0, length + 8), st.integers(0, len(whole) - 1)))]
+    elif kind == "header":
+        at = 8 + data.draw(st.integers(0, length - 1))
+        made = whole[:at] + data.draw(st.binary(min_size=1, max_size=8)) + whole[at + 1 :]
+    elif kind == "length":
+        made = struct.pack("<Q", data.draw(st.integers(0, 2**64 - 1))) + whole[8:]
+    else:
+        made = whole + b"\0" * data.draw(st.integers(1, 100))
+    (copy / "model.safetensors").write_bytes(made)
+    loads_or_says_why(copy)
+
+
+@given(st.data())
+@settings(**FEW)
+def test_shards(copy: Path, converted_folder: Path, data: Any) -> None:
+    shards(copy, converted_folder, data)
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(**MANY)
+def test_many_shards(copy: Path, converted_folder: Path, data: Any) -> None:
+    shards(copy, converted_folder, data)
+
+
+def tensors(copy: Path, converted_folder: Path, data: Any) -> None:
+    """Other shapes, other types, any codes."""
+    state = load_file(converted_folder / "model.safetensors")
+    name = data.draw(st.sampled_from(sorted(state)))
+    kind = data.draw(st.sampled_from(["noise", "shape", "type", "missing"]))
+    tensor = state[name]
+    if kind == "noise":
+        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+        state[name] = (
+            torch.randint(0, 256, (tensor.numel() * tensor.element_size(),), generator=generator, dtype=torch.uint8)
+            .view(tensor.dtype)
+            .view(tensor.shape)
+        )
+    elif kind == "shape":
+        state[name] = torch.zeros(data.draw(st.lists(st.integers(0, 7), max_size=3)), dtype=tensor.dtype)
+    elif kind == "type":
+        state[name] = tensor.to(data.draw(st.sampled_from([torch.float64, torch.int64, torch.bool, torch.float16])))
+    else:
+        del state[name]
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    loads_or_says_why(copy)
+
+
+@given(st.data())
+@settings(**FEW)
+def test_tensors(copy: Path, converted_folder: Path, data: Any) -> None:
+    tensors(copy, converted_folder, data)
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(**MANY)
+def test_many_tensors(copy: Path, converted_folder: Path, data: Any) -> None:
+    tensors(copy, converted_folder, data)
+
+
+@given(st.text(max_size=50) | VALUES.map(json.dumps))
+@settings(**{**FEW, "max_examples": 100})
+def test_manifests(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(RequestError) as caught:
+        Journal(tmp_path, {"recipe": {}, "text": "abc"})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "", ".", 7, None])
+def test_an_index_reads_nothing_outside_its_folder(copy: Path, name: Any) -> None:
+    shutil.copy(copy / "model.safetensors", copy.parent / "outside.safetensors")
+    names = list(load_file(copy / "model.safetensors"))
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, name)}))
+    with pytest.raises(SpikeLLMError, match="index"):
+        spikellm.load(copy)
+
+
+def test_declared_sizes_take_no_memory(copy: Path) -> None:
+    """A layer that says it has 2**39 salient weights is refused before anything of that size is made."""
+    config = json.loads((copy / "config.json").read_text())
+    name = config["quantization_config"]["modules"][0]
+    config["quantization_config"]["sizes"] = {name: [2**39]}
+    config["quantization_config"]["recipe"]["weights"] = {"code": "ternary", "bits": 2, "symmetric": True}
+    config["quantization_config"]["recipe"]["pipeline"] = "gptq"
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SpikeLLMError):
+        spikellm.load(copy)
