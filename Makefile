@@ -15,7 +15,7 @@ test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 test-slow-only: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not long"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -68,6 +68,7 @@ def test_killed_at_an_operation(share: float, whole: dict[str, Any], text_file: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_many_operations(whole: dict[str, Any], text_file: Path, tmp_path: Path) -> None:
     points = sorted({1 + round(point * (whole["operations"] - 1) / (SLOW_POINTS - 1)) for point in range(SLOW_POINTS)})
     assert len(points) == SLOW_POINTS
@@ -79,6 +80,7 @@ def test_killed_at_many_operations(whole: dict[str, Any], text_file: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_moments(whole: dict[str, Any], text_file: Path, tmp_path: Path) -> None:
     """Anywhere: while weights are read, in a product, half-way through a write of the safetensors library. Killed again and again until it ends."""
     draw, killed = random.Random(0), 0  # noqa: S311

@@ -50,7 +50,7 @@ def launched(out: Path, text: Path, recipe: str, processes: int, *more: str, scr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["w4a4-t2", "gptq-w4a16", "ternary-1.0"])
+@pytest.mark.parametrize("recipe", ["w4a4-t2", "gptq-w4a16", pytest.param("ternary-1.0", marks=pytest.mark.long)])
 def test_two_processes_give_the_same_bytes(recipe: str, text_file: Path, tmp_path: Path) -> None:
     for processes, name in ((1, "one"), (2, "two")):
         done = launched(tmp_path / name, text_file, recipe, processes)
@@ -65,6 +65,7 @@ def test_two_processes_give_the_same_bytes(recipe: str, text_file: Path, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_dies_ends_the_run_which_goes_on_later(text_file: Path, tmp_path: Path) -> None:
     dies = "\n".join(
         [
@@ -90,6 +91,7 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_later(text_file: Path, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_cannot_be_shared_is_refused(text_file: Path, tmp_path: Path) -> None:
     done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2)
     assert done.returncode != 0

@@ -79,6 +79,19 @@ def test_saved_again_and_sharded(converted_folder: Path, tokens: torch.Tensor, t
     assert (tmp_path / "twice" / "config.json").read_bytes() == (converted_folder / "config.json").read_bytes()
 
 
+def test_a_model_over_several_places_gives_the_same_logits(converted_folder: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
+    """accelerate's device map: some blocks in memory, the others read from disk when they are needed."""
+    import transformers
+
+    whole, _ = spikellm.load(converted_folder)
+    places: dict[str, str] = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places |= {f"model.layers.{block}": "cpu" if block < 3 else "disk" for block in range(5)}
+    spread = transformers.AutoModelForCausalLM.from_pretrained(converted_folder, device_map=places, offload_folder=tmp_path)
+    assert set(spread.hf_device_map.values()) == {"cpu", "disk"}
+    with torch.no_grad():
+        assert torch.equal(spread(tokens, use_cache=False).logits, whole(tokens, use_cache=False).logits)
+
+
 def test_another_type_keeps_the_integers(converted_folder: Path) -> None:
     import transformers
 

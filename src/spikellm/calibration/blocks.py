@@ -31,7 +31,7 @@ from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.experts import every_expert_sees_every_token
 from spikellm.modeling.families import find_blocks
-from spikellm.modeling.residency import let_go
+from spikellm.modeling.residency import let_go, trim
 from spikellm.modeling.swap import replace_module
 from spikellm.pipelines import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.recipe import Recipe
@@ -120,6 +120,7 @@ def convert_blocks(
         if journal and home.type == "cpu":
             journal.hand_back(index, modules, {parameter: model.get_parameter(parameter) for parameter in dense})
         let_go(block)
+        trim()
         records.append(record)
         if on_block:
             on_block(Progress(index, len(plan), record, time.monotonic() - started, peak_memory(), known is not None))

@@ -141,12 +141,12 @@ class SpikingLinear(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != torch.float32:
             self.weight_scale = scale.to(self.weight_scale.device)
-        self._layout = None
+        self._layout = self._prepared = None
         return self
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         super()._load_from_state_dict(*arguments, **keywords)
-        self._layout = None
+        self._layout = self._prepared = None
 
     def layout(self) -> Layout:
         """Order of stored columns and the segments they form; derived from ``channel_group`` once."""

@@ -35,6 +35,12 @@ def page_out(tensor: Tensor) -> None:
         advise(first, end - first, _PAGEOUT)  # advice: an old system that does not know it says so, and that is all
 
 
+def trim() -> None:
+    """Give freed memory back to the system, where the C library can (glibc keeps what was freed in small pieces)."""
+    if sys.platform == "linux" and (release := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        release(0)
+
+
 @contextmanager
 def one_at_a_time(modules: nn.ModuleList) -> Iterator[None]:
     """While this holds, each of the modules is let go of after its forward pass."""
