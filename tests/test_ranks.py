@@ -95,7 +95,8 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_later(text_file: Path, tmp_
 def test_what_cannot_be_shared_is_refused(text_file: Path, tmp_path: Path) -> None:
     done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2)
     assert done.returncode != 0
-    assert "learns from every window in turn" in done.stderr
+    assert "spikellm: error (rank 0): pipeline 'omniquant' learns from every window in turn" in done.stderr
+    assert "(rank 1)" in done.stderr, "each says what stopped it"
     done = launched(tmp_path / "out", text_file, "w4a4-t2", 2, "--samples", "4")
     assert "2 ranks cannot share" in done.stderr
 

@@ -55,7 +55,9 @@ def quiet_libraries(debug: bool) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    console.note(f"spikellm: error: {' '.join(message.split())}")
+    console.speak(True)
+    rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ else ""
+    console.note(f"spikellm: error{rank}: {' '.join(message.split())}")
     return status
 
 

@@ -1,7 +1,7 @@
 """Which weights stay in memory: tensors that are read from a file lazily can be let go of again, and are read anew when they are needed.
 
 The model library maps safetensors shards into memory, so a model takes memory as its weights are looked at. Letting go is advice to the system (Linux: ``MADV_PAGEOUT``,
-since 5.4): pages that have a file behind them leave memory, others go to swap at most; nothing is lost. Where there is no such advice nothing happens.
+since 5.4) to take out of memory what has a file behind it; nothing is lost. Where there is no such advice, and for tensors without a file, nothing happens.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import cache
 from torch import Tensor, nn
 
 _PAGEOUT = 21
+_LEAST = 1 << 20  # bytes of a tensor that are worth the asking
 
 
 def let_go(module: nn.Module) -> None:
@@ -31,8 +32,19 @@ def page_out(tensor: Tensor) -> None:
         return
     start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
     first, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > first:
+    if size >= _LEAST and _has_a_file(first):
         advise(first, end - first, _PAGEOUT)  # advice: an old system that does not know it says so, and that is all
+
+
+def _has_a_file(address: int) -> bool:
+    """Whether the memory at an address is mapped from a file."""
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            bounds, _, _, _, inode, *_ = line.split(maxsplit=5)
+            start, stop = (int(bound, 16) for bound in bounds.split("-"))
+            if start <= address < stop:
+                return inode != "0"
+    return False
 
 
 def trim() -> None:
