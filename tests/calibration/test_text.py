@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spikellm.calibration.stdlib_text import is_held_out, iterate_docstrings, stdlib_docstrings
-from spikellm.calibration.text import disjoint_windows, random_windows, read_text, tokenize, window_length
+from spikellm.calibration.text import disjoint_windows, fingerprint, random_windows, read_text, tokenize, window_length
 from spikellm.errors import DependencyError, RequestError
 
 
@@ -123,3 +123,10 @@ def test_window_length() -> None:
 
 def test_tokenize_once_with_the_tokenizers_own_special_tokens(tokenizer: Any) -> None:
     assert tokenize(tokenizer, "def f(): pass").tolist() == tokenizer("def f(): pass")["input_ids"]
+
+
+def test_fingerprints_are_of_bytes_in_order() -> None:
+    x = torch.arange(12).reshape(3, 4)
+    assert fingerprint(x.T) == fingerprint(x.T.contiguous()) != fingerprint(x)
+    assert fingerprint(torch.tensor(1.5)) != fingerprint(torch.tensor(2.5)), "numbers without an axis too, as some families hold them"
+    assert fingerprint(torch.empty(0)) == fingerprint(torch.empty(0, 3))

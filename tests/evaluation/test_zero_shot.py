@@ -169,13 +169,21 @@ def test_damaged_task_files(bundled: tuple[Any, Any], tmp_path: Path) -> None:
         spikellm.zero_shot(*bundled, "bad", folder=tmp_path, trust_remote_code=True)
 
 
+BODY = """dataset_path: json
+dataset_kwargs: {data_files: {test: QUESTIONS}}
+test_split: test
+output_type: multiple_choice
+doc_to_choice: [a, b]
+"""
 ATTACKS = {
-    "function": {"bad.yaml": "task: bad\ndataset_path: json\ndoc_to_target: !function helper.f\n"},
-    "tag": {"bad.yaml": "%TAG !x! !func\n---\ntask: bad\ndataset_path: json\ndoc_to_target: !x!tion helper.f\n"},
-    "include": {"bad.yaml": "task: bad\ninclude: hidden.txt\n", "hidden.txt": "dataset_path: json\ndoc_to_target: !function helper.f\n"},
+    "function": {"bad.yaml": f"task: bad\n{BODY}doc_to_text: question\ndoc_to_target: !function helper.f\n"},
+    "tag": {"bad.yaml": f"%TAG !x! !func\n---\ntask: bad\n{BODY}doc_to_text: question\ndoc_to_target: !x!tion helper.f\n"},
+    "include": {
+        "bad.yaml": "task: bad\ninclude: hidden.txt\n",
+        "hidden.txt": f"{BODY}doc_to_text: question\ndoc_to_target: !function helper.f\n",
+    },
     "template": {
-        "bad.yaml": "task: bad\ndataset_path: json\ndataset_kwargs: {data_files: {test: QUESTIONS}}\ntest_split: test\noutput_type: multiple_choice\n"
-        "doc_to_text: \"{{ cycler.__init__.__globals__.os.system('touch RAN') }}\"\ndoc_to_choice: [a, b]\ndoc_to_target: answer\n"
+        "bad.yaml": f"task: bad\n{BODY}doc_to_text: \"{{{{ cycler.__init__.__globals__.os.system('touch RAN') }}}}\"\ndoc_to_target: answer\n"
     },
 }
 

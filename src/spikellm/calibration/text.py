@@ -183,4 +183,4 @@ def _require_window(tokens: Tensor, seqlen: int, source: str) -> None:
 
 def fingerprint(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes, to tell whether two runs saw the same."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
