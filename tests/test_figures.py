@@ -61,6 +61,7 @@ def test_spikes_beat_omniquant_and_rounding(model: str, bound: float) -> None:
 TERNARY = {"pbllm-95": "ternary-1.4", "pbllm-90": "ternary-1.7", "pbllm-80": "ternary-2.4"}
 
 
+@pytest.mark.long
 def test_ternary_spikes_beat_partly_binary_weights_at_equal_steps() -> None:
     ratio = compare("llama-wt2-8m", "wikitext-2", ["rtn-w2a16", "gptq-w2a16", "gptq-w4a16", *TERNARY, *TERNARY.values()])
     assert ratio["gptq-w4a16"] <= 1.02

@@ -123,6 +123,7 @@ def test_configurations(copy: Path, converted_folder: Path, data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @given(st.data())
 @settings(**MANY)
 def test_many_configurations(copy: Path, converted_folder: Path, data: Any) -> None:
@@ -154,6 +155,7 @@ def test_shards(copy: Path, converted_folder: Path, data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @given(st.data())
 @settings(**MANY)
 def test_many_shards(copy: Path, converted_folder: Path, data: Any) -> None:
@@ -190,6 +192,7 @@ def test_tensors(copy: Path, converted_folder: Path, data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @given(st.data())
 @settings(**MANY)
 def test_many_tensors(copy: Path, converted_folder: Path, data: Any) -> None:

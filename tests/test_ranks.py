@@ -50,7 +50,9 @@ def launched(out: Path, text: Path, recipe: str, processes: int, *more: str, scr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["w4a4-t2", "gptq-w4a16", pytest.param("ternary-1.0", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param("w4a4-t2", marks=pytest.mark.long), "gptq-w4a16", pytest.param("ternary-1.0", marks=pytest.mark.long)]
+)
 def test_two_processes_give_the_same_bytes(recipe: str, text_file: Path, tmp_path: Path) -> None:
     for processes, name in ((1, "one"), (2, "two")):
         done = launched(tmp_path / name, text_file, recipe, processes)
