@@ -85,6 +85,33 @@ static inline float sum_lanes(float *lanes) {
     return lanes[0];
 }
 
+/* What work on the rows of one head needs: a table `(queries, ranges, width)` of zeros, fineness by range, a row and its codes. */
+typedef struct { float *table, *fineness, *codes; uint8_t *row; } Work;
+
+/* Returns 0 where memory ran out; end_work frees what there is. */
+static int start_work(const HeadPlan *plan, int64_t queries, Work *work) {
+    const int64_t width = plan->head.width, ranges = plan->head.ranges;
+    work->table = calloc((size_t)((queries + 1) * ranges * width + width), sizeof(float));
+    work->row = calloc((size_t)plan->head.row_bytes + SLACK, 1);
+    if (!work->table || !work->row) return 0;
+    work->fineness = work->table + queries * ranges * width;
+    work->codes = work->fineness + ranges * width;
+    place_fineness(plan, work->fineness);
+    return 1;
+}
+
+static void end_work(Work *work) {
+    free(work->table);
+    free(work->row);
+}
+
+/* A row where bytes beyond it may be read, its codes, and its thresholds. */
+static inline void read_row(const HeadHeader *head, const uint8_t *rows, int64_t at, Work *work, float *theta) {
+    memcpy(work->row, rows + at * head->row_bytes, (size_t)head->row_bytes);
+    unpack_row_of_head(head, work->row, work->fineness, work->codes);
+    for (int32_t r = 0; r < head->ranges; r++) theta[r] = theta_in(work->row, head, r);
+}
+
 /* Products of queries with cached keys.   query: (batch, heads · shared, queries, channels); rows: (batch, heads, tokens, row bytes); scores: (batch, heads · shared, queries, tokens). */
 int32_t spikellm_key_scores(const float *query, int64_t batch, int64_t heads, int64_t shared, int64_t queries, const uint8_t *rows, int64_t tokens, const int32_t *words, float *scores,
                             int32_t threads) {
@@ -94,24 +121,20 @@ int32_t spikellm_key_scores(const float *query, int64_t batch, int64_t heads, in
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t n = 0; n < batch * heads; n++) {
         const HeadPlan plan = read_head_plan(words, n % heads);
-        float *table = calloc((size_t)((own + 1) * ranges * width + width), sizeof(float)); /* queries by range, in the order of unpacked codes */
-        uint8_t *row = calloc((size_t)head->row_bytes + SLACK, 1);
-        if (!table || !row) {
+        Work work;
+        if (!start_work(&plan, own, &work)) {
 #pragma omp atomic write
             failed = 1;
         } else {
-            float *fineness = table + own * ranges * width, *codes = fineness + ranges * width;
-            place_fineness(&plan, fineness);
+            float *table = work.table, *codes = work.codes; /* queries by range, in the order of unpacked codes */
             for (int64_t q = 0; q < own; q++)
                 for (int32_t i = 0; i < head->channels; i++) {
                     const float value = query[(n * own + q) * head->channels + plan.channel[i]];
                     table[(q * ranges + plan.range[i]) * width + plan.place[i]] = value / plan.fineness[i];
                 }
             for (int64_t t = 0; t < tokens; t++) {
-                memcpy(row, rows + (n * tokens + t) * head->row_bytes, (size_t)head->row_bytes);
-                unpack_row_of_head(head, row, fineness, codes);
                 float theta[RANGES];
-                for (int32_t r = 0; r < ranges; r++) theta[r] = theta_in(row, head, r);
+                read_row(head, rows, n * tokens + t, &work, theta);
                 for (int64_t q = 0; q < own; q++) {
                     float score = 0.0f;
                     for (int32_t r = 0; r < ranges; r++) {
@@ -125,8 +148,7 @@ int32_t spikellm_key_scores(const float *query, int64_t batch, int64_t heads, in
                 }
             }
         }
-        free(table);
-        free(row);
+        end_work(&work);
     }
     return failed;
 }
@@ -140,21 +162,18 @@ int32_t spikellm_value_sums(const float *weights, int64_t batch, int64_t heads, 
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t n = 0; n < batch * heads; n++) {
         const HeadPlan plan = read_head_plan(words, n % heads);
-        float *sums = calloc((size_t)((own + 1) * ranges * width + width), sizeof(float)); /* of codes less baselines, by range */
-        uint8_t *row = calloc((size_t)head->row_bytes + SLACK, 1);
-        if (!sums || !row) {
+        Work work;
+        if (!start_work(&plan, own, &work)) {
 #pragma omp atomic write
             failed = 1;
         } else {
-            float *fineness = sums + own * ranges * width, *codes = fineness + ranges * width;
-            place_fineness(&plan, fineness);
+            float *sums = work.table, *codes = work.codes; /* of codes less baselines, by range */
             for (int64_t t = 0; t < tokens; t++) {
-                memcpy(row, rows + (n * tokens + t) * head->row_bytes, (size_t)head->row_bytes);
-                unpack_row_of_head(head, row, fineness, codes);
+                float theta[RANGES];
+                read_row(head, rows, n * tokens + t, &work, theta);
                 for (int32_t r = 0; r < ranges; r++) {
-                    const float theta = theta_in(row, head, r);
                     for (int64_t q = 0; q < own; q++) {
-                        const float weight = weights[(n * own + q) * tokens + t] * theta;
+                        const float weight = weights[(n * own + q) * tokens + t] * theta[r];
                         float *sum = sums + (q * ranges + r) * width;
                         for (int64_t i = 0; i < width; i += LANES)
                             for (int lane = 0; lane < LANES; lane++) sum[i + lane] += weight * codes[i + lane];
@@ -166,8 +185,7 @@ int32_t spikellm_value_sums(const float *weights, int64_t batch, int64_t heads, 
                     output[(n * own + q) * head->channels + plan.channel[i]] = sums[(q * ranges + plan.range[i]) * width + plan.place[i]] / plan.fineness[i];
                 }
         }
-        free(sums);
-        free(row);
+        end_work(&work);
     }
     return failed;
 }
