@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from spikellm.errors import RequestError, UnsupportedModelError
 from spikellm.modeling.attention import CHILD, HeadShape, SpikingAttention, find_attention
 from spikellm.modeling.families import Blocks, has_tied_head, linear_layers
-from spikellm.modeling.linear import layer_kinds
-from spikellm.modeling.swap import spiking_like
+from spikellm.modeling.swap import spiking_for
 from spikellm.recipe import AttentionRecipe, LinearRecipe, Recipe
 
 
@@ -31,8 +30,7 @@ class BlockPlan(NamedTuple):
         modules: dict[str, nn.Module] = {}
         for name, settings in self.linears.items():
             state = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
-            sizes = layer_kinds[settings.weights.code].sizes_of(state)  # type: ignore[attr-defined]
-            modules[name] = spiking_like(model.get_submodule(name), settings, device, sizes)
+            modules[name] = spiking_for(model.get_submodule(name), settings, state, device)
         for name, (shape, spiking) in self.attentions.items():
             modules[f"{name}.{CHILD}"] = SpikingAttention(shape, spiking, device)
         return modules

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from spikellm.modeling import additive, partly_binary  # noqa: F401  they register themselves
 from spikellm.modeling.families import weight_and_bias
@@ -25,6 +27,11 @@ def spiking_like(module: nn.Module, settings: LinearRecipe, device: object = Non
     if bias is not None and layer.bias is not None and not bias.is_meta:
         layer.bias.data.copy_(bias.data)
     return layer
+
+
+def spiking_for(module: nn.Module, settings: LinearRecipe, state: Mapping[str, Tensor], device: object = None) -> SpikingLinear:
+    """An empty spiking layer, see :func:`spiking_like`, of the sizes that a state has."""
+    return spiking_like(module, settings, device, layer_kinds[settings.weights.code].sizes_of(state))  # type: ignore[attr-defined]
 
 
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:

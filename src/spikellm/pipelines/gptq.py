@@ -17,9 +17,9 @@ from spikellm.calibration.survey import SurveyedLayer
 from spikellm.modeling.additive import plane_sizes
 from spikellm.modeling.families import weight_and_bias
 from spikellm.modeling.layout import make_layout
-from spikellm.modeling.linear import SpikingLinear, layer_kinds
+from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.partly_binary import PartlyBinaryLinear, PartlyBinaryWeights
-from spikellm.modeling.swap import spiking_like
+from spikellm.modeling.swap import spiking_for, spiking_like
 from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.pipelines.grouping import Groups, choose_groups
 from spikellm.pipelines.step_budget import importance_of, order_of_coding, over_model, spend_in_layer, spend_over_model
@@ -126,7 +126,7 @@ def _exchanged(
         owner, None if fitted is None else {**fitted[0].state_dict(), "damping": torch.tensor(fitted[1], dtype=torch.float64)}
     )
     damping = float(state.pop("damping"))
-    layer = spiking_like(module, settings, sizes=layer_kinds[settings.weights.code].sizes_of(state))  # type: ignore[attr-defined]
+    layer = spiking_for(module, settings, state)
     layer.load_state_dict(state)
     return layer, damping
 
