@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,20 +117,6 @@ def configurations(copy: Path, converted_folder: Path, data: Any) -> None:
     loads_or_says_why(copy)
 
 
-@given(st.data())
-@settings(**FEW)
-def test_configurations(copy: Path, converted_folder: Path, data: Any) -> None:
-    configurations(copy, converted_folder, data)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@given(st.data())
-@settings(**MANY)
-def test_many_configurations(copy: Path, converted_folder: Path, data: Any) -> None:
-    configurations(copy, converted_folder, data)
-
-
 def shards(copy: Path, converted_folder: Path, data: Any) -> None:
     """Truncated anywhere, bytes of the header changed, lengths that lie."""
     whole = (converted_folder / "model.safetensors").read_bytes()
@@ -146,20 +133,6 @@ def shards(copy: Path, converted_folder: Path, data: Any) -> None:
         made = whole + b"\0" * data.draw(st.integers(1, 100))
     (copy / "model.safetensors").write_bytes(made)
     loads_or_says_why(copy)
-
-
-@given(st.data())
-@settings(**FEW)
-def test_shards(copy: Path, converted_folder: Path, data: Any) -> None:
-    shards(copy, converted_folder, data)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@given(st.data())
-@settings(**MANY)
-def test_many_shards(copy: Path, converted_folder: Path, data: Any) -> None:
-    shards(copy, converted_folder, data)
 
 
 def tensors(copy: Path, converted_folder: Path, data: Any) -> None:
@@ -185,18 +158,23 @@ def tensors(copy: Path, converted_folder: Path, data: Any) -> None:
     loads_or_says_why(copy)
 
 
-@given(st.data())
+DAMAGE = [configurations, shards, tensors]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@given(data=st.data())
 @settings(**FEW)
-def test_tensors(copy: Path, converted_folder: Path, data: Any) -> None:
-    tensors(copy, converted_folder, data)
+def test_damaged_models(damage: Callable[..., None], copy: Path, converted_folder: Path, data: Any) -> None:
+    damage(copy, converted_folder, data)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-@given(st.data())
+@pytest.mark.parametrize("damage", DAMAGE)
+@given(data=st.data())
 @settings(**MANY)
-def test_many_tensors(copy: Path, converted_folder: Path, data: Any) -> None:
-    tensors(copy, converted_folder, data)
+def test_many_damaged_models(damage: Callable[..., None], copy: Path, converted_folder: Path, data: Any) -> None:
+    damage(copy, converted_folder, data)
 
 
 @given(st.text(max_size=50) | VALUES.map(json.dumps))
