@@ -62,10 +62,10 @@ def convert_to_folder(
         loaded, tokenizer, resolved, device=place, journal=partial, replaces=overwrite, on_block=report_block(), on_stage=console.note,
         store=lambda needs: choose_store(needs, store, partial),
     )  # fmt: skip
-    attentions = result.summary.attentions
+    told = _told(out, resolved, result)
     if resolved.attention.spiking:
-        console.note(f"attention spikes in {len(attentions)} modules")
-    dense = [layer.name for layer in result.summary.layers if not layer.spiking]
+        console.note(f"attention spikes in {told['attention']} modules")
+    dense = told["dense"]
     console.note(
         f"left dense: {', '.join(dense[:6])}{f' and {len(dense) - 6} more' if len(dense) > 6 else ''}"
         if dense
@@ -76,7 +76,7 @@ def convert_to_folder(
         api.save(loaded, tokenizer, out, overwrite=overwrite)
         forget(partial)
     ranks.wait()
-    return _told(out, resolved, result)
+    return told
 
 
 def _look_at_target(out: Path, partial: Path, *, resume: bool, overwrite: bool) -> bool:

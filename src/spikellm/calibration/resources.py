@@ -35,17 +35,15 @@ def estimate(
         tokens: of the calibration text; ``width`` and ``element``: channels of a hidden state, bytes of each.
         hessian: whether the pipeline keeps Hessians.
     """
-    largest, journal, dense = 0, 0, 0
+    largest, journal = 0, 0
     for block, own in zip(blocks, plan, strict=True):
-        layers = [(model.get_submodule(name), settings) for name, settings in own.linears.items()]
-        weights = [
-            (layer.weight.numel(), settings.weights.bits, min(layer.weight.shape), max(layer.weight.shape)) for layer, settings in layers
-        ]
+        weights = [(model.get_submodule(name).weight, settings.weights.bits) for name, settings in own.linears.items()]
         whole = sum(parameter.numel() for parameter in block.parameters())
-        matrices = sum(8 * side * side for side in {long for *_, long in weights}) * 3 if hessian else 0  # sum, damped copy, its factor
-        largest = max(largest, 4 * whole + matrices + 6 * 4 * max((count for count, *_ in weights), default=0))
-        journal += sum(count * bits // 8 for count, bits, *_ in weights)
-        dense += sum(count for count, *_ in weights)
+        matrices = (
+            sum(8 * side * side for side in {max(weight.shape) for weight, _ in weights}) * 3 if hessian else 0
+        )  # sum, damped copy, its factor
+        largest = max(largest, 4 * whole + matrices + 6 * 4 * max((weight.numel() for weight, _ in weights), default=0))
+        journal += sum(weight.numel() * bits // 8 for weight, bits in weights)
     rest = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     held = sum(parameter.numel() * parameter.element_size() for block in blocks for parameter in block.parameters())
     return Needs(2 * tokens * width * element, largest, journal, journal + rest - held)
