@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,3 +210,30 @@ def test_declared_sizes_take_no_memory(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(SpikeLLMError):
         spikellm.load(copy)
+
+
+def test_a_header_that_is_nested_without_end(copy: Path) -> None:
+    header = b"[" * 200_000
+    (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(SpikeLLMError, match="damaged"):
+        spikellm.load(copy)
+
+
+def fuzzed(code: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the fuzzer after some code."""
+    script = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport fuzzing\n{code}\nfuzzing.main()"
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", script, *options], env=surroundings, cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="no atheris for this machine")
+def test_readers_bear_what_a_fuzzer_finds(tmp_path: Path) -> None:
+    done = fuzzed("", tmp_path, "-max_total_time=20", "-print_final_stats=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stderr.split("stat::number_of_executed_units:")[1].split()[0]) > 500
+    broken = fuzzed("fuzzing.READERS[0] = lambda place, data: 1 / 0", tmp_path, "-max_total_time=20")
+    assert "ZeroDivisionError" in broken.stderr + broken.stdout
+    assert broken.returncode != 0, "an error that is not the project's own is found"

@@ -62,7 +62,7 @@ def check_shard(shard: Path) -> None:
                 raise ValueError(f"header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length))
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"shard {shard} is damaged or truncated ({error}); copy it again") from None
     if size != 8 + length + end:
         raise CheckpointError(
