@@ -19,6 +19,9 @@ from spikellm.errors import RequestError
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
+_QUICK = ("--set", "omniquant.accumulate=2", "--set", "omniquant.epochs=2")
+
+
 def launched(out: Path, text: Path, recipe: str, processes: int, *more: str, script: str = "") -> subprocess.CompletedProcess[str]:
     """``spikellm convert`` on so many processes; ``script`` runs in each before it."""
     run = ["-m", "spikellm"]
@@ -51,11 +54,17 @@ def launched(out: Path, text: Path, recipe: str, processes: int, *more: str, scr
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe", [pytest.param("w4a4-t2", marks=pytest.mark.long), "gptq-w4a16", pytest.param("ternary-1.0", marks=pytest.mark.long)]
+    ("recipe", "more"),
+    [
+        pytest.param("w4a4-t2", (), marks=pytest.mark.long),
+        ("gptq-w4a16", ()),
+        pytest.param("ternary-1.4", (), marks=pytest.mark.long),
+        pytest.param("spike-w4a4-t2", ("--samples", "32", *_QUICK), marks=pytest.mark.long),
+    ],
 )
-def test_two_processes_give_the_same_bytes(recipe: str, text_file: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_bytes(recipe: str, more: tuple[str, ...], text_file: Path, tmp_path: Path) -> None:
     for processes, name in ((1, "one"), (2, "two")):
-        done = launched(tmp_path / name, text_file, recipe, processes)
+        done = launched(tmp_path / name, text_file, recipe, processes, *more)
         assert done.returncode == 0, done.stderr[-1500:]
         assert done.stdout.count("spiking layers") == 1, "one rank speaks"
     one, two = (bytes_of(tmp_path / name) for name in ("one", "two"))
@@ -95,10 +104,12 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_later(text_file: Path, tmp_
 @pytest.mark.slow
 @pytest.mark.long
 def test_what_cannot_be_shared_is_refused(text_file: Path, tmp_path: Path) -> None:
-    done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2)
+    done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2, "--samples", "32")
     assert done.returncode != 0
-    assert "spikellm: error (rank 0): pipeline 'omniquant' learns from every window in turn" in done.stderr
+    assert "spikellm: error (rank 0): omniquant.accumulate is 1: 2 ranks share the batches of each step" in done.stderr
     assert "(rank 1)" in done.stderr, "each says what stopped it"
+    done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2, "--samples", "24", *_QUICK)
+    assert "ranks would learn from 4, 8 batches of 2 windows" in done.stderr
     done = launched(tmp_path / "out", text_file, "w4a4-t2", 2, "--samples", "4")
     assert "2 ranks cannot share" in done.stderr
 

@@ -9,6 +9,7 @@ import torch
 import spikellm
 from conftest import BUNDLED
 from families import build
+from spikellm.calibration.ranks import own_windows
 from spikellm.calibration.sensitivity import output_sensitivity
 from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.families import find_blocks, linear_layers
@@ -27,7 +28,7 @@ def test_it_is_the_squared_gradient_of_an_offset_to_each_output(family: str) -> 
     windows = torch.randint(2, 2000, (3, 16), generator=torch.Generator().manual_seed(0))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    found = output_sensitivity(model, windows, names_of(model))
+    found = output_sensitivity(model, own_windows(windows, 1), names_of(model))
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == required
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert not model._forward_hooks
@@ -49,11 +50,11 @@ def test_gradients_that_overflow_and_memory_that_runs_out_are_said(monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "backward", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
         with pytest.raises(RequestError, match=r"does not fit into memory; set weights\.budget_over to layer"):
-            output_sensitivity(model, windows, names_of(model))
+            output_sensitivity(model, own_windows(windows, 1), names_of(model))
     assert all(parameter.requires_grad for parameter in model.parameters())
     model.lm_head.weight.data[0] = torch.inf
     with pytest.raises(NumericalError, match=r"layer model\.layers\.0\..*: the gradient of the loss is NaN or infinite"):
-        output_sensitivity(model, windows, names_of(model))
+        output_sensitivity(model, own_windows(windows, 1), names_of(model))
 
 
 def test_layers_that_count_more_get_more_steps(text_file: Path) -> None:

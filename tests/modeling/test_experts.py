@@ -9,6 +9,7 @@ import transformers as t
 
 import spikellm
 from families import GATED, randomized
+from spikellm.calibration.ranks import own_windows
 from spikellm.calibration.sensitivity import output_sensitivity
 from spikellm.errors import NumericalError, UnsupportedModelError
 from spikellm.modeling.experts import every_expert_sees_every_token, fuse_again, unfuse_experts
@@ -155,7 +156,7 @@ def test_a_budget_over_all_experts(family: str, tokenizer: Any, text_file: Path)
     unfuse_experts(model)
     blocks = find_blocks(model)
     names = [f"{blocks.name}.{i}.{name}" for i, block in enumerate(blocks.modules) for name in linear_layers(block) if ".experts." in name]
-    found = output_sensitivity(model, torch.full((1, 2), 5), names)
+    found = output_sensitivity(model, own_windows(torch.full((1, 2), 5), 1), names)
     assert any(not bool(value.any()) for value in found.values())
     assert any(bool(value.any()) for value in found.values())
     model = mixture(family)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from families import build
 from layers import fit
 from spikellm.errors import NumericalError, RecipeError
 from spikellm.modeling.surrogate import InputCoder, SurrogateLinear
-from spikellm.pipelines import omniquant
+from spikellm.pipelines.learning import Learning
 from spikellm.presets import load_recipe
 from spikellm.recipe import LinearRecipe
 
@@ -116,21 +117,30 @@ def test_each_part_can_be_switched_off(text_file: Path) -> None:
 
 def test_loss_that_is_not_finite_restores_lowers_and_retries(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    original = omniquant._Fit._epoch
+    original = Learning._epoch
 
     def epoch(self: Any, learned: Any, optimizer: torch.optim.Optimizer) -> float:
         rates.append(optimizer.param_groups[-1]["lr"])
         return float("nan") if len(rates) == 2 else original(self, learned, optimizer)
 
-    monkeypatch.setattr(omniquant._Fit, "_epoch", epoch)
-    convert("omniquant-w4a4", text_file, *FAST)
+    monkeypatch.setattr(Learning, "_epoch", epoch)
+    _, result = convert("omniquant-w4a4", text_file, *FAST)
+    assert result.blocks[0].notes == ["the loss was NaN or infinite in epoch 2; learned again at 0.5 of the rates"]
     assert rates[:2] == [0.05, 0.05]
     assert rates[2:5] == [0.025] * 3, "the block starts again from its best state at half the rate"
     assert rates[5] == 0.05, "the next block does not suffer"
 
 
+def test_a_step_into_nothing_is_taken_back(text_file: Path) -> None:
+    """The first epoch's loss is finite, measured before its only step, which is so long that every loss after it is NaN."""
+    _, result = convert(
+        "omniquant-w4a4", text_file, "omniquant.let_rate=150", "omniquant.epochs=2", "omniquant.lwc=false", "omniquant.batch_size=64"
+    )
+    assert all(math.isfinite(block.loss) for block in result.blocks)
+
+
 def test_loss_that_never_gets_finite_names_block_and_epoch(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(omniquant._Fit, "_epoch", lambda *_: float("inf"))
+    monkeypatch.setattr(Learning, "_epoch", lambda *_: float("inf"))
     model, tokenizer = spikellm.load(BUNDLED)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(NumericalError, match=r"block model\.layers\.0 is NaN or infinite in epoch 1"):

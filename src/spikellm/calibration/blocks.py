@@ -76,12 +76,15 @@ def convert_blocks(
     blocks = find_blocks(model)
     plan = plan_blocks(model, blocks, recipe)
     surveyed = _check(plan, recipe, pipeline)
-    every, part = windows, ranks.own_windows(windows, batch_windows(windows.shape[1]))
+    size = batch_windows(windows.shape[1])
+    every, part = windows, ranks.own_windows(windows, size)
     windows = part.windows
+    if ranks.count() > 1:
+        pipeline.check_share([len(batch) for batch in windows.split(size)], recipe)
     folder = _folder(store, model, blocks.modules, plan, windows.numel(), pipeline)
     replay = BlockReplay(model, blocks, windows, _gradient_sizes(windows, recipe))
     if surveyed:
-        pipeline.survey(survey(model, windows, blocks, plan, replay, device, pipeline.surveys, on_stage), recipe)
+        pipeline.survey(survey(model, part, blocks, plan, replay, device, pipeline.surveys, on_stage), recipe)
     exact = ActivationStore(replay.first_inputs, folder)
     replay.first_inputs.clear()
     if shared:
@@ -137,15 +140,7 @@ def _check(plan: list[BlockPlan], recipe: Recipe, pipeline: Pipeline) -> bool:
             raise RequestError(
                 f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(pipeline.codes)}, and {name} asks for {one.weights.code!r}; set pipeline to gptq"
             )
-    surveyed = any(pipeline.surveys(one) for one in settings.values())
-    if ranks.count() > 1 and (surveyed or not pipeline.shares):
-        why = (
-            "weights.budget_over: model takes a backward pass over the whole text"
-            if surveyed
-            else f"pipeline {recipe.pipeline!r} learns from every window in turn"
-        )
-        raise RequestError(f"{why}, so the text cannot be shared by {ranks.count()} ranks; run it without torchrun")
-    return surveyed
+    return any(pipeline.surveys(one) for one in settings.values())
 
 
 def _through(states: ActivationStore, forward: Callable[[Tensor], Tensor]) -> None:

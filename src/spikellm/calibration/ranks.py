@@ -6,7 +6,7 @@ Without ``torch.distributed`` there is one rank, and everything here gives back 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -82,13 +82,34 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def total(number: float) -> float:
+    """Sum of one number of each rank."""
+    return float(summed(torch.tensor(number, dtype=torch.float64))) if count() > 1 else number
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Put the sum over all ranks in the place of each gradient; one exchange for all of them."""
+    if count() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    whole = summed(torch.cat([gradient.flatten().cpu() for gradient in gradients]))
+    for gradient, part in zip(gradients, whole.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def of_each(number: int) -> list[int]:
+    """A number of every rank, in order of ranks."""
+    numbers = torch.zeros(count(), dtype=torch.int64)
+    numbers[own()] = number
+    found: list[int] = summed(numbers).tolist()
+    return found
+
+
 def gathered(tensor: Tensor) -> Tensor:
     """Rows of all ranks, ``(rows, …)``, in order of ranks."""
     if count() == 1:
         return tensor
-    rows = torch.zeros(count(), dtype=torch.int64)
-    rows[own()] = len(tensor)
-    sizes: list[int] = summed(rows).tolist()
+    sizes = of_each(len(tensor))
     padded = torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, max(sizes) - len(tensor))).contiguous()
     parts = [torch.empty_like(padded) for _ in sizes]
     _told(lambda: dist.all_gather(parts, padded))

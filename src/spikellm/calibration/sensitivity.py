@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from spikellm.calibration.ranks import OwnWindows, summed, total
 from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.families import weight_and_bias
 
 _TOKENS = 8192  # gradients of more tokens change no mean that matters
 
 
-def output_sensitivity(model: nn.Module, windows: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+def output_sensitivity(model: nn.Module, part: OwnWindows, names: Iterable[str]) -> dict[str, Tensor]:
     """Mean over tokens of the squared gradient of the next-token loss, by output of each layer.
 
-    The whole model runs forward and backward where it is, a window at a time; only activations take memory beside it.
+    The whole model runs forward and backward where it is, a window at a time; only activations take memory beside it. Ranks share the windows.
 
     Args:
-        windows: calibration tokens, ``(windows, seqlen)``; evenly spread ones are used, up to 8,192 tokens.
+        part: calibration tokens; evenly spread windows are used, up to 8,192 tokens in all.
         names: full names of linear layers.
 
     Returns:
@@ -39,7 +40,7 @@ def output_sensitivity(model: nn.Module, windows: Tensor, names: Iterable[str]) 
     def watch(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def forward(module: nn.Module, arguments: object, output: Tensor) -> None:
             def backward(gradient: Tensor) -> None:
-                sums[name] = sums.get(name, 0) + gradient.float().reshape(-1, gradient.shape[-1]).square().sum(0)
+                sums[name] = sums.get(name, 0) + gradient.float().reshape(-1, gradient.shape[-1]).square().sum(0).double()
 
             if output.requires_grad:
                 output.register_hook(backward)
@@ -50,7 +51,8 @@ def output_sensitivity(model: nn.Module, windows: Tensor, names: Iterable[str]) 
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     handles.append(embedding.register_forward_hook(lambda module, arguments, output: output.requires_grad_()))
-    chosen = windows[:: max(1, -(-windows.numel() // _TOKENS))].to(device)
+    stride = max(1, -(-part.whole // _TOKENS))
+    chosen = part.windows[-(part.before // part.windows.shape[1]) % stride :: stride].to(device)
     try:
         model.requires_grad_(False)
         with torch.enable_grad():
@@ -66,12 +68,11 @@ def output_sensitivity(model: nn.Module, windows: Tensor, names: Iterable[str]) 
             handle.remove()
         for parameter, required in frozen.items():
             parameter.requires_grad_(required)
-    found = {}
+    found, tokens = {}, total(chosen.numel())
     for name, layer in layers.items():
-        total = sums.get(name)
-        if total is None:
-            total = torch.zeros(weight_and_bias(layer)[0].shape[0], device=device)
-        if not bool(torch.isfinite(total).all()):
+        nothing = torch.zeros(weight_and_bias(layer)[0].shape[0], dtype=torch.float64)
+        squares = summed(sums.get(name, nothing).cpu())
+        if not bool(torch.isfinite(squares).all()):
             raise NumericalError(f"layer {name}: the gradient of the loss is NaN or infinite; load the model in float32 or bfloat16")
-        found[name] = total / chosen.numel()
+        found[name] = (squares / tokens).float().to(device)
     return found

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spikellm.calibration.activations import ActivationStore, SampledInputs
 from spikellm.calibration.plan import BlockPlan
+from spikellm.calibration.ranks import OwnWindows
 from spikellm.calibration.replay import BlockReplay
 from spikellm.calibration.sensitivity import output_sensitivity
 from spikellm.modeling.experts import every_expert_sees_every_token
@@ -38,7 +39,7 @@ class SurveyedLayer:
 
 def survey(
     model: nn.Module,
-    windows: Tensor,
+    part: OwnWindows,
     blocks: Blocks,
     plan: Sequence[BlockPlan],
     replay: BlockReplay,
@@ -49,7 +50,7 @@ def survey(
     """The wanted layers, block after block; Hessians live for one block.
 
     Args:
-        windows: calibration tokens, ``(windows, seqlen)``.
+        part: calibration tokens of this rank.
         replay: runs the blocks on those windows.
         device: where blocks run; the backward pass runs where the model is.
         on_stage: called with a few words before the backward pass and before every block.
@@ -59,17 +60,18 @@ def survey(
     """
     names = [name for block in plan for name, settings in block.linears.items() if wanted(settings)]
     on_stage("weighing layers against each other: a backward pass of the whole model, then a look at each block")
-    sensitivity = output_sensitivity(model, windows, names)
+    sensitivity = output_sensitivity(model, part, names)
     states = ActivationStore(replay.first_inputs)
     for index, (block, module) in enumerate(zip(plan, blocks.modules, strict=True)):
         on_stage(f"looking at block {index + 1}/{len(plan)}")
         layers = {name: model.get_submodule(name) for name in block.linears if name in sensitivity}
         home = next(module.parameters()).device
         module.to(device)
-        samples = SampledInputs(layers, 1, 1, hessian=True)
+        samples = SampledInputs(layers, part.whole, 1, hessian=True, before=part.before)
         with samples.watching(), every_expert_sees_every_token():
             for batch in range(len(states)):
                 states[batch] = replay.forward(index, module, states[batch])
+        samples.put_together()
         for name, layer in layers.items():
             hessian = samples.hessian(name)
             if hessian is not None:

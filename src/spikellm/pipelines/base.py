@@ -7,7 +7,7 @@ The block loop (:mod:`spikellm.calibration.blocks`) does everything else. Adding
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -108,12 +108,10 @@ class Pipeline(ABC):
     Attributes:
         needs_hessian: whether ``XᵀX`` of the observed inputs is to be summed up.
         codes: kinds of weight codes (``weights.code``) that it can fit.
-        shares: whether several ranks can share the calibration text: it sees no more of it than samples and Hessians.
     """
 
     needs_hessian: ClassVar[bool] = False
     codes: ClassVar[tuple[str, ...]] = ("affine",)
-    shares: ClassVar[bool] = True
 
     @abstractmethod
     def observes(self, settings: LinearRecipe) -> bool:
@@ -126,6 +124,13 @@ class Pipeline(ABC):
     def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:
         """Look at all layers that it surveys; called once, before the first block, if there are any."""
         raise NotImplementedError
+
+    def check_share(self, windows: Sequence[int], recipe: Recipe) -> None:  # noqa: B027  most can share any text
+        """Refuse a share of the calibration text that would make several ranks fit other than one; ``windows`` are this rank's, batch by batch.
+
+        Raises:
+            RequestError: says what would do.
+        """
 
     @abstractmethod
     def fit_block(self, context: BlockContext) -> FittedBlock:

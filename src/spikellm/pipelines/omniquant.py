@@ -8,16 +8,15 @@ not finite restores it and halves the rates. With no epochs and no clipping this
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spikellm.errors import NumericalError
+from spikellm.calibration import ranks
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
@@ -25,38 +24,23 @@ from spikellm.modeling.surrogate import InputCoder, SurrogateLinear
 from spikellm.modeling.swap import replace_module, spiking_like
 from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelines
 from spikellm.pipelines.grouping import Groups, choose_groups, coding_of
+from spikellm.pipelines.learning import Learned, Learning, check_share
 from spikellm.quantization.straight_through import fake_code
-from spikellm.recipe import LinearRecipe
+from spikellm.recipe import LinearRecipe, Recipe
 from spikellm.transforms.clipping import initial_logits
 from spikellm.transforms.equivalent import Factors, Pair, State, apply_pairs, factors_of, smooth_scale
 from spikellm.transforms.pairs import find_pairs
-
-_RETRIES = 3
-_LONGEST_STEP = 1.0  # norm that the gradient is clipped to
-
-
-class Learned(NamedTuple):
-    """What is learned of a block: logarithms of scales by pair, logits γ and β by layer."""
-
-    scales: dict[str, Tensor]
-    logits: dict[str, tuple[Tensor, Tensor]]
-
-    def clone(self) -> Learned:
-        """A copy that later steps do not touch."""
-        return Learned(
-            {name: tensor.detach().clone() for name, tensor in self.scales.items()},
-            {name: (gamma.detach().clone(), beta.detach().clone()) for name, (gamma, beta) in self.logits.items()},
-        )
 
 
 @pipelines.register("omniquant")
 class OmniQuant(Pipeline):
     """LET and LWC, each switchable."""
 
-    shares = False  # learns from every window in turn
-
     def observes(self, settings: LinearRecipe) -> bool:
         return True
+
+    def check_share(self, windows: Sequence[int], recipe: Recipe) -> None:
+        check_share(recipe.omniquant, windows)
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
         return _Fit(context).result()
@@ -96,18 +80,19 @@ class _Fit:
             name: initial_logits(len(self.state[f"{name}.weight"]), len(coding.groups), context.device)
             for name, coding in self.codings.items()
         }
+        self.notes = [f"equivalent scaling {pair} does not hold in this block and is left out" for pair in self.dropped]
         self.learned = Learned({name: scale.log() for name, scale in scales.items()}, logits if self.options.lwc else {})
 
     def result(self) -> FittedBlock:
         """Train, then code the weights."""
         if self.options.epochs and (self.learned.scales or self.learned.logits):
             with torch.enable_grad():
-                self._train()
+                self.learned = self._train()
         state = self._scaled(self._settled_scales())
         scaled = {scaling.parameter for pair in self.pairs for scaling in pair.scalings}
         inside = {f"{name}.{part}" for name in self.full for part in ("weight", "bias")}
         dense = {f"{self.context.name}.{name}": state[name].detach() for name in scaled - inside}
-        return FittedBlock({full: self._coded(name, state) for name, full in self.full.items()}, dense, self.dropped)
+        return FittedBlock({full: self._coded(name, state) for name, full in self.full.items()}, dense, self.dropped, self.notes)
 
     def _forward(self, state: State, hidden: Tensor) -> Tensor:
         try:
@@ -122,7 +107,7 @@ class _Fit:
     def _find_pairs(self) -> tuple[list[Pair], list[str]]:
         if not self.options.let:
             return [], []
-        hidden = self.context.inputs[0]
+        hidden = ranks.from_owner(0, {"hidden": self.context.inputs[0]})["hidden"]  # what one rank drops all drop
         with self._full_precision():
             kept, dropped = find_pairs(
                 self.block,
@@ -220,67 +205,16 @@ class _Fit:
             state[parameter] = fake_code(self.state[parameter], self.codings[name], learned.logits.get(name), rows, columns)
         return state
 
-    def _train(self) -> None:
-        start = self.learned.clone()
-        best, best_loss, factor = start.clone(), math.inf, 1.0
-        for _ in range(_RETRIES + 1):
-            current = best.clone()
-            optimizer = self._optimizer(current, factor)
-            for epoch in range(self.options.epochs):  # noqa: B007  named in the error below
-                loss = self._epoch(current, optimizer)
-                if not math.isfinite(loss):
-                    break
-                if loss < best_loss:
-                    best, best_loss = current.clone(), loss
-            else:
-                losses = [(self._loss(state), place, state) for place, state in enumerate((start, best, current.clone()))]
-                self.learned = min((entry for entry in losses if math.isfinite(entry[0])), default=(0.0, 0, start))[2]
-                return
-            factor /= 2
-        raise NumericalError(
-            f"omniquant: the loss of block {self.context.name} is NaN or infinite in epoch {epoch + 1}, also after lowering the rates {_RETRIES} times; "
-            "lower omniquant.let_rate and omniquant.lwc_rate, or set omniquant.let to false"
-        )
+    def _train(self) -> Learned:
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in range(len(self.context.inputs)):
+                parts = (store[batch].split(self.options.batch_size) for store in (self.context.inputs, self.context.targets))
+                yield from zip(*parts, strict=True)
 
-    @torch.no_grad()
-    def _loss(self, learned: Learned) -> float:
-        """Mean loss over the batches with these scales and logits; infinite where it is not finite."""
-        state, losses = self._state(learned), []
-        for hidden, target in self._batches():
-            output = self._forward(state, hidden)
-            losses.append(float(nn.functional.mse_loss(output, target.to(output.device).float())))
-        return math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.inf
-
-    def _optimizer(self, learned: Learned, factor: float) -> torch.optim.Optimizer:
-        scales, logits = list(learned.scales.values()), [tensor for pair in learned.logits.values() for tensor in pair]
-        for tensor in (*scales, *logits):
-            tensor.requires_grad_(True)
-        groups = [{"params": scales, "lr": self.options.let_rate * factor}, {"params": logits, "lr": self.options.lwc_rate * factor}]
-        return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
-
-    def _epoch(self, learned: Learned, optimizer: torch.optim.Optimizer) -> float:
-        """One pass over the batches; mean loss, measured before each step."""
-        total, batches = 0.0, list(self._batches())
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for start in range(0, len(batches), self.options.accumulate):
-            step = batches[start : start + self.options.accumulate]
-            for hidden, target in step:
-                output = self._forward(self._state(learned), hidden)
-                loss = nn.functional.mse_loss(output, target.to(output.device).float())
-                total += float(loss.detach())
-                if not math.isfinite(total):
-                    return total
-                (loss / len(step)).backward()
-            nn.utils.clip_grad_norm_(parameters, _LONGEST_STEP * max(1.0, len(parameters) ** 0.5))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return total / len(batches)
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets, ``batch_size`` windows at a time."""
-        for batch in range(len(self.context.inputs)):
-            parts = (store[batch].split(self.options.batch_size) for store in (self.context.inputs, self.context.targets))
-            yield from zip(*parts, strict=True)
+        learning = Learning(self.context.name, self.options, batches, self._state, self._forward)
+        learned = learning.from_start(self.learned)
+        self.notes += learning.notes
+        return learned
 
     # coding
 
