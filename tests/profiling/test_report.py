@@ -51,6 +51,17 @@ def test_ternary_weights_are_additive_throughout(text_file: Path) -> None:
     assert report.energy_pj["stepped"] < report.energy_pj["dense"]
 
 
+def test_coded_probabilities_have_one_rate(text_file: Path) -> None:
+    """Their last dimension are keys, one more with every token that is decoded."""
+    report = reported("rtn-w4a4", text_file, "attention={key: {bits: 4}, value: {bits: 4}, probabilities: {bits: 8}}")
+    for counts in (report.prefill, report.decode):
+        firing = counts.firing["model.layers.0.self_attn.probabilities"]
+        assert firing.rates.shape == (1,)
+        assert float(firing.rates) == pytest.approx(firing.spikes["binary"] / (firing.slots * 255), rel=1e-5)
+    assert json.dumps(report.to_data())
+    assert "probabilities" in page.render(report)
+
+
 def test_data_has_the_keys_of_the_contract_and_sums_agree(t2: Report) -> None:
     data = json.loads(json.dumps(t2.to_data()))
     assert data.keys() >= CONTRACT

@@ -19,7 +19,8 @@ class Firing(NamedTuple):
         codes: how many codes.
         slots: steps of all of them, ``Σ T``.
         spikes: non-zero spikes by form (see the module's head).
-        rates: of every channel, binary spikes over the most it could fire, ``Σ|q| / (T·L·tokens)``, float32 ``(channels,)``, in stored order.
+        rates: of every channel, binary spikes over the most it could fire, ``Σ|q| / (T·L·tokens)``, float32 ``(channels,)``, in stored order; of attention's
+            probabilities, whose last dimension are keys, of all together, ``(1,)``.
     """
 
     codes: int

@@ -158,7 +158,10 @@ class OperationCounter:
         slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * (train.codes.numel() // steps.numel())
         entry.slots += int(slots.sum())
         entry.spikes.update({form: int(count.sum()) for form, count in fired.items()})
-        rates = fired["binary"] / (slots * train.neuron.levels).clamp(min=1)
+        binary, most = fired["binary"], slots * train.neuron.levels
+        if train.part == "probabilities":  # of keys, which become more as tokens come
+            binary, most = binary.sum(0, keepdim=True), most.sum(0, keepdim=True)
+        rates = binary / most.clamp(min=1)
         firing = Firing(train.codes.numel(), int(slots.sum()), {form: int(count.sum()) for form, count in fired.items()}, rates.float())
         self._counts.add(Counts(0, firing={name: firing}))
         return fired
