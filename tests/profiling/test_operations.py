@@ -96,7 +96,12 @@ def test_ternary_weights_are_the_spikes_where_inputs_are_not_coded(text_file: Pa
         assert set(found.by_bits) == {(16, 2)}
     assert counts.total("linear").additive_share == 1.0
     assert counts.total().additive_share < 1
-    partly = count_operations(converted("pbllm-90", text_file), [tokens()])["prefill"].total("linear")
+    model = converted("pbllm-90", text_file)
+    counts = count_operations(model, [tokens()])["prefill"]
+    for name, layer in spiking_linears(model).items():
+        assert counts.layers[name].average_steps == pytest.approx(layer.average_steps)
+    partly = counts.total("linear")
+    assert partly.average_steps == pytest.approx(spikellm.summarize(model).average_steps) == pytest.approx(1.7, abs=0.005)
     assert partly.additive_share == pytest.approx(0.9, abs=0.001)
     assert partly.by_bits[16, 8] / partly.executed == pytest.approx(0.1, abs=0.001)
     assert partly.by_bits[16, 1] + partly.by_bits[16, 8] == pytest.approx(partly.macs, abs=len(spiking_linears(model)))

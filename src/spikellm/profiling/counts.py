@@ -45,6 +45,7 @@ class Operations:
         additions: of these, what is an addition or subtraction.
         sops: synaptic operations by form; of what does not spike nothing.
         slots, spikes: steps of all neurons, and non-zero spikes by form.
+        extra_steps: steps that a layer counts beyond the multiply-accumulates executed (:attr:`PartlyBinaryLinear.average_steps`).
     """
 
     macs: int = 0
@@ -53,6 +54,7 @@ class Operations:
     sops: Counter[str] = field(default_factory=Counter)
     slots: int = 0
     spikes: Counter[str] = field(default_factory=Counter)
+    extra_steps: float = 0.0
 
     @property
     def executed(self) -> float:
@@ -71,8 +73,8 @@ class Operations:
 
     @property
     def average_steps(self) -> float:
-        """Executed over original multiply-accumulates."""
-        return self.executed / self.macs if self.macs else 1.0
+        """Steps of an original multiply-accumulate, as layers count them; each step that is executed is one."""
+        return (self.executed + self.extra_steps) / self.macs if self.macs else 1.0
 
     @property
     def spike_rate(self) -> float:
@@ -89,6 +91,7 @@ class Operations:
         self.macs += other.macs
         self.additions += other.additions
         self.slots += other.slots
+        self.extra_steps += other.extra_steps
         self.by_bits.update(other.by_bits)
         self.sops.update(other.sops)
         self.spikes.update(other.spikes)

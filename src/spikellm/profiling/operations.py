@@ -113,7 +113,8 @@ class OperationCounter:
             return
         macs = tokens * module.in_features * module.out_features
         executed = Counter({bits: round(macs * share) for bits, share in products_of(module).items()})
-        entry.add(Operations(macs, executed, module.additive_share * executed.total()))
+        extra = macs * module.average_steps - executed.total() if isinstance(module, PartlyBinaryLinear) else 0.0
+        entry.add(Operations(macs, executed, module.additive_share * executed.total(), extra_steps=extra))
         if module not in self._fan_out:
             self._fan_out[module] = fan_out(module)
         reach = self._fan_out[module]
