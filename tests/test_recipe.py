@@ -95,6 +95,20 @@ def test_what_would_have_no_effect_is_refused(preset: str, setting: str, message
         load_recipe(preset, [setting])
 
 
+def test_partly_binary_weights_take_no_spikes() -> None:
+    weights = "{code: partly-binary, bits: 8, salient_rate: 0.1}"
+    reason = r"code partly-binary takes inputs as they are .*; set activations\.bits to 16, not 4$"
+    with pytest.raises(RecipeError, match=reason) as caught:
+        load_recipe("rtn-w4a4", ["pipeline=gptq", f"weights={weights}"])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError, match=reason):
+        load_recipe("pbllm-90", ["overrides=[{match: '.*q', activations: {bits: 4}}]"])
+    with pytest.raises(RecipeError, match=reason):
+        load_recipe("rtn-w4a4", ["pipeline=gptq", f"overrides=[{{match: '.*q', weights: {weights}}}]"])
+    mixed = f"overrides=[{{match: '.*q', weights: {weights}, activations: {{bits: 16}}}}]"
+    assert load_recipe("rtn-w4a4", ["pipeline=gptq", mixed]).for_module("q") is not None
+
+
 def test_overrides_that_only_clash_together() -> None:
     recipe = load_recipe("rtn-w4a4", ["overrides=[{match: '.*', activations: {bits: 16}}, {match: '.*q', activations: {steps: 2}}]"])
     assert recipe.for_module("k") is not None

@@ -184,6 +184,14 @@ class LinearRecipe(Section):
     weights: WeightRecipe = WeightRecipe()
     activations: ActivationRecipe = ActivationRecipe()
 
+    @model_validator(mode="after")
+    def _weights_can_meet_spikes(self) -> LinearRecipe:
+        if self.weights.code == "partly-binary" and self.activations.spiking:
+            raise ValueError(
+                f"weights.code partly-binary takes inputs as they are (its two kinds of weights have scales of their own, and no integers to add up); set activations.bits to 16, not {self.activations.bits}"
+            )
+        return self
+
 
 _NOT_CODED = ActivationRecipe(bits=16)
 

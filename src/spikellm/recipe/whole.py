@@ -44,7 +44,11 @@ class Recipe(Section):
     overrides: tuple[Override, ...] = ()
 
     @model_validator(mode="after")
-    def _overrides_are_valid(self) -> Recipe:
+    def _sections_fit_together(self) -> Recipe:
+        try:
+            plain = LinearRecipe(weights=self.weights, activations=self.activations)
+        except ValidationError as error:
+            raise ValueError(_explain(error, LinearRecipe)) from None
         if self.pipeline != "omniquant" and self.omniquant != OmniQuantRecipe():
             raise ValueError(f"the section omniquant has no effect on pipeline {self.pipeline!r}; set pipeline to omniquant")
         ranked = self.activations.salient_rate > 0 or self.weights.salient_rate > 0 or bool(self.overrides)
@@ -59,7 +63,7 @@ class Recipe(Section):
                 f"gptq.search_range would have no effect on weights of code {self.weights.code!r}, whose scales are fitted anyway; leave it out"
             )
         for override in self.overrides:
-            self._apply(override, LinearRecipe(weights=self.weights, activations=self.activations))
+            self._apply(override, plain)
         return self
 
     @cached_property
