@@ -270,6 +270,8 @@ def test_attention_alone_and_skipped(tokenizer: Any, text_file: Path) -> None:
     ("section", "message"),
     [
         ("{query: {bits: 4, salient_rate: 0.1, salient_steps: 2}}", "query takes one step"),
+        ("{query: {bits: 4, steps: 2}}", "query takes one step, not 2"),
+        ("{probabilities: {bits: 4, steps: 3}}", "probabilities takes one step, not 3"),
         ("{key: {bits: 4}}", "key and value are coded together"),
         ("{key: {bits: 4, salient_rate: 0.1, salient_steps: 2}, value: {bits: 4}, key_axis: sequence}", "shared thresholds"),
         ("{keys: {bits: 4}}", "did you mean 'attention.key'"),

@@ -217,6 +217,8 @@ class AttentionRecipe(Section):
         for name in ("query", "probabilities"):
             if getattr(self, name).salient_rate > 0:
                 raise ValueError(f"{name} takes one step in every channel; salient channels are for key and value")
+            if (steps := getattr(self, name).steps) != 1:
+                raise ValueError(f"{name} takes one step, not {steps}: steps are for key and value; raise {name}.bits for finer spikes")
         for name in ("query", "key", "value", "probabilities"):
             part: ActivationRecipe = getattr(self, name)
             if part.spiking and not make_neuron(part.neuron, part.bits).unrolls:
