@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from conftest import BUNDLED
+from families import build
 from interruptions import bytes_of
 from spikellm.calibration import ranks
 from spikellm.errors import RequestError
@@ -22,7 +24,9 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 _QUICK = ("--set", "omniquant.accumulate=2", "--set", "omniquant.epochs=2")
 
 
-def launched(out: Path, text: Path, recipe: str, processes: int, *more: str, script: str = "") -> subprocess.CompletedProcess[str]:
+def launched(
+    out: Path, text: Path, recipe: str, processes: int, *more: str, script: str = "", model: Path = BUNDLED
+) -> subprocess.CompletedProcess[str]:
     """``spikellm convert`` on so many processes; ``script`` runs in each before it."""
     run = ["-m", "spikellm"]
     if script:
@@ -36,7 +40,7 @@ def launched(out: Path, text: Path, recipe: str, processes: int, *more: str, scr
     )
     arguments = [
         "convert",
-        str(BUNDLED),
+        str(model),
         str(out),
         "--recipe",
         recipe,
@@ -73,6 +77,25 @@ def test_two_processes_give_the_same_bytes(recipe: str, more: tuple[str, ...], t
     for block, other in zip(*told, strict=True):
         assert block["loss"] == pytest.approx(other["loss"], rel=1e-12)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_output_projection_is_fitted_once(tokenizer: Any, text_file: Path, tmp_path: Path) -> None:
+    """Every rank sees the whole text there, so nothing is summed."""
+    build("llama").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        more = ("--seqlen", "32", "--samples", "200", "--set", "lm_head=true")
+        done = launched(out, text_file, "gptq-w4a16", processes, *more, model=tmp_path / "model")
+        assert done.returncode == 0, done.stderr[-1500:]
+        found.append((out, json.loads((out / "config.json").read_text())["quantization_config"]["record"]["blocks"][-1]))
+    (one, record), (two, other) = found
+    assert record["name"] == other["name"] == "lm_head"
+    assert record["loss"] == pytest.approx(other["loss"], rel=1e-12)
+    assert bytes_of(one)["model.safetensors"] == bytes_of(two)["model.safetensors"]
 
 
 @pytest.mark.slow

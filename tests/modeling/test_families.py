@@ -11,7 +11,7 @@ import transformers
 
 import spikellm
 from families import FAMILIES, GATED, build
-from spikellm.errors import UnsupportedModelError
+from spikellm.errors import RequestError, UnsupportedModelError
 from spikellm.modeling.families import find_blocks, has_tied_head, longest_window
 from spikellm.modeling.forms import spiking_linears
 
@@ -90,6 +90,65 @@ def test_output_projection_on_request(tokenizer: Any, text_file: Path, tokens: t
     assert result.blocks[-1].name == "lm_head"
     spikellm.save(model, tokenizer, tmp_path / "out")
     assert torch.equal(spikellm.load(tmp_path / "out")[0](tokens).logits, model(tokens).logits)
+
+
+def converted_with_head(recipe: str, tokenizer: Any, text_file: Path) -> tuple[Any, spikellm.Conversion, list[torch.Tensor]]:
+    """Also the inputs of the output projection, as the converted blocks give them."""
+    model, inputs = build("llama"), []
+    model.lm_head.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0].reshape(-1, 40)))
+    result = spikellm.convert(model, tokenizer, recipe, str(text_file), samples=16, seqlen=32, settings=["lm_head=true"])
+    return model, result, inputs
+
+
+@pytest.mark.parametrize("recipe", ["gptq-w2a16", "ternary-1.4", "pbllm-90"])
+def test_output_projection_is_fitted_as_the_blocks_are(
+    recipe: str, tokenizer: Any, text_file: Path, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    model, result, _ = converted_with_head(recipe, tokenizer, text_file)
+    assert type(model.lm_head) is type(model.model.layers[0].mlp.up_proj)
+    assert (result.blocks[-1].name, result.blocks[-1].layers) == ("lm_head", ["lm_head"])
+    assert bool(result.blocks[-1].notes) == (recipe == "ternary-1.4"), "a budget over all layers is one over those of the blocks"
+    spikellm.save(model, tokenizer, tmp_path / "out")
+    assert torch.equal(spikellm.load(tmp_path / "out")[0](tokens).logits, model(tokens).logits)
+
+
+def test_error_feedback_reaches_the_output_projection(tokenizer: Any, text_file: Path) -> None:
+    dense = build("llama").lm_head.weight.detach()
+    model, _, inputs = converted_with_head("gptq-w2a16", tokenizer, text_file)
+    rounded, _, _ = converted_with_head("rtn-w2a16", tokenizer, text_file)
+    fitted, plain = (float((inputs[-1] @ (one.lm_head.dense_weight() - dense).T).square().mean()) for one in (model, rounded))
+    assert fitted < 0.9 * plain
+
+
+def test_output_projection_of_a_pipeline_that_learns_is_rounded_and_said(tokenizer: Any, text_file: Path) -> None:
+    seen: list[Any] = []
+    settings, given = ["lm_head=true", "omniquant.epochs=1"], {"samples": 2, "seqlen": 32, "on_block": seen.append}
+    result = spikellm.convert(build("llama"), tokenizer, "omniquant-w2a16", str(text_file), settings=settings, **given)
+    [note] = result.blocks[-1].notes
+    assert note == "lm_head is rounded to nearest: pipeline 'omniquant' learns on what a block gives, and there is none around it"
+    assert [(one.record.name, one.index, one.total) for one in seen] == [
+        ("model.layers.0", 0, 3),
+        ("model.layers.1", 1, 3),
+        ("lm_head", 2, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        ("rtn-w4a4", "weights: {code: ternary, bits: 2, symmetric: true}", "fits weights of code affine, and lm_head asks for 'ternary'; set pipeline to gptq"),
+        ("omniquant-w2a16", "weights: {code: partly-binary, salient_rate: 0.1}", "fits weights of code affine, and lm_head asks for 'partly-binary'"),
+        ("gptq-w4a16", "skip: true", "no output projection or an override skips it"),
+    ],
+)  # fmt: skip
+def test_what_the_output_projection_cannot_become_is_said_before_any_work(
+    recipe: str, override: str, message: str, tokenizer: Any, text_file: Path
+) -> None:
+    seen: list[Any] = []
+    settings, model = ["lm_head=true", f"overrides=[{{match: lm_head, {override}}}]"], build("llama")
+    with pytest.raises(RequestError, match=message):
+        spikellm.convert(model, tokenizer, recipe, str(text_file), samples=1, seqlen=16, settings=settings, on_block=seen.append)
+    assert not seen
 
 
 def test_tied_output_projection_is_refused(bundled: tuple[Any, Any], text_file: Path) -> None:

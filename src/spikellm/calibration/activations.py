@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,13 +21,13 @@ class ActivationStore:
     """Hidden states of one stream, one tensor a batch of windows, in RAM or in a file.
 
     Args:
-        batches: states to begin with.
+        batches: states to begin with; each is asked for once the one before it is kept.
         folder: where to keep them in a file, which is never seen under a name; RAM by default.
     """
 
-    def __init__(self, batches: list[Tensor], folder: Path | None = None) -> None:
+    def __init__(self, batches: Iterable[Tensor], folder: Path | None = None) -> None:
         self._folder = folder
-        self._batches = [batch.detach().cpu() for batch in batches] if folder is None else _in_a_file(batches, folder)
+        self._batches = [batch.detach().cpu() if folder is None else _in_a_file(batch.detach(), folder) for batch in batches]
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -63,23 +63,21 @@ def _allocate(handle: int, size: int) -> None:
         os.truncate(handle, size)
 
 
-def _in_a_file(batches: list[Tensor], folder: Path) -> list[Tensor]:
-    """Copies of tensors that live in a file; the file's name is gone at once, its space when the tensors are."""
-    found: list[Tensor] = []
+def _in_a_file(batch: Tensor, folder: Path) -> Tensor:
+    """Copy of a tensor that lives in a file; the file's name is gone at once, its space when the tensor is."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for batch in batches:
-            handle, name = tempfile.mkstemp(prefix="states-", dir=folder)
-            try:
-                _allocate(handle, max(1, batch.numel() * batch.element_size()))
-                found.append(torch.from_file(name, shared=True, size=batch.numel(), dtype=batch.dtype).view(batch.shape))
-            finally:
-                os.close(handle)
-                Path(name).unlink()
-            found[-1].copy_(batch.detach())
-            page_out(found[-1])
+        handle, name = tempfile.mkstemp(prefix="states-", dir=folder)
+        try:
+            _allocate(handle, max(1, batch.numel() * batch.element_size()))
+            found = torch.from_file(name, shared=True, size=batch.numel(), dtype=batch.dtype).view(batch.shape)
+        finally:
+            os.close(handle)
+            Path(name).unlink()
     except OSError as error:
         raise cannot_write(folder, error) from None
+    found.copy_(batch)
+    page_out(found)
     return found
 
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from spikellm.calibration import ranks
 from spikellm.calibration.activations import ActivationStore, SampledInputs, SharedStream
 from spikellm.calibration.attention import ATTENTION_TOKENS, AttentionSample, fit_attention
+from spikellm.calibration.head import convert_head, head_fitter
 from spikellm.calibration.memory import peak_memory
-from spikellm.calibration.plan import BlockPlan, output_head, plan_blocks
+from spikellm.calibration.plan import BlockPlan, plan_blocks, plan_head
 from spikellm.calibration.progress import Journal
 from spikellm.calibration.records import BlockRecord, OnBlock, Progress, record_of
 from spikellm.calibration.replay import BlockReplay, batch_windows
@@ -33,7 +34,7 @@ from spikellm.modeling.experts import every_expert_sees_every_token
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.residency import let_go, trim
 from spikellm.modeling.swap import replace_module
-from spikellm.pipelines import BlockContext, FittedBlock, Pipeline, pipelines
+from spikellm.pipelines import BlockContext, FittedBlock, Pipeline
 from spikellm.recipe import Recipe
 
 Store = Callable[[Needs], Path | None] | str | Path | None
@@ -61,7 +62,7 @@ def convert_blocks(
         recipe, pipeline: what to do and how.
         device: where blocks run; each goes there and back.
         journal: where finished blocks are kept, to resume from.
-        on_block: called after every block.
+        on_block: called after every block, and after the output projection.
         on_stage: called with a few words before each part of a look at the whole model, where the pipeline takes one first.
         store: folder to keep the two streams in, instead of RAM; or a function that is told what is needed and returns one.
         shared: where the full-precision stream is kept for the next conversion of the same model.
@@ -75,22 +76,19 @@ def convert_blocks(
     """
     blocks = find_blocks(model)
     plan = plan_blocks(model, blocks, recipe)
-    surveyed = _check(plan, recipe, pipeline)
-    size = batch_windows(windows.shape[1])
-    every, part = windows, ranks.own_windows(windows, size)
-    windows = part.windows
-    if ranks.count() > 1:
-        pipeline.check_share([len(batch) for batch in windows.split(size)], recipe)
-    folder = _folder(store, model, blocks.modules, plan, windows.numel(), pipeline)
-    replay = BlockReplay(model, blocks, windows, _gradient_sizes(windows, recipe))
+    head = plan_head(model, recipe)
+    surveyed = _check(plan, head, recipe, pipeline)
+    part = _own_part(windows, recipe, pipeline)
+    folder = _folder(store, model, blocks.modules, plan, part.windows.numel(), pipeline)
+    replay = BlockReplay(model, blocks, part.windows, _gradient_sizes(part.windows, recipe))
     if surveyed:
         pipeline.survey(survey(model, part, blocks, plan, replay, device, pipeline.surveys, on_stage), recipe)
     exact = ActivationStore(replay.first_inputs, folder)
     replay.first_inputs.clear()
     if shared:
-        shared.open(f"{fingerprint(windows)} {recipe.attention.spiking} {device}", len(blocks.modules), exact)
+        shared.open(f"{fingerprint(part.windows)} {recipe.attention.spiking} {device}", len(blocks.modules), exact)
     converted = exact.copy()
-    records = []
+    records, total, tell = [], len(plan) + (head is not None), on_block or (lambda _: None)
     for index, block in enumerate(blocks.modules):
         started, name = time.monotonic(), plan[index].name
         home = next(block.parameters()).device
@@ -125,22 +123,33 @@ def convert_blocks(
         let_go(block)
         trim()
         records.append(record)
-        if on_block:
-            on_block(Progress(index, len(plan), record, time.monotonic() - started, peak_memory(), known is not None))
-    if recipe.lm_head:
-        records.append(_convert_head(model, every, recipe, pipeline, exact, device))
+        tell(Progress(index, total, record, time.monotonic() - started, peak_memory(), known is not None))
+    if head:
+        started = time.monotonic()
+        del exact, converted  # what the projection is fed takes their place
+        records.append(convert_head(model, blocks.modules, head, windows, recipe, pipeline, folder, device))
+        tell(Progress(total - 1, total, records[-1], time.monotonic() - started, peak_memory(), resumed=False))
     return records
 
 
-def _check(plan: list[BlockPlan], recipe: Recipe, pipeline: Pipeline) -> bool:
+def _check(plan: list[BlockPlan], head: BlockPlan | None, recipe: Recipe, pipeline: Pipeline) -> bool:
     """Refuse what the pipeline cannot do; returns whether it looks at the whole model first."""
-    settings = {name: one for block in plan for name, one in block.linears.items()}
-    for name, one in settings.items():
-        if one.weights.code not in pipeline.codes:
-            raise RequestError(
-                f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(pipeline.codes)}, and {name} asks for {one.weights.code!r}; set pipeline to gptq"
-            )
-    return any(pipeline.surveys(one) for one in settings.values())
+    fits = [(block, pipeline.codes) for block in plan] + ([(head, head_fitter(pipeline).codes)] if head else [])
+    for block, codes in fits:
+        for name, one in block.linears.items():
+            if one.weights.code not in codes:
+                raise RequestError(
+                    f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(codes)}, and {name} asks for {one.weights.code!r}; set pipeline to gptq"
+                )
+    return any(pipeline.surveys(one) for block in plan for one in block.linears.values())
+
+
+def _own_part(windows: Tensor, recipe: Recipe, pipeline: Pipeline) -> ranks.OwnWindows:
+    size = batch_windows(windows.shape[1])
+    part = ranks.own_windows(windows, size)
+    if ranks.count() > 1:
+        pipeline.check_share([len(batch) for batch in part.windows.split(size)], recipe)
+    return part
 
 
 def _through(states: ActivationStore, forward: Callable[[Tensor], Tensor]) -> None:
@@ -223,42 +232,6 @@ def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> tuple[d
             {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}, strict=True
         )
     return modules, tensors  # what is left are dense parameters
-
-
-def _convert_head(
-    model: nn.Module, windows: Tensor, recipe: Recipe, pipeline: Pipeline, exact: ActivationStore, device: torch.device
-) -> BlockRecord:
-    """Convert the output projection, on what the converted blocks feed it."""
-    name = output_head(model)
-    settings = recipe.for_module(name) if name else None
-    if name is None or settings is None:
-        raise RequestError("lm_head is true, but the model has no output projection or an override skips it")
-    head = model.get_submodule(name)
-    samples = SampledInputs({name: head}, windows.numel(), recipe.calibration.saliency_tokens)
-    inputs: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
-    home = next(model.parameters()).device
-    with samples.watching():
-        for batch in windows.to(home).split(batch_windows(windows.shape[1])):
-            model(batch, use_cache=False)
-    handle.remove()
-    context = BlockContext(
-        name,
-        head,
-        None,
-        {name: head},
-        {name: settings},
-        samples,
-        exact,
-        exact,
-        lambda module, hidden: module(hidden),
-        recipe,
-        device,
-    )
-    layers = pipelines["rtn"]().fit_block(context).layers  # no block around it to learn anything on
-    record = record_of(name, layers, ((layers[name](hidden), head(hidden)) for hidden in inputs))
-    replace_module(model, name, layers[name])
-    return record
 
 
 def _require_finite(store: ActivationStore, message: str) -> None:

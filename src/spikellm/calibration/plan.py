@@ -68,6 +68,21 @@ def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
     return plan
 
 
+def plan_head(model: nn.Module, recipe: Recipe) -> BlockPlan | None:
+    """What the output projection becomes, as a block of one layer; None if it stays.
+
+    Raises:
+        RequestError: the recipe asks for it, and there is none or an override skips it.
+    """
+    if not recipe.lm_head:
+        return None
+    name = output_head(model)
+    settings = recipe.for_module(name) if name else None
+    if name is None or settings is None:
+        raise RequestError("lm_head is true, but the model has no output projection or an override skips it")
+    return BlockPlan(name, {name: settings}, {}, None)
+
+
 def output_head(model: nn.Module) -> str | None:
     """Full name of the output projection."""
     head = model.get_output_embeddings()  # type: ignore[operator]

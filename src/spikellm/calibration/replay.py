@@ -56,11 +56,11 @@ class BlockReplay:
             self._calls[size], output = _watch(model, blocks, self.batches[0][:size])
             if size == self.batches[0].shape[0]:
                 expected = output
-        self.first_inputs = [_first_input(model, blocks, batch) for batch in self.batches]
+        self.first_inputs = [input_of(model, blocks.modules[0], batch) for batch in self.batches]
         self._verify(type(model).__name__, blocks, self.first_inputs[0], expected)
         other = self.batches[0].flip(1)  # other tokens, the same recorded call: what depends on the tokens would show
         _, output = _watch(model, blocks, other)
-        self._verify(type(model).__name__, blocks, _first_input(model, blocks, other), output)
+        self._verify(type(model).__name__, blocks, input_of(model, blocks.modules[0], other), output)
 
     def forward(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
         """Output hidden states of block ``index`` (or a stand-in for it) on some windows, as many as a batch or one of ``sizes`` has."""
@@ -110,14 +110,15 @@ def _watch(model: nn.Module, blocks: Blocks, batch: Tensor) -> tuple[list[Call],
 
 
 @torch.no_grad()
-def _first_input(model: nn.Module, blocks: Blocks, batch: Tensor) -> Tensor:
+def input_of(model: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
+    """What a module of a model is fed when the model runs on a batch of windows; what comes behind it is not run."""
     seen: list[Tensor] = []
 
     def stop(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         seen.append(arguments[0] if arguments else keywords["hidden_states"])
         raise _Stop
 
-    handle = blocks.modules[0].register_forward_pre_hook(stop, with_kwargs=True)
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         model(batch, use_cache=False)
     except _Stop:

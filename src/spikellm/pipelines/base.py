@@ -108,10 +108,12 @@ class Pipeline(ABC):
     Attributes:
         needs_hessian: whether ``XᵀX`` of the observed inputs is to be summed up.
         codes: kinds of weight codes (``weights.code``) that it can fit.
+        fits_alone: whether it can fit a layer without a block around it: the output projection, which is rounded to nearest otherwise.
     """
 
     needs_hessian: ClassVar[bool] = False
     codes: ClassVar[tuple[str, ...]] = ("affine",)
+    fits_alone: ClassVar[bool] = False
 
     @abstractmethod
     def observes(self, settings: LinearRecipe) -> bool:

@@ -79,6 +79,7 @@ class Gptq(Pipeline):
 
     needs_hessian = True
     codes = ("affine", "ternary", "partly-binary")
+    fits_alone = True
 
     def __init__(self) -> None:
         self._steps: dict[str, Tensor] = {}  # of the columns of layers whose budget is spent over the model
@@ -102,6 +103,10 @@ class Gptq(Pipeline):
             layers[name], damping = _exchanged(context.layers[name], context.settings[name], owner, fitted.get(name))
             if damping > context.recipe.gptq.damping:
                 notes.append(f"the Hessian of {name} is not positive definite; damping was raised to {damping:.2g} of its mean diagonal")
+            if over_model(context.settings[name]) and name not in self._steps:
+                notes.append(
+                    f"{name} spends its budget of steps by itself: weights.budget_over: model spends over the layers of the blocks"
+                )
         return FittedBlock({name: layers[name] for name in groups}, notes=notes)
 
     def _fit(self, context: BlockContext, name: str, groups: Groups) -> tuple[SpikingLinear, float]:

@@ -16,6 +16,8 @@ from spikellm.recipe import LinearRecipe
 class RoundToNearest(Pipeline):
     """Needs inputs only where channels are to be ranked."""
 
+    fits_alone = True
+
     def observes(self, settings: LinearRecipe) -> bool:
         return settings.activations.salient_rate + settings.weights.salient_rate > 0
 

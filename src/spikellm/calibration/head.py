@@ -1,0 +1,59 @@
+"""The output projection, converted after all blocks on what they feed it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.calibration.activations import ActivationStore, SampledInputs
+from spikellm.calibration.plan import BlockPlan
+from spikellm.calibration.records import BlockRecord, record_of
+from spikellm.calibration.replay import batch_windows, input_of
+from spikellm.modeling.residency import one_at_a_time
+from spikellm.modeling.swap import replace_module
+from spikellm.pipelines import BlockContext, Pipeline, pipelines
+from spikellm.recipe import Recipe
+
+
+def head_fitter(pipeline: Pipeline) -> Pipeline:
+    """What fits the output projection: the pipeline itself, or rounding to nearest where it needs a block around a layer."""
+    return pipeline if pipeline.fits_alone else pipelines["rtn"]()
+
+
+@torch.no_grad()
+def convert_head(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    plan: BlockPlan,
+    windows: Tensor,
+    recipe: Recipe,
+    pipeline: Pipeline,
+    folder: Path | None,
+    device: torch.device,
+) -> BlockRecord:
+    """Convert the output projection, where it is. Each of several ranks runs the whole text, so that samples and Hessian are whole as they are.
+
+    Args:
+        blocks, plan: the converted blocks, and what the projection becomes.
+        windows: all calibration tokens, ``(windows, seqlen)``.
+        folder: where to keep the projection's inputs; RAM by default.
+    """
+    [(name, _)] = plan.linears.items()
+    head, home, fitter = model.get_submodule(name), next(model.parameters()).device, head_fitter(pipeline)
+    samples = SampledInputs({name: head}, windows.numel(), recipe.calibration.saliency_tokens, hessian=fitter.needs_hessian)
+    batches = windows.to(home).split(batch_windows(windows.shape[1]))
+    with samples.watching(), one_at_a_time(blocks):
+        inputs = ActivationStore((input_of(model, head, batch) for batch in batches), folder)
+    context = BlockContext(
+        name, head, None, {name: head}, plan.linears, samples, inputs, inputs, lambda module, hidden: module(hidden), recipe, device
+    )
+    fitted = fitter.fit_block(context)
+    if fitter is not pipeline:
+        note = f"{name} is rounded to nearest: pipeline {recipe.pipeline!r} learns on what a block gives, and there is none around it"
+        fitted = fitted._replace(notes=[note, *fitted.notes])
+    layer, states = fitted.layers[name], (inputs[i].to(home) for i in range(len(inputs)))
+    record = record_of(name, fitted.layers, ((layer(hidden), head(hidden)) for hidden in states), fitted)
+    replace_module(model, name, layer)
+    return record
