@@ -37,7 +37,7 @@ def test_replayed_blocks_are_the_model(family: str) -> None:
             handle.remove()
         replay = BlockReplay(model, blocks, windows)
         assert [batch.shape[0] for batch in replay.batches] == [64, 6]
-        for batch, first in enumerate(replay.first_inputs):
+        for batch, first in enumerate(replay.first_inputs()):
             hidden = first
             for index, block in enumerate(blocks.modules):
                 hidden = replay.forward(index, block, hidden)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,16 @@ from hypothesis import strategies as st
 
 import spikellm
 from conftest import BUNDLED
+from families import FAMILIES, build
 from interruptions import bytes_of
 from spikellm import workflow
-from spikellm.calibration.activations import ActivationStore
-from spikellm.calibration.resources import Needs
+from spikellm.calibration import replay
+from spikellm.calibration.activations import ActivationStore, SampledInputs
+from spikellm.calibration.plan import plan_blocks
+from spikellm.calibration.resources import Needs, find_units
 from spikellm.errors import RequestError
+from spikellm.modeling.families import find_blocks
+from spikellm.presets import load_recipe
 from spikellm.resources import choose_store
 
 GIB = 1 << 30
@@ -95,3 +102,74 @@ def test_estimates_are_of_the_right_size(text_file: Path) -> None:
     assert told[0].block >= 4 * block
     assert told[0].streams == 2 * 2 * 32 * model.config.hidden_size * 2
     assert 0.9 * 5 * block / 2 <= told[0].journal <= 1.1 * 5 * block / 2
+
+
+def needs_of(model: Any, tokenizer: Any, recipe: str, text_file: Path, *settings: str) -> Needs:
+    """What a conversion says it needs, before it does anything."""
+
+    class Asked(Exception):  # noqa: N818
+        pass
+
+    def store(needs: Needs) -> None:
+        raise Asked(needs)
+
+    with pytest.raises(Asked) as asked:
+        spikellm.convert(model, tokenizer, recipe, str(text_file), samples=4, seqlen=32, settings=settings, store=store)
+    found: Needs = asked.value.args[0]
+    return found
+
+
+def test_samples_and_the_output_projection_are_counted(tokenizer: Any, text_file: Path) -> None:
+    model = build("llama")
+    few, many = (needs_of(model, tokenizer, "w4a4-t2", text_file, f"calibration.saliency_tokens={count}").block for count in (16, 128))
+    assert many - few == 4 * (128 - 16) * (3 * 40 + 52), "q, k and v read one tensor, gate and up another"
+    few, many = (needs_of(model, tokenizer, "rtn-w4a4", text_file, f"calibration.saliency_tokens={count}").block for count in (16, 128))
+    assert many == few, "nothing is ranked"
+    one, two = (needs_of(model, tokenizer, "gptq-w4a16", text_file, f"lm_head={value}") for value in ("false", "true"))
+    head = model.lm_head.weight.numel()
+    assert two.block >= 4 * head > one.block
+    assert one.result - two.result == 4 * head - head // 2
+    assert two.streams == one.streams
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_read_one_tensor_are_found_on_two_tokens(family: str) -> None:
+    """As they are on a whole text."""
+    model, windows = build(family), torch.randint(2, 2000, (2, 16), generator=torch.Generator().manual_seed(0))
+    blocks = find_blocks(model)
+    plan = plan_blocks(model, blocks, load_recipe("gptq-w4a16"))
+    units = find_units(model, blocks.modules, plan, None, lambda settings: True)
+    for unit in units:
+        samples = SampledInputs({name: model.get_submodule(name) for name in unit.plan.linears}, 32, 32)
+        with torch.no_grad(), samples.watching():
+            model(windows, use_cache=False)
+        distinct = {id(samples[name]): samples[name].shape[1] for name in unit.plan.linears}
+        assert sorted(unit.inputs) == sorted(distinct.values())
+
+
+def test_with_a_folder_no_stream_is_ever_in_memory(
+    tokenizer: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the first block and the output projection are fed one batch lives at a time; survey, both streams and the projection keep theirs in files."""
+    fed: list[weakref.ref[torch.Tensor]] = []
+    folders: list[Path | None] = []
+    original, begin = replay.input_of, ActivationStore.__init__
+
+    def input_of(*arguments: Any) -> torch.Tensor:
+        assert sum(one() is not None for one in fed) <= 1, "the one before"
+        found = original(*arguments)
+        fed.append(weakref.ref(found))
+        return found
+
+    def noted(self: ActivationStore, batches: Any, folder: Path | None = None) -> None:
+        folders.append(folder)
+        begin(self, batches, folder)
+
+    monkeypatch.setattr("spikellm.calibration.replay.input_of", input_of)
+    monkeypatch.setattr("spikellm.calibration.head.input_of", input_of)
+    monkeypatch.setattr(ActivationStore, "__init__", noted)
+    given = {"samples": 140, "seqlen": 64, "settings": ["lm_head=true"], "store": tmp_path}
+    spikellm.convert(build("llama"), tokenizer, "ternary-1.4", str(text_file), **given)
+    assert len(fed) == 2 + 3 * 5, "two to check, and five batches for the survey, the streams and the projection"
+    assert folders == [tmp_path] * 4
+    assert list(tmp_path.iterdir()) == []

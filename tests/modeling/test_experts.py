@@ -9,13 +9,17 @@ import transformers as t
 
 import spikellm
 from families import GATED, randomized
+from spikellm.calibration.plan import plan_blocks
 from spikellm.calibration.ranks import own_windows
+from spikellm.calibration.resources import find_units
 from spikellm.calibration.sensitivity import output_sensitivity
 from spikellm.errors import NumericalError, UnsupportedModelError
 from spikellm.modeling.experts import every_expert_sees_every_token, fuse_again, unfuse_experts
 from spikellm.modeling.families import find_blocks, linear_layers
 from spikellm.modeling.forms import set_form
 from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.prepare import prepared
+from spikellm.presets import load_recipe
 
 MIXTURES: dict[str, Any] = {
     "mixtral": lambda: t.MixtralConfig(**GATED, num_local_experts=4),
@@ -50,6 +54,22 @@ def test_taken_apart_it_computes_the_same(family: str, tokens: torch.Tensor) -> 
         fuse_again(model, taken, implementation)
         assert torch.equal(model(tokens).logits, expected)
     assert {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} == {n: tuple(p.shape) for n, p in before.items()}
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_experts_that_read_one_tensor_are_estimated_with_one_sample(family: str) -> None:
+    """Also where the first block has no experts."""
+    model = mixture(family)
+    with prepared(model, attention=False):
+        blocks = find_blocks(model)
+        plan = plan_blocks(model, blocks, load_recipe("w4a4-t2"))
+        last = find_units(model, blocks.modules, plan, None, lambda settings: True)[-1]
+        experts = [name for name in last.plan.linears if ".experts." in name]
+        assert len(experts) > 2
+        assert last.inputs.count(20) == len([name for name in experts if ".down." in name]) + (family == "deepseek_v3")
+        assert last.inputs.count(40) == {"qwen3_moe": 2, "deepseek_v3": 3}[family], (
+            "attention, experts, and a view that shared experts read"
+        )
 
 
 @pytest.mark.parametrize("family", MIXTURES)

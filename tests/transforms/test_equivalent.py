@@ -35,7 +35,7 @@ def pairs_of(model: Any) -> tuple[list[Pair], list[str], torch.nn.Module, Any]:
         block = find_blocks(model).modules[0]
 
         def run(module: torch.nn.Module, state: State) -> torch.Tensor:
-            return replay.forward(0, Runner(module, state), replay.first_inputs[0])
+            return replay.forward(0, Runner(module, state), next(replay.first_inputs()))
 
         kept, dropped = find_pairs(block, shape, ALL, run, seed=1)
     return kept, dropped, block, run

@@ -107,6 +107,11 @@ class SharedStream:
             self._behind[index] = states.to_ram()
 
 
+def stride_of(seen: int, wanted: int) -> int:
+    """Every how many of the tokens seen one is kept, so that at most ``wanted`` are."""
+    return max(1, -(-seen // wanted))
+
+
 class TokenSample:
     """Evenly spread sample of the input tokens of a linear layer, float32.
 
@@ -117,7 +122,7 @@ class TokenSample:
     """
 
     def __init__(self, seen: int, wanted: int, before: int = 0) -> None:
-        self._stride = max(1, -(-seen // wanted))
+        self._stride = stride_of(seen, wanted)
         self._position = before
         self._parts: list[Tensor] = []
         self.hessian: Tensor | None = None

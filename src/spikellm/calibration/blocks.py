@@ -7,7 +7,7 @@ stream brings them, fit, swap the layers, run the converted block on the convert
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.calibration import ranks
-from spikellm.calibration.activations import ActivationStore, SampledInputs, SharedStream
+from spikellm.calibration.activations import ActivationStore, SampledInputs, SharedStream, stride_of
 from spikellm.calibration.attention import ATTENTION_TOKENS, AttentionSample, fit_attention
 from spikellm.calibration.head import convert_head, head_fitter
 from spikellm.calibration.memory import peak_memory
@@ -25,7 +25,7 @@ from spikellm.calibration.plan import BlockPlan, plan_blocks, plan_head
 from spikellm.calibration.progress import Journal
 from spikellm.calibration.records import BlockRecord, OnBlock, Progress, record_of
 from spikellm.calibration.replay import BlockReplay, batch_windows
-from spikellm.calibration.resources import Needs, estimate
+from spikellm.calibration.resources import Needs, estimate, find_units
 from spikellm.calibration.survey import survey
 from spikellm.calibration.text import fingerprint
 from spikellm.errors import NumericalError, RequestError
@@ -79,12 +79,11 @@ def convert_blocks(
     head = plan_head(model, recipe)
     surveyed = _check(plan, head, recipe, pipeline)
     part = _own_part(windows, recipe, pipeline)
-    folder = _folder(store, model, blocks.modules, plan, part.windows.numel(), pipeline)
+    folder = _folder(store, model, blocks.modules, plan, head, part, recipe, pipeline)
     replay = BlockReplay(model, blocks, part.windows, _gradient_sizes(part.windows, recipe))
     if surveyed:
-        pipeline.survey(survey(model, part, blocks, plan, replay, device, pipeline.surveys, on_stage), recipe)
-    exact = ActivationStore(replay.first_inputs, folder)
-    replay.first_inputs.clear()
+        pipeline.survey(survey(model, part, blocks, plan, replay, device, pipeline.surveys, on_stage, folder), recipe)
+    exact = ActivationStore(replay.first_inputs(), folder)
     if shared:
         shared.open(f"{fingerprint(part.windows)} {recipe.attention.spiking} {device}", len(blocks.modules), exact)
     converted = exact.copy()
@@ -177,11 +176,17 @@ def _put_in(model: nn.Module, block: nn.Module, modules: Mapping[str, nn.Module]
         model.get_parameter(parameter).data.copy_(value)
 
 
-def _folder(store: Store, model: Any, blocks: nn.ModuleList, plan: Sequence[BlockPlan], tokens: int, pipeline: Pipeline) -> Path | None:
+def _folder(
+    store: Store, model: Any, blocks: nn.ModuleList, plan: list[BlockPlan], head: BlockPlan | None, part: ranks.OwnWindows,
+    recipe: Recipe, pipeline: Pipeline,
+) -> Path | None:  # fmt: skip
     if not callable(store):
         return None if store is None else Path(store)
-    width, element = model.get_input_embeddings().weight.shape[1], torch.empty(0, dtype=model.dtype).element_size()
-    return store(estimate(model, blocks, plan, tokens, width, element, hessian=pipeline.needs_hessian))
+    units = find_units(model, blocks, plan, head, pipeline.observes)
+    state = model.get_input_embeddings().weight.shape[1] * torch.empty(0, dtype=model.dtype).element_size()
+    streams = max(2 * part.windows.numel(), part.whole if head else 0) * state  # that of the projection takes the place of both
+    sampled = -(-part.whole // stride_of(part.whole, recipe.calibration.saliency_tokens))
+    return store(estimate(model, units, streams, sampled, hessian=pipeline.needs_hessian))
 
 
 def _gradient_sizes(windows: Tensor, recipe: Recipe) -> set[int]:

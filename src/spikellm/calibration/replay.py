@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +34,7 @@ def batch_windows(seqlen: int) -> int:
 
 
 class BlockReplay:
-    """Inputs of the first block for all batches, and how every block is called.
+    """Inputs of the first block, batch by batch, and how every block is called.
 
     Args:
         model: the full-precision model, in evaluation mode.
@@ -50,17 +50,21 @@ class BlockReplay:
     @torch.no_grad()
     def __init__(self, model: nn.Module, blocks: Blocks, windows: Tensor, sizes: Iterable[int] = ()) -> None:
         home = next(model.parameters()).device
+        self._model, self._first = model, blocks.modules[0]
         self.batches = windows.to(home).split(batch_windows(windows.shape[1]))
         self._calls: dict[int, list[Call]] = {}
         for size in {batch.shape[0] for batch in self.batches} | {size for size in sizes if 0 < size <= self.batches[0].shape[0]}:
             self._calls[size], output = _watch(model, blocks, self.batches[0][:size])
             if size == self.batches[0].shape[0]:
                 expected = output
-        self.first_inputs = [input_of(model, blocks.modules[0], batch) for batch in self.batches]
-        self._verify(type(model).__name__, blocks, self.first_inputs[0], expected)
+        self._verify(type(model).__name__, blocks, next(self.first_inputs()), expected)
         other = self.batches[0].flip(1)  # other tokens, the same recorded call: what depends on the tokens would show
         _, output = _watch(model, blocks, other)
-        self._verify(type(model).__name__, blocks, input_of(model, blocks.modules[0], other), output)
+        self._verify(type(model).__name__, blocks, input_of(model, self._first, other), output)
+
+    def first_inputs(self) -> Iterator[Tensor]:
+        """What the first block is fed, each batch computed when it is asked for."""
+        return (input_of(self._model, self._first, batch) for batch in self.batches)
 
     def forward(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
         """Output hidden states of block ``index`` (or a stand-in for it) on some windows, as many as a batch or one of ``sizes`` has."""

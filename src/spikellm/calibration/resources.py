@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
+from spikellm.calibration.activations import SampledInputs
 from spikellm.calibration.plan import BlockPlan
+from spikellm.calibration.replay import input_of
+from spikellm.modeling.experts import every_expert_sees_every_token
+from spikellm.modeling.families import weight_and_bias
+from spikellm.modeling.residency import one_at_a_time
+from spikellm.recipe import LinearRecipe
 
 
 class Needs(NamedTuple):
@@ -15,7 +22,7 @@ class Needs(NamedTuple):
 
     Attributes:
         streams: hidden states of the calibration text, both streams.
-        block: the largest block while it is converted: its weights in float32, Hessians, working copies of its largest layer.
+        block: the largest block while it is converted: its weights in float32, token samples and Hessians of its inputs, working copies of its largest layer.
         journal: converted blocks on disk.
         result: the converted model on disk.
     """
@@ -26,24 +33,63 @@ class Needs(NamedTuple):
     result: int
 
 
-def estimate(
-    model: Any, blocks: nn.ModuleList, plan: Sequence[BlockPlan], tokens: int, width: int, element: int, *, hessian: bool
-) -> Needs:
+class Unit(NamedTuple):
+    """What is converted at a time: a block or the output projection, and channels of every tensor that its observed layers read."""
+
+    module: nn.Module
+    plan: BlockPlan
+    inputs: list[int]
+
+
+@torch.no_grad()
+def find_units(
+    model: Any, blocks: nn.ModuleList, plan: Sequence[BlockPlan], head: BlockPlan | None, observes: Callable[[LinearRecipe], bool]
+) -> list[Unit]:
+    """All units of a model. Which layers read the same tensor is seen on two tokens, which run as far as blocks bring layers of new names."""
+    layers = [{name.removeprefix(own.name): name for name, one in own.linears.items() if observes(one)} for own in plan]
+    new = [index for index, own in enumerate(layers) if own.keys() - {short for before in layers[:index] for short in before}]
+    run = layers[: new[-1] + 1] if new else []
+    samples = SampledInputs({name: model.get_submodule(name) for own in run for name in own.values()}, 2, 2)
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    with samples.watching(), every_expert_sees_every_token(), one_at_a_time(blocks):
+        if len(run) < len(blocks):
+            input_of(model, blocks[len(run)], tokens)
+        else:
+            model(tokens, use_cache=False)
+    first: dict[str, str] = {}  # of the layers that read the same tensor, by name within the block
+    for own in run:
+        for short, name in own.items():
+            same = samples.readers(name) if samples.get(name) is not None else {name}
+            first.setdefault(short, next(other for other, full in own.items() if full in same))
+    units = []
+    for block, own, settings in zip(blocks, layers, plan, strict=True):
+        widths = {first[short]: weight_and_bias(model.get_submodule(name))[0].shape[1] for short, name in own.items()}
+        units.append(Unit(block, settings, list(widths.values())))
+    if head:
+        projection = model.get_submodule(head.name)
+        units.append(Unit(projection, head, [weight_and_bias(projection)[0].shape[1]]))
+    return units
+
+
+def estimate(model: Any, units: Sequence[Unit], streams: int, sampled: int, *, hessian: bool) -> Needs:
     """Needs of a conversion.
 
     Args:
-        tokens: of the calibration text; ``width`` and ``element``: channels of a hidden state, bytes of each.
+        units: everything that is converted.
+        streams: bytes of the hidden states that are kept at a time.
+        sampled: tokens of a sample.
         hessian: whether the pipeline keeps Hessians.
     """
-    largest, journal = 0, 0
-    for block, own in zip(blocks, plan, strict=True):
-        weights = [(model.get_submodule(name).weight, settings.weights.bits) for name, settings in own.linears.items()]
-        whole = sum(parameter.numel() for parameter in block.parameters())
-        matrices = (
-            sum(8 * side * side for side in {max(weight.shape) for weight, _ in weights}) * 3 if hessian else 0
-        )  # sum, damped copy, its factor
-        largest = max(largest, 4 * whole + matrices + 6 * 4 * max((weight.numel() for weight, _ in weights), default=0))
-        journal += sum(weight.numel() * bits // 8 for weight, bits in weights)
+    largest, coded = 0, 0
+    for module, plan, inputs in units:
+        weights = [(model.get_submodule(name).weight, settings.weights.bits) for name, settings in plan.linears.items()]
+        whole = sum(parameter.numel() for parameter in module.parameters())
+        samples = 4 * sampled * sum(inputs)
+        widest = max(inputs, default=0)
+        matrices = 8 * (sum(side * side for side in inputs) + 2 * widest * widest) if hessian else 0  # sums, a damped copy, its factor
+        copies = 6 * 4 * max((weight.numel() for weight, _ in weights), default=0)
+        largest = max(largest, 4 * whole + samples + matrices + copies)
+        coded += sum(weight.numel() * bits // 8 for weight, bits in weights)
     rest = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    held = sum(parameter.numel() * parameter.element_size() for block in blocks for parameter in block.parameters())
-    return Needs(2 * tokens * width * element, largest, journal, journal + rest - held)
+    held = sum(parameter.numel() * parameter.element_size() for unit in units for parameter in unit.module.parameters())
+    return Needs(streams, largest, coded, coded + rest - held)

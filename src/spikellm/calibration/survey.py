@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ def survey(
     device: torch.device,
     wanted: Callable[[LinearRecipe], bool],
     on_stage: Callable[[str], object] = lambda _: None,
+    folder: Path | None = None,
 ) -> Iterator[SurveyedLayer]:
     """The wanted layers, block after block; Hessians live for one block.
 
@@ -54,6 +56,7 @@ def survey(
         replay: runs the blocks on those windows.
         device: where blocks run; the backward pass runs where the model is.
         on_stage: called with a few words before the backward pass and before every block.
+        folder: where hidden states are kept; RAM by default.
 
     Raises:
         NumericalError, RequestError: see :func:`spikellm.calibration.sensitivity.output_sensitivity`.
@@ -61,7 +64,7 @@ def survey(
     names = [name for block in plan for name, settings in block.linears.items() if wanted(settings)]
     on_stage("weighing layers against each other: a backward pass of the whole model, then a look at each block")
     sensitivity = output_sensitivity(model, part, names)
-    states = ActivationStore(replay.first_inputs)
+    states = ActivationStore(replay.first_inputs(), folder)
     for index, (block, module) in enumerate(zip(plan, blocks.modules, strict=True)):
         on_stage(f"looking at block {index + 1}/{len(plan)}")
         layers = {name: model.get_submodule(name) for name in block.linears if name in sensitivity}
