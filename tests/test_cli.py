@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import spikellm
 from conftest import BUNDLED
+from interruptions import bytes_of
 from spikellm.__main__ import main
 
 
@@ -109,11 +110,37 @@ def test_force_and_refusal_of_a_full_folder(capsys: pytest.CaptureFixture[str], 
     status, stdout, stderr = run(capsys, *arguments)
     assert (status, stdout) == (2, "")
     assert "not empty" in stderr
+    assert "--force" not in stderr, "which would not help"
+    status, stdout, stderr = run(capsys, *arguments, "--force")
+    assert (status, stdout) == (2, "")
+    assert "holds no config.json" in stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    (tmp_path / "out" / "config.json").write_text("{}", encoding="utf-8")
+    status, stdout, stderr = run(capsys, *arguments)
+    assert (status, stdout) == (2, "")
     assert "--force" in stderr
     status, stdout, _ = run(capsys, *arguments, "--force", "--json", "-")
     assert status == 0
     assert json.loads(stdout)["layers"] == 35
     assert not (tmp_path / "out" / "old").exists()
+
+
+@pytest.mark.parametrize("held", ["model", "text", "texts", "recipe"])
+def test_nothing_that_is_read_is_overwritten(held: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(BUNDLED, out if held != "model" else out / "model")
+    shutil.copy(text_file, out / "text.txt")
+    (out / "mine.yaml").write_text("weights: {bits: 8}", encoding="utf-8")
+    (out / "config.json").touch()
+    model = out / "model" if held == "model" else BUNDLED
+    text = {"text": out / "text.txt", "texts": out}.get(held, text_file)
+    recipe = out / "mine.yaml" if held == "recipe" else "w8a8"
+    before = bytes_of(out)
+    arguments = ("--recipe", recipe, "--calibration", text, "--samples", 1, "--seqlen", 16, "--force")
+    status, stdout, stderr = run(capsys, "convert", model, out, *arguments)
+    assert (status, stdout) == (2, "")
+    assert "which is to be read" in stderr
+    assert bytes_of(out) == before
 
 
 def test_interrupted_conversion_and_resume(

@@ -25,7 +25,8 @@ def run(out: Path | None = None, *, overwrite: bool = False) -> dict[str, Any]:
         What :func:`spikellm.comparison.compare` gives on held-out docstrings, with a ``"sample"`` in every row.
     """
     if out is not None:
-        require_free(out, overwrite=overwrite)
+        for name in RECIPES:
+            require_free(out / name, overwrite=overwrite)
 
     def visit(recipe: str, model: Any, tokenizer: Any) -> dict[str, Any]:
         if out is not None and recipe != comparison.ORIGINAL:

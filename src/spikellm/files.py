@@ -11,6 +11,9 @@ from pathlib import Path
 
 from spikellm.errors import RequestError, SpikeLLMError
 
+MODEL = "config.json"
+"""The file that tells a folder with a model from others."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it, and rename it to ``path``.
@@ -31,15 +34,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextmanager
-def folder_when_done(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def folder_when_done(target: Path, *, overwrite: bool = False, mark: str = MODEL) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` when the block ends well and vanishes when it does not.
 
     Raises:
-        RequestError: ``target`` exists, is not empty, and may not be overwritten.
+        RequestError: ``target`` exists, is not empty, and may not be overwritten (see :func:`require_free`).
         SpikeLLMError: the file system refused.
     """
     target = target.resolve()
-    require_free(target, overwrite=overwrite)
+    require_free(target, overwrite=overwrite, mark=mark)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
@@ -58,17 +61,30 @@ def folder_when_done(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def require_free(target: Path, *, overwrite: bool = False) -> None:
-    """Refuse a target that holds something, or is no folder, unless it may be overwritten."""
+def require_free(target: Path, *, overwrite: bool = False, mark: str = MODEL) -> None:
+    """Refuse a target that is no folder, or that holds something, unless it is to be overwritten and holds the file ``mark``, as what is written will."""
     for part in (target, *target.parents):
         if part.exists() or part.is_symlink():
             if not part.is_dir():
                 raise RequestError(f"{part} is a file, expected a folder to write {'to' if part == target else 'in'}; choose another name")
             break
-    if not overwrite and target.is_dir() and any(target.iterdir()):
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / mark).is_file():
+        raise RequestError(
+            f"folder {target} is not empty and holds no {mark}, so it is nothing that may be overwritten; choose another one, or empty it"
+        )
+    if not overwrite:
         raise RequestError(
             f"folder {target} exists and is not empty; choose another one, or overwrite it (--force on the command line, overwrite=True in Python)"
         )
+
+
+def require_outside(target: Path, *sources: str | Path) -> None:
+    """Refuse a target that is, or holds, one of the files and folders to be read: overwriting it would remove them."""
+    for source in map(Path, sources):
+        if source.exists() and source.resolve().is_relative_to(target.resolve()):
+            raise RequestError(f"{target} holds {source}, which is to be read; choose another folder to write to")
 
 
 def remove_leftovers(target: Path) -> None:

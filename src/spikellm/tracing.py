@@ -11,7 +11,7 @@ from spikellm.calibration.text import window_length
 from spikellm.checkpoint.nir_graph import NOT_EXPRESSED, layer_graph, read_graph, require_nir, run_graph, segment_weights, write_graph
 from spikellm.errors import RequestError
 from spikellm.evaluation.perplexity import text_windows
-from spikellm.files import folder_when_done, require_free
+from spikellm.files import folder_when_done, require_free, require_outside
 from spikellm.profiling.events import write_events
 from spikellm.profiling.plots.canvas import axes, require_pictures, write_svg
 from spikellm.profiling.plots.spikes import draw_membrane, draw_raster, membrane_in_moments
@@ -19,6 +19,7 @@ from spikellm.profiling.population import Population
 from spikellm.profiling.trace import BlockTrace, trace_block
 from spikellm.registry import unknown_name
 
+_RESULT = "trace.json"
 _TOKENS = 64
 _NEURONS = 2  # of each kind whose membrane is drawn
 
@@ -39,10 +40,11 @@ def trace_to_folder(
         What ``trace.json`` holds.
 
     Raises:
-        RequestError: no such block, token or part; nothing spikes; a text shorter than the window; ``out`` is not empty.
+        RequestError: no such block, token or part; nothing spikes; a text shorter than the window; ``out`` holds what is read, or is not empty and no trace to overwrite.
         DependencyError: what pictures or graphs are made with is not installed.
     """
-    require_free(out.resolve(), overwrite=overwrite)
+    require_outside(out, model, text)
+    require_free(out.resolve(), overwrite=overwrite, mark=_RESULT)
     require_pictures()
     if nir:
         require_nir()
@@ -63,14 +65,14 @@ def trace_to_folder(
         "output": {"values": found.output_values, "largest_difference": found.output_difference, "exact": found.exact},
         "drawn": population.name,
     }  # fmt: skip
-    with folder_when_done(out, overwrite=overwrite) as folder:
+    with folder_when_done(out, overwrite=overwrite, mark=_RESULT) as folder:
         result["events"] = write_events(found.populations, folder / "events.npz")
         _draw_raster(population, chosen, words[chosen], folder / "raster.svg")
         if population.thresholds is not None:
             _draw_membrane(population, chosen, folder / "membrane.svg")
         if nir:
             result["nir"] = _write_nir(found, population, chosen, folder / "layer.nir")
-        console.write_json(result, str(folder / "trace.json"))
+        console.write_json(result, str(folder / _RESULT))
     return result
 
 

@@ -14,7 +14,7 @@ from spikellm.calibration.records import OnBlock, Progress
 from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError
-from spikellm.files import remove_leftovers, require_free, write_atomically
+from spikellm.files import remove_leftovers, require_free, require_outside, write_atomically
 from spikellm.modeling.devices import find_device
 from spikellm.profiling.page import render, require_page
 from spikellm.profiling.report import Report
@@ -32,7 +32,7 @@ def convert_to_folder(
         store: where hidden states of the calibration text are kept: ``ram``, ``disk`` (beside OUT), or ``auto``, by what is free.
 
     Raises:
-        RequestError: OUT is not empty, or an interrupted conversion lies beside it and neither ``resume`` nor ``overwrite`` says what to do.
+        RequestError: OUT holds what is read; it is not empty, and no model to overwrite; or an interrupted conversion lies beside it and neither ``resume`` nor ``overwrite`` says what to do.
     """
     resolved = api.resolve_recipe(recipe, calibration, samples, seqlen, seed, settings)  # before anything slow
     out = out.resolve()
@@ -40,6 +40,7 @@ def convert_to_folder(
         raise RequestError(f"OUT is {out}; give a folder with a name")
     if out == Path(model).resolve():
         raise RequestError(f"OUT is the model itself ({out}); choose another folder")
+    require_outside(out, model, resolved.calibration.text, *([] if isinstance(recipe, Recipe) else [recipe]))
     if store not in STORES:
         raise RequestError(f"--store {store!r}: expected {', '.join(STORES)}")
     place = find_device(device) if device else None

@@ -268,6 +268,9 @@ def test_saving_is_all_or_nothing(
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious").write_text("keep", encoding="utf-8")
+    with pytest.raises(RequestError, match="holds no config.json"):
+        spikellm.save(model, tokenizer, out, overwrite=True)
+    (out / "config.json").touch()
     with pytest.raises(RequestError, match="not empty"):
         spikellm.save(model, tokenizer, out)
 

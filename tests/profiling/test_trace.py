@@ -219,6 +219,12 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_f
     assert main(arguments) == 2, "the folder is not empty"
     assert main([*arguments, "--force", "--part", "mlp.down_proj", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["drawn"] == "mlp.down_proj"
+    assert main([*arguments[:-1], str(converted_folder), "--force"]) == 2
+    assert "which is to be read" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    assert main([*arguments[:-1], str(tmp_path / "other"), "--force"]) == 2
+    assert "holds no trace.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

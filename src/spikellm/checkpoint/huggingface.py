@@ -170,7 +170,7 @@ def save(model: Any, tokenizer: Any, out: str | Path, *, overwrite: bool = False
     """Write a converted model, its tokenizer and a model card to a folder, which appears only once it is complete.
 
     Raises:
-        RequestError: the model was not converted, or ``out`` is not empty.
+        RequestError: the model was not converted, or ``out`` is not empty, and may not be overwritten or is no model.
         SpikeLLMError: the disk refused.
     """
     config = spike_config(model)

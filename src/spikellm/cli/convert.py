@@ -27,7 +27,7 @@ def convert(
         str, typer.Option("--store", help="Keep hidden states of the calibration text in ram or on disk; auto: by what is free.")
     ] = "auto",
     settings: Set = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT, and forget an interrupted conversion to it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the model in OUT, and forget an interrupted conversion to it.")] = False,
     json: Json = None,
     trust_remote_code: Trust = False,
 ) -> None:

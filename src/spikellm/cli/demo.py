@@ -16,7 +16,7 @@ from spikellm.cli.options import Json
 def demo(
     out: Annotated[Path | None, typer.Option("--out", help="Keep the converted models in this folder.")] = None,
     json: Json = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what --out holds.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the models of these recipes in --out.")] = False,
 ) -> None:
     """Convert the bundled model with several recipes and compare them. No download, about a minute.
 

@@ -25,7 +25,7 @@ def trace(
     ] = None,
     seqlen: Annotated[int | None, typer.Option("--seqlen", help="Tokens of the window; 64 by default.")] = None,
     nir: Annotated[bool, typer.Option("--nir", help="Write the layer that is drawn as a NIR graph, read it back and run it.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what --out holds.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the trace in --out.")] = False,
     json: Json = None,
     device: Device = None,
     trust_remote_code: Trust = False,
