@@ -132,6 +132,17 @@ def test_goes_on_where_it_stopped(text_file: Path, work: dict[str, Any], tmp_pat
     assert len(again["rows"]) == 2
 
 
+def test_another_calibration_text_makes_another_point(text_file: Path, work: dict[str, Any], tmp_path: Path) -> None:
+    path, text = tmp_path / "train.txt", text_file.read_text(encoding="utf-8")
+    rows = []
+    for content in (text, text[5000:], text):
+        path.write_text(content, encoding="utf-8")
+        found = sweep.sweep(str(BUNDLED), "w4a4-t2", [], [str(text_file)], **{**work, "calibration": str(path)}, out=tmp_path / "sweep")
+        rows.append(found["rows"][0])
+    assert rows[0] == rows[2], "taken over"
+    assert rows[0]["perplexity"] != rows[1]["perplexity"]
+
+
 def test_points_of_something_else_are_refused(text_file: Path, work: dict[str, Any], tmp_path: Path) -> None:
     one = {"out": tmp_path / "sweep", **work}
     sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)

@@ -140,7 +140,8 @@ def sweep(
     for done, (place, seed) in enumerate(runs):
         setting = settings[place]
         resolved = setting.recipe.replaced({"seed": seed})
-        identity = resolved.model_dump(mode="json", exclude={"name", "description"})
+        text = fingerprint(api.calibration_windows(loaded, tokenizer, resolved))
+        identity = {"recipe": resolved.model_dump(mode="json", exclude={"name", "description"}), "text": text}
         known = store.measured(identity)
         if known is None:
             left = f", about {(time.monotonic() - started) / fresh * (len(runs) - done):.0f} s left" if fresh else ""
@@ -231,7 +232,7 @@ class _Store:
         """Write a point, as it is read again."""
         if path := self._path(identity):
             path.parent.mkdir(exist_ok=True)
-            data = {"recipe": identity, "measured": {**found._asdict(), "summary": asdict(found.summary), "energy": found.energy._asdict()}}
+            data = {**identity, "measured": {**found._asdict(), "summary": asdict(found.summary), "energy": found.energy._asdict()}}
             write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data, indent=1), encoding="utf-8"))
         return found
 
