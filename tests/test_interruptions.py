@@ -168,6 +168,20 @@ def test_damaged_journals(damage: str, whole: dict[str, Any], text_file: Path, t
     check_and_resume(tmp_path / "out", text_file, whole)
 
 
+@pytest.mark.parametrize("name", ["out", "out[1]", "out*"])
+def test_leftovers_of_other_targets_stay(name: str, tmp_path: Path) -> None:
+    others = [tmp_path / other for other in (f"{name}.1", f"{name}.partial", "out1", "outer")]
+    own, theirs = [], []
+    for target, found in ((tmp_path / name, own), *((other, theirs) for other in others)):
+        with files.folder_when_done(target) as folder:
+            found += [folder.name, f"{folder.name}.old"]
+    theirs.append(f".{name}.partial.tmp")
+    for left in own + theirs:
+        (tmp_path / left).mkdir()
+    files.remove_leftovers(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == sorted(theirs)
+
+
 def test_a_half_written_result_is_never_loaded(whole: dict[str, Any], text_file: Path, tmp_path: Path) -> None:
     killed_at(whole["operations"] - 10, tmp_path / "out", text_file)
     for path in tmp_path.iterdir():

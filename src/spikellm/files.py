@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -89,8 +90,10 @@ def require_outside(target: Path, *sources: str | Path) -> None:
 
 def remove_leftovers(target: Path) -> None:
     """Remove temporary folders that interrupted writers of ``target`` left beside it."""
-    for path in target.resolve().parent.glob(f".{target.name}.*.tmp*"):
-        if path.is_dir():
+    target = target.resolve()
+    own = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.tmp(\.old)?")  # in the middle what mkdtemp makes up
+    for path in target.parent.glob(".*"):
+        if own.fullmatch(path.name) and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 
 
