@@ -259,6 +259,14 @@ def test_other_caches_are_refused(tokenizer: Any, text_file: Path, tokens: torch
         model.generate(tokens, max_new_tokens=2, cache_implementation="static")
 
 
+def test_overrides_of_attention_can_only_skip(tokenizer: Any, text_file: Path) -> None:
+    for settings in ("weights: {bits: 3}", "activations: {bits: 8}"):
+        with pytest.raises(RequestError, match="matches no layer; it matches attention, which an override can only skip"):
+            converted(tokenizer, text_file, [*ATTENTION, f"overrides=[{{match: '.*self_attn', {settings}}}]"])
+    model = converted(tokenizer, text_file, [*ATTENTION, "overrides=[{match: '.*layers.0.self_attn.*', weights: {bits: 3}}]"])
+    assert len(spiking_attentions(model)) == 2
+
+
 def test_attention_alone_and_skipped(tokenizer: Any, text_file: Path) -> None:
     settings = [*ATTENTION, "overrides=[{match: '.*_proj', skip: true}, {match: '.*layers.0.self_attn', skip: true}]"]
     model = converted(tokenizer, text_file, settings)

@@ -49,7 +49,7 @@ def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
         )
     sites = find_attention(model) if recipe.attention.spiking else {}
     plan: list[BlockPlan] = []
-    names = list(sites)
+    names: list[str] = []
     for index, block in enumerate(blocks.modules):
         prefix = f"{blocks.name}.{index}"
         full = [f"{prefix}.{name}" for name in linear_layers(block)]
@@ -61,8 +61,9 @@ def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
     head = output_head(model)
     if recipe.lm_head and head is not None:
         names.append(head)
-    if unmatched := recipe.unmatched_overrides(names):
-        raise RequestError(f"the override {unmatched[0]!r} matches no layer; names are like {names[-1]!r}")
+    if unmatched := recipe.unmatched_overrides(names, sites):
+        hint = "; it matches attention, which an override can only skip" if unmatched[0] not in recipe.unmatched_overrides(sites) else ""
+        raise RequestError(f"the override {unmatched[0]!r} matches no layer{hint}; names are like {[*sites, *names][-1]!r}")
     if not any(block.linears or block.attentions for block in plan):
         raise RequestError("the recipe skips every layer, so there is nothing to convert")
     return plan

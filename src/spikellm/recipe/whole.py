@@ -97,10 +97,14 @@ class Recipe(Section):
         except ValidationError as error:
             raise RecipeError(f"override {override.match!r}: {_explain(error, LinearRecipe)}") from None
 
-    def unmatched_overrides(self, names: Iterable[str]) -> list[str]:
-        """Patterns that match none of the names."""
-        names = list(names)
-        return [override.match for pattern, override in self._patterns if not any(pattern.fullmatch(name) for name in names)]
+    def unmatched_overrides(self, layers: Iterable[str], attentions: Iterable[str] = ()) -> list[str]:
+        """Patterns that match none of the layers; of those that skip, nor of the attention modules, which take no other override."""
+        layers, attentions = list(layers), list(attentions)
+        return [
+            override.match
+            for pattern, override in self._patterns
+            if not any(pattern.fullmatch(name) for name in (layers + attentions if override.skip else layers))
+        ]
 
     def replaced(self, values: Mapping[str, Any]) -> Recipe:
         """The same recipe with other values under dotted keys.
