@@ -55,7 +55,8 @@ def main() -> None:
         words = folder / "words.txt"
         words.write_text(" ".join(random.Random(0).choices(["return", "the", "value", "of", "list", "a", "file"], k=4000)))  # noqa: S311
         for recipe in arguments.recipes.split(","):
-            quick = ["gptq.rounds=1"] if load_recipe(recipe).pipeline == "gptq" else []  # weights are random: no fit is better than another
+            ternary = load_recipe(recipe).weights.code == "ternary"
+            quick = ["gptq.rounds=1"] if ternary else []  # weights are random: no fit is better than another
             out = folder / f"{arguments.shape}-{recipe}"
             if not out.exists():
                 model, tokenizer = spikellm.load(original)

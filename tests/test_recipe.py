@@ -88,6 +88,14 @@ def test_shared_thresholds_with_equal_steps_are_refused() -> None:
         ("w4a16", "activations.thresholds=shared", "thresholds would have no effect"),
         ("w4a16", "activations.symmetric=true", "symmetric would have no effect"),
         ("w4a4-t2", "activations.bits=true", "valid integer"),
+        ("gptq-w4a16", "gptq.rounds=1", "gptq.rounds would have no effect on weights of code 'affine', only on 'ternary'"),
+        ("pbllm-90", "gptq.rounds=1", "of code 'partly-binary', only on 'ternary'"),
+        (
+            "ternary-1.4",
+            "gptq.search_range=true",
+            "gptq.search_range would have no effect on weights of code 'ternary', only on 'affine'",
+        ),
+        ("gptq-w4a16", "gptq={rounds: 1, search_range: true}", "gptq.rounds"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(preset: str, setting: str, message: str) -> None:
@@ -107,6 +115,15 @@ def test_partly_binary_weights_take_no_spikes() -> None:
         load_recipe("rtn-w4a4", ["pipeline=gptq", f"overrides=[{{match: '.*q', weights: {weights}}}]"])
     mixed = f"overrides=[{{match: '.*q', weights: {weights}, activations: {{bits: 16}}}}]"
     assert load_recipe("rtn-w4a4", ["pipeline=gptq", mixed]).for_module("q") is not None
+
+
+def test_overrides_bring_codes_that_have_an_effect() -> None:
+    ternary = "{match: '.*q', weights: {code: ternary, bits: 2, symmetric: true}}"
+    assert load_recipe("gptq-w4a16", ["gptq.rounds=1", f"overrides=[{ternary}]"]).gptq.rounds == 1
+    with pytest.raises(RecipeError, match="gptq.rounds would have no effect"):
+        load_recipe("gptq-w4a16", ["gptq.rounds=1", "overrides=[{match: '.*q', weights: {bits: 3}}]"])
+    affine = "{match: '.*q', weights: {code: affine, bits: 4, budget: null, budget_over: layer}}"
+    assert load_recipe("ternary-1.4", ["gptq.search_range=true", f"overrides=[{affine}]"]).gptq.search_range
 
 
 def test_overrides_that_only_clash_together() -> None:

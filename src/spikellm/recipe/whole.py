@@ -58,12 +58,14 @@ class Recipe(Section):
             )
         if self.pipeline != "gptq" and self.gptq != GptqRecipe():
             raise ValueError(f"the section gptq has no effect on pipeline {self.pipeline!r}; set pipeline to gptq")
-        if self.gptq.search_range and self.weights.code != "affine" and not self.overrides:
-            raise ValueError(
-                f"gptq.search_range would have no effect on weights of code {self.weights.code!r}, whose scales are fitted anyway; leave it out"
-            )
         for override in self.overrides:
             self._apply(override, plain)
+        codes = {self.weights.code, *(override.weights["code"] for override in self.overrides if "code" in override.weights)}
+        for field, code in (("search_range", "affine"), ("rounds", "ternary")):
+            if getattr(self.gptq, field) != GptqRecipe.model_fields[field].default and code not in codes:
+                raise ValueError(
+                    f"gptq.{field} would have no effect on weights of code {' and '.join(map(repr, sorted(codes)))}, only on {code!r}; leave it out"
+                )
         return self
 
     @cached_property
