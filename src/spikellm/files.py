@@ -62,6 +62,14 @@ def folder_when_done(target: Path, *, overwrite: bool = False, mark: str = MODEL
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at a path; not at one that the system refuses, such as a name that is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def require_free(target: Path, *, overwrite: bool = False, mark: str = MODEL) -> None:
     """Refuse a target that is no folder, or that holds something, unless it is to be overwritten and holds the file ``mark``, as what is written will."""
     for part in (target, *target.parents):
@@ -84,7 +92,7 @@ def require_free(target: Path, *, overwrite: bool = False, mark: str = MODEL) ->
 def require_outside(target: Path, *sources: str | Path) -> None:
     """Refuse a target that is, or holds, one of the files and folders to be read: overwriting it would remove them."""
     for source in map(Path, sources):
-        if source.exists() and source.resolve().is_relative_to(target.resolve()):
+        if exists(source) and source.resolve().is_relative_to(target.resolve()):
             raise RequestError(f"{target} holds {source}, which is to be read; choose another folder to write to")
 
 

@@ -39,6 +39,7 @@ def test_files_and_folders(tmp_path: Path) -> None:
         ("x.jsonl", b'{"text": "a"}\n{"body": "b"}', "line 2"),
         ("x.jsonl", b"not json", "line 1"),
         ("x.jsonl", b'{"text": 3}', "expected a string"),
+        ("x.jsonl", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1: expected a JSON object"),
         ("folder", None, "holds no .txt or .jsonl"),
     ],
 )
@@ -55,7 +56,24 @@ def test_line_separators_inside_json_strings(tmp_path: Path) -> None:
     assert read_text(str(path), "evaluation") == "a\u2028b\n\nc"
 
 
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+def test_a_mark_of_byte_order_is_no_text(tmp_path: Path, name: str) -> None:
+    content = "été" if name == "x.txt" else '{"text": "été"}'
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert read_text(str(tmp_path / name), "evaluation") == "été"
+
+
+def test_no_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.txt").write_text("private", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match="name of the text is empty"):
+        read_text("", "calibration")
+    assert read_text(".", "calibration") == "private"
+
+
 def test_unknown_source() -> None:
+    with pytest.raises(RequestError, match="neither a known set .* nor an existing path"):
+        read_text("x" * 300, "evaluation")
     with pytest.raises(RequestError, match="neither a known set .* nor an existing path"):
         read_text("wikitext3", "evaluation")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spikellm.calibration.stdlib_text import Split, stdlib_docstrings
 from spikellm.errors import DependencyError, RequestError
+from spikellm.files import exists
 from spikellm.modeling.families import longest_window
 
 DEFAULT_SEQLEN = 2048
@@ -37,11 +38,13 @@ def read_text(source: str, split: Split) -> str:
         RequestError: no such set or file, not text, or empty.
         DependencyError: the hub cannot be reached.
     """
+    if not source:
+        raise RequestError(f"the name of the text is empty; give a known set ({', '.join(NAMED)}) or a path ('.' for the current folder)")
     if source in NAMED:
         text = NAMED[source](split)
     else:
         path = Path(source)
-        if not path.exists():
+        if not exists(path):
             raise RequestError(f"text {source!r} is neither a known set ({', '.join(NAMED)}) nor an existing path")
         text = _read_path(path)
     if not text.strip():
@@ -56,7 +59,7 @@ def _read_path(path: Path) -> str:
             raise RequestError(f"folder {path} holds no {' or '.join(_SUFFIXES)} file")
         return "\n\n".join(_read_path(file) for file in files)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a mark of byte order is no text
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or give a .txt or .jsonl file") from None
     except OSError as error:
@@ -71,7 +74,7 @@ def _json_lines(path: Path, text: str) -> list[str]:
             continue
         try:
             documents.append(json.loads(line)["text"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise RequestError(f"{path}, line {number}: expected a JSON object with a 'text' field") from None
         if not isinstance(documents[-1], str):
             raise RequestError(f"{path}, line {number}: 'text' is {type(documents[-1]).__name__}, expected a string")

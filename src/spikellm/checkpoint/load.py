@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -11,7 +12,10 @@ from safetensors import SafetensorError
 
 from spikellm.checkpoint.integrity import check_folder
 from spikellm.errors import CheckpointError, DependencyError, RequestError, SpikeLLMError, UnsupportedModelError
+from spikellm.files import exists
 from spikellm.modeling.devices import find_device
+
+_LONGEST_NAME = 255  # bytes; the hub allows fewer
 
 
 def load(
@@ -40,7 +44,7 @@ def load(
 
     place = find_device(device or "cpu")
     where = str(source)
-    local = Path(where).exists()
+    local = exists(Path(where))
     if local:
         check_folder(Path(where))
     elif _is_path(source):
@@ -72,7 +76,8 @@ def load(
 
 def _is_path(source: str | Path) -> bool:
     text = str(source)
-    return isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith("/") or "\\" in text
+    written = text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or "\\" in text
+    return isinstance(source, Path) or written or len(os.fsencode(text)) > _LONGEST_NAME
 
 
 def _explain(where: str, local: bool, error: Exception) -> SpikeLLMError:
