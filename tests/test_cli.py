@@ -80,6 +80,43 @@ def test_convert_eval_generate_inspect(capsys: pytest.CaptureFixture[str], tmp_p
     assert "gif 4" in stdout
 
 
+def test_greedy_takes_the_likeliest_token_whatever_the_model_brings(bundled: tuple[Any, Any]) -> None:
+    model, tokenizer = bundled
+    plain = spikellm.generate(model, tokenizer, "Return a list of", max_new_tokens=12)
+    tokens = tokenizer("Return a list of", return_tensors="pt")["input_ids"]
+    for _ in range(12):
+        with torch.no_grad():
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], 1)
+    assert plain == tokenizer.decode(tokens[0], skip_special_tokens=True)
+    own = {
+        "repetition_penalty": 9.0,
+        "num_beams": 3,
+        "suppress_tokens": tokens[0].tolist(),
+        "min_p": 0.5,
+        "max_length": 5,
+        "no_repeat_ngram_size": 1,
+    }
+    model.generation_config.update(**own)
+    assert spikellm.generate(model, tokenizer, "Return a list of", max_new_tokens=12) == plain
+    assert {name: getattr(model.generation_config, name) for name in own} == own
+
+
+def test_samples_are_of_all_tokens(bundled: tuple[Any, Any]) -> None:
+    model, tokenizer = bundled
+    model.generation_config.update(top_p=0.1, min_p=0.5)
+    tokens = tokenizer("Return a list of", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = model(tokens).logits[0, -1]
+    seldom = 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        drawn = torch.multinomial((logits / 3.0).softmax(0), 1)
+        text = spikellm.generate(model, tokenizer, "Return a list of", max_new_tokens=1, temperature=3.0, seed=seed)
+        assert text == tokenizer.decode([*tokens[0], *drawn], skip_special_tokens=True)
+        seldom += int(drawn) not in logits.topk(50).indices
+    assert seldom
+
+
 def test_attention_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
     out = tmp_path / "out"
     settings = "attention={query: {bits: 4}, key: {bits: 4}, value: {bits: 4}}"
@@ -301,6 +338,10 @@ def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixtur
         (("generate", BUNDLED, "word", "--temperature", -1), 2, "temperature"),
         (("generate", BUNDLED, "word", "--temperature", "nan"), 2, "temperature"),
         (("generate", BUNDLED, "word", "--seed", 10**30), 2, "seed"),
+        (("generate", tmp_path / "none", "word", "--json", tmp_path / "no" / "x.json"), 2, "a folder that exists"),
+        (("inspect", tmp_path / "none", "--json", tmp_path / "no" / "x.json"), 2, "a folder that exists"),
+        (("recipes", "nope", "--json", tmp_path / "no" / "x.json"), 2, "a folder that exists"),
+        (("doctor", "--json", tmp_path), 2, "a folder that exists"),
         (("eval", BUNDLED, "--perplexity", "x[/y].txt"), 2, "x[/y].txt"),
         (("--debugg",), 2, "No such option"),
         (("inspect", tmp_path / "empty"), 2, "no config.json"),

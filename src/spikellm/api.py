@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -184,10 +185,10 @@ def is_made_from(config: SpikeConfig, model: Any, tokenizer: Any, recipe: Recipe
 
 
 def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0) -> str:
-    """Continue a prompt.
+    """Continue a prompt. Of the model's own ``generation_config`` special tokens alone are heeded, not penalties, beams or limits on what is chosen.
 
     Args:
-        temperature: 0 for greedy; above 0 tokens are sampled, the same seed giving the same text.
+        temperature: 0 for greedy, the likeliest token each time; above 0 tokens are sampled from the whole distribution, the same seed giving the same text.
 
     Returns:
         The prompt with its continuation.
@@ -211,9 +212,9 @@ def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 6
         )
     device = next(model.parameters()).device
     torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with torch.no_grad():
+    with torch.no_grad(), _plain_choice(model):
         output = model.generate(
             tokens.to(device),
             attention_mask=torch.ones_like(tokens).to(device),
@@ -222,6 +223,19 @@ def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 6
             **sampling,
         )
     return str(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+@contextmanager
+def _plain_choice(model: Any) -> Iterator[None]:
+    """Within, the model library chooses tokens as it is told to, not as the model's ``generation_config`` asks besides."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def report(

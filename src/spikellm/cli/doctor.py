@@ -10,6 +10,7 @@ from spikellm.cli.options import Json
 @app.command()
 def doctor(json: Json = None) -> None:
     """Show versions, processor features and the kernels in use."""
+    console.check_json_target(json)
     from spikellm.doctor import examine
 
     result = examine()

@@ -16,16 +16,17 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens to add.")] = 64,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 for greedy; above 0 to sample.")] = 0.0,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 for greedy; above 0 to sample from all tokens.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Decides what is sampled.")] = 0,
     json: Json = None,
     device: Device = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Continue a text.
+    """Continue a text: the likeliest token each time, or tokens sampled; penalties and limits that come with the model are left aside.
 
     Example: spikellm generate out/w4a4 "The history of the" --max-new-tokens 40
     """
+    console.check_json_target(json)
     from spikellm import api
 
     loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)

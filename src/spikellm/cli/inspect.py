@@ -13,6 +13,7 @@ def inspect(model: Model, json: Json = None, trust_remote_code: Trust = False) -
 
     Example: spikellm inspect out/w4a4
     """
+    console.check_json_target(json)
     from spikellm.workflow import inspect_model, show_inspection
 
     result = inspect_model(model, trust_remote_code=trust_remote_code)

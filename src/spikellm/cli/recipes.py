@@ -22,6 +22,7 @@ def recipes(
 
     Example: spikellm recipes w4a4-t2 > mine.yaml
     """
+    console.check_json_target(json)
     from spikellm.presets import load_recipe, preset_names
 
     if name is None and settings:
