@@ -64,6 +64,7 @@ def launched(
         ("gptq-w4a16", ()),
         pytest.param("ternary-1.4", (), marks=pytest.mark.long),
         pytest.param("spike-w4a4-t2", ("--samples", "32", *_QUICK), marks=pytest.mark.long),
+        pytest.param("best-w4a4-1.10", (), marks=pytest.mark.long),
     ],
 )
 def test_two_processes_give_the_same_bytes(recipe: str, more: tuple[str, ...], text_file: Path, tmp_path: Path) -> None:

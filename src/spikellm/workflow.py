@@ -169,6 +169,18 @@ def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, A
     }  # fmt: skip
 
 
+def rotations_in_words(recipe: dict[str, Any]) -> str:
+    """What a recipe rotates, fused or while the model runs; nothing if nothing."""
+    options, attention = recipe.get("rotation", {}), recipe.get("attention", {})
+    parts = [
+        "the residual stream (fused)" if options.get("residual") else "",
+        "heads of V (fused)" if options.get("value_output") else "",
+        f"inputs of {' and '.join(options['online'])} layers" if options.get("online") else "",
+        "Q and K" if attention.get("rotate") else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
 def show_inspection(result: dict[str, Any]) -> None:
     """Print what :func:`inspect_model` found."""
     rows = []
@@ -180,11 +192,12 @@ def show_inspection(result: dict[str, Any]) -> None:
             salient = f"{layer['salient_columns']} of weights" if salient == "-" else f"{salient}, {layer['salient_columns']} of weights"
         bits = str(layer["weight_bits"]) if layer["weight_code"] in (None, "affine") else f"{layer['weight_code']} {layer['weight_bits']}"
         shape = f"{layer['out_features']} × {layer['in_features']}"
-        rows.append([layer["name"], shape, bits, spikes, steps, salient, console.size(layer["weight_bytes"])])
+        turned = str(layer["rotated_channels"] or "-")
+        rows.append([layer["name"], shape, bits, spikes, steps, salient, turned, console.size(layer["weight_bytes"])])
     recipe = result["recipe"]["name"] if result["recipe"] else "not converted"
     console.table(
         f"{result['model']}: {result['kind']}, {recipe}",
-        ["layer", "out × in", "weight bits", "spike bits", "steps", "salient (own range)", "bytes"],
+        ["layer", "out × in", "weight bits", "spike bits", "steps", "salient (own range)", "rotated", "bytes"],
         rows,
     )
     sizes = result["bytes"]
@@ -193,6 +206,8 @@ def show_inspection(result: dict[str, Any]) -> None:
             f"average steps {result['average_steps']:.3f}; additive share of the products of converted layers {result['additive_share']:.3f}; converted weights {console.size(sizes['weights'])}, {sizes['weights'] / sizes['dense']:.3f} of 16 bits a weight; "
             f"whole model {console.size(sizes['total'])}", highlight=False, soft_wrap=True,
         )  # fmt: skip
+        if rotated := rotations_in_words(result["recipe"]):
+            console.out.print(f"rotated: {rotated}", highlight=False, soft_wrap=True)
         if result["attention"]:
             one = result["attention"][0]
             row = (

@@ -101,9 +101,9 @@ def test_saliency_is_measured_on_the_converted_stream(bundled: tuple[Any, Any], 
     seen: dict[str, torch.Tensor] = {}
     original = grouping.salient_channels
 
-    def watch(x: torch.Tensor, weight: torch.Tensor, settings: Any, seed: int, name: str) -> Any:
+    def watch(x: torch.Tensor, weight: torch.Tensor, settings: Any, seed: int, name: str, **more: Any) -> Any:
         seen[name] = x.clone()
-        return original(x, weight, settings, seed, name)
+        return original(x, weight, settings, seed, name, **more)
 
     monkeypatch.setattr("spikellm.pipelines.grouping.salient_channels", watch)
     model, tokenizer = bundled

@@ -15,7 +15,7 @@ from spikellm.modeling.forms import spiking_linears
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.neurons import make_neuron
 from spikellm.profiling.counts import FORMS
-from spikellm.profiling.operations import OperationCounter, count_operations, count_spikes
+from spikellm.profiling.operations import OperationCounter, count_operations, count_spikes, operations_of_mix
 
 
 def converted(recipe: str, text_file: Path, *settings: str) -> Any:
@@ -173,3 +173,11 @@ def test_attention_against_loops(text_file: Path) -> None:
     assert counts.layers["model.layers.1.self_attn scores"].sops["binary"] == int(query.codes.abs().sum()) * 6
     assert counts.layers["model.layers.1.self_attn values"].sops["binary"] == int(value.codes.abs().sum()) * 6 * group
     assert isinstance(next(iter(spiking_linears(model).values())), SpikingLinear)
+
+
+def test_rotations_are_counted_by_hand() -> None:
+    found = operations_of_mix(12, 5)  # 8 channels twice, three passes of 8 additions each
+    assert found.by_bits == {(16, 1): 5 * 2 * 3 * 8}
+    assert found.additions == found.executed
+    assert found.macs == 0
+    assert operations_of_mix(4096, 1).executed == 4096 * 12

@@ -9,7 +9,8 @@ from torch.func import functional_call
 
 from families import FAMILIES, GATED, build
 from spikellm.calibration.replay import BlockReplay
-from spikellm.modeling.attention import HeadShape, find_attention, use_interface
+from spikellm.modeling.attention import find_attention, use_interface
+from spikellm.modeling.attention_spikes import HeadShape
 from spikellm.modeling.families import find_blocks
 from spikellm.transforms.equivalent import Pair, Scaling, State, apply_pairs, holds, smooth_scale
 from spikellm.transforms.pairs import find_pairs

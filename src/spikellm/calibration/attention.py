@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.calibration.activations import TokenSample
-from spikellm.modeling.attention import HeadShape, Observation, SpikingAttention, observing
+from spikellm.modeling.attention import Observation, observing
+from spikellm.modeling.attention_spikes import HeadShape, SpikingAttention
 from spikellm.pipelines.grouping import group_of, salient_channels
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
@@ -67,6 +68,10 @@ def fit_attention(
     queries = sample["query"].unflatten(1, (-1, shape.key_channels))
     per_head = queries.shape[1] // shape.heads
     keys, values, gradients = (sample[part].unflatten(1, (shape.heads, -1)) for part in ("key", "value", "value_gradient"))
+    if settings.center:
+        spikes.key_mean.copy_(keys.mean(0))
+        keys = keys - spikes.key_mean
+    queries, keys = spikes.turned(queries), spikes.turned(keys)
     key_groups, value_groups = [], []
     for head in range(shape.heads):
         query = queries[:, head * per_head : (head + 1) * per_head].flatten(0, 1)

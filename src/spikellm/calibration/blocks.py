@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spikellm.calibration import ranks
 from spikellm.calibration.activations import ActivationStore, SampledInputs, SharedStream, stride_of
 from spikellm.calibration.attention import ATTENTION_TOKENS, AttentionSample, fit_attention
+from spikellm.calibration.deciding import decide_over_model
 from spikellm.calibration.head import convert_head, head_fitter
 from spikellm.calibration.memory import peak_memory
 from spikellm.calibration.plan import BlockPlan, plan_blocks, plan_head
@@ -26,16 +27,25 @@ from spikellm.calibration.progress import Journal
 from spikellm.calibration.records import BlockRecord, OnBlock, Progress, record_of
 from spikellm.calibration.replay import BlockReplay, batch_windows
 from spikellm.calibration.resources import Needs, estimate, find_units
-from spikellm.calibration.survey import survey
+from spikellm.calibration.rotating import Rotating, wrap_online
 from spikellm.calibration.text import fingerprint
 from spikellm.errors import NumericalError, RequestError
 from spikellm.modeling.attention import CHILD
 from spikellm.modeling.experts import every_expert_sees_every_token
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.residency import let_go, trim
-from spikellm.modeling.swap import replace_module
+from spikellm.modeling.swap import replace_module, with_parameters
 from spikellm.pipelines import BlockContext, FittedBlock, Pipeline
 from spikellm.recipe import Recipe
+
+
+class Streams(NamedTuple):
+    """What a block is fed and should give; see :class:`spikellm.pipelines.BlockContext`."""
+
+    inputs: ActivationStore
+    targets: ActivationStore
+    entering: ActivationStore
+
 
 Store = Callable[[Needs], Path | None] | str | Path | None
 
@@ -74,28 +84,29 @@ def convert_blocks(
         NumericalError: NaN or infinity in a stream; names the block.
         UnsupportedModelError: the family cannot be converted exactly.
     """
-    blocks = find_blocks(model)
-    plan = plan_blocks(model, blocks, recipe)
-    head = plan_head(model, recipe)
+    blocks = wrap_online(model, find_blocks(model), recipe)
+    plan, head = plan_blocks(model, blocks, recipe), plan_head(model, recipe)
     surveyed = _check(plan, head, recipe, pipeline)
     part = _own_part(windows, recipe, pipeline)
-    folder = _folder(store, model, blocks.modules, plan, head, part, recipe, pipeline)
-    replay = BlockReplay(model, blocks, part.windows, _gradient_sizes(part.windows, recipe))
-    if surveyed:
-        pipeline.survey(survey(model, part, blocks, plan, replay, device, pipeline.surveys, on_stage, folder), recipe)
+    folder = _folder(store, model, blocks.modules, plan, head, part, recipe, pipeline, surveyed=surveyed)
+    replay = BlockReplay(model, blocks, part.windows, _sizes(part.windows, recipe))
+    rotating = Rotating(model, blocks, recipe)
+    salient = decide_over_model(model, part, blocks, plan, replay, rotating, device, recipe, pipeline, on_stage, folder) if surveyed else {}
+    rotating.ends(part.windows[:1])
     exact = ActivationStore(replay.first_inputs(), folder)
     if shared:
-        shared.open(f"{fingerprint(part.windows)} {recipe.attention.spiking} {device}", len(blocks.modules), exact)
+        shared.open(_stream_key(part.windows, recipe, device, surveyed=surveyed), len(blocks.modules), exact)
     converted = exact.copy()
-    records, total, tell = [], len(plan) + (head is not None), on_block or (lambda _: None)
+    records, total, tell = list[BlockRecord](), len(plan) + (head is not None), on_block or (lambda _: None)
     for index, block in enumerate(blocks.modules):
-        started, name = time.monotonic(), plan[index].name
-        home = next(block.parameters()).device
+        started, name, home = time.monotonic(), plan[index].name, next(block.parameters()).device
         block.to(device)
 
         def forward(module: nn.Module, hidden: Tensor, index: int = index) -> Tensor:
             return replay.forward(index, module, hidden)
 
+        rotating.stream(index, block, converted[0][:1], forward)
+        entering = exact.copy() if pipeline.wants_entering(recipe) else None
         exact = _targets(exact, partial(forward, block), index, shared)
         _require_finite(
             exact,
@@ -104,21 +115,21 @@ def convert_blocks(
         known = journal.read(index) if journal else None
         ranks.wait()  # all have looked
         if known is not None:
-            modules, dense, record = *_restore(model, plan[index], known), BlockRecord(**known.record)
+            modules, fitted = _restore(model, plan[index], known)
         else:
-            modules, fitted = _fit(model, plan[index], block, converted, exact, forward, recipe, pipeline, device, part)
-            dense = fitted.dense
-        _put_in(model, block, modules, dense)
+            streams = Streams(converted, exact, entering or converted)
+            modules, fitted = _fit(model, plan[index], block, streams, forward, recipe, pipeline, device, part, rotating, salient)
+        _put_in(model, block, modules, fitted.dense)
+        dense = {parameter: model.get_parameter(parameter) for parameter in fitted.dense}
         _through(converted, partial(forward, block))
         if known is None:
             record = record_of(name, modules, ((converted[i], exact[i]) for i in range(len(exact))), fitted)
-            if journal:
-                if ranks.first():
-                    journal.write(index, modules, {parameter: model.get_parameter(parameter).data for parameter in dense}, asdict(record))
-                ranks.wait()
+            _keep(journal, index, modules, dense, record)
+        else:
+            record = BlockRecord(**known.record)
         block.to(home)
         if journal and home.type == "cpu":
-            journal.hand_back(index, modules, {parameter: model.get_parameter(parameter) for parameter in dense})
+            journal.hand_back(index, modules, dense)
         let_go(block)
         trim()
         records.append(record)
@@ -131,6 +142,22 @@ def convert_blocks(
     return records
 
 
+def _stream_key(windows: Tensor, recipe: Recipe, device: torch.device, *, surveyed: bool) -> str:
+    """Names the full-precision stream: what of a conversion its bits depend on. After a survey blocks are rotated inside before they are run."""
+    rotation = recipe.rotation
+    turned = (rotation, recipe.seed) if surveyed and rotation.active else (rotation.residual, recipe.seed if rotation.residual else None)
+    return f"{fingerprint(windows)} {recipe.attention.spiking} {turned} {device}"
+
+
+def _keep(
+    journal: Journal | None, index: int, modules: Mapping[str, nn.Module], dense: Mapping[str, nn.Parameter], record: BlockRecord
+) -> None:
+    if journal:
+        if ranks.first():
+            journal.write(index, modules, {name: parameter.data for name, parameter in dense.items()}, asdict(record))
+        ranks.wait()
+
+
 def _check(plan: list[BlockPlan], head: BlockPlan | None, recipe: Recipe, pipeline: Pipeline) -> bool:
     """Refuse what the pipeline cannot do; returns whether it looks at the whole model first."""
     fits = [(block, pipeline.codes) for block in plan] + ([(head, head_fitter(pipeline).codes)] if head else [])
@@ -140,7 +167,7 @@ def _check(plan: list[BlockPlan], head: BlockPlan | None, recipe: Recipe, pipeli
                 raise RequestError(
                     f"pipeline {recipe.pipeline!r} fits weights of code {' or '.join(codes)}, and {name} asks for {one.weights.code!r}; set pipeline to gptq"
                 )
-    return any(pipeline.surveys(one) for block in plan for one in block.linears.values())
+    return any(pipeline.surveys(one) or one.activations.shared_out for block in plan for one in block.linears.values())
 
 
 def _own_part(windows: Tensor, recipe: Recipe, pipeline: Pipeline) -> ranks.OwnWindows:
@@ -173,26 +200,44 @@ def _put_in(model: nn.Module, block: nn.Module, modules: Mapping[str, nn.Module]
     for name, module in modules.items():
         replace_module(model, name, module)
     for parameter, value in dense.items():
-        model.get_parameter(parameter).data.copy_(value)
+        owner, _, leaf = parameter.rpartition(".")
+        if value.dim() == 1:
+            model.get_parameter(parameter).data.copy_(value)
+        else:  # the layer as it was stays as it was
+            old = model.get_submodule(owner)
+            replace_module(model, owner, with_parameters(old, {leaf: value.to(old.get_parameter(leaf).device)}))
 
 
 def _folder(
     store: Store, model: Any, blocks: nn.ModuleList, plan: list[BlockPlan], head: BlockPlan | None, part: ranks.OwnWindows,
-    recipe: Recipe, pipeline: Pipeline,
+    recipe: Recipe, pipeline: Pipeline, *, surveyed: bool,
 ) -> Path | None:  # fmt: skip
     if not callable(store):
         return None if store is None else Path(store)
     units = find_units(model, blocks, plan, head, pipeline.observes)
     state = model.get_input_embeddings().weight.shape[1] * torch.empty(0, dtype=model.dtype).element_size()
-    streams = max(2 * part.windows.numel(), part.whole if head else 0) * state  # that of the projection takes the place of both
+    streams = (
+        max((3 if pipeline.wants_entering(recipe) else 2) * part.windows.numel(), part.whole if head else 0) * state
+    )  # that of the projection takes the place of all
     sampled = -(-part.whole // stride_of(part.whole, recipe.calibration.saliency_tokens))
-    return store(estimate(model, units, streams, sampled, hessian=pipeline.needs_hessian))
+    return store(
+        estimate(
+            model,
+            units,
+            streams,
+            sampled,
+            hessian=pipeline.sums_hessians(recipe),
+            in_turn=pipeline.wants_entering(recipe),
+            rotated=recipe.rotation.active,
+            whole=surveyed,
+        )
+    )
 
 
-def _gradient_sizes(windows: Tensor, recipe: Recipe) -> set[int]:
-    """Numbers of windows that a pipeline that learns runs at a time: its batch size, and what is left of each batch."""
+def _sizes(windows: Tensor, recipe: Recipe) -> set[int]:
+    """Numbers of windows that are run at a time beside whole batches: one where rotations are checked, and of a pipeline that learns its batch size and what is left of each batch."""
     step = recipe.omniquant.batch_size
-    return (
+    return ({1} if recipe.rotation.active else set()) | (
         {step, *(batch.shape[0] % step for batch in windows.split(batch_windows(windows.shape[1])))}
         if recipe.pipeline == "omniquant"
         else set()
@@ -200,18 +245,19 @@ def _gradient_sizes(windows: Tensor, recipe: Recipe) -> set[int]:
 
 
 def _fit(
-    model: nn.Module, plan: BlockPlan, block: nn.Module, converted: ActivationStore, exact: ActivationStore,
-    forward: Callable[[nn.Module, Tensor], Tensor], recipe: Recipe, pipeline: Pipeline, device: torch.device, part: ranks.OwnWindows,
+    model: nn.Module, plan: BlockPlan, block: nn.Module, streams: Streams, forward: Callable[[nn.Module, Tensor], Tensor],
+    recipe: Recipe, pipeline: Pipeline, device: torch.device, part: ranks.OwnWindows, rotating: Rotating, salient: Mapping[str, int],
 ) -> tuple[dict[str, nn.Module], FittedBlock]:  # fmt: skip
+    turned, converted = rotating.inside(plan, block, streams.inputs, forward, part), streams.inputs
     layers = {name: model.get_submodule(name) for name in plan.linears}
     watched = {name: module for name, module in layers.items() if pipeline.observes(plan.linears[name])}
     ranked = {
         name: model.get_submodule(name)
         for name, (_, settings) in plan.attentions.items()
-        if settings.key.salient_rate + settings.value.salient_rate > 0
+        if settings.key.salient_rate + settings.value.salient_rate > 0 or settings.center
     }
     wanted = recipe.calibration.saliency_tokens
-    samples = SampledInputs(watched, part.whole, wanted, hessian=pipeline.needs_hessian, before=part.before)
+    samples = SampledInputs(watched, part.whole, wanted, hessian=pipeline.sums_hessians(recipe), before=part.before)
     attention_samples = AttentionSample(ranked, part.whole, min(wanted, ATTENTION_TOKENS), part.before)
     if watched or ranked:
         with samples.watching(), attention_samples.watching(), every_expert_sees_every_token():
@@ -219,24 +265,25 @@ def _fit(
                 forward(block, converted[batch])
         samples.put_together()
         attention_samples.put_together()
-    modules: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = dict(turned.rotations)
     for name, (shape, settings) in plan.attentions.items():
         sample = attention_samples[name] if name in ranked else None
         modules[f"{name}.{CHILD}"] = fit_attention(name, shape, settings, sample, recipe.seed, device)
         replace_module(model, f"{name}.{CHILD}", modules[f"{name}.{CHILD}"])  # from here on the block codes Q, K and V
     fitted = pipeline.fit_block(
-        BlockContext(plan.name, block, plan.heads, layers, plan.linears, samples, converted, exact, forward, recipe, device)
+        BlockContext(plan.name, block, plan.heads, layers, plan.linears, samples, *streams, forward, recipe, device, salient)
     )
-    return {**modules, **fitted.layers}, fitted
+    told = fitted._replace(dense={**turned.dense, **fitted.dense}, notes=[*turned.notes, *fitted.notes], rotated=turned.channels)
+    return {**modules, **fitted.layers}, told
 
 
-def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> tuple[dict[str, nn.Module], FittedBlock]:
     modules, tensors = plan.empty_modules(model, known.tensors), dict(known.tensors)
     for name, module in modules.items():
         module.load_state_dict(
             {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}, strict=True
         )
-    return modules, tensors  # what is left are dense parameters
+    return modules, FittedBlock({}, tensors)  # what is left are dense parameters
 
 
 def _require_finite(store: ActivationStore, message: str) -> None:

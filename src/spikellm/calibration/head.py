@@ -22,6 +22,11 @@ def head_fitter(pipeline: Pipeline) -> Pipeline:
     return pipeline if pipeline.fits_alone else pipelines["rtn"]()
 
 
+def alone(recipe: Recipe) -> Recipe:
+    """The recipe as it fits the output projection, which has no layers beside it that could be fitted in turn."""
+    return recipe.model_copy(update={"gptq": recipe.gptq.model_copy(update={"compensate": False})})
+
+
 @torch.no_grad()
 def convert_head(
     model: nn.Module,
@@ -42,12 +47,14 @@ def convert_head(
     """
     [(name, _)] = plan.linears.items()
     head, home, fitter = model.get_submodule(name), next(model.parameters()).device, head_fitter(pipeline)
-    samples = SampledInputs({name: head}, windows.numel(), recipe.calibration.saliency_tokens, hessian=fitter.needs_hessian)
+    recipe = alone(recipe)
+    hessian = fitter.sums_hessians(recipe)
+    samples = SampledInputs({name: head}, windows.numel(), recipe.calibration.saliency_tokens, hessian=hessian)
     batches = windows.to(home).split(batch_windows(windows.shape[1]))
     with samples.watching(), one_at_a_time(blocks):
         inputs = ActivationStore((input_of(model, head, batch) for batch in batches), folder)
     context = BlockContext(
-        name, head, None, {name: head}, plan.linears, samples, inputs, inputs, lambda module, hidden: module(hidden), recipe, device
+        name, head, None, {name: head}, plan.linears, samples, inputs, inputs, inputs, lambda module, hidden: module(hidden), recipe, device
     )
     fitted = fitter.fit_block(context)
     if fitter is not pipeline:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.errors import RequestError, UnsupportedModelError
-from spikellm.modeling.attention import CHILD, HeadShape, SpikingAttention, find_attention
+from spikellm.modeling.attention import CHILD, find_attention
+from spikellm.modeling.attention_spikes import HeadShape, SpikingAttention
 from spikellm.modeling.families import Blocks, has_tied_head, linear_layers
+from spikellm.modeling.rotated import Rotation, layer_name, rotation_of
 from spikellm.modeling.swap import spiking_for
 from spikellm.recipe import AttentionRecipe, LinearRecipe, Recipe
 
@@ -30,9 +32,12 @@ class BlockPlan(NamedTuple):
         modules: dict[str, nn.Module] = {}
         for name, settings in self.linears.items():
             state = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
-            modules[name] = spiking_for(model.get_submodule(name), settings, state, device)
+            modules[name] = layer = spiking_for(model.get_submodule(name), settings, state, device)
+            if layer_name(name) != name:
+                modules[rotation_of(name)] = Rotation(layer.in_features, layer.weight_scale.device)
         for name, (shape, spiking) in self.attentions.items():
-            modules[f"{name}.{CHILD}"] = SpikingAttention(shape, spiking, device)
+            place = device if device is not None else next(model.get_submodule(name).parameters()).device
+            modules[f"{name}.{CHILD}"] = SpikingAttention(shape, spiking, place)
         return modules
 
 
@@ -43,7 +48,7 @@ def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
         UnsupportedModelError: a part that cannot be converted as asked.
         RequestError: an override that matches nothing, or nothing left to convert.
     """
-    if recipe.lm_head and has_tied_head(model):
+    if recipe.lm_head and has_tied_head(model) and not recipe.rotation.residual:  # which parts the two
         raise UnsupportedModelError(
             "lm_head is true, but the output projection shares its weight with the input embedding; leave lm_head false"
         )
@@ -53,8 +58,8 @@ def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
     for index, block in enumerate(blocks.modules):
         prefix = f"{blocks.name}.{index}"
         full = [f"{prefix}.{name}" for name in linear_layers(block)]
-        names += full
-        linears = {name: settings for name in full if (settings := recipe.for_module(name)) is not None}
+        names += map(layer_name, full)
+        linears = {name: settings for name in full if (settings := recipe.for_module(layer_name(name))) is not None}
         inside = {name: shape for name, shape in sites.items() if name.startswith(f"{prefix}.")}
         attentions = {name: (shape, spiking) for name, shape in inside.items() if (spiking := recipe.attention_for(name)) is not None}
         plan.append(BlockPlan(prefix, linears, attentions, next(iter(inside.values()), None)))

@@ -25,6 +25,7 @@ class BlockRecord:
         layers: full names of the modules converted.
         dropped: equivalent transforms that do not hold here.
         notes: what a user should know of how the fit went.
+        rotated: how many input channels are rotated while the model runs, by layer.
     """
 
     name: str
@@ -33,6 +34,7 @@ class BlockRecord:
     layers: list[str]
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rotated: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ OnBlock = Callable[[Progress], None]
 
 
 def record_of(
-    name: str, modules: Mapping[str, nn.Module], pairs: Iterable[tuple[Tensor, Tensor]], fitted: FittedBlock | None = None
+    name: str,
+    modules: Mapping[str, nn.Module],
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    fitted: FittedBlock,
 ) -> BlockRecord:
     """Difference of the two streams, from pairs of converted and exact states; of several ranks over all of them."""
     squared, power, count = 0.0, 0.0, 0
@@ -66,5 +71,11 @@ def record_of(
             f"the converted model gives NaN or infinity behind {name}; raise bits or leave its layers out with an override"
         )
     return BlockRecord(
-        name, squared / count, squared / max(power, 1e-300), list(modules), *((fitted.dropped, fitted.notes) if fitted else ())
+        name,
+        squared / count,
+        squared / max(power, 1e-300),
+        list(modules),
+        fitted.dropped,
+        fitted.notes,
+        fitted.rotated,
     )

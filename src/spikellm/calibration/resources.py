@@ -71,25 +71,39 @@ def find_units(
     return units
 
 
-def estimate(model: Any, units: Sequence[Unit], streams: int, sampled: int, *, hessian: bool) -> Needs:
+def estimate(
+    model: Any,
+    units: Sequence[Unit],
+    streams: int,
+    sampled: int,
+    *,
+    hessian: bool,
+    in_turn: bool = False,
+    rotated: bool = False,
+    whole: bool = False,
+) -> Needs:
     """Needs of a conversion.
 
     Args:
         units: everything that is converted.
         streams: bytes of the hidden states that are kept at a time.
         sampled: tokens of a sample.
-        hessian: whether the pipeline keeps Hessians.
+        hessian: whether the pipeline keeps Hessians of all inputs of a block.
+        in_turn: whether it keeps second moments of one input at a time.
+        rotated: whether weights are rotated, in float64, and compared with what they were, in float32; ``whole``: before any block is converted, so that all are in memory.
     """
     largest, coded = 0, 0
     for module, plan, inputs in units:
         weights = [(model.get_submodule(name).weight, settings.weights.bits) for name, settings in plan.linears.items()]
-        whole = sum(parameter.numel() for parameter in module.parameters())
+        numbers = sum(parameter.numel() for parameter in module.parameters())
         samples = 4 * sampled * sum(inputs)
         widest = max(inputs, default=0)
-        matrices = 8 * (sum(side * side for side in inputs) + 2 * widest * widest) if hessian else 0  # sums, a damped copy, its factor
+        kept = sum(side * side for side in inputs) if hessian else 2 * widest * widest if in_turn else 0
+        matrices = 8 * (kept + 2 * widest * widest) if kept else 0  # sums, a damped copy, its factor
         copies = 6 * 4 * max((weight.numel() for weight, _ in weights), default=0)
-        largest = max(largest, 4 * whole + samples + matrices + copies)
+        turned = 16 * numbers if rotated else 0
+        largest = max(largest, 4 * numbers + samples + max(matrices + copies, turned))
         coded += sum(weight.numel() * bits // 8 for weight, bits in weights)
     rest = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     held = sum(parameter.numel() * parameter.element_size() for unit in units for parameter in unit.module.parameters())
-    return Needs(streams, largest, coded, coded + rest - held)
+    return Needs(streams, largest + (held if rotated and whole else 0), coded, coded + rest - held)

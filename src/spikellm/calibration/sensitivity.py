@@ -61,7 +61,7 @@ def output_sensitivity(model: nn.Module, part: OwnWindows, names: Iterable[str])
                 nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum").backward()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RequestError(
-            "the backward pass that weighs layers against each other does not fit into memory; set weights.budget_over to layer, or shorten seqlen"
+            "the backward pass that weighs layers against each other does not fit into memory; set weights.budget_over and activations.salient_over to layer, or shorten seqlen"
         ) from error
     finally:
         for handle in handles:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from spikellm.modeling.experts import every_expert_sees_every_token
 from spikellm.modeling.families import Blocks
 from spikellm.recipe import LinearRecipe
 
+if TYPE_CHECKING:
+    from spikellm.calibration.rotating import Rotating
+
 
 @dataclass(frozen=True)
 class SurveyedLayer:
@@ -27,15 +32,19 @@ class SurveyedLayer:
         name: its full name.
         module: the layer, in full precision.
         settings: its recipe.
-        hessian: ``XᵀX`` of its inputs in the full-precision model, float64, ``(in, in)``.
+        hessian: ``XᵀX`` of its inputs in the full-precision model, float64, ``(in, in)``; None where nobody asked for it.
         sensitivity: of its outputs (see :mod:`spikellm.calibration.sensitivity`), float32, ``(out,)``.
+        sample: some of its inputs, float32, ``(tokens, in)``.
+        readers: the layers that read the same tensor and code it by the same settings, itself included.
     """
 
     name: str
     module: nn.Module
     settings: LinearRecipe
-    hessian: Tensor
+    hessian: Tensor | None
     sensitivity: Tensor
+    sample: Tensor
+    readers: tuple[str, ...]
 
 
 def survey(
@@ -44,39 +53,66 @@ def survey(
     blocks: Blocks,
     plan: Sequence[BlockPlan],
     replay: BlockReplay,
+    rotating: Rotating,
     device: torch.device,
     wanted: Callable[[LinearRecipe], bool],
     on_stage: Callable[[str], object] = lambda _: None,
     folder: Path | None = None,
-) -> Iterator[SurveyedLayer]:
-    """The wanted layers, block after block; Hessians live for one block.
+    *,
+    sampled: int = 1,
+    hessian: bool = True,
+) -> Iterator[list[SurveyedLayer]]:
+    """The wanted layers, block after block; Hessians and samples live for one block. Where the recipe rotates, all blocks are rotated first.
 
     Args:
         part: calibration tokens of this rank.
         replay: runs the blocks on those windows.
+        rotating: lets them work on a rotated stream, where the recipe says so.
         device: where blocks run; the backward pass runs where the model is.
         on_stage: called with a few words before the backward pass and before every block.
         folder: where hidden states are kept; RAM by default.
+        sampled: tokens of each sample.
+        hessian: whether Hessians are wanted.
 
     Raises:
         NumericalError, RequestError: see :func:`spikellm.calibration.sensitivity.output_sensitivity`.
     """
-    names = [name for block in plan for name, settings in block.linears.items() if wanted(settings)]
+    names = {name: settings for block in plan for name, settings in block.linears.items() if wanted(settings)}
+    rotating.ends(part.windows[:1])
+    if rotating.active:
+        on_stage("rotating all blocks, which stay in memory")
+        states = ActivationStore(replay.first_inputs(), folder)
+        for index, (block, module) in enumerate(zip(plan, blocks.modules, strict=True)):
+            forward = partial(replay.forward, index)
+            rotating.stream(index, module, states[0][:1], forward)
+            rotating.inside(block, module, states, forward, part)
+            _through(states, partial(forward, module))
     on_stage("weighing layers against each other: a backward pass of the whole model, then a look at each block")
     sensitivity = output_sensitivity(model, part, names)
     states = ActivationStore(replay.first_inputs(), folder)
     for index, (block, module) in enumerate(zip(plan, blocks.modules, strict=True)):
         on_stage(f"looking at block {index + 1}/{len(plan)}")
-        layers = {name: model.get_submodule(name) for name in block.linears if name in sensitivity}
+        layers = {name: model.get_submodule(name) for name in block.linears if name in names}
         home = next(module.parameters()).device
         module.to(device)
-        samples = SampledInputs(layers, part.whole, 1, hessian=True, before=part.before)
+        samples = SampledInputs(layers, part.whole, sampled, hessian=hessian, before=part.before)
         with samples.watching(), every_expert_sees_every_token():
-            for batch in range(len(states)):
-                states[batch] = replay.forward(index, module, states[batch])
+            _through(states, partial(replay.forward, index, module))
         samples.put_together()
-        for name, layer in layers.items():
-            hessian = samples.hessian(name)
-            if hessian is not None:
-                yield SurveyedLayer(name, layer, block.linears[name], hessian, sensitivity[name].to(hessian.device))
+        yield [
+            SurveyedLayer(
+                name, layer, names[name], samples.hessian(name), sensitivity[name].to(sample.device), sample, _readers(name, samples, names)
+            )
+            for name, layer in layers.items()
+            if (sample := samples.get(name)) is not None
+        ]
         module.to(home)
+
+
+def _through(states: ActivationStore, forward: Callable[[Tensor], Tensor]) -> None:
+    for batch in range(len(states)):
+        states[batch] = forward(states[batch])
+
+
+def _readers(name: str, samples: SampledInputs, names: Mapping[str, LinearRecipe]) -> tuple[str, ...]:
+    return tuple(sorted(other for other in samples.readers(name) if names[other].activations == names[name].activations))

@@ -18,11 +18,13 @@ from spikellm.checkpoint.card import model_card
 from spikellm.checkpoint.config import METHOD, SpikeConfig
 from spikellm.errors import CheckpointError, RequestError
 from spikellm.files import folder_when_done
-from spikellm.modeling.attention import CHILD, IMPLEMENTATION, HeadShape, SpikingAttention, register
+from spikellm.modeling.attention import CHILD, IMPLEMENTATION, register
+from spikellm.modeling.attention_spikes import HeadShape, SpikingAttention
 from spikellm.modeling.cache import install_cache
 from spikellm.modeling.experts import unfuse_experts
-from spikellm.modeling.families import is_linear
+from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.rotated import Rotated, Rotation, layer_name
 from spikellm.modeling.swap import replace_module, spiking_like
 
 register_quantization_config(METHOD)(SpikeConfig)
@@ -38,7 +40,10 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         recipe = self.quantization_config.parsed_recipe()
         unfuse_experts(model)
         for name in self.quantization_config.modules:
-            settings, module = recipe.for_module(name), _listed_module(model, name)
+            outer = layer_name(name)
+            if outer != name and is_linear(found := _listed_module(model, outer)):
+                replace_module(model, outer, Rotated(Rotation(weight_and_bias(found)[0].shape[1], "meta"), found))
+            settings, module = recipe.for_module(outer), _listed_module(model, name)
             if settings is None or not is_linear(module):
                 raise CheckpointError(
                     f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged"
@@ -74,12 +79,14 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             if not parameter.is_floating_point():
                 raise CheckpointError(f"{name} holds {parameter.dtype}, expected floating-point numbers; the checkpoint is damaged")
         for name, module in model.named_modules():
-            if isinstance(module, (SpikingLinear, SpikingAttention)):
+            if isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
                 check_types(name, module)
             if isinstance(module, SpikingLinear):
                 check_layer(name, module)
             elif isinstance(module, SpikingAttention):
                 check_attention(name, module)
+            elif isinstance(module, Rotation) and not module.signs.is_meta and int(module.signs.max()) > 2:
+                raise CheckpointError(f"{name}.signs holds {int(module.signs.max())}, expected 0, 1 or 2; the checkpoint is damaged")
         if self.quantization_config.attention:
             install_cache(model)
         return model
@@ -102,13 +109,13 @@ def _listed_module(model: nn.Module, name: str) -> nn.Module:
 
 
 def check_types(name: str, module: nn.Module) -> None:
-    """Refuse buffers of another type than a conversion writes: scales are float32, all others bytes. Kernels rely on that.
+    """Refuse buffers of another type than a conversion writes: scales and means are float32, all others bytes. Kernels rely on that.
 
     Raises:
         CheckpointError: names the buffer.
     """
     for own, buffer in module.named_buffers(recurse=False):
-        expected = torch.float32 if own.endswith("_scale") else torch.uint8
+        expected = torch.float32 if own.endswith(("_scale", "_mean")) else torch.uint8
         if buffer.dtype != expected:
             raise CheckpointError(f"{name}.{own} holds {buffer.dtype}, expected {expected}; the checkpoint is damaged")
 
@@ -148,6 +155,9 @@ def check_attention(name: str, spikes: SpikingAttention) -> None:
             raise CheckpointError(
                 f"{name}.{part} names group {int(group.max())} of {len(settings.group_ranges)}; the checkpoint is damaged"
             )
+    mean = spikes._buffers.get("key_mean")
+    if mean is not None and not mean.is_meta and not bool(torch.isfinite(mean).all()):
+        raise CheckpointError(f"{name}.key_mean holds values that are not finite; the checkpoint is damaged")
 
 
 def mark_converted(model: Any, config: SpikeConfig) -> None:

@@ -87,6 +87,7 @@ def _load(level: str) -> ctypes.CDLL:
     library.spikellm_spike_linear.argtypes = [pointer, ctypes.c_int64, *[pointer] * 8, ctypes.c_int32]
     library.spikellm_additive_linear.argtypes = [pointer, ctypes.c_int64, *[pointer] * 5, ctypes.c_int32]
     library.spikellm_code_heads.argtypes = [pointer, *[ctypes.c_int64] * 3, *[pointer] * 3, ctypes.c_int32]
+    library.spikellm_walsh.argtypes = [pointer, *[ctypes.c_int64] * 2, ctypes.c_int32]
     for product in (library.spikellm_key_scores, library.spikellm_value_sums):
         product.argtypes = [pointer, *[ctypes.c_int64] * 4, pointer, ctypes.c_int64, pointer, pointer, ctypes.c_int32]
     return library

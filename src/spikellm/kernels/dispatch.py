@@ -73,6 +73,7 @@ _library.define(
 _library.define("code_heads(Tensor x, Tensor plan, int row_bytes) -> Tensor")
 _library.define("key_scores(Tensor query, Tensor rows, Tensor plan) -> Tensor")
 _library.define("value_sums(Tensor weights, Tensor rows, Tensor plan, int channels) -> Tensor")
+_library.define("walsh(Tensor x) -> Tensor")
 _library.define("additive_linear(Tensor x, Tensor plan, Tensor words, Tensor scale, Tensor? bias) -> Tensor")
 
 
@@ -162,6 +163,13 @@ def _with_rows(kernel: Callable[..., int], x: Tensor, rows: Tensor, plan: Tensor
     return _unless(failed, found)
 
 
+def _walsh(x: Tensor) -> Tensor:
+    """``spikellm::walsh``: Walsh–Hadamard transform of float32 ``(rows, 2**a)``; the same bits as :func:`spikellm.quantization.hadamard.walsh`."""
+    found = x.contiguous().clone()
+    build.load_library().spikellm_walsh(found.data_ptr(), *found.shape, torch.get_num_threads())
+    return found
+
+
 def _unless(failed: int, found: Tensor) -> Tensor:
     if failed:
         raise MemoryError("a kernel found no memory for its work")
@@ -174,6 +182,8 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 _library.impl("spike_linear", _spike_linear, "CPU")
 _library.impl("additive_linear", _additive_linear, "CPU")
+_library.impl("walsh", _walsh, "CPU")
+torch.library.register_fake("spikellm::walsh", torch.empty_like)
 _library.impl("code_heads", _code_heads, "CPU")
 _library.impl("key_scores", _key_scores, "CPU")
 _library.impl("value_sums", _value_sums, "CPU")
@@ -192,4 +202,5 @@ spike_linear = torch.ops.spikellm.spike_linear.default
 code_heads = torch.ops.spikellm.code_heads.default
 key_scores = torch.ops.spikellm.key_scores.default
 value_sums = torch.ops.spikellm.value_sums.default
+walsh = torch.ops.spikellm.walsh.default
 additive_linear = torch.ops.spikellm.additive_linear.default

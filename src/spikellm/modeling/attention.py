@@ -15,23 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.errors import RequestError, UnsupportedModelError
+from spikellm.modeling.attention_spikes import HeadShape, SpikingAttention
 from spikellm.modeling.families import caches_latents
 from spikellm.modeling.fast_heads import rows_of
-from spikellm.modeling.heads import HeadCoder
-from spikellm.modeling.watching import SpikeTrain, spike_observer
-from spikellm.quantization.straight_through import pass_through
-from spikellm.recipe import AttentionRecipe
+from spikellm.modeling.watching import spike_observer
 
 IMPLEMENTATION = "spike"
 CHILD = "spikes"
-
-
-class HeadShape(NamedTuple):
-    """What an attention module works on: key-value heads, channels of a key and of a value head."""
-
-    heads: int
-    key_channels: int
-    value_channels: int
 
 
 class Observation(NamedTuple):
@@ -64,91 +54,15 @@ def observed() -> bool:
     return _observer.get() is not None or spike_observer() is not None
 
 
-class SpikingAttention(nn.Module):
-    """How one attention module codes Q, K and V.
-
-    Persistent state: ``key_group`` and ``value_group``, uint8 ``(key-value heads, channels)``, the group of every channel.
-    """
-
-    key_group: Tensor
-    value_group: Tensor
-
-    def __init__(self, shape: HeadShape, settings: AttentionRecipe, device: torch.device | str | None = None) -> None:
-        super().__init__()
-        self.shape, self.settings = shape, settings
-        self.register_buffer("key_group", torch.zeros(shape.heads, shape.key_channels, dtype=torch.uint8, device=device))
-        self.register_buffer("value_group", torch.zeros(shape.heads, shape.value_channels, dtype=torch.uint8, device=device))
-        self._coders: dict[str, HeadCoder] = {}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingAttention:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._coders = {}
-        return self
-
-    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        super()._load_from_state_dict(*arguments, **keywords)
-        self._coders = {}
-
-    @torch.no_grad()
-    def set_groups(self, key_group: Tensor, value_group: Tensor) -> None:
-        """Set the group of every K and V channel."""
-        self.key_group.copy_(key_group)
-        self.value_group.copy_(value_group)
-        self._coders = {}
-
-    @property
-    def caches(self) -> bool:
-        """Whether K and V can live in a cache as spikes: both are coded, token by token."""
-        return self.settings.key.spiking and self.settings.value.spiking and self.settings.key_axis == "token"
-
-    def key_coder(self) -> HeadCoder:
-        """Coder of K, by key-value head."""
-        return self._coder("key", self.key_group, self.settings.key_axis)
-
-    def value_coder(self) -> HeadCoder:
-        """Coder of V, by key-value head."""
-        return self._coder("value", self.value_group, "token")
-
-    def code(self, name: str, x: Tensor) -> Tensor:
-        """Values of Q or of probabilities after coding, one step a channel; as they came where they are not coded."""
-        settings = getattr(self.settings, name)
-        if not settings.spiking:
-            return x
-        if name not in self._coders:
-            self._coders[name] = HeadCoder(
-                settings, torch.zeros(1, x.shape[-1] if name == "query" else 1, dtype=torch.uint8, device=x.device)
-            )
-        return self._through(name, self._coders[name], x)
-
-    def code_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V after coding."""
-        if self.settings.key.spiking:
-            key = self._through("key", self.key_coder(), key)
-        if self.settings.value.spiking:
-            value = self._through("value", self.value_coder(), value)
-        return key, value
-
-    def show(self, part: str, coder: HeadCoder, codes: Tensor) -> None:
-        """Show spikes to whoever watches them."""
-        if (observer := spike_observer()) is not None:
-            observer(SpikeTrain(self, part, codes, coder.steps, coder.neuron))
-
-    def _through(self, part: str, coder: HeadCoder, x: Tensor) -> Tensor:
-        """Values after coding; while training, gradients pass straight through."""
-        if spike_observer() is not None:
-            coded = coder.encode(x)
-            self.show(part, coder, coded.codes)
-            return coder.decode(coded)
-        if not (torch.is_grad_enabled() and x.requires_grad):
-            return coder.recode(x)
-        with torch.no_grad():
-            recoded = coder.recode(x)
-        return pass_through(x, recoded)
-
-    def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
-        if name not in self._coders:
-            self._coders[name] = HeadCoder(getattr(self.settings, name), group, axis)
-        return self._coders[name]
+@contextmanager
+def uncoded(root: nn.Module) -> Iterator[None]:
+    """While this holds, attention within ``root`` codes nothing."""
+    spikes = [(module, module._modules.pop(CHILD)) for module in root.modules() if CHILD in module._modules]
+    try:
+        yield
+    finally:
+        for module, child in spikes:
+            module._modules[CHILD] = child
 
 
 def mark_coded(x: Tensor) -> Tensor:
@@ -185,6 +99,10 @@ def spike_attention(
     dtype = query.dtype
     spikes = getattr(module, CHILD, None)
     if spikes is not None:
+        if spikes.settings.center and (softcap is not None or s_aux is not None):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} does more with scores than a softmax (a soft cap or a sink), so K cannot be centered; set attention.center to false"
+            )
         query, key, value = _coded(module, spikes, query, key, value)
     scores = _key_scores(query, key) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
@@ -228,6 +146,7 @@ def _coded(module: nn.Module, spikes: SpikingAttention, query: Tensor, key: Tens
             "this recipe codes K over the whole sequence, future tokens included, as published (attention.key_axis: sequence); "
             "that is for evaluation only: generate with a recipe that has key_axis: token"
         )
+    query = spikes.turned(query)
     if rows_of(key) is not None and rows_of(value) is not None:
         return spikes.code("query", query).float(), key, value
     from_cache = [getattr(t, "spikellm_coded", False) for t in (key, value)]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from spikellm.errors import UnsupportedModelError
-from spikellm.modeling.attention import SpikingAttention, mark_coded, observed, spiking_attentions
+from spikellm.modeling.attention import mark_coded, observed, spiking_attentions
+from spikellm.modeling.attention_spikes import SpikingAttention
 from spikellm.modeling.families import caches_latents
 from spikellm.modeling.fast_heads import MOST_QUERIES, CachedRows, plan_for
 
@@ -25,7 +26,7 @@ class _SpikingRows:
     def update(self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
         key, value = self.spikes.key_coder(), self.spikes.value_coder()
         self.channels = key_states.shape[-1], value_states.shape[-1]
-        rows = super().update(key.to_rows(key_states), value.to_rows(value_states), *arguments, **keywords)  # type: ignore[misc]
+        rows = super().update(key.to_rows(self.spikes.turned_key(key_states)), value.to_rows(value_states), *arguments, **keywords)  # type: ignore[misc]
         if key_states.shape[2] < min(rows[0].shape[2], MOST_QUERIES + 1) and not observed():
             key_plan, value_plan = plan_for(key, key_states), plan_for(value, value_states)
             if key_plan is not None and value_plan is not None:

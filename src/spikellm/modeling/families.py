@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.experts import routers_of
+from spikellm.modeling.rotated import LINEAR, Rotated
 
 
 class Blocks(NamedTuple):
@@ -118,14 +119,15 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "key": ("self_attn.k_proj",),
     "value": ("self_attn.v_proj",),
     "fused": ("self_attn.qkv_proj", "attention.query_key_value", "attn.c_attn"),
-    "output": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense"),
+    "output": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attention.dense", "attn.c_proj"),
     "gate": ("mlp.gate_proj",),
     "up": ("mlp.up_proj", "mlp.fc1", "mlp.c_fc", "fc1", "mlp.gate_up_proj", "mlp.dense_h_to_4h"),
-    "down": ("mlp.down_proj",),
+    "down": ("mlp.down_proj", "mlp.fc2", "mlp.c_proj", "fc2", "mlp.dense_4h_to_h"),
 }
 
 
 def block_roles(block: nn.Module) -> dict[str, str]:
     """Names within a block of the parts that equivalent transforms work on; roles that the family lacks are left out."""
     names = dict(block.named_modules())
-    return {role: name for role, candidates in _ROLES.items() for name in candidates[::-1] if name in names}
+    inner = {name: f"{name}.{LINEAR}" if isinstance(module, Rotated) else name for name, module in names.items()}
+    return {role: inner[name] for role, candidates in _ROLES.items() for name in candidates[::-1] if name in names}

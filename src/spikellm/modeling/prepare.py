@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from spikellm.modeling.attention import CHILD, spiking_attentions, use_interface
 from spikellm.modeling.experts import fuse_again, unfuse_experts
 from spikellm.modeling.families import is_linear
-from spikellm.modeling.forms import spiking_linears
 from spikellm.modeling.swap import replace_module
 
 
@@ -24,14 +25,21 @@ def prepared(model: Any, *, attention: bool) -> Iterator[None]:
     attention_before = str(model.config._attn_implementation)
     experts = unfuse_experts(model)
     linears = {name: module for name, module in model.named_modules() if is_linear(module)}
+    tables = {module: module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    tied = getattr(model.config, "tie_word_embeddings", None)
     vectors = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.dim() == 1}
     try:
         if attention:
             use_interface(model)
         yield
     except BaseException:
-        for name in spiking_linears(model):
-            replace_module(model, name, linears[name])
+        for name, module in linears.items():  # converted, or with transforms fused into them
+            if model.get_submodule(name) is not module:
+                replace_module(model, name, module)
+        for table, weight in tables.items():
+            table.weight = weight
+        if tied is not None:
+            model.config.tie_word_embeddings = tied
         for name, value in vectors.items():  # norms may have taken over scales
             model.get_parameter(name).data.copy_(value)
         for name in spiking_attentions(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -32,6 +33,13 @@ def spiking_like(module: nn.Module, settings: LinearRecipe, device: object = Non
 def spiking_for(module: nn.Module, settings: LinearRecipe, state: Mapping[str, Tensor], device: object = None) -> SpikingLinear:
     """An empty spiking layer, see :func:`spiking_like`, of the sizes that a state has."""
     return spiking_like(module, settings, device, layer_kinds[settings.weights.code].sizes_of(state))  # type: ignore[attr-defined]
+
+
+def with_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A module like another, which is not changed, with other parameters of its own."""
+    new = copy.copy(module)
+    new._parameters = {**module._parameters, **{name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}}
+    return new
 
 
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -7,8 +7,8 @@ The block loop (:mod:`spikellm.calibration.blocks`) does everything else. Adding
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spikellm.calibration.activations import ActivationStore, SampledInputs
 from spikellm.calibration.survey import SurveyedLayer
 from spikellm.errors import UnsupportedModelError
-from spikellm.modeling.attention import HeadShape
+from spikellm.modeling.attention_spikes import HeadShape
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.recipe import LinearRecipe, Recipe
 from spikellm.registry import Registry
@@ -36,8 +36,10 @@ class BlockContext:
         samples: input tokens of the layers that the pipeline asked for, from the converted stream.
         inputs: converted stream: what the block will be fed.
         targets: full-precision stream: what the block should give.
+        entering: full-precision stream in front of the block, for pipelines that ask for it (``wants_entering``); the converted one otherwise.
         forward: ``forward(module, hidden)`` runs a block on the windows of a batch, or on the part of it that one gradient step takes.
         recipe: the whole recipe.
+        salient: how many channels of a layer are salient, where that was decided over the model.
     """
 
     name: str
@@ -48,9 +50,11 @@ class BlockContext:
     samples: SampledInputs
     inputs: ActivationStore
     targets: ActivationStore
+    entering: ActivationStore
     forward: Callable[[nn.Module, Tensor], Tensor]
     recipe: Recipe
     device: torch.device
+    salient: Mapping[str, int] = field(default_factory=dict)
 
     def sample(self, name: str) -> Tensor:
         """Sampled inputs of a layer, float32, ``(tokens, in)``.
@@ -66,7 +70,7 @@ class BlockContext:
         return sample
 
     def hessian(self, name: str) -> Tensor:
-        """``XᵀX`` of all calibration inputs of a layer, float64, ``(in, in)``; for pipelines with ``needs_hessian``.
+        """``XᵀX`` of all calibration inputs of a layer, float64, ``(in, in)``; for pipelines that sum it up.
 
         Raises:
             UnsupportedModelError: the layer was not run on the calibration text.
@@ -94,30 +98,38 @@ class FittedBlock(NamedTuple):
         dense: new values of parameters that stay dense (norms that take over scales), float32, by full name.
         dropped: equivalent transforms that do not hold in this block.
         notes: what a user should know of how the fit went.
+        rotated: how many input channels are rotated while the model runs, by layer.
     """
 
     layers: dict[str, SpikingLinear]
     dense: dict[str, Tensor] = {}  # noqa: RUF012  never changed
     dropped: list[str] = []  # noqa: RUF012
     notes: list[str] = []  # noqa: RUF012
+    rotated: dict[str, int] = {}  # noqa: RUF012
 
 
 class Pipeline(ABC):
     """How weights and channel groups of a block are fitted.
 
     Attributes:
-        needs_hessian: whether ``XᵀX`` of the observed inputs is to be summed up.
         codes: kinds of weight codes (``weights.code``) that it can fit.
         fits_alone: whether it can fit a layer without a block around it: the output projection, which is rounded to nearest otherwise.
     """
 
-    needs_hessian: ClassVar[bool] = False
     codes: ClassVar[tuple[str, ...]] = ("affine",)
     fits_alone: ClassVar[bool] = False
 
     @abstractmethod
     def observes(self, settings: LinearRecipe) -> bool:
         """Whether the inputs of a layer with these settings are needed."""
+
+    def sums_hessians(self, recipe: Recipe) -> bool:
+        """Whether ``XᵀX`` of the observed inputs is to be summed up."""
+        return False
+
+    def wants_entering(self, recipe: Recipe) -> bool:
+        """Whether the full-precision stream in front of a block is needed too."""
+        return False
 
     def surveys(self, settings: LinearRecipe) -> bool:
         """Whether a layer with these settings is to be seen before any block is converted."""

@@ -7,7 +7,6 @@ order of their inputs' power, with error feedback; ternary codes and their scale
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +17,14 @@ from spikellm.modeling.additive import plane_sizes
 from spikellm.modeling.families import weight_and_bias
 from spikellm.modeling.layout import make_layout
 from spikellm.modeling.linear import SpikingLinear
-from spikellm.modeling.partly_binary import PartlyBinaryLinear, PartlyBinaryWeights
 from spikellm.modeling.swap import spiking_for, spiking_like
 from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelines
+from spikellm.pipelines.compensation import InTurn, Moments, target_weight
 from spikellm.pipelines.grouping import Groups, choose_groups
+from spikellm.pipelines.problem import Problem, partly_binary_layer
 from spikellm.pipelines.step_budget import importance_of, order_of_coding, over_model, spend_in_layer, spend_over_model
 from spikellm.quantization.affine import AffineWeights, codes_in_range, weight_range
-from spikellm.quantization.error_feedback import CodeColumn, feed_back, inverse_factor, permuted
-from spikellm.quantization.rounding import half_up
+from spikellm.quantization.error_feedback import inverse_factor, permuted
 from spikellm.quantization.ternary import refit_scales, search_scale
 from spikellm.recipe import GptqRecipe, LinearRecipe, Recipe
 
@@ -33,51 +32,10 @@ _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a range, tried where it is searched
 _ENOUGH = 1e-3  # relative gain below which fitting stops
 
 
-class Problem(NamedTuple):
-    """One layer to be coded, columns in stored order.
-
-    Attributes:
-        weight: float32, ``(out, in)``.
-        hessian: ``XᵀX``, ``(in, in)``.
-        order: stored column of each column in the order of coding, ``(in,)``.
-        factor: of the inverse Hessian, in the order of coding.
-        groups: stored columns that share a scale.
-        owner: group of every stored column.
-        steps: T of every group.
-        settings, options: of the layer.
-    """
-
-    weight: Tensor
-    hessian: Tensor
-    order: Tensor
-    factor: Tensor
-    groups: list[tuple[int, int]]
-    owner: list[int]
-    steps: list[int]
-    settings: LinearRecipe
-    options: GptqRecipe
-
-    @property
-    def importance(self) -> Tensor:
-        """What a squared error in a stored column costs, ``(in,)``."""
-        return importance_of(self.factor, self.order)
-
-    def feed_back(self, code: CodeColumn) -> None:
-        """Error feedback, with columns named by their stored place."""
-        places = self.order.tolist()
-        feed_back(self.weight[:, self.order], self.factor, lambda column, w, error: code(places[column], w, error))
-
-    def error(self, values: Tensor) -> float:
-        """Squared error of the layer's output with these weights in the place of its own."""
-        difference = self.weight - values
-        return float(((difference @ self.hessian) * difference).sum(dtype=torch.float64))
-
-
 @pipelines.register("gptq")
 class Gptq(Pipeline):
     """Needs the second moments of all inputs, and a survey of the model where a budget of steps is spent over all layers."""
 
-    needs_hessian = True
     codes = ("affine", "ternary", "partly-binary")
     fits_alone = True
 
@@ -88,17 +46,40 @@ class Gptq(Pipeline):
         return over_model(settings)
 
     def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:
-        self._steps = spend_over_model(layers, recipe.gptq.damping, by_power=recipe.gptq.activation_order)
+        self._steps = spend_over_model(
+            (layer for layer in layers if over_model(layer.settings)), recipe.gptq.damping, by_power=recipe.gptq.activation_order
+        )
 
     def observes(self, settings: LinearRecipe) -> bool:
         return True
 
+    def sums_hessians(self, recipe: Recipe) -> bool:
+        return not recipe.gptq.compensate
+
+    def wants_entering(self, recipe: Recipe) -> bool:
+        return recipe.gptq.compensate
+
     def fit_block(self, context: BlockContext) -> FittedBlock:
-        layers, notes = {}, []
-        chosen = choose_groups(context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0]))
-        groups = {name: own for _, shared in chosen for name, own in shared.items()}
+        chosen = list(choose_groups(context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0])))
+        layers: dict[str, SpikingLinear] = {}
+        notes: list[str] = []
+        if not context.recipe.gptq.compensate:
+            groups = {name: own for _, shared in chosen for name, own in shared.items()}
+            return FittedBlock(self._fit_together(context, groups, None, notes), notes=notes)
+        with InTurn(context) as block:
+            for names, shared in chosen:
+                fitted = self._fit_together(context, shared, block.moments(names[0], shared[names[0]]), notes)
+                block.put(fitted)
+                layers.update(fitted)
+        return FittedBlock({name: layers[name] for name in context.layers}, notes=notes)
+
+    def _fit_together(
+        self, context: BlockContext, groups: dict[str, Groups], moments: Moments | None, notes: list[str]
+    ) -> dict[str, SpikingLinear]:
+        """Layers that do not wait for each other, dealt out to ranks; ``moments`` of their inputs where these are not the context's."""
+        layers: dict[str, SpikingLinear] = {}
         owners = ranks.dealt({name: _work(weight_and_bias(context.layers[name])[0]) for name in groups})
-        fitted = {name: self._fit(context, name, own) for name, own in groups.items() if owners[name] == ranks.own()}
+        fitted = {name: self._fit(context, name, own, moments) for name, own in groups.items() if owners[name] == ranks.own()}
         for name, owner in owners.items():
             layers[name], damping = _exchanged(context.layers[name], context.settings[name], owner, fitted.get(name))
             if damping > context.recipe.gptq.damping:
@@ -107,12 +88,16 @@ class Gptq(Pipeline):
                 notes.append(
                     f"{name} spends its budget of steps by itself: weights.budget_over: model spends over the layers of the blocks"
                 )
-        return FittedBlock({name: layers[name] for name in groups}, notes=notes)
+        return {name: layers[name] for name in groups}
 
-    def _fit(self, context: BlockContext, name: str, groups: Groups) -> tuple[SpikingLinear, float]:
+    def _fit(self, context: BlockContext, name: str, groups: Groups, moments: Moments | None) -> tuple[SpikingLinear, float]:
         if name in self._steps:
             groups = groups._replace(column_steps=self._steps[name].to(groups.channel.device))
-        return fit_layer(name, context.layers[name], context.settings[name], groups, context.hessian(name), context.recipe.gptq)
+        layer, settings, options = context.layers[name], context.settings[name], context.recipe.gptq
+        if moments is None:
+            return fit_layer(name, layer, settings, groups, context.hessian(name), options)
+        weight = target_weight(name, weight_and_bias(layer)[0].detach(), moments, options.compensation_damping)
+        return fit_layer(name, layer, settings, groups, moments.hessian, options, weight)
 
 
 def _work(weight: Tensor) -> float:
@@ -137,17 +122,18 @@ def _exchanged(
 
 
 def fit_layer(
-    name: str, module: nn.Module, settings: LinearRecipe, groups: Groups, hessian: Tensor, options: GptqRecipe
+    name: str, module: nn.Module, settings: LinearRecipe, groups: Groups, hessian: Tensor, options: GptqRecipe, weight: Tensor | None = None
 ) -> tuple[SpikingLinear, float]:
     """Spiking layer of one linear layer, and the damping that its Hessian took.
 
     Args:
         hessian: ``XᵀX`` of its inputs, ``(in, in)``, channels in their own order.
+        weight: what to code, ``(out, in)``; the layer's own weight by default.
 
     Raises:
         NumericalError: see :func:`spikellm.quantization.error_feedback.inverse_factor`.
     """
-    weight = weight_and_bias(module)[0].detach().float()
+    weight = (weight_and_bias(module)[0].detach() if weight is None else weight).float()
     coding = order_of_coding(hessian, by_power=options.activation_order)
     factor, damping = inverse_factor(hessian, options.damping, name, coding)
     column_steps = groups.column_steps
@@ -169,7 +155,7 @@ def fit_layer(
         options,
     )
     if settings.weights.code == "partly-binary":
-        return _partly_binary_layer(module, problem, groups), damping
+        return partly_binary_layer(module, problem, groups), damping
     weights = _ternary(problem) if settings.weights.code == "ternary" else _affine(problem)
     sizes = () if column_steps is None or settings.weights.code == "affine" else plane_sizes(column_steps)
     layer = spiking_like(module, settings, sizes=sizes)
@@ -246,34 +232,3 @@ def _code(problem: Problem, scale: Tensor, least: list[int], most: list[int]) ->
 
     problem.feed_back(code)
     return codes.T.contiguous()
-
-
-def _partly_binary_layer(module: nn.Module, problem: Problem, groups: Groups) -> SpikingLinear:
-    """PB-LLM: salient by ``w²/[U]_jj²``, the others ``±mean|w|`` of their row (and group); error feedback over both."""
-    weight, settings = problem.weight, problem.settings.weights
-    score = weight.square() * problem.importance
-    count = max(1, round(settings.salient_rate * weight.numel()))
-    salient = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-    salient[torch.sort(score.flatten(), descending=True, stable=True).indices[:count]] = True
-    salient = salient.view_as(weight)
-    binary = (~salient).float()
-    scale = torch.stack(
-        [(weight.abs() * binary)[:, a:b].sum(1) / binary[:, a:b].sum(1).clamp(min=1) for a, b in problem.groups], dim=1
-    ).clamp(min=torch.finfo(torch.float32).tiny)
-    whole = [(0, weight.shape[1])]
-    top = settings.top(1)
-    _, fine_scale, fine_zero = codes_in_range(weight, [top], whole, *weight_range(weight, whole))
-    positive, codes = torch.empty_like(salient), torch.zeros_like(weight)
-
-    def code(column: int, w: Tensor, error: Tensor) -> None:
-        q = half_up(w / fine_scale[:, 0]).add_(fine_zero[:, 0]).clamp_(0, top)
-        codes[:, column], positive[:, column] = q, w >= 0
-        coarse = torch.where(w >= 0, 1.0, -1.0) * scale[:, problem.owner[column]]
-        torch.sub(w, torch.where(salient[:, column], (q - fine_zero[:, 0]) * fine_scale[:, 0], coarse), out=error)
-
-    problem.feed_back(code)
-    layer = spiking_like(module, problem.settings, sizes=(count,))
-    assert isinstance(layer, PartlyBinaryLinear)
-    layer.set_groups(groups.channel)
-    layer.set_partly_binary(PartlyBinaryWeights(salient, positive, scale, codes.to(torch.uint8), fine_scale, fine_zero.to(torch.uint8)))
-    return layer

@@ -20,7 +20,7 @@ from spikellm.saliency import Evidence, Selection, criteria, salient_count
 
 
 def salient_channels(
-    x: Tensor, weight: Tensor, settings: ActivationRecipe, seed: int, name: str, gradient: Tensor | None = None
+    x: Tensor, weight: Tensor, settings: ActivationRecipe, seed: int, name: str, gradient: Tensor | None = None, count: int | None = None
 ) -> Selection:
     """The channels that get ``salient_steps``, and those with a range of their own.
 
@@ -30,22 +30,25 @@ def salient_channels(
         settings: how the inputs are coded.
         seed, name: decide the draw of random controls.
         gradient: see :class:`spikellm.saliency.Evidence`.
+        count: how many; by default what the settings' rate stands for.
     """
-    return criteria[settings.saliency](_evidence(x, weight, settings, settings.salient_rate, seed, name, gradient))
+    evidence = evidence_of(x, weight, settings, settings.salient_rate, seed, name, gradient)
+    return criteria[settings.saliency](evidence if count is None else replace(evidence, count=count))
 
 
 def salient_columns(x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int, name: str) -> Tensor:
     """Steps T of the weights of every column, uint8 ``(in,)``; arguments as for :func:`salient_channels`."""
     plain = ActivationRecipe(bits=8)
-    evidence = _evidence(x, weight, plain, settings.weights.salient_rate, seed, f"{name}.weight")
+    evidence = evidence_of(x, weight, plain, settings.weights.salient_rate, seed, f"{name}.weight")
     evidence = replace(evidence, invert=settings.weights.invert)
     salient = criteria[settings.weights.saliency](evidence).salient.to(torch.uint8)
     return 1 + salient * (settings.weights.salient_steps - 1)
 
 
-def _evidence(
+def evidence_of(
     x: Tensor, weight: Tensor, settings: ActivationRecipe, rate: float, seed: int, name: str, gradient: Tensor | None = None
 ) -> Evidence:
+    """What criteria see; arguments as for :func:`salient_channels`, ``rate`` the share of channels to be chosen."""
     return Evidence(
         x=x,
         weight=weight.detach().float().to(x.device),
@@ -93,9 +96,11 @@ def choose_groups(context: BlockContext, evidence: Callable[[str], tuple[Tensor,
         shared = activations.spiking and activations.salient_for == "input"
         names = context.readers(first) if shared else [first]
         pending = [name for name in pending if name not in names]
-        if activations.salient_rate > 0:
+        if activations.salient_rate > 0 and context.salient.get(first) != 0:
             weights = torch.cat([evidence(name)[1] for name in names])
-            group = group_of(salient_channels(evidence(first)[0], weights, activations, context.recipe.seed, first))
+            group = group_of(
+                salient_channels(evidence(first)[0], weights, activations, context.recipe.seed, first, count=context.salient.get(first))
+            )
         else:
             weight, _ = weight_and_bias(context.layers[first])
             group = torch.zeros(weight.shape[1], dtype=torch.uint8, device=weight.device)

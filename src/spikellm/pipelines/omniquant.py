@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spikellm.calibration import ranks
-from spikellm.modeling.attention import CHILD
+from spikellm.modeling.attention import uncoded
 from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.surrogate import InputCoder, SurrogateLinear
@@ -108,7 +107,7 @@ class _Fit:
         if not self.options.let:
             return [], []
         hidden = ranks.from_owner(0, {"hidden": self.context.inputs[0]})["hidden"]  # what one rank drops all drop
-        with self._full_precision():
+        with uncoded(self.block):  # its linear layers have no coders yet
             kept, dropped = find_pairs(
                 self.block,
                 self.context.heads,
@@ -122,16 +121,6 @@ class _Fit:
     def _stays(self, parameter: str) -> bool:
         """Whether a parameter belongs to a linear layer that the recipe leaves as it is."""
         return is_linear(self.block.get_submodule(parameter.rpartition(".")[0]))
-
-    @contextmanager
-    def _full_precision(self) -> Iterator[None]:
-        """While this holds, nothing in the copy is coded (its linear layers have no coders yet)."""
-        spikes = [(module, module._modules.pop(CHILD)) for module in self.block.modules() if CHILD in module._modules]
-        try:
-            yield
-        finally:
-            for module, child in spikes:
-                module._modules[CHILD] = child
 
     def _initial_scale(self, pair: Pair) -> Tensor:
         """SmoothQuant's scale where layers read the scaled channels; 1 between q and k."""

@@ -53,6 +53,7 @@ def spend_over_model(layers: Iterable[SurveyedLayer], damping: float, *, by_powe
     for layer in layers:
         budget = layer.settings.weights.budget
         assert budget is not None
+        assert layer.hessian is not None
         weight = weight_and_bias(layer.module)[0].detach().float().to(layer.hessian.device)
         order = order_of_coding(layer.hessian, by_power=by_power)
         factor, _ = inverse_factor(layer.hessian, damping, layer.name, order)

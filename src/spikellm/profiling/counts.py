@@ -103,7 +103,7 @@ class Counts:
 
     Attributes:
         tokens: how many went in.
-        kinds: ``linear``, ``attention`` or ``head`` (the output projection) of every entry.
+        kinds: ``linear``, ``attention``, ``head`` (the output projection) or ``rotation`` (before a layer, or of Q and K) of every entry.
         firing: of every population, by layer and part (``NAME.input``, ``NAME.query`` …).
     """
 

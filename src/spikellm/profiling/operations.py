@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.modeling.additive import AdditiveLinear
-from spikellm.modeling.attention import IMPLEMENTATION, Observation, SpikingAttention, observing, use_interface
+from spikellm.modeling.attention import IMPLEMENTATION, Observation, observing, use_interface
+from spikellm.modeling.attention_spikes import SpikingAttention
 from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.partly_binary import PartlyBinaryLinear
+from spikellm.modeling.rotated import Rotation, layer_name
 from spikellm.modeling.watching import SpikeTrain, watching_spikes
 from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Firing, Operations
+from spikellm.quantization.hadamard import largest_power
 from spikellm.recipe.sections import MAX_TOP_CODE
 
 _EXACT_ROWS = 2**24 // MAX_TOP_CODE
@@ -58,7 +61,7 @@ class OperationCounter:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._names = {module: name for name, module in model.named_modules()}
+        self._names = {module: layer_name(name) for name, module in model.named_modules()}
         self._counts = Counts(0)
         head = model.get_output_embeddings()  # type: ignore[operator]
         self._linears = {
@@ -66,6 +69,7 @@ class OperationCounter:
             for module in self._names
             if isinstance(module, SpikingLinear) or is_linear(module)
         }
+        self._rotations = [module for module in self._names if isinstance(module, Rotation)]
         self._trains: dict[tuple[nn.Module, str], SpikeTrain] = {}
         self._fan_out: dict[nn.Module, dict[str, Tensor]] = {}
 
@@ -80,6 +84,7 @@ class OperationCounter:
             use_interface(self._model)
         embedding = self._model.get_input_embeddings()  # type: ignore[operator]
         self._handles = [module.register_forward_hook(self._linear) for module in self._linears]
+        self._handles += [module.register_forward_hook(self._rotation) for module in self._rotations]
         self._handles.append(embedding.register_forward_hook(self._tokens))
         self._contexts = [observing(self._attention), watching_spikes(self._spikes)]
         for context in self._contexts:
@@ -125,12 +130,18 @@ class OperationCounter:
         elif isinstance(module, AdditiveLinear):
             entry.sops.update({form: tokens * int(reach[form].sum()) for form in FORMS})
 
+    def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        if module.rotated:
+            self._entry(self._names[module], "rotation").add(operations_of_mix(module.rotated, output.shape[:-1].numel()))
+
     def _attention(self, module: nn.Module, seen: Observation) -> None:
         name = self._names[module]
         spikes = getattr(module, "spikes", None)
         batch, heads, queries, channels = seen.query.shape
         keys, shared, outputs = seen.key.shape[2], seen.key.shape[1], seen.value.shape[-1]
         pairs, group = batch * heads * queries * keys, heads // shared
+        if isinstance(spikes, SpikingAttention) and spikes.settings.rotate:
+            self._entry(f"{name} rotation", "rotation").add(operations_of_mix(channels, batch * queries * (heads + shared)))
         scores, values = self._entry(f"{name} scores", "attention"), self._entry(f"{name} values", "attention")
         for entry, part, other, width in ((scores, "key", "query", channels), (values, "value", "probabilities", outputs)):
             macs, bits, other_bits, steps = pairs * width, DENSE_BITS, DENSE_BITS, 1.0
@@ -166,6 +177,13 @@ class OperationCounter:
         firing = Firing(train.codes.numel(), int(slots.sum()), {form: int(count.sum()) for form, count in fired.items()}, rates.float())
         self._counts.add(Counts(0, firing={name: firing}))
         return fired
+
+
+def operations_of_mix(channels: int, vectors: int) -> Operations:
+    """Operations of :func:`spikellm.quantization.hadamard.mix`: additions of operands that are not coded."""
+    power = largest_power(channels)
+    additions = vectors * power * (power.bit_length() - 1) * (1 if power == channels else 2)
+    return Operations(0, Counter({(DENSE_BITS, 1): additions}), additions)
 
 
 def products_of(layer: SpikingLinear) -> dict[tuple[int, int], float]:

@@ -10,7 +10,13 @@ from spikellm.profiling.counts import FORMS, Operations
 from spikellm.profiling.energy import OMITTED
 from spikellm.profiling.report import PARTS, Report
 
-_NAMES = {"linear": "linear layers of blocks", "attention": "attention", "head": "output projection", "whole": "whole model"}
+_NAMES = {
+    "linear": "linear layers of blocks",
+    "attention": "attention",
+    "head": "output projection",
+    "rotation": "rotations",
+    "whole": "whole model",
+}
 LIMITS = (
     "Perplexity is of this text and these windows alone; a short text leaves an uncertainty of several percent. Compare only figures of the same text, windows and tokenizer.",
     "Counts are of a forward pass over whole windows. Attention counts the whole matrix, as it is computed, not its causal half.",
@@ -114,7 +120,7 @@ def _beside(report: Report) -> Sheet:
 
 def _operations(report: Report) -> Sheet:
     columns = ["part", "multiply-accumulates", "average steps", "ACE", "of 16 bits", "additive"]
-    rows = [_operation_row(_NAMES[part], report.part(part)) for part in PARTS]
+    rows = [_operation_row(_NAMES[part], report.part(part)) for part in PARTS if report.part(part).executed or part == "whole"]
     decode = report.decode.total()
     rows.append(_operation_row(f"whole model, a token at a time ({report.decode.tokens} tokens)", decode))
     return (

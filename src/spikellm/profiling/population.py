@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from spikellm.modeling.attention import SpikingAttention
+from spikellm.modeling.attention_spikes import SpikingAttention
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.watching import SpikeTrain
 from spikellm.neurons import SoftResetNeuron

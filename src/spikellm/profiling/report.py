@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spikellm.modeling.forms import spiking_linears
 from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.rotated import layer_name
 from spikellm.profiling.counts import FORMS, Counts, Firing, Operations
 from spikellm.profiling.energy import OMITTED, Energy, EnergyTable, estimate
 from spikellm.profiling.operations import count_operations
@@ -21,7 +22,7 @@ from spikellm.profiling.population import Population, layer_population
 from spikellm.profiling.summary import LayerSummary, ModelSummary, summarize
 from spikellm.recipe import Recipe
 
-PARTS = ("linear", "attention", "head", "whole")
+PARTS = ("linear", "attention", "head", "rotation", "whole")
 _DRAWN = 32  # tokens that are run for a picture of spikes, of which the last one is drawn
 _DECODED = 16  # tokens of the first window that are counted one at a time
 
@@ -157,9 +158,9 @@ def make_report(
     summary, prefill = summarize(model), _prefill(model, windows)
     decode = count_operations(model, [windows[:1]], decode=min(_DECODED, windows.shape[1] - 1))["decode"]
     energy = {part: _energy(prefill, part, summary, table, len(windows)) for part in PARTS}
-    coding = {layer_name: layer for layer_name, layer in spiking_linears(model).items() if layer.neuron is not None}
-    steps = {layer_name: layer.channel_steps.cpu() for layer_name, layer in coding.items()}
-    own = {layer_name: (layer.channel_group >= 2).cpu() for layer_name, layer in coding.items()}
+    coding = {layer_name(full): layer for full, layer in spiking_linears(model).items() if layer.neuron is not None}
+    steps = {short: layer.channel_steps.cpu() for short, layer in coding.items()}
+    own = {short: (layer.channel_group >= 2).cpu() for short, layer in coding.items()}
     return Report(name, text, summary, prefill, decode, energy, table, steps, own, _sample(model, coding, windows), origin, beside)
 
 

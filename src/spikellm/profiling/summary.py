@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from spikellm.modeling.attention import SpikingAttention, spiking_attentions
+from spikellm.modeling.attention import spiking_attentions
+from spikellm.modeling.attention_spikes import SpikingAttention
 from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
+from spikellm.modeling.rotated import layer_name, rotations
 
 _DENSE_BYTES = 2  # a weight of the 16-bit original
 
@@ -33,6 +35,7 @@ class LayerSummary:
     salient_columns: int = 0  # whose weights take several steps
     weight_code: str | None = None
     additive_share: float = 0.0  # share of products that are additions
+    rotated_channels: int = 0  # of the inputs, while the model runs
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,12 @@ class ModelSummary:
 
 def summarize(model: nn.Module) -> ModelSummary:
     """Summary of a model, converted or not."""
-    layers = [_summarize(name, module) for name, module in model.named_modules() if isinstance(module, SpikingLinear) or is_linear(module)]
+    turned = {name.rpartition(".")[0]: rotation.rotated for name, rotation in rotations(model).items()}
+    layers = [
+        replace(_summarize(layer_name(name), module), rotated_channels=turned.get(layer_name(name), 0))
+        for name, module in model.named_modules()
+        if isinstance(module, SpikingLinear) or is_linear(module)
+    ]
     tensors = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()}
     attentions = [_summarize_attention(name, spikes) for name, spikes in spiking_attentions(model).items()]
     return ModelSummary(type(model).__name__, layers, attentions, sum(tensors.values()))

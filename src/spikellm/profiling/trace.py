@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from spikellm.errors import RequestError
 from spikellm.kernels.torch_reference import integer_product
+from spikellm.modeling import rotated
 from spikellm.modeling.additive import AdditiveLinear
-from spikellm.modeling.attention import SpikingAttention
+from spikellm.modeling.attention_spikes import SpikingAttention
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.forms import set_form, spiking_linears
 from spikellm.modeling.linear import Form, SpikingLinear
@@ -94,7 +95,7 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
     if not 0 <= index < len(blocks.modules):
         raise RequestError(f"layer is {index}; the model has decoder blocks 0 to {len(blocks.modules) - 1}")
     block, name = blocks.modules[index], f"{blocks.name}.{index}"
-    layers = spiking_linears(block)
+    layers = {rotated.layer_name(own): layer for own, layer in spiking_linears(block).items()}
     if not any(layer.neuron is not None for layer in layers.values()) and not any(
         isinstance(part, SpikingAttention) for part in block.modules()
     ):

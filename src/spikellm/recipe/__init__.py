@@ -4,6 +4,7 @@ Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm
 """
 
 from spikellm.recipe.pipelines import GptqRecipe, OmniQuantRecipe
+from spikellm.recipe.rotation import RotationRecipe
 from spikellm.recipe.sections import ActivationRecipe, AttentionRecipe, LinearRecipe, Override, WeightRecipe
 from spikellm.recipe.whole import RECIPE_VERSION, Recipe, place_value, recipe_from
 
@@ -16,6 +17,7 @@ __all__ = [
     "OmniQuantRecipe",
     "Override",
     "Recipe",
+    "RotationRecipe",
     "WeightRecipe",
     "place_value",
     "recipe_from",

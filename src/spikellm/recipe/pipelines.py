@@ -61,6 +61,23 @@ class GptqRecipe(Section):
         description="affine codes: take the range of each row and group that loses least, instead of all of it (plain GPTQ)",
         strict=True,
     )
+    compensate: bool = Field(
+        False,
+        description="fit the layers of a block in turn, on inputs as they will be coded, towards what the full-precision stream gives",
+        strict=True,
+    )
+    compensation_damping: float = Field(
+        0.03,
+        gt=0.0,
+        le=10.0,
+        description="compensate: how little is made of what the calibration text shows, as a share of the Hessian's mean diagonal",
+    )
     rounds: int = Field(
         6, ge=1, description="fits of ternary codes and scales in turn, at most; stops when they do not improve", strict=True
     )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> GptqRecipe:
+        if not self.compensate and self.compensation_damping != type(self).model_fields["compensation_damping"].default:
+            raise ValueError("compensation_damping has no effect while compensate is false; set compensate to true, or leave it out")
+        return self

@@ -104,9 +104,19 @@ class ActivationRecipe(Section):
         "input", description="salient channels chosen once for all layers that read the same tensor, or for each layer (as published)"
     )
 
+    salient_over: Literal["layer", "model"] = Field(
+        "layer",
+        description="salient_rate is that of every layer, or the mean over all, spent where it lowers the loss most (takes a backward pass)",
+    )
+
     @property
     def spiking(self) -> bool:
         return self.bits != 16
+
+    @property
+    def shared_out(self) -> bool:
+        """Whether the number of salient channels is decided over all layers."""
+        return self.salient_over == "model"
 
     @property
     def group_ranges(self) -> tuple[int, ...]:
@@ -154,11 +164,17 @@ class ActivationRecipe(Section):
 
     def _check_salient(self) -> None:
         if self.salient_rate == 0:
-            if idle := self._changed({"salient_steps", "invert", "saliency", "thresholds", "salient_for"}):
+            if idle := self._changed({"salient_steps", "invert", "saliency", "thresholds", "salient_for", "salient_over"}):
                 raise ValueError(f"{', '.join(idle)} would have no effect while salient_rate is 0; set salient_rate above 0")
             return
         if self.salient_steps < self.steps:
             raise ValueError(f"salient_steps ({self.salient_steps}) is below steps ({self.steps}); salient channels get at least as many")
+        if self.shared_out and self.salient_for == "layer":
+            raise ValueError("salient_over: model shares steps out to the tensors that layers read; leave salient_for at input")
+        if self.shared_out and self.salient_rate > 0.5:
+            raise ValueError(
+                f"salient_over: model gives a tensor's channels up to half of them more steps, so salient_rate {self.salient_rate} cannot be its mean; expected at most 0.5"
+            )
         if self.invert and self.saliency == "layer-loss":
             raise ValueError("layer-loss searches the best split and ranks nothing, so it cannot be inverted; choose another saliency")
         if self.thresholds == "shared" and self.salient_steps == self.steps:
@@ -206,6 +222,12 @@ class AttentionRecipe(Section):
     key_axis: Literal["token", "sequence"] = Field(
         "token", description="ranges of K over a token, or over the sequence as published (evaluation only)"
     )
+    center: bool = Field(
+        False, description="take the mean of each channel of K off before it is coded, which the softmax does not see", strict=True
+    )
+    rotate: bool = Field(
+        False, description="rotate Q and K of each head after rotary embedding, which leaves their products as they are", strict=True
+    )
 
     @property
     def spiking(self) -> bool:
@@ -224,10 +246,16 @@ class AttentionRecipe(Section):
             if part.spiking and not make_neuron(part.neuron, part.bits).unrolls:
                 raise ValueError(f"{name}.neuron {part.neuron!r} is for linear layers; attention takes gif, if or ternary")
         for name in ("key", "value"):
+            if getattr(self, name).shared_out:
+                raise ValueError(f"{name}.salient_over has no effect: steps are shared out over linear layers; leave it out")
             if getattr(self, name).salient_for != "input":
                 raise ValueError(f"{name}.salient_for has no effect: every head chooses its own channels; leave it out")
         if self.key.spiking != self.value.spiking:
             raise ValueError("key and value are coded together, since they share a cache; set bits of both, or of neither")
+        if self.rotate and not (self.query.spiking or self.key.spiking):
+            raise ValueError("rotate has no effect: neither query nor key is coded; set bits of one, or leave rotate out")
+        if self.center and not self.key.spiking:
+            raise ValueError("center has no effect: key is not coded; set its bits, or leave center out")
         if self.key_axis == "sequence" and (not self.key.spiking or (self.key.salient_rate > 0 and self.key.thresholds == "split")):
             raise ValueError(
                 "key_axis: sequence gives every channel of K a range of its own over all tokens; K must spike, with shared thresholds"

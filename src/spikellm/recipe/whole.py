@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spikellm.errors import RecipeError
 from spikellm.recipe.pipelines import GptqRecipe, OmniQuantRecipe
+from spikellm.recipe.rotation import RotationRecipe
 from spikellm.recipe.sections import (
     ActivationRecipe,
     AttentionRecipe,
@@ -37,6 +38,7 @@ class Recipe(Section):
     weights: WeightRecipe = WeightRecipe()
     activations: ActivationRecipe = ActivationRecipe()
     attention: AttentionRecipe = AttentionRecipe()
+    rotation: RotationRecipe = RotationRecipe()
     omniquant: OmniQuantRecipe = OmniQuantRecipe()
     gptq: GptqRecipe = GptqRecipe()
     calibration: CalibrationRecipe = CalibrationRecipe()
@@ -58,6 +60,10 @@ class Recipe(Section):
             )
         if self.pipeline != "gptq" and self.gptq != GptqRecipe():
             raise ValueError(f"the section gptq has no effect on pipeline {self.pipeline!r}; set pipeline to gptq")
+        if self.rotation.equalize and not (self.rotation.value_output or self.rotation.online or self.attention.key.spiking):
+            raise ValueError(
+                "rotation.equalize has no effect without value_output, online or coded keys; set one of them, or leave equalize out"
+            )
         for override in self.overrides:
             self._apply(override, plain)
         codes = {self.weights.code, *(override.weights["code"] for override in self.overrides if "code" in override.weights)}
@@ -121,7 +127,9 @@ class Recipe(Section):
 
     def to_yaml(self, *, named: bool = True) -> str:
         """The recipe as YAML, sections that are switched off left out; without name and description if it is to be changed."""
-        idle = {name for name in ("attention", "omniquant", "gptq") if getattr(self, name) == type(self).model_fields[name].default}
+        idle = {
+            name for name in ("attention", "rotation", "omniquant", "gptq") if getattr(self, name) == type(self).model_fields[name].default
+        }
         excluded = idle if named else idle | {"name", "description"}
         return yaml.safe_dump(self.model_dump(mode="json", exclude=excluded), sort_keys=False, allow_unicode=True, width=120)
 

@@ -23,7 +23,7 @@ _TOKENS = 2048  # ranges are averaged over; spread evenly
 @criteria.register("layer-loss")
 def layer_loss(evidence: Evidence) -> Selection:
     """The best own-range set and the best finer-step set for one budget of channels. It has no ranking, so ``invert`` does not apply."""
-    orders = [ranking(scores) for scores in (maximum(evidence), rms(evidence), evidence.column_energy)]
+    orders = _orders(evidence)
     losses = [loss_of_cuts(evidence, order) for order in orders]
     best = min(range(len(orders)), key=lambda i: float(losses[i].min()))
     cut = int(losses[best].argmin())
@@ -33,6 +33,15 @@ def layer_loss(evidence: Evidence) -> Selection:
         return Selection(own, own)
     energy = evidence.column_energy.masked_fill(own, -1.0)
     return Selection(own | choose(energy, evidence.count - cut), own)
+
+
+def _orders(evidence: Evidence) -> list[Tensor]:
+    return [ranking(scores) for scores in (maximum(evidence), rms(evidence), evidence.column_energy)]
+
+
+def least_loss(evidence: Evidence) -> float:
+    """Expected loss of the best choice for ``evidence.count`` channels."""
+    return min(float(loss_of_cuts(evidence, order).min()) for order in _orders(evidence))
 
 
 def loss_of_cuts(evidence: Evidence, order: Tensor) -> Tensor:

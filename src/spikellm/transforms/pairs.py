@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from spikellm.modeling.attention import HeadShape
+from spikellm.modeling.attention_spikes import HeadShape
 from spikellm.modeling.families import block_roles, weight_and_bias
 from spikellm.transforms.equivalent import Pair, Scaling, State, holds
 
