@@ -21,7 +21,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from spikellm.kernels import dispatch
-from spikellm.modeling.attention import CHILD, HeadShape, SpikingAttention, spike_attention
+from spikellm.modeling.attention import CHILD, spike_attention
+from spikellm.modeling.attention_spikes import HeadShape, SpikingAttention
 from spikellm.modeling.cache import SpikingLayer
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
 

@@ -106,3 +106,18 @@ def test_three_forms_on_a_real_model(tmp_path: Any) -> None:
         spikellm.set_form(model, form)  # type: ignore[arg-type]
         values.append(spikellm.perplexity(model, tokenizer, str(test), seqlen=128, limit=4).value)
     assert values[0] == values[1] == values[2]
+
+
+BEST = {"quarot-w4a4": (1.07, 1.40), "best-w4a4": (1.035, 1.08), "best-w4a4-1.10": (1.035, 1.08), "best-ternary-1.4": (1.20, 1.25)}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["llama-wt2-8m", "llama-wt2-8m-outliers"])
+def test_the_most_accurate_presets(model: str) -> None:
+    """Everything is coded, the cache of keys and values too."""
+    outliers = "outliers" in model
+    recipes = ["quarot-w4a4", "best-w4a4"] if outliers else list(BEST)
+    ratio = compare(model, "wikitext-2", recipes)
+    for recipe in recipes:
+        assert ratio[recipe] <= BEST[recipe][outliers], recipe
+    assert ratio["best-w4a4"] < ratio["quarot-w4a4"]

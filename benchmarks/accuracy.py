@@ -1,0 +1,91 @@
+"""What each ingredient of the most accurate presets gives: alone, and taken away from all; and which error is left.
+
+    python benchmarks/accuracy.py MODEL --calibration train.txt --text test.txt [--samples 64] [--seeds 2,3,4] [--limit 60] [--only remove]
+
+Perplexity over the original's. Three tables in Markdown: ``add`` puts ingredients on plain W4A4 (a 4-bit cache, round to nearest) one at a time, ``remove`` takes them from
+``best-w4a4`` one at a time, ``sources`` gives one part after the other of ``best-w4a4`` 8 bits, so that its error is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+import spikellm
+
+_PLAIN = "attention={query: {bits: 4}, key: {bits: 4}, value: {bits: 4}}"
+_GPTQ = ("pipeline=gptq", "gptq.search_range=true")
+ADD: dict[str, tuple[str, ...]] = {
+    "plain (round to nearest)": (),
+    "rotated residual stream": ("rotation.residual=true",),
+    "rotated V": ("rotation.value_output=true",),
+    "rotated before o and down": ("rotation.online=[output, down]",),
+    "rotated before o and down, equalized": ("rotation={online: [output, down], equalize: true}",),
+    "rotated Q and K": ("attention.rotate=true",),
+    "centered K": ("attention.center=true",),
+    "own ranges for 5% of the channels": ("activations.salient_rate=0.05",),
+    "two steps and own ranges for 10%": ("activations.salient_rate=0.10", "activations.salient_steps=2"),
+    "GPTQ, searched ranges": _GPTQ,
+    "GPTQ that compensates": (*_GPTQ, "gptq.compensate=true"),
+}
+REMOVE: dict[str, tuple[str, ...]] = {
+    "everything": (),
+    "no rotated residual stream": ("rotation.residual=false",),
+    "no rotated V": ("rotation.value_output=false",),
+    "no rotation before o and down": ("rotation={residual: true, value_output: true, equalize: true}",),
+    "no equalization": ("rotation.equalize=false",),
+    "no rotated Q and K": ("attention.rotate=false",),
+    "no centered K": ("attention.center=false",),
+    "no compensation": ("gptq.compensate=false",),
+    "no searched ranges": ("gptq.search_range=false",),
+    "with own ranges for 5% of the channels": ("activations.salient_rate=0.05",),
+    "with two steps and own ranges for 10%, the same in every layer": ("activations.salient_rate=0.10", "activations.salient_steps=2"),
+    "with two steps for 10%, shared out over the model": (
+        "activations={bits: 4, salient_rate: 0.10, salient_steps: 2, salient_over: model}",
+    ),
+}
+SOURCES: dict[str, tuple[str, ...]] = {
+    "everything": (),
+    "weights at 8 bits": ("weights.bits=8",),
+    "inputs of linear layers at 8 bits": ("activations.bits=8",),
+    "Q at 8 bits": ("attention.query.bits=8",),
+    "K at 8 bits": ("attention.key.bits=8",),
+    "V at 8 bits": ("attention.value.bits=8",),
+}
+TABLES = {"add": ("rtn-w4a4", (_PLAIN,), ADD), "remove": ("best-w4a4", (), REMOVE), "sources": ("best-w4a4", (), SOURCES)}
+
+
+def ratio(arguments: argparse.Namespace, preset: str, settings: tuple[str, ...], seed: int, original: float) -> float:
+    """Perplexity of one conversion over the original's."""
+    model, tokenizer = spikellm.load(arguments.model)
+    spikellm.convert(model, tokenizer, preset, arguments.calibration, samples=arguments.samples, settings=settings, seed=seed)
+    return spikellm.perplexity(model, tokenizer, arguments.text, limit=arguments.limit).value / original
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--seeds", default="2")
+    parser.add_argument("--limit", type=int, help="windows of the text; all by default")
+    parser.add_argument("--only", choices=TABLES)
+    arguments = parser.parse_args()
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    model, tokenizer = spikellm.load(arguments.model)
+    original = spikellm.perplexity(model, tokenizer, arguments.text, limit=arguments.limit).value
+    print(
+        f"{arguments.model}: {original:.2f}; {arguments.samples} calibration windows, seeds {arguments.seeds}, {arguments.limit or 'all'} windows of the text"
+    )
+    for name in [arguments.only] if arguments.only else TABLES:
+        preset, always, rows = TABLES[name]
+        print(f"\n| {name}: `{preset}` | ratio |\n|---|---|", flush=True)
+        for label, settings in rows.items():
+            found = [ratio(arguments, preset, (*always, *settings), seed, original) for seed in seeds]
+            spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
+            print(f"| {label} | {statistics.mean(found):.3f}{spread} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
