@@ -272,3 +272,13 @@ def test_one_model_compared_with_several_recipes_is_converted_as_it_is_alone(tex
             spikellm.convert(model, tokenizer, recipe, str(text_file), samples=4, seqlen=64, shared=stream)
             found[recipe, stream is None] = model.state_dict()
         assert all(torch.equal(found[recipe, True][name], tensor) for name, tensor in found[recipe, False].items()), recipe
+
+
+def test_scales_and_clipping_are_learned_on_a_rotated_model(text_file: Path, tmp_path: Path, tokens: torch.Tensor) -> None:
+    settings = (*WHOLE, "omniquant.epochs=2", "omniquant.let_rate=0.005", "omniquant.lwc_rate=0.05")
+    model, tokenizer, learned = convert(text_file, *settings, recipe="omniquant-w4a4")
+    rounded = convert(text_file, *WHOLE, recipe="rtn-w4a4")[2]
+    assert learned.blocks[-1].relative_loss < rounded.blocks[-1].relative_loss
+    spikellm.save(model, tokenizer, tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(spikellm.load(tmp_path / "out")[0](tokens, use_cache=False).logits, model(tokens, use_cache=False).logits)

@@ -49,7 +49,9 @@ def test_gradients_that_overflow_and_memory_that_runs_out_are_said(monkeypatch: 
     windows = torch.randint(2, 2000, (1, 8), generator=torch.Generator().manual_seed(0))
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "backward", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
-        with pytest.raises(RequestError, match=r"does not fit into memory; set weights\.budget_over and activations\.salient_over to layer"):
+        with pytest.raises(
+            RequestError, match=r"does not fit into memory; set weights\.budget_over and activations\.salient_over to layer"
+        ):
             output_sensitivity(model, own_windows(windows, 1), names_of(model))
     assert all(parameter.requires_grad for parameter in model.parameters())
     model.lm_head.weight.data[0] = torch.inf
