@@ -231,9 +231,9 @@ def fuzzed(code: str, folder: Path, *options: str) -> subprocess.CompletedProces
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="no atheris for this machine")
 def test_readers_bear_what_a_fuzzer_finds(tmp_path: Path) -> None:
-    done = fuzzed("", tmp_path, "-max_total_time=20", "-print_final_stats=1")
+    done = fuzzed("", tmp_path, "-max_total_time=10", "-print_final_stats=1")
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stderr.split("stat::number_of_executed_units:")[1].split()[0]) > 500
-    broken = fuzzed("fuzzing.READERS[0] = lambda place, data: 1 / 0", tmp_path, "-max_total_time=20")
+    broken = fuzzed("fuzzing.READERS[0] = lambda place, data: 1 / 0", tmp_path, "-max_total_time=10")
     assert "ZeroDivisionError" in broken.stderr + broken.stdout
     assert broken.returncode != 0, "an error that is not the project's own is found"

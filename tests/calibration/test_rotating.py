@@ -263,6 +263,8 @@ def test_a_tied_output_projection_is_parted_and_converted(text_file: Path, tmp_p
         assert torch.equal(spikellm.load(tmp_path / "out")[0](tokens, use_cache=False).logits, model(tokens, use_cache=False).logits)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_one_model_compared_with_several_recipes_is_converted_as_it_is_alone(text_file: Path) -> None:
     """The full-precision stream is shared only where its bits are the same."""
     shared, found = SharedStream(), {}
