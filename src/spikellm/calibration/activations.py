@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +41,11 @@ class ActivationStore:
         else:
             self._batches[index].copy_(value.detach())
             page_out(self._batches[index])
+
+    def advance(self, forward: Callable[[Tensor], Tensor]) -> None:
+        """Replace the states of every batch by what ``forward`` makes of them."""
+        for batch in range(len(self)):
+            self[batch] = forward(self[batch])
 
     def copy(self) -> ActivationStore:
         """A store with the same states, kept in the same way; in RAM tensors are replaced, never changed in place, so nothing is duplicated."""

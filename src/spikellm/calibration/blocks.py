@@ -121,7 +121,7 @@ def convert_blocks(
             modules, fitted = _fit(model, plan[index], block, streams, forward, recipe, pipeline, device, part, rotating, salient)
         _put_in(model, block, modules, fitted.dense)
         dense = {parameter: model.get_parameter(parameter) for parameter in fitted.dense}
-        _through(converted, partial(forward, block))
+        converted.advance(partial(forward, block))
         if known is None:
             record = record_of(name, modules, ((converted[i], exact[i]) for i in range(len(exact))), fitted)
             _keep(journal, index, modules, dense, record)
@@ -178,17 +178,12 @@ def _own_part(windows: Tensor, recipe: Recipe, pipeline: Pipeline) -> ranks.OwnW
     return part
 
 
-def _through(states: ActivationStore, forward: Callable[[Tensor], Tensor]) -> None:
-    for batch in range(len(states)):
-        states[batch] = forward(states[batch])
-
-
 def _targets(states: ActivationStore, forward: Callable[[Tensor], Tensor], index: int, shared: SharedStream | None) -> ActivationStore:
     """States of the full-precision stream behind a block."""
     known = shared.behind(index) if shared else None
     if known is not None:
         return known.copy()
-    _through(states, forward)
+    states.advance(forward)
     if shared:
         shared.keep(index, states)
     return states

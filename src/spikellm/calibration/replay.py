@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.families import Blocks
 from spikellm.modeling.residency import let_go, one_at_a_time
+from spikellm.modeling.watching import first_input
 
 _BATCH_TOKENS = 2048
 _TOLERANCE = 1e-2  # the same operations in the same order: only a device that sums in another order differs at all
@@ -22,10 +23,6 @@ class Call(NamedTuple):
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-
-
-class _Stop(Exception):  # noqa: N818  a signal, not an error
-    """Ends a forward pass once the wanted input has been seen."""
 
 
 def batch_windows(seqlen: int) -> int:
@@ -116,20 +113,7 @@ def _watch(model: nn.Module, blocks: Blocks, batch: Tensor) -> tuple[list[Call],
 @torch.no_grad()
 def input_of(model: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
     """What a module of a model is fed when the model runs on a batch of windows; what comes behind it is not run."""
-    seen: list[Tensor] = []
-
-    def stop(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        seen.append(arguments[0] if arguments else keywords["hidden_states"])
-        raise _Stop
-
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model(batch, use_cache=False)
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]
+    return first_input(module, lambda: model(batch, use_cache=False))
 
 
 def _hidden(output: Any) -> Tensor:

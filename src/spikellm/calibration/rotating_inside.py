@@ -137,9 +137,7 @@ class _Inside:
             rotation = self._block.get_submodule(rotation_of(name))
             assert isinstance(rotation, Rotation)
             found[name] = rotation, signs
-            trial = Rotation(len(signs), signs.device)
-            trial.set_signs(signs)
-            fusion.columns(name, trial)
+            fusion.columns(name, Rotation.of(signs))
         return found
 
     def _even_query_key(self) -> set[str]:

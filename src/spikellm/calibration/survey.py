@@ -86,7 +86,7 @@ def survey(
             forward = partial(replay.forward, index)
             rotating.stream(index, module, states[0][:1], forward)
             rotating.inside(block, module, states, forward, part)
-            _through(states, partial(forward, module))
+            states.advance(partial(forward, module))
     on_stage("weighing layers against each other: a backward pass of the whole model, then a look at each block")
     sensitivity = output_sensitivity(model, part, names)
     states = ActivationStore(replay.first_inputs(), folder)
@@ -97,7 +97,7 @@ def survey(
         module.to(device)
         samples = SampledInputs(layers, part.whole, sampled, hessian=hessian, before=part.before)
         with samples.watching(), every_expert_sees_every_token():
-            _through(states, partial(replay.forward, index, module))
+            states.advance(partial(replay.forward, index, module))
         samples.put_together()
         yield [
             SurveyedLayer(
@@ -107,11 +107,6 @@ def survey(
             if (sample := samples.get(name)) is not None
         ]
         module.to(home)
-
-
-def _through(states: ActivationStore, forward: Callable[[Tensor], Tensor]) -> None:
-    for batch in range(len(states)):
-        states[batch] = forward(states[batch])
 
 
 def _readers(name: str, samples: SampledInputs, names: Mapping[str, LinearRecipe]) -> tuple[str, ...]:

@@ -34,6 +34,13 @@ class Rotation(nn.Module):
         self.register_buffer("signs", torch.zeros(channels, dtype=torch.uint8, device=device))
         self._plan: _Plan | None = None
 
+    @classmethod
+    def of(cls, signs: Tensor) -> Rotation:
+        """A rotation with these signs, as the buffer holds them."""
+        made = cls(len(signs), signs.device)
+        made.set_signs(signs)
+        return made
+
     @property
     def rotated(self) -> int:
         """Channels that are rotated."""

@@ -1,11 +1,11 @@
-"""Seeing spikes while a model runs: whoever codes shows its spike trains to an observer, if there is one."""
+"""Seeing what happens while a model runs: whoever codes shows its spike trains to an observer, if there is one; what a module is fed can be caught."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -47,3 +47,25 @@ def watching_spikes(observer: Callable[[SpikeTrain], None]) -> Iterator[None]:
 def spike_observer() -> Callable[[SpikeTrain], None] | None:
     """Who wants to see spikes now."""
     return _observer.get()
+
+
+class _Stop(Exception):  # noqa: N818  a signal, not an error
+    """Ends a pass once the wanted input has been seen."""
+
+
+def first_input(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What a module is fed first while ``run`` runs; what comes behind it is not run."""
+    seen: list[Tensor] = []
+
+    def stop(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        seen.append(arguments[0] if arguments else keywords["hidden_states"])
+        raise _Stop
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        run()
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]

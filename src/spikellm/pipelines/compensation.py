@@ -24,6 +24,7 @@ from spikellm.modeling.experts import every_expert_sees_every_token
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.surrogate import InputCoder
 from spikellm.modeling.swap import replace_module
+from spikellm.modeling.watching import first_input
 from spikellm.pipelines.base import BlockContext
 from spikellm.pipelines.grouping import Groups
 
@@ -33,10 +34,6 @@ class Moments(NamedTuple):
 
     hessian: Tensor
     lead: Tensor
-
-
-class _Seen(Exception):  # noqa: N818  a signal, not an error
-    """Ends a pass once the wanted input is there."""
 
 
 class InTurn:
@@ -74,21 +71,10 @@ class InTurn:
 
     def _input(self, name: str, hidden: Tensor) -> Tensor:
         """What a layer is fed on some windows: float32, ``(tokens, in)``."""
-        found: list[Tensor] = []
-
-        def stop(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            found.append(arguments[0].flatten(0, -2).float())
-            raise _Seen
-
-        handle = self._context.module.get_submodule(self._inside[name]).register_forward_pre_hook(stop)
-        try:
-            with every_expert_sees_every_token():
-                self._context.forward(self._context.module, hidden)
-        except _Seen:
-            pass
-        finally:
-            handle.remove()
-        return found[0]
+        block = self._context.module
+        with every_expert_sees_every_token():
+            found = first_input(block.get_submodule(self._inside[name]), lambda: self._context.forward(block, hidden))
+        return found.flatten(0, -2).float()
 
     @contextmanager
     def _full_precision(self) -> Iterator[None]:

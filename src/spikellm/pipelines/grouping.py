@@ -59,9 +59,14 @@ def evidence_of(
         split=settings.thresholds == "split",
         symmetric=settings.symmetric,
         invert=settings.invert,
-        generator=torch.Generator().manual_seed((seed + zlib.crc32(name.encode())) % 2**63),
+        generator=torch.Generator().manual_seed(seed_of(name, seed)),
         gradient=gradient,
     )
+
+
+def seed_of(name: str, seed: int) -> int:
+    """The seed of what is drawn for one layer."""
+    return (seed + zlib.crc32(name.encode())) % 2**63
 
 
 class Groups(NamedTuple):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.modeling.rotated import Rotation
-from spikellm.pipelines.grouping import Groups, group_of, salient_channels
+from spikellm.pipelines.grouping import Groups, group_of, salient_channels, seed_of
 from spikellm.pipelines.rtn import fit_layer
 from spikellm.quantization.hadamard import random_signs
 from spikellm.recipe import LinearRecipe, WeightRecipe
@@ -28,7 +27,7 @@ def choose_signs(name: str, x: Tensor, weight: Tensor, settings: LinearRecipe, c
             or all but the largest, which then can have a range of their own.
         seed: of the signs.
     """
-    signs = random_signs(x.shape[1], (seed + zlib.crc32(name.encode())) % 2**63)
+    signs = random_signs(x.shape[1], seed_of(name, seed))
     everything = torch.where(signs > 0, 1, 2).to(torch.uint8).to(x.device)
     if choose == "all":
         return everything
@@ -55,8 +54,7 @@ def _candidates(x: Tensor, everything: Tensor, settings: LinearRecipe) -> Iterat
 
 
 def _loss(x: Tensor, weight: Tensor, exact: Tensor, settings: LinearRecipe, signs: Tensor, seed: int, name: str) -> float:
-    rotation = Rotation(len(signs), signs.device)
-    rotation.set_signs(signs)
+    rotation = Rotation.of(signs)
     turned, columns = rotation(x).float(), rotation(weight).float()
     group = torch.zeros_like(signs)
     if settings.activations.salient_rate > 0:

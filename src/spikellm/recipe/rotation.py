@@ -29,14 +29,9 @@ class RotationRecipe(Section):
     )
 
     @property
-    def fused(self) -> bool:
-        """Whether anything is rotated by weights alone."""
-        return self.residual or self.value_output
-
-    @property
     def active(self) -> bool:
-        """Whether anything is rotated."""
-        return self.fused or self.equalize or bool(self.online)
+        """Whether anything is rotated or scaled."""
+        return self.residual or self.value_output or self.equalize or bool(self.online)
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> RotationRecipe:

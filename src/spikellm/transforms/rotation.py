@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from spikellm.errors import UnsupportedModelError
 from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.swap import replace_module, with_parameters
+from spikellm.modeling.watching import first_input
 
 Turn = Callable[[Tensor], Tensor]
 """A linear map of the last axis."""
@@ -132,23 +133,13 @@ def difference(
     before, after = copy.deepcopy(block).float(), copy.deepcopy(block if around is None else around).float()
     fusion.put(after, torch.float32)
     if at is not None:
-        expected, found = _fed(before, at, back(hidden), forward), _fed(after, at, hidden, forward)
+        expected = first_input(before.get_submodule(at), lambda: forward(before, back(hidden))).float()
+        found = first_input(after.get_submodule(at), lambda: forward(after, hidden)).float()
     else:
         expected, found = forward(before, back(hidden)), back(forward(after, hidden))
         expected, found = (states - back(hidden).to(states.device) for states in (expected, found))
     sizes, errors = (values.abs().flatten(0, -2).amax(0) for values in (expected, found - expected))
     return float((errors / sizes.clamp(min=1e-3 * float(sizes.median()) + 1e-20)).max())
-
-
-def _fed(block: nn.Module, name: str, hidden: Tensor, forward: Forward) -> Tensor:
-    """What a layer of a block is fed."""
-    seen: list[Tensor] = []
-    handle = block.get_submodule(name).register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].float()))
-    try:
-        forward(block, hidden)
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 def readers_of_norms(root: nn.Module, run: Callable[[], object], width: int) -> dict[str, tuple[str, ...]]:
