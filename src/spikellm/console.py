@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from spikellm.errors import RequestError
-from spikellm.files import write_atomically
+from spikellm.files import require_name, temporary_name, write_atomically
 
 out = Console(soft_wrap=False)
 err = Console(stderr=True)
@@ -46,7 +46,11 @@ def check_json_target(target: str | None) -> None:
 def check_file_target(option: str, target: str | Path | None, otherwise: str = "") -> None:
     """The same for any option that names a file to write."""
     path = None if target is None else Path(target)
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+    if path is None:
+        return
+    if path.name:
+        require_name(path.absolute(), temporary_name(path).name)
+    if path.is_dir() or not path.absolute().parent.is_dir():
         raise RequestError(f"{option} {target}: expected a file in a folder that exists{otherwise}")
 
 

@@ -22,7 +22,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         SpikeLLMError: the file system refused (full, read-only); the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -32,6 +32,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise cannot_write(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file is written before it has its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 @contextmanager
@@ -70,8 +75,18 @@ def exists(path: Path) -> bool:
         return False
 
 
+def require_name(target: Path, *beside: str) -> None:
+    """Refuse a target whose name, or names that are needed beside it, the file system does not take."""
+    for name in (target.name, *beside):
+        try:
+            target.with_name(name).is_symlink()
+        except OSError as error:
+            raise RequestError(f"{target}: {error.strerror}; choose another name") from None
+
+
 def require_free(target: Path, *, overwrite: bool = False, mark: str = MODEL) -> None:
     """Refuse a target that is no folder, or that holds something, unless it is to be overwritten and holds the file ``mark``, as what is written will."""
+    require_name(target, f".{target.name}.________.tmp.old")
     for part in (target, *target.parents):
         if part.exists() or part.is_symlink():
             if not part.is_dir():

@@ -25,7 +25,7 @@ from spikellm.calibration.identity import model_fingerprint, versions
 from spikellm.calibration.text import fingerprint
 from spikellm.errors import RecipeError, RequestError
 from spikellm.evaluation.perplexity import text_windows
-from spikellm.files import cannot_write, write_atomically
+from spikellm.files import cannot_write, require_name, write_atomically
 from spikellm.measuring import Measured, measure, perplexity_in_words, row_of
 from spikellm.profiling.energy import Energy, EnergyTable, load_table
 from spikellm.profiling.plots.pareto import Point, pareto_front, write_pareto
@@ -194,6 +194,7 @@ class _Store:
         if out is None or self._points is None:
             return
         identity = json.loads(json.dumps(identity))
+        require_name(out.absolute())
         path = out / _IDENTITY
         if path.is_file():
             try:

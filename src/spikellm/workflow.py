@@ -14,7 +14,7 @@ from spikellm.calibration.records import OnBlock, Progress
 from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError
-from spikellm.files import remove_leftovers, require_free, require_outside, write_atomically
+from spikellm.files import remove_leftovers, require_free, require_name, require_outside, write_atomically
 from spikellm.modeling.devices import find_device
 from spikellm.profiling.page import render, require_page
 from spikellm.profiling.report import Report
@@ -38,6 +38,7 @@ def convert_to_folder(
     out = out.resolve()
     if not out.name:
         raise RequestError(f"OUT is {out}; give a folder with a name")
+    require_name(out, f".{out.name}.________.tmp.old")
     if out == Path(model).resolve():
         raise RequestError(f"OUT is the model itself ({out}); choose another folder")
     require_outside(out, model, resolved.calibration.text, *([] if isinstance(recipe, Recipe) else [recipe]))

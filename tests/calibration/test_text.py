@@ -39,6 +39,7 @@ def test_files_and_folders(tmp_path: Path) -> None:
         ("x.jsonl", b'{"text": "a"}\n{"body": "b"}', "line 2"),
         ("x.jsonl", b"not json", "line 1"),
         ("x.jsonl", b'{"text": 3}', "expected a string"),
+        ("x.jsonl", rb'{"text": "a \ud800 b"}', "half of a surrogate pair"),
         ("x.jsonl", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1: expected a JSON object"),
         ("folder", None, "holds no .txt or .jsonl"),
     ],

@@ -149,6 +149,9 @@ def test_missing_tensors_are_an_error_not_random_numbers(copy: Path, buffer: str
         ("weight_scale", lambda t: t / 0, "not finite and positive"),
         ("weight_zero", lambda t: t + 100, "exceeds the largest code, 15"),
         ("weight_codes", lambda t: t[:, :-1].contiguous(), "weight_codes"),
+        ("weight_codes", lambda t: t.float(), "stored as F32, expected U8"),
+        ("channel_group", lambda t: t * torch.nan, "stored as F32, expected U8"),
+        ("weight_scale", lambda t: t.double(), "stored as F64, expected F32"),
     ],
 )
 def test_damaged_state_is_refused(copy: Path, buffer: str, change: Any, message: str) -> None:

@@ -78,6 +78,10 @@ def _json_lines(path: Path, text: str) -> list[str]:
             raise RequestError(f"{path}, line {number}: expected a JSON object with a 'text' field") from None
         if not isinstance(documents[-1], str):
             raise RequestError(f"{path}, line {number}: 'text' is {type(documents[-1]).__name__}, expected a string")
+        if any("\ud800" <= letter <= "\udfff" for letter in documents[-1]):
+            raise RequestError(
+                f"{path}, line {number}: 'text' holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; repair it"
+            )
     return documents
 
 

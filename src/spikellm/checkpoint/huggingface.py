@@ -6,16 +6,18 @@ only warns and fills the layers with random numbers; the model card says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from spikellm.checkpoint.card import model_card
 from spikellm.checkpoint.config import METHOD, SpikeConfig
+from spikellm.checkpoint.integrity import stored_types
 from spikellm.errors import CheckpointError, RequestError
 from spikellm.files import folder_when_done
 from spikellm.modeling.attention import CHILD, IMPLEMENTATION, register
@@ -27,6 +29,8 @@ from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.rotated import Rotated, Rotation, layer_name
 from spikellm.modeling.swap import replace_module, spiking_like
 
+_STORED = {torch.float32: "F32", torch.uint8: "U8"}  # names of types in safetensors' headers
+
 register_quantization_config(METHOD)(SpikeConfig)
 
 
@@ -36,7 +40,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
 
     quantization_config: SpikeConfig
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files: list[str] | None = None, **_: Any) -> nn.Module:
         recipe = self.quantization_config.parsed_recipe()
         unfuse_experts(model)
         for name in self.quantization_config.modules:
@@ -56,6 +60,9 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             if spiking is None:
                 raise CheckpointError(f"config.json lists {name!r} as spiking, but its recipe says otherwise; the folder is damaged")
             setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
+        for shard in checkpoint_files or ():
+            if shard.endswith(".safetensors"):
+                check_stored_types(model, stored_types(Path(shard)))
         return model
 
     def update_attn_implementation(self, config: Any) -> Any:
@@ -78,9 +85,8 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, parameter in model.named_parameters():
             if not parameter.is_floating_point():
                 raise CheckpointError(f"{name} holds {parameter.dtype}, expected floating-point numbers; the checkpoint is damaged")
+        check_types(model)
         for name, module in model.named_modules():
-            if isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
-                check_types(name, module)
             if isinstance(module, SpikingLinear):
                 check_layer(name, module)
             elif isinstance(module, SpikingAttention):
@@ -108,16 +114,35 @@ def _listed_module(model: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
-def check_types(name: str, module: nn.Module) -> None:
-    """Refuse buffers of another type than a conversion writes: scales and means are float32, all others bytes. Kernels rely on that.
+def _own_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor, torch.dtype]]:
+    """Buffers of spiking modules by full name, with the type that a conversion writes: scales and means are float32, all others bytes."""
+    for name, module in model.named_modules():
+        if isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
+            for own, buffer in module.named_buffers(prefix=name, recurse=False):
+                yield own, buffer, torch.float32 if own.endswith(("_scale", "_mean")) else torch.uint8
+
+
+def check_stored_types(model: nn.Module, stored: dict[str, str]) -> None:
+    """Refuse buffers that a file holds in another type than a conversion writes; the model library would cast them, NaN to 0.
 
     Raises:
         CheckpointError: names the buffer.
     """
-    for own, buffer in module.named_buffers(recurse=False):
-        expected = torch.float32 if own.endswith(("_scale", "_mean")) else torch.uint8
+    for name, _, expected in _own_buffers(model):
+        found, written = stored.get(name), _STORED[expected]
+        if found not in (None, written):
+            raise CheckpointError(f"{name} is stored as {found}, expected {written}; the checkpoint is damaged")
+
+
+def check_types(model: nn.Module) -> None:
+    """The same of buffers that were read (or cast since, ``dtype=…``). Kernels rely on it.
+
+    Raises:
+        CheckpointError: names the buffer.
+    """
+    for name, buffer, expected in _own_buffers(model):
         if buffer.dtype != expected:
-            raise CheckpointError(f"{name}.{own} holds {buffer.dtype}, expected {expected}; the checkpoint is damaged")
+            raise CheckpointError(f"{name} holds {buffer.dtype}, expected {expected}; the checkpoint is damaged")
 
 
 def check_layer(name: str, layer: SpikingLinear) -> None:

@@ -52,6 +52,15 @@ def _shards(folder: Path) -> list[Path]:
 
 def check_shard(shard: Path) -> None:
     """Compare a shard's length with what its header declares."""
+    stored_types(shard)
+
+
+def stored_types(shard: Path) -> dict[str, str]:
+    """Types of a shard's tensors as its header names them (``F32``, ``U8``), its length being right.
+
+    Raises:
+        CheckpointError: it is missing, damaged or truncated.
+    """
     if not shard.is_file():
         raise CheckpointError(f"shard {shard} is missing though the index names it; copy it there again")
     size = shard.stat().st_size
@@ -61,10 +70,13 @@ def check_shard(shard: Path) -> None:
             if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
                 raise ValueError(f"header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length))
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        types = {name: str(entry["dtype"]) for name, entry in tensors.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"shard {shard} is damaged or truncated ({error}); copy it again") from None
     if size != 8 + length + end:
         raise CheckpointError(
             f"shard {shard} has {size} bytes, its header declares {8 + length + end}; it is truncated or damaged, copy it again"
         )
+    return types

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spikellm.errors import RecipeError
+from spikellm.files import exists
 from spikellm.plain_data import PlainDataError, read_yaml
 from spikellm.recipe import Recipe, place_value, recipe_from
 from spikellm.registry import unknown_name
@@ -49,7 +50,7 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
     if source in preset_names():
         return {"name": source, **read_yaml((_FOLDER / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
     path = Path(source)
-    if not path.is_file():
+    if not (exists(path) and path.is_file()):
         looks_like_path = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
         raise RecipeError(
             f"recipe file {source} does not exist; give a YAML file or a preset"
