@@ -26,8 +26,15 @@ FAMILIES: dict[str, Any] = {
     "olmo2": lambda: t.Olmo2Config(**GATED),
     "stablelm": lambda: t.StableLmConfig(**GATED),
     "cohere": lambda: t.CohereConfig(**GATED),
+    "gptj": lambda: t.GPTJConfig(**COMMON, n_embd=40, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
+    "codegen": lambda: t.CodeGenConfig(**COMMON, n_embd=64, n_layer=2, n_head=4, n_positions=64, rotary_dim=8),
+    "gpt_neo": lambda: t.GPTNeoConfig(**SMALL, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=16),
+    "openai_gpt": lambda: t.OpenAIGPTConfig(**COMMON, n_embd=40, n_layer=2, n_head=4, n_positions=64),
+    "olmo": lambda: t.OlmoConfig(**GATED),
     "bloom": lambda: t.BloomConfig(**COMMON, hidden_size=40, n_layer=2, n_head=4),
 }
+OWN_ATTENTION = {"bloom", "gptj", "codegen", "gpt_neo", "openai_gpt"}
+"""Families that compute attention by themselves, not through the library's interface: their linear layers spike alone."""
 
 
 def build(family: str, *, seed: int = 0) -> Any:

@@ -15,14 +15,15 @@ from families import build
 from spikellm.calibration.activations import SharedStream
 from spikellm.calibration.replay import BlockReplay
 from spikellm.calibration.rotating import Rotating, wrap_online
-from spikellm.errors import RecipeError, UnsupportedModelError
+from spikellm.errors import RecipeError, RequestError, UnsupportedModelError
 from spikellm.modeling.cache import spiking_cache
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.rotated import Rotation, rotations
+from spikellm.pipelines.compensation import InTurn
 from spikellm.presets import load_recipe
 from spikellm.profiling.trace import trace_block
 
-ROTATED = ["cohere", "gpt2", "gpt_neox", "gemma", "llama", "mistral", "opt", "phi", "phi3", "qwen2", "qwen3", "stablelm"]
+ROTATED = ["cohere", "gpt2", "gpt_neox", "gemma", "llama", "mistral", "olmo", "opt", "phi", "phi3", "qwen2", "qwen3", "stablelm"]
 REFUSED = ["bloom", "gemma3", "olmo2"]
 WHOLE = (
     "rotation={residual: true, value_output: true, online: [output, down], equalize: true}",
@@ -232,6 +233,52 @@ def test_a_family_without_the_layer_is_refused(text_file: Path) -> None:
     assert not any(isinstance(module, Rotation) for module in model.modules())
 
 
+def test_layers_are_fitted_as_they_run(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This family lists its output layer before what feeds it."""
+    order, real = list[str](), InTurn.moments
+
+    def moments(self: InTurn, name: str, groups: Any) -> Any:
+        order.append(name.rpartition(".")[2])
+        return real(self, name, groups)
+
+    monkeypatch.setattr(InTurn, "moments", moments)
+    model, (_, tokenizer) = build("phi3"), spikellm.load(BUNDLED)
+    spikellm.convert(model, tokenizer, "gptq-w4a16", str(text_file), samples=2, seqlen=24, settings=["gptq.compensate=true"])
+    assert order == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"] * len(model.model.layers)
+
+
+def test_inputs_that_layers_share_are_run_once(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, real = list[str](), InTurn.moments
+    monkeypatch.setattr(InTurn, "moments", lambda self, name, groups: (names.append(name), real(self, name, groups))[1])
+    _, _, found = convert(text_file, "gptq.compensate=true", "activations.bits=16")
+    assert len(names) == 4 * len(found.blocks)
+
+
+def test_double_precision(text_file: Path, tokens: torch.Tensor) -> None:
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model, tokenizer = spikellm.load(BUNDLED)
+        model.to(dtype)
+        spikellm.convert(
+            model, tokenizer, "rtn-w4a4", str(text_file), samples=2, seqlen=32, settings=[*WHOLE, "weights.bits=8", "activations.bits=8"]
+        )
+        with torch.no_grad():
+            found.append(model(tokens, use_cache=False).logits)
+    assert found[1].dtype == torch.float64
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.1
+
+
+def test_a_layer_that_is_rotated_but_never_converted_is_refused(text_file: Path) -> None:
+    with pytest.raises(RequestError, match=r"rotation\.online names 'down'"):
+        convert(text_file, *WHOLE, "overrides=[{match: '.*down_proj', skip: true}]", recipe="rtn-w4a4")
+
+
+def test_the_projection_says_that_it_has_a_share_of_its_own(text_file: Path) -> None:
+    settings = ("lm_head=true", "rotation.residual=true", "activations={bits: 4, salient_rate: 0.1, salient_steps: 2, salient_over: model}")
+    _, _, found = convert(text_file, *settings, recipe="rtn-w4a4")
+    assert "its own share of channels" in " ".join(found.blocks[-1].notes)
+
+
 @pytest.mark.parametrize("family", ["phi", "cohere"])
 def test_a_large_channel_hides_no_scale_that_does_not_fit(family: str, text_file: Path) -> None:
     """Q and K of these mix other channels than i and i + d/2, so they cannot be scaled; a channel a thousand times as large must not hide that."""
@@ -267,13 +314,14 @@ def test_a_tied_output_projection_is_parted_and_converted(text_file: Path, tmp_p
 @pytest.mark.long
 def test_one_model_compared_with_several_recipes_is_converted_as_it_is_alone(text_file: Path) -> None:
     """The full-precision stream is shared only where its bits are the same."""
-    shared, found = SharedStream(), {}
-    for recipe in ("best-w4a4-1.10", "best-w4a4"):
+    shared = SharedStream()
+    for recipe, settings in (("best-w4a4-1.10", ()), ("best-w4a4-1.10", ("attention.center=false",)), ("best-w4a4", ())):
+        found = []
         for stream in (shared, None):
             model, tokenizer = spikellm.load(BUNDLED)
-            spikellm.convert(model, tokenizer, recipe, str(text_file), samples=4, seqlen=64, shared=stream)
-            found[recipe, stream is None] = model.state_dict()
-        assert all(torch.equal(found[recipe, True][name], tensor) for name, tensor in found[recipe, False].items()), recipe
+            spikellm.convert(model, tokenizer, recipe, str(text_file), samples=4, seqlen=64, settings=settings, shared=stream)
+            found.append(model.state_dict())
+        assert all(torch.equal(found[1][name], tensor) for name, tensor in found[0].items()), (recipe, settings)
 
 
 def test_scales_and_clipping_are_learned_on_a_rotated_model(text_file: Path, tmp_path: Path, tokens: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spikellm
-from families import FAMILIES, GATED, build
+from families import FAMILIES, GATED, OWN_ATTENTION, build
 from heads import CODERS, coder_and_heads
 from spikellm.errors import RequestError, UnsupportedModelError
 from spikellm.modeling.attention import find_attention, spiking_attentions, use_interface
@@ -32,7 +32,7 @@ MORE: dict[str, Any] = {
         num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=20, first_k_dense_replace=1,
     ),
 }  # fmt: skip
-INTERFACE = {**{name: FAMILIES[name] for name in FAMILIES if name != "bloom"}, **MORE}
+INTERFACE = {**{name: FAMILIES[name] for name in FAMILIES if name not in OWN_ATTENTION}, **MORE}
 
 
 def random_model(config: Any) -> Any:

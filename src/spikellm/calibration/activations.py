@@ -181,6 +181,10 @@ class SampledInputs:
         """Watched layers that are fed the same tensor as this one, itself included."""
         return {other for other, sample in self._of.items() if sample is self._of[name]}
 
+    def turn(self, name: str) -> int:
+        """The place of a layer in the order in which watched layers first ran; behind all of them where it was not watched or did not run."""
+        return list(self._of).index(name) if name in self._of else len(self._of)
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While this holds, every forward pass through the layers is sampled."""

@@ -143,9 +143,11 @@ def convert_blocks(
 
 
 def _stream_key(windows: Tensor, recipe: Recipe, device: torch.device, *, surveyed: bool) -> str:
-    """Names the full-precision stream: what of a conversion its bits depend on. After a survey blocks are rotated inside before they are run."""
+    """Names the full-precision stream: what of a conversion its bits depend on. After a survey blocks are rotated inside before they are run, for which all of a recipe counts."""
     rotation = recipe.rotation
-    turned = (rotation, recipe.seed) if surveyed and rotation.active else (rotation.residual, recipe.seed if rotation.residual else None)
+    turned: object = rotation.residual, recipe.seed if rotation.residual else None
+    if surveyed and rotation.active:
+        turned = recipe.model_dump_json(exclude={"name", "description"})
     return f"{fingerprint(windows)} {recipe.attention.spiking} {turned} {device}"
 
 

@@ -45,7 +45,7 @@ def convert_head(
         windows: all calibration tokens, ``(windows, seqlen)``.
         folder: where to keep the projection's inputs; RAM by default.
     """
-    [(name, _)] = plan.linears.items()
+    [(name, settings)] = plan.linears.items()
     head, home, fitter = model.get_submodule(name), next(model.parameters()).device, head_fitter(pipeline)
     recipe = alone(recipe)
     hessian = fitter.sums_hessians(recipe)
@@ -59,6 +59,9 @@ def convert_head(
     fitted = fitter.fit_block(context)
     if fitter is not pipeline:
         note = f"{name} is rounded to nearest: pipeline {recipe.pipeline!r} learns on what a block gives, and there is none around it"
+        fitted = fitted._replace(notes=[note, *fitted.notes])
+    if settings.activations.shared_out:
+        note = f"{name} gives more steps to its own share of channels: activations.salient_over: model shares out over the layers of the blocks"
         fitted = fitted._replace(notes=[note, *fitted.notes])
     layer, states = fitted.layers[name], (inputs[i].to(home) for i in range(len(inputs)))
     record = record_of(name, fitted.layers, ((layer(hidden), head(hidden)) for hidden in states), fitted)

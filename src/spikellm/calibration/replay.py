@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ class BlockReplay:
     def forward(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
         """Output hidden states of block ``index`` (or a stand-in for it) on some windows, as many as a batch or one of ``sizes`` has."""
         call = self._calls[hidden.shape[0]][index]
-        device = next(block.parameters()).device
+        device = next(chain(block.parameters(), block.buffers())).device
         arguments, keywords = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tuple(call))
         return _hidden(block(hidden.to(device), *arguments, **keywords))
 
@@ -117,6 +118,6 @@ def input_of(model: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
 
 
 def _hidden(output: Any) -> Tensor:
-    hidden = output[0] if isinstance(output, tuple) else output
+    hidden = output[0] if isinstance(output, (tuple, list)) else output
     assert isinstance(hidden, Tensor)
     return hidden

@@ -16,7 +16,7 @@ from spikellm.calibration.activations import ActivationStore
 from spikellm.calibration.plan import BlockPlan, output_head
 from spikellm.calibration.ranks import OwnWindows
 from spikellm.calibration.rotating_inside import Turned, rotate_inside
-from spikellm.errors import UnsupportedModelError
+from spikellm.errors import RequestError, UnsupportedModelError
 from spikellm.modeling.families import Blocks, block_roles, is_linear, weight_and_bias
 from spikellm.modeling.rotated import Rotated, Rotation
 from spikellm.modeling.swap import replace_module
@@ -34,7 +34,9 @@ def wrap_online(model: nn.Module, blocks: Blocks, recipe: Recipe) -> Blocks:
 
     Raises:
         UnsupportedModelError: a block has no layer of that role.
+        RequestError: the recipe converts no layer of that role.
     """
+    wrapped = set[str]()
     for index, block in enumerate(blocks.modules):
         roles = block_roles(block)
         for role in recipe.rotation.online:
@@ -47,6 +49,10 @@ def wrap_online(model: nn.Module, blocks: Blocks, recipe: Recipe) -> Blocks:
                 layer = model.get_submodule(name)
                 weight = weight_and_bias(layer)[0]
                 replace_module(model, name, Rotated(Rotation(weight.shape[1], weight.device), layer))
+                wrapped.add(role)
+    for role in recipe.rotation.online:
+        if role not in wrapped:
+            raise RequestError(f"rotation.online names {role!r}, and the recipe converts no such layer; leave it out")
     return blocks
 
 
@@ -176,7 +182,7 @@ def _without(blocks: Blocks) -> Iterator[None]:
             hidden = arguments[0] if arguments else keywords["hidden_states"]
             if not seen:
                 seen.append(real(*arguments, **keywords))  # what a block of this family returns beside its states
-            return (hidden, *seen[0][1:]) if isinstance(seen[0], tuple) else hidden
+            return (hidden, *seen[0][1:]) if isinstance(seen[0], (tuple, list)) else hidden
 
         return forward
 

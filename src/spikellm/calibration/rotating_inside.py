@@ -101,7 +101,7 @@ class _Inside:
         if self._options.value_output or (self._options.equalize and "output" in self._options.online):
             self._value_output(fusion)
         rotations = self._online(fusion)
-        before = copy.deepcopy(self._block).float()
+        before = copy.deepcopy(self._block)
         for rotation, signs in rotations.values():
             rotation.set_signs(signs)
         error = difference(before, fusion, self._first, self._forward, around=self._block)

@@ -53,8 +53,10 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                     f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged"
                 )
             replace_module(model, name, spiking_like(module, settings, "meta", tuple(self.quantization_config.sizes.get(name, ()))))
-            # some families initialise a layer's weight from the module around it; there is nothing left to initialise
-            model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
+            parent = model.get_submodule(name.rpartition(".")[0])
+            if not parent._non_persistent_buffers_set:  # (tables of positions, masks: these do want their initialisation)
+                # some families initialise a layer's weight from the module around it; there is nothing left to initialise
+                parent._is_hf_initialized = True  # type: ignore[assignment]
         for name, shape in self.quantization_config.attention.items():
             spiking, module = recipe.attention_for(name), _listed_module(model, name)
             if spiking is None:

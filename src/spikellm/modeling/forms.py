@@ -8,6 +8,7 @@ from torch import nn
 
 from spikellm.errors import RequestError
 from spikellm.modeling.linear import Form, SpikingLinear
+from spikellm.modeling.rotated import layer_name
 
 
 def spiking_linears(model: nn.Module) -> dict[str, SpikingLinear]:
@@ -29,12 +30,12 @@ def set_form(model: nn.Module, form: Form) -> None:
     silent = [name for name, layer in layers.items() if layer.neuron is None and not layer.unrolls_weights]
     if form != "merged" and silent:
         raise RequestError(
-            f"{len(silent)} layers do not code their inputs ({silent[0]}, …: activations.bits is 16), so they have no {form} form"
+            f"{len(silent)} layers do not code their inputs ({layer_name(silent[0])}, …: activations.bits is 16), so they have no {form} form"
         )
     flat = [name for name, layer in layers.items() if layer.neuron is not None and not layer.neuron.unrolls]
     if form != "merged" and flat:
         raise RequestError(
-            f"{flat[0]} codes with the published top code, which no train of spikes reaches ({layers[flat[0]].settings.activations.neuron}); it has the merged form only"
+            f"{layer_name(flat[0])} codes with the published top code, which no train of spikes reaches ({layers[flat[0]].settings.activations.neuron}); it has the merged form only"
         )
     for layer in layers.values():
         layer.form = form

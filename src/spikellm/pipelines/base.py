@@ -80,6 +80,10 @@ class BlockContext:
         assert found is not None
         return found
 
+    def turn(self, name: str) -> int:
+        """The place of a layer in the order in which watched layers run; behind all of them where it was not run."""
+        return self.samples.turn(name)
+
     def readers(self, name: str) -> list[str]:
         """Layers that read the same tensor as this one and code it by the same settings, this one first; itself alone where inputs were not watched."""
         if self.samples.get(name) is None:

@@ -67,7 +67,9 @@ class Gptq(Pipeline):
             groups = {name: own for _, shared in chosen for name, own in shared.items()}
             return FittedBlock(self._fit_together(context, groups, None, notes), notes=notes)
         with InTurn(context) as block:
-            for names, shared in chosen:
+            for names, shared in sorted(
+                chosen, key=lambda one: context.turn(one[0][0])
+            ):  # as they run, which need not be as they are listed
                 fitted = self._fit_together(context, shared, block.moments(names[0], shared[names[0]]), notes)
                 block.put(fitted)
                 layers.update(fitted)

@@ -98,7 +98,7 @@ def choose_groups(context: BlockContext, evidence: Callable[[str], tuple[Tensor,
     while pending:
         first = pending[0]
         activations = context.settings[first].activations
-        shared = activations.spiking and activations.salient_for == "input"
+        shared = not activations.spiking or activations.salient_for == "input"
         names = context.readers(first) if shared else [first]
         pending = [name for name in pending if name not in names]
         if activations.salient_rate > 0 and context.salient.get(first) != 0:

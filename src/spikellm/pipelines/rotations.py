@@ -24,7 +24,7 @@ def choose_signs(name: str, x: Tensor, weight: Tensor, settings: LinearRecipe, c
         x: sampled inputs, float64, ``(tokens, in)``.
         weight: of the layer, float64, ``(out, in)``.
         choose: ``"all"``, or ``"loss"``: what loses least when the sample goes through the layer with its weights rounded to nearest: no rotation, all channels,
-            or all but the largest, which then can have a range of their own.
+            or all but the largest, where the settings let as many of this layer's channels have a range of their own.
         seed: of the signs.
     """
     signs = random_signs(x.shape[1], seed_of(name, seed))
@@ -44,8 +44,8 @@ def _candidates(x: Tensor, everything: Tensor, settings: LinearRecipe) -> Iterat
     yield everything
     yield torch.zeros_like(everything)
     activations = settings.activations
-    if activations.salient_rate == 0 or activations.thresholds != "split":
-        return
+    if activations.salient_rate == 0 or activations.thresholds != "split" or activations.shared_out:
+        return  # shared out over the model, this layer's share is not known yet
     largest = torch.sort(x.abs().amax(0), descending=True, stable=True).indices
     count = 1
     while count <= salient_count(activations.salient_rate, x.shape[1]):
@@ -57,7 +57,7 @@ def _loss(x: Tensor, weight: Tensor, exact: Tensor, settings: LinearRecipe, sign
     rotation = Rotation.of(signs)
     turned, columns = rotation(x).float(), rotation(weight).float()
     group = torch.zeros_like(signs)
-    if settings.activations.salient_rate > 0:
+    if settings.activations.salient_rate > 0 and not settings.activations.shared_out:
         group = group_of(salient_channels(turned, columns, settings.activations, seed, name))
     dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
     dense.weight = nn.Parameter(columns, requires_grad=False)

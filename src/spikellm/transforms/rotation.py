@@ -74,8 +74,11 @@ class Fusion:
             UnsupportedModelError: the bias can neither move nor stay.
         """
         parameters = {name: value.detach().double() for name, value in self._root.get_submodule(norm).named_parameters(recurse=False)}
-        gain, shift = parameters["weight"] + offset, parameters.get("bias")
-        self.vectors[f"{norm}.weight"] = torch.full_like(gain, 1 - offset)
+        gain: Tensor | float = 1.0
+        shift = parameters.get("bias")
+        if "weight" in parameters:
+            gain = parameters["weight"] + offset
+            self.vectors[f"{norm}.weight"] = torch.full_like(gain, 1 - offset)
         moves = shift is not None and all(weight_and_bias(self._root.get_submodule(name))[1] is not None for name in readers)
         for name in readers:
             weight = self.weight(name)
@@ -119,7 +122,7 @@ def difference(
     around: nn.Module | None = None,
     at: str | None = None,
 ) -> float:
-    """How far a block with fused transforms is from the block as it was, in float32: the channel where it is furthest, relative to the largest value there.
+    """How far a block with fused transforms is from the block as it was, in float32 (or wider): the channel where it is furthest, relative to the largest value there.
 
     Channel by channel, since one that is very large would hide what is wrong with the others.
 
@@ -129,12 +132,13 @@ def difference(
         around: the block with its new surroundings, if those changed too.
         at: compare what this layer is fed, instead of what the block adds to the stream.
     """
-    hidden = hidden.float()
-    before, after = copy.deepcopy(block).float(), copy.deepcopy(block if around is None else around).float()
-    fusion.put(after, torch.float32)
+    wide = torch.promote_types(torch.float32, hidden.dtype)
+    hidden = hidden.to(wide)
+    before, after = copy.deepcopy(block).to(wide), copy.deepcopy(block if around is None else around).to(wide)
+    fusion.put(after, wide)
     if at is not None:
-        expected = first_input(before.get_submodule(at), lambda: forward(before, back(hidden))).float()
-        found = first_input(after.get_submodule(at), lambda: forward(after, hidden)).float()
+        expected = first_input(before.get_submodule(at), lambda: forward(before, back(hidden))).to(wide)
+        found = first_input(after.get_submodule(at), lambda: forward(after, hidden)).to(wide)
     else:
         expected, found = forward(before, back(hidden)), back(forward(after, hidden))
         expected, found = (states - back(hidden).to(states.device) for states in (expected, found))
@@ -143,7 +147,7 @@ def difference(
 
 
 def readers_of_norms(root: nn.Module, run: Callable[[], object], width: int) -> dict[str, tuple[str, ...]]:
-    """Norms over ``width`` channels, and the linear layers that read what they give, found by watching ``run``; norms that no linear layer reads have none."""
+    """Norms over ``width`` channels, with a gain or without, and the linear layers that read what they give, found by watching ``run``; norms that no linear layer reads have none."""
     given: dict[int, str] = {}
     readers: dict[str, list[str]] = {}
     kept: list[Tensor] = []  # so that no address is used twice
@@ -168,7 +172,7 @@ def readers_of_norms(root: nn.Module, run: Callable[[], object], width: int) -> 
         own = module._parameters.get("weight")
         if is_linear(module):
             handles.append(module.register_forward_pre_hook(reads(name)))
-        elif own is not None and own.shape == (width,) and not module._modules:
+        elif not module._modules and (own.shape == (width,) if own is not None else type(module).__name__.endswith("Norm")):
             readers[name] = []
             handles.append(module.register_forward_hook(gives(name)))
     try:
