@@ -3,7 +3,8 @@
     python benchmarks/scale.py [--blocks 2,4] [--recipes gptq-w4a16,spike-w4a4-t2] [--samples 8] [--seqlen 512] [--threads 2] [--folder DIR]
 
 Makes models of random weights with decoder blocks of Llama-2-7B's shape (4096 channels, 11008 within, 32 heads; bfloat16), and converts each with the command line, in a
-process of its own. Pipelines that learn run one epoch. Prints peak memory (resident, files mapped into memory included), seconds of each block, and their growth.
+process of its own. Pipelines that learn run one epoch. Prints peak memory (resident, files mapped into memory included), seconds of each block, and their growth; on Linux also the
+peak within each block and what is resident after it, which tell growth from chance.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -28,12 +30,27 @@ from spikellm.presets import load_recipe
 
 SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32}
 _RUN = """
-import json, sys, time
+import json, pathlib, sys, time
+import psutil
+from spikellm import workflow
 from spikellm.__main__ import main
 from spikellm.calibration.memory import peak_memory
+
+within, after, seconds, report_block = [], [], [], workflow.report_block
+
+def watched():
+    def on_block(progress):
+        within.append(peak_memory())
+        after.append(psutil.Process().memory_info().rss)
+        seconds.append(progress.seconds)
+        if sys.platform == "linux":
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    return on_block
+
+workflow.report_block = watched
 started = time.monotonic()
 status = main(sys.argv[1:])
-print(json.dumps({"peak": peak_memory(), "seconds": time.monotonic() - started}))
+print(json.dumps({"peak": max([*within, peak_memory()]), "within": within, "after": after, "blocks": seconds, "seconds": time.monotonic() - started}))
 sys.exit(status)
 """
 
@@ -70,7 +87,7 @@ def make(blocks: int, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
-def convert(model: Path, recipe: str, text: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def convert(model: Path, recipe: str, text: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak memory and seconds of one conversion, and of each block."""
     out = model.with_name(f"{model.name}-{recipe}")
     quick = ["--set", "omniquant.epochs=1"] if load_recipe(recipe).pipeline == "omniquant" else []
@@ -79,9 +96,8 @@ def convert(model: Path, recipe: str, text: Path, arguments: argparse.Namespace)
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         raise SystemExit(f"{recipe} failed: {done.stderr[-2000:]}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    blocks = [float(seconds) for seconds in re.findall(r"block \d+/\d+ .*?  ([\d.]+) s  peak", done.stderr)]
-    return {"peak": found["peak"], "seconds": found["seconds"], "blocks": sum(blocks), "each": sum(blocks) / len(blocks)}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def main() -> None:
@@ -100,7 +116,7 @@ def main() -> None:
         text.write_text(" ".join(random.Random(0).choices(["return", "the", "value", "of", "list", "a", "file"], k=20000)))  # noqa: S311
         print(f"{arguments.samples} × {arguments.seqlen} tokens, {arguments.threads} thread(s)")
         for recipe in arguments.recipes.split(","):
-            first: dict[str, float] = {}
+            first: dict[str, Any] = {}
             for blocks in map(int, arguments.blocks.split(",")):
                 model = folder / f"7b-{blocks}"
                 if not model.exists():
@@ -108,11 +124,15 @@ def main() -> None:
                 started = time.strftime("%H:%M:%S")
                 found = convert(model, recipe, text, arguments)
                 first = first or {**found, "count": blocks}
-                growth = f"  peak {found['peak'] / first['peak']:.3f}×, time {found['blocks'] / first['blocks']:.2f}× of {first['count']:.0f} blocks"
+                each, growth = sum(found["blocks"]) / blocks, found["peak"] / first["peak"]
+                slower = sum(found["blocks"]) / sum(first["blocks"])
                 print(
-                    f"{recipe:<16} {blocks} blocks  peak {found['peak'] / 2**30:.2f} GiB  {found['each']:.1f} s a block, {found['seconds']:.0f} s in all, from {started}{growth}",
+                    f"{recipe:<16} {blocks} blocks  peak {found['peak'] / 2**30:.2f} GiB  {each:.1f} s a block, {found['seconds']:.0f} s in all, from {started}"
+                    f"  peak {growth:.3f}×, time {slower:.2f}× of {first['count']:.0f} blocks",
                     flush=True,
                 )
+                for what in ("within", "after") if sys.platform == "linux" else ():
+                    print(f"    {what} each block, GiB: {' '.join(f'{size / 2**30:.2f}' for size in found[what])}", flush=True)
 
 
 if __name__ == "__main__":
