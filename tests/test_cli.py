@@ -323,6 +323,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixtur
         (("convert", nan, out, *small), 1, "model.layers.2.mlp.gate_proj.weight holds 1 NaN"),
         (("convert", "organisation/nowhere", out, *small), 1, "give the path of a local model folder"),
         (("convert", BUNDLED, out, "--device", "warp", *small), 2, "device 'warp'"),
+        (("convert", BUNDLED, out, "--device", "meta", *small), 2, "it holds no values"),
         (("convert", BUNDLED, out, "--set", "overrides=[{match: q_proj, skip: true}]", *small), 2, "matches no layer"),
         (("convert", BUNDLED, out, "--resume", "--force", *small), 2, "give one of them"),
         (("convert", BUNDLED, tmp_path / "file" / "x", *small), 2, "is a file"),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,18 @@ from spikellm.calibration.blocks import Store, convert_blocks
 from spikellm.calibration.identity import identity_of
 from spikellm.calibration.progress import Journal
 from spikellm.calibration.records import BlockRecord, OnBlock
-from spikellm.calibration.text import random_windows, read_tokens, window_length
+from spikellm.calibration.text import random_windows, read_tokens, require_known, window_length
 from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.huggingface import mark_converted, save, spike_config
 from spikellm.checkpoint.load import load
 from spikellm.errors import NumericalError, RequestError
+from spikellm.evaluation.generation import generate
 from spikellm.evaluation.perplexity import Perplexity, perplexity, perplexity_of_windows, text_windows
 from spikellm.evaluation.zero_shot import zero_shot
 from spikellm.modeling.attention import spiking_attentions
 from spikellm.modeling.devices import find_device
-from spikellm.modeling.families import longest_window
 from spikellm.modeling.forms import set_form, spiking_linears
-from spikellm.modeling.prepare import prepared
+from spikellm.modeling.prepare import evaluating, prepared
 from spikellm.modeling.residency import page_out
 from spikellm.pipelines import pipelines
 from spikellm.presets import load_recipe
@@ -121,9 +119,8 @@ def convert(
     length = windows.shape[1]
     identity = identity_of(model, windows, resolved, place)
     book = Journal(Path(journal), identity, replaces=replaces) if journal is not None else None
-    model.eval()
     stage(f"checking that blocks run alone as they run in the model, then converting {len(windows)} windows of {length} tokens")
-    with prepared(model, attention=resolved.attention.spiking):
+    with evaluating(model, stays=True), prepared(model, attention=resolved.attention.spiking):
         records = convert_blocks(
             model,
             windows,
@@ -170,6 +167,7 @@ def calibration_windows(model: Any, tokenizer: Any, recipe: Recipe) -> Tensor:
     """Calibration tokens of a recipe, ``(windows, seqlen)``."""
     text = recipe.calibration
     tokens = read_tokens(tokenizer, text.text, "calibration")
+    require_known(tokens, model)
     return random_windows(tokens, window_length(model.config, text.seqlen), text.samples, recipe.seed, text.text)
 
 
@@ -182,60 +180,6 @@ def is_made_from(config: SpikeConfig, model: Any, tokenizer: Any, recipe: Recipe
         **{key: record.get(key) for key in ("versions", "model", "device")},
     }
     return found == identity
-
-
-def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0) -> str:
-    """Continue a prompt. Of the model's own ``generation_config`` special tokens alone are heeded, not penalties, beams or limits on what is chosen.
-
-    Args:
-        temperature: 0 for greedy, the likeliest token each time; above 0 tokens are sampled from the whole distribution, the same seed giving the same text.
-
-    Returns:
-        The prompt with its continuation.
-
-    Raises:
-        RequestError: an empty prompt, a negative temperature, or more tokens than the model can attend to.
-    """
-    if not 0 <= temperature < math.inf or max_new_tokens < 1:
-        raise RequestError(
-            f"temperature is {temperature} and max_new_tokens {max_new_tokens}; expected a finite number from 0 up, and at least 1"
-        )
-    if not 0 <= seed < 2**63:
-        raise RequestError(f"seed is {seed}; expected 0 to 2**63 - 1")
-    tokens = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    if tokens.shape[1] == 0:
-        raise RequestError("the prompt is empty; give at least one word")
-    longest = longest_window(model.config)
-    if longest is not None and tokens.shape[1] + max_new_tokens > longest:
-        raise RequestError(
-            f"{tokens.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's maximum of {longest}; ask for {max(0, longest - tokens.shape[1])} at most"
-        )
-    device = next(model.parameters()).device
-    torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with torch.no_grad(), _plain_choice(model):
-        output = model.generate(
-            tokens.to(device),
-            attention_mask=torch.ones_like(tokens).to(device),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=padding,
-            **sampling,
-        )
-    return str(tokenizer.decode(output[0], skip_special_tokens=True))
-
-
-@contextmanager
-def _plain_choice(model: Any) -> Iterator[None]:
-    """Within, the model library chooses tokens as it is told to, not as the model's ``generation_config`` asks besides."""
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id)
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def report(

@@ -126,6 +126,9 @@ def test_a_conversion_that_fails_leaves_the_model_as_it_was(text_file: Path) -> 
     model, tokenizer = spikellm.load(BUNDLED)
     before, tied = {name: tensor.clone() for name, tensor in model.state_dict().items()}, model.config.tie_word_embeddings
 
+    model.train()
+    model.model.layers[0].eval()
+
     def stop(progress: Any) -> None:
         raise KeyboardInterrupt
 
@@ -134,6 +137,8 @@ def test_a_conversion_that_fails_leaves_the_model_as_it_was(text_file: Path) -> 
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert model.config.tie_word_embeddings == tied
+    assert model.training
+    assert not model.model.layers[0].training
 
 
 def test_resumed_gives_the_same_bytes(text_file: Path, tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes | None, message: st
         read_text(str(path), "evaluation")
 
 
+def test_more_windows_than_memory_are_refused_before_they_are_drawn() -> None:
+    with pytest.raises(RequestError, match="give fewer --samples"):
+        random_windows(torch.arange(5000), 2048, 10**12, 0, "text")
+
+
 def test_line_separators_inside_json_strings(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a\u2028b"}\r\n{"text": "c"}\n', encoding="utf-8")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import spikellm
+from conftest import SHARED, needs_shared
 from spikellm.errors import NumericalError, RequestError
 from spikellm.evaluation.perplexity import perplexity_of_windows
 
@@ -47,6 +48,26 @@ def test_batches_do_not_matter(bundled: tuple[Any, Any]) -> None:
 
 def test_default_window_is_the_models_maximum(bundled: tuple[Any, Any], text_file: Path) -> None:
     assert spikellm.perplexity(*bundled, str(text_file), limit=1).seqlen == 256
+
+
+def test_in_training_mode_nothing_is_dropped_out(bundled: tuple[Any, Any], text_file: Path) -> None:
+    model, tokenizer = bundled
+    expected = spikellm.perplexity(model, tokenizer, str(text_file), limit=2).value
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    assert spikellm.perplexity(model, tokenizer, str(text_file), limit=2).value == expected
+    assert model.training
+
+
+@needs_shared
+def test_the_tokenizer_of_another_model_is_refused(bundled: tuple[Any, Any]) -> None:
+    _, other = spikellm.load(SHARED / "models" / "llama-wt2-8m")
+    text = str(SHARED / "text" / "wikitext-2" / "test.txt")
+    with pytest.raises(RequestError, match=r"gives token \d+ and the model knows 2048"):
+        spikellm.perplexity(bundled[0], other, text, limit=1)
+    with pytest.raises(RequestError, match=r"gives token \d+ and the model knows 2048"):
+        spikellm.convert(bundled[0], other, "rtn-w4a4", text, samples=1)
 
 
 def test_refusals(bundled: tuple[Any, Any], tmp_path: Path, text_file: Path) -> None:

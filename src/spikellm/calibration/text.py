@@ -143,6 +143,17 @@ def read_tokens(tokenizer: Any, source: str, split: Split) -> Tensor:
     return _recent[key]
 
 
+def require_known(tokens: Tensor, model: Any) -> None:
+    """Refuse tokens that a model has no embedding for.
+
+    Raises:
+        RequestError: the tokenizer is that of another model.
+    """
+    known, largest = int(model.get_input_embeddings().weight.shape[0]), int(tokens.max()) if tokens.numel() else 0
+    if largest >= known:
+        raise RequestError(f"the tokenizer gives token {largest} and the model knows {known}; give the tokenizer that belongs to the model")
+
+
 def window_length(config: object, seqlen: int | None) -> int:
     """Tokens of a window: as asked, else the smaller of 2048 and what the model can attend to.
 
@@ -173,9 +184,14 @@ def random_windows(tokens: Tensor, seqlen: int, samples: int, seed: int, source:
     """Windows at random places, ``(samples, seqlen)``; the same seed gives the same windows.
 
     Raises:
-        RequestError: the text is shorter than one window.
+        RequestError: the text is shorter than one window, or so many windows do not fit into memory.
     """
+    import psutil
+
     _require_window(tokens, seqlen, source)
+    needed, free = samples * seqlen * tokens.element_size(), int(psutil.virtual_memory().available)
+    if needed > free:
+        raise RequestError(f"{samples} windows of {seqlen} tokens take {needed:,} bytes and {free:,} are free; give fewer --samples")
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(tokens.shape[0] - seqlen + 1, (samples,), generator=generator)
     return torch.stack([tokens[start : start + seqlen] for start in starts.tolist()])

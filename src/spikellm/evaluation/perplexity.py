@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikellm.calibration.text import disjoint_windows, read_tokens, window_length
+from spikellm.calibration.text import disjoint_windows, read_tokens, require_known, window_length
 from spikellm.errors import NumericalError, RequestError
+from spikellm.modeling.prepare import evaluating
 
 _BATCH_TOKENS = 2048
 
@@ -65,7 +66,9 @@ def text_windows(model: Any, tokenizer: Any, source: str, *, seqlen: int | None 
     if limit is not None and limit < 1:
         raise RequestError(f"limit is {limit}; expected at least one window")
     length = window_length(model.config, seqlen)
-    windows = disjoint_windows(read_tokens(tokenizer, source, "evaluation"), length, source)
+    tokens = read_tokens(tokenizer, source, "evaluation")
+    require_known(tokens, model)
+    windows = disjoint_windows(tokens, length, source)
     return windows if limit is None else windows[:limit]
 
 
@@ -74,12 +77,13 @@ def perplexity_of_windows(model: Any, windows: Tensor, on_batch: Callable[[int, 
     """Perplexity on given windows, ``(windows, seqlen)``."""
     device = next(model.parameters()).device
     total, done = 0.0, 0
-    for batch in windows.to(device).split(max(1, _BATCH_TOKENS // windows.shape[1])):
-        logits = model(batch, use_cache=False).logits[:, :-1].float()
-        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
-        done += batch.shape[0]
-        if on_batch:
-            on_batch(done, windows.shape[0])
+    with evaluating(model):
+        for batch in windows.to(device).split(max(1, _BATCH_TOKENS // windows.shape[1])):
+            logits = model(batch, use_cache=False).logits[:, :-1].float()
+            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
+            done += batch.shape[0]
+            if on_batch:
+                on_batch(done, windows.shape[0])
     count, length = windows.shape
     targets = count * (length - 1)
     if not math.isfinite(total):

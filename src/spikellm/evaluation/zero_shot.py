@@ -18,6 +18,7 @@ from typing import Any
 
 from spikellm.errors import DependencyError, RequestError, SpikeLLMError
 from spikellm.extras import require
+from spikellm.modeling.prepare import evaluating
 
 PAPER = ("piqa", "arc_easy", "arc_challenge", "boolq", "hellaswag", "winogrande")
 """The six tasks of the paper."""
@@ -82,14 +83,13 @@ def zero_shot(
     if (limit is not None and limit < 1) or batch_size < 1 or (shots is not None and shots < 0):
         raise RequestError(f"limit {limit}, batch size {batch_size}, shots {shots}: expected at least 1 document, 1 sequence and 0 shots")
     folder = None if folder is None else _checked(Path(folder), trust_remote_code)
-    with _quiet():
+    with _quiet(), evaluating(model):
         require("tasks", "eval", "lm_eval")
         harness = _Harness()
         built = _build(harness, names, folder)
         wrapped = harness.counting(on_batch)(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, trust_remote_code=trust_remote_code
         )
-        model.eval()
         try:
             found = harness.simple_evaluate(
                 model=wrapped, tasks=built, num_fewshot=shots, limit=limit, task_manager=harness.TaskManager(include_defaults=False), log_samples=False, bootstrap_iters=1000

@@ -15,6 +15,22 @@ from spikellm.modeling.swap import replace_module
 
 
 @contextmanager
+def evaluating(model: nn.Module, *, stays: bool = False) -> Iterator[None]:
+    """A model in evaluation mode: nothing is dropped out. Afterwards every module is in the mode it was in; with ``stays`` only after an error."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    except BaseException:
+        stays = False
+        raise
+    finally:
+        if not stays:
+            for module, training in modes.items():
+                module.training = training
+
+
+@contextmanager
 def prepared(model: Any, *, attention: bool) -> Iterator[None]:
     """Take experts apart and, where attention is to spike, compute it through the library's interface; after an error undo that and all that was converted.
 

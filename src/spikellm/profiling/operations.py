@@ -21,6 +21,7 @@ from spikellm.modeling.attention_spikes import SpikingAttention
 from spikellm.modeling.families import is_linear, weight_and_bias
 from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.partly_binary import PartlyBinaryLinear
+from spikellm.modeling.prepare import evaluating
 from spikellm.modeling.rotated import Rotation, layer_name
 from spikellm.modeling.watching import SpikeTrain, watching_spikes
 from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Firing, Operations
@@ -217,7 +218,7 @@ def count_operations(model: nn.Module, windows: Iterable[Tensor], decode: int = 
     """
     device = next(model.parameters()).device
     found = {"prefill": Counts(0), **({"decode": Counts(0)} if decode else {})}
-    with torch.no_grad(), OperationCounter(model) as counter:
+    with torch.no_grad(), evaluating(model), OperationCounter(model) as counter:
         for window in windows:
             whole, single = window.to(device).tensor_split([window.shape[1] - decode], dim=1)
             past = getattr(model(whole, use_cache=decode > 0), "past_key_values", None)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikellm.errors import RequestError
+from spikellm.errors import NumericalError, RequestError
 from spikellm.kernels.torch_reference import integer_product
 from spikellm.modeling import rotated
 from spikellm.modeling.additive import AdditiveLinear
@@ -22,6 +22,7 @@ from spikellm.modeling.attention_spikes import SpikingAttention
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.forms import set_form, spiking_linears
 from spikellm.modeling.linear import Form, SpikingLinear
+from spikellm.modeling.prepare import evaluating
 from spikellm.modeling.watching import SpikeTrain, watching_spikes
 from spikellm.profiling.population import Population, attention_populations, channel_order, layer_population
 
@@ -90,6 +91,7 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
 
     Raises:
         RequestError: there is no such block, or nothing in it spikes.
+        NumericalError: the block gives NaN or infinity.
     """
     blocks = find_blocks(model)
     if not 0 <= index < len(blocks.modules):
@@ -104,10 +106,12 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
             "(weights that are spikes add up without products in stepped form: spikellm eval --form stepped)"
         )
     seen = _Watch(block, layers)
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         with seen, _in_form(block, layers, "merged"):
             model(tokens, use_cache=False)
         merged = _hidden(seen.output)
+        if not bool(torch.isfinite(merged).all()):
+            raise NumericalError(f"{name} gives NaN or infinity on this text; the model's weights are damaged or its number type overflows")
         with _in_form(block, layers, "binary"):
             binary = _hidden(block(*seen.arguments, **seen.keywords))
         populations, traces = [], []
