@@ -17,7 +17,7 @@ from conftest import BUNDLED
 from interruptions import bytes_of, convert, counting, die_at, ended, forked, kill_after
 from spikellm import files
 from spikellm.calibration import progress
-from spikellm.errors import RequestError, SpikeLLMError
+from spikellm.errors import CheckpointError, SpikeLLMError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SLOW_POINTS, SLOW_MOMENTS = 32, 24
@@ -158,11 +158,11 @@ def test_damaged_journals(damage: str, whole: dict[str, Any], text_file: Path, t
     if damage == "error":
         with monkeypatch.context() as broken:
             broken.setattr(progress, "safe_open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
-            with pytest.raises(RequestError, match=r"is damaged \(.*Input/output error\); delete it"):
+            with pytest.raises(CheckpointError, match=r"is damaged \(.*Input/output error\); delete it"):
                 convert(BUNDLED, tmp_path / "out", text_file, resume=True)
     else:
         block.write_bytes(data[: len(data) // 2] if damage == "short" else b"\xff" * 16 + data[16:])
-        with pytest.raises(RequestError, match=r"is damaged .*; delete it"):
+        with pytest.raises(CheckpointError, match=r"is damaged .*; delete it"):
             convert(BUNDLED, tmp_path / "out", text_file, resume=True)
         block.unlink()
     check_and_resume(tmp_path / "out", text_file, whole)

@@ -40,6 +40,15 @@ def read_json(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise PlainDataError(f"not UTF-8 text ({error.reason})") from None
+    return parse_json(text)
+
+
+def parse_json(text: str) -> Any:
+    """JSON of a text.
+
+    Raises:
+        PlainDataError: not JSON, or nested deeper than :data:`MOST_DEPTH`.
+    """
     return _bounded(lambda: json.loads(text), "JSON", len(text) + 1)  # it has no aliases, so no more values than characters
 
 

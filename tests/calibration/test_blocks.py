@@ -11,7 +11,7 @@ from families import build
 from spikellm.calibration.activations import SampledInputs, TokenSample
 from spikellm.calibration.records import Progress
 from spikellm.calibration.replay import BlockReplay
-from spikellm.errors import NumericalError, RequestError, UnsupportedModelError
+from spikellm.errors import CheckpointError, NumericalError, RequestError, UnsupportedModelError
 from spikellm.modeling.families import find_blocks
 from spikellm.modeling.forms import spiking_linears
 from spikellm.quantization.straight_through import WeightCoding
@@ -230,7 +230,7 @@ def test_journal_of_something_else_is_refused(text_file: Path, tmp_path: Path, b
         text_file.with_suffix(".kept").replace(text_file)
     block = tmp_path / "j" / "block-00001.safetensors"
     block.write_bytes(block.read_bytes()[:100])
-    with pytest.raises(RequestError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         spikellm.convert(*spikellm.load(BUNDLED), "w8a8", *arguments, samples=1, seqlen=16, journal=tmp_path / "j")
 
 

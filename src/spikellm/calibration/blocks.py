@@ -27,6 +27,7 @@ from spikellm.calibration.progress import Journal
 from spikellm.calibration.records import BlockRecord, OnBlock, Progress, record_of
 from spikellm.calibration.replay import BlockReplay, batch_windows
 from spikellm.calibration.resources import Needs, estimate, find_units
+from spikellm.calibration.restoring import restore
 from spikellm.calibration.rotating import Rotating, wrap_online
 from spikellm.calibration.text import fingerprint
 from spikellm.errors import NumericalError, RequestError
@@ -112,10 +113,10 @@ def convert_blocks(
             exact,
             f"the original model gives NaN or infinity behind block {name}; its weights or type ({exact[0].dtype}) do not bear this text",
         )
-        known = journal.read(index) if journal else None
+        known = restore(journal, index, model, plan[index]) if journal else None
         ranks.wait()  # all have looked
         if known is not None:
-            modules, fitted = _restore(model, plan[index], known)
+            modules, fitted, record = known
         else:
             streams = Streams(converted, exact, entering or converted)
             modules, fitted = _fit(model, plan[index], block, streams, forward, recipe, pipeline, device, part, rotating, salient)
@@ -125,8 +126,6 @@ def convert_blocks(
         if known is None:
             record = record_of(name, modules, ((converted[i], exact[i]) for i in range(len(exact))), fitted)
             _keep(journal, index, modules, dense, record)
-        else:
-            record = BlockRecord(**known.record)
         block.to(home)
         if journal and home.type == "cpu":
             journal.hand_back(index, modules, dense)
@@ -272,15 +271,6 @@ def _fit(
     )
     told = fitted._replace(dense={**turned.dense, **fitted.dense}, notes=[*turned.notes, *fitted.notes], rotated=turned.channels)
     return {**modules, **fitted.layers}, told
-
-
-def _restore(model: nn.Module, plan: BlockPlan, known: Journal.Entry) -> tuple[dict[str, nn.Module], FittedBlock]:
-    modules, tensors = plan.empty_modules(model, known.tensors), dict(known.tensors)
-    for name, module in modules.items():
-        module.load_state_dict(
-            {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}, strict=True
-        )
-    return modules, FittedBlock({}, tensors)  # what is left are dense parameters
 
 
 def _require_finite(store: ActivationStore, message: str) -> None:

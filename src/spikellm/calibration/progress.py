@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spikellm.errors import RequestError
+from spikellm.errors import CheckpointError, RequestError
 from spikellm.files import cannot_write, write_atomically
 from spikellm.modeling.residency import let_go
-from spikellm.plain_data import PlainDataError, read_json
+from spikellm.plain_data import PlainDataError, parse_json, read_json
 
 _MANIFEST, _REPLACES = "manifest.json", "replaces"
 
@@ -37,10 +37,10 @@ class Journal:
     """
 
     class Entry(NamedTuple):
-        """A finished block: tensors of its layers under full names, and its record."""
+        """A finished block as its file has it, unchecked: tensors of its layers under full names, and its record."""
 
         tensors: dict[str, Tensor]
-        record: dict[str, Any]
+        record: Any
 
     def __init__(self, folder: Path, identity: dict[str, Any], *, replaces: bool = False) -> None:
         self.folder, self._identity, self._replaces = folder, identity, replaces
@@ -49,10 +49,10 @@ class Journal:
 
     def read(self, index: int) -> Entry | None:
         """Tensors and record of a finished block; None if it is not there."""
-        if not self._path(index).exists():
+        if not self.path(index).exists():
             return None
         with self._reading(index) as file:
-            return self.Entry({key: file.get_tensor(key) for key in list(file.keys())}, json.loads(file.metadata()["record"]))
+            return self.Entry({key: file.get_tensor(key) for key in list(file.keys())}, parse_json(file.metadata()["record"]))
 
     def write(self, index: int, modules: Mapping[str, nn.Module], dense: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         """Keep a finished block; the first one creates the folder and its manifest."""
@@ -67,7 +67,7 @@ class Journal:
             write_atomically(self.folder / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
         tensors = {f"{name}.{key}": tensor.contiguous() for name, module in modules.items() for key, tensor in module.state_dict().items()}
         tensors.update(dense)
-        write_atomically(self._path(index), lambda path: save_file(tensors, path, metadata={"record": json.dumps(record)}))
+        write_atomically(self.path(index), lambda path: save_file(tensors, path, metadata={"record": json.dumps(record)}))
 
     def hand_back(self, index: int, modules: Mapping[str, nn.Module], dense: Mapping[str, nn.Parameter]) -> None:
         """Let modules and parameters of a finished block, all on the CPU, read their tensors from the journal's file, so that they need no memory of their own."""
@@ -80,14 +80,15 @@ class Journal:
 
     @contextmanager
     def _reading(self, index: int) -> Iterator[Any]:
-        path = self._path(index)
+        path = self.path(index)
         try:
             with safe_open(path, framework="pt") as file:
                 yield file
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise RequestError(f"{path} is damaged ({error}); delete it to convert that block again") from None
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); delete it to convert that block again") from None
 
-    def _path(self, index: int) -> Path:
+    def path(self, index: int) -> Path:
+        """The file of a block."""
         return self.folder / f"block-{index:05d}.safetensors"
 
     def _compare(self, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.calibration import ranks
 from spikellm.errors import NumericalError
+from spikellm.modeling.rotated import rotation_of
 from spikellm.pipelines import FittedBlock
 
 
@@ -79,3 +81,35 @@ def record_of(
         fitted.notes,
         fitted.rotated,
     )
+
+
+def record_from(data: Any, name: str, modules: Mapping[str, nn.Module]) -> BlockRecord:
+    """The record of a block of this name and these modules, from plain data that may be anything.
+
+    Raises:
+        ValueError: it is not the record of that block; says in what.
+    """
+    names = [field.name for field in fields(BlockRecord)]
+    if not isinstance(data, dict) or sorted(data) != sorted(names):
+        raise ValueError(f"its record does not hold {', '.join(names)}")
+    sound = {
+        "name": data["name"] == name,
+        "loss": _is_error(data["loss"]),
+        "relative_loss": _is_error(data["relative_loss"]),
+        "layers": _are_lines(data["layers"]) and sorted(data["layers"]) == sorted(modules),
+        "dropped": _are_lines(data["dropped"]),
+        "notes": _are_lines(data["notes"]),
+        "rotated": isinstance(data["rotated"], dict)
+        and all(rotation_of(key) in modules and isinstance(count, int) and 0 <= count < 2**40 for key, count in data["rotated"].items()),
+    }
+    if wrong := [key for key, good in sound.items() if not good]:
+        raise ValueError(f"{wrong[0]} in its record is {str(data[wrong[0]])[:80]!r}, which is not that of {name}")
+    return BlockRecord(**data)
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, float) and value >= 0  # NaN is not
+
+
+def _are_lines(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(line, str) and line.isprintable() for line in value)

@@ -6,12 +6,10 @@ only warns and fills the layers with random numbers; the model card says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
@@ -25,11 +23,9 @@ from spikellm.modeling.attention_spikes import HeadShape, SpikingAttention
 from spikellm.modeling.cache import install_cache
 from spikellm.modeling.experts import unfuse_experts
 from spikellm.modeling.families import is_linear, weight_and_bias
-from spikellm.modeling.linear import SpikingLinear
 from spikellm.modeling.rotated import Rotated, Rotation, layer_name
+from spikellm.modeling.soundness import damage_of, wrongly_stored
 from spikellm.modeling.swap import replace_module, spiking_like
-
-_STORED = {torch.float32: "F32", torch.uint8: "U8"}  # names of types in safetensors' headers
 
 register_quantization_config(METHOD)(SpikeConfig)
 
@@ -64,7 +60,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
         for shard in checkpoint_files or ():
             if shard.endswith(".safetensors"):
-                check_stored_types(model, stored_types(Path(shard)))
+                _require_none(wrongly_stored(model, stored_types(Path(shard))))
         return model
 
     def update_attn_implementation(self, config: Any) -> Any:
@@ -87,14 +83,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, parameter in model.named_parameters():
             if not parameter.is_floating_point():
                 raise CheckpointError(f"{name} holds {parameter.dtype}, expected floating-point numbers; the checkpoint is damaged")
-        check_types(model)
-        for name, module in model.named_modules():
-            if isinstance(module, SpikingLinear):
-                check_layer(name, module)
-            elif isinstance(module, SpikingAttention):
-                check_attention(name, module)
-            elif isinstance(module, Rotation) and not module.signs.is_meta and int(module.signs.max()) > 2:
-                raise CheckpointError(f"{name}.signs holds {int(module.signs.max())}, expected 0, 1 or 2; the checkpoint is damaged")
+        _require_none(damage_of(model))
         if self.quantization_config.attention:
             install_cache(model)
         return model
@@ -107,6 +96,11 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
 
+def _require_none(problem: str | None) -> None:
+    if problem:
+        raise CheckpointError(f"{problem}; the checkpoint is damaged")
+
+
 def _listed_module(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
@@ -114,77 +108,6 @@ def _listed_module(model: nn.Module, name: str) -> nn.Module:
         raise CheckpointError(
             f"config.json lists the converted module {name!r}, which {type(model).__name__} does not have; the folder is damaged"
         ) from None
-
-
-def _own_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor, torch.dtype]]:
-    """Buffers of spiking modules by full name, with the type that a conversion writes: scales and means are float32, all others bytes."""
-    for name, module in model.named_modules():
-        if isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
-            for own, buffer in module.named_buffers(prefix=name, recurse=False):
-                yield own, buffer, torch.float32 if own.endswith(("_scale", "_mean")) else torch.uint8
-
-
-def check_stored_types(model: nn.Module, stored: dict[str, str]) -> None:
-    """Refuse buffers that a file holds in another type than a conversion writes; the model library would cast them, NaN to 0.
-
-    Raises:
-        CheckpointError: names the buffer.
-    """
-    for name, _, expected in _own_buffers(model):
-        found, written = stored.get(name), _STORED[expected]
-        if found not in (None, written):
-            raise CheckpointError(f"{name} is stored as {found}, expected {written}; the checkpoint is damaged")
-
-
-def check_types(model: nn.Module) -> None:
-    """The same of buffers that were read (or cast since, ``dtype=…``). Kernels rely on it.
-
-    Raises:
-        CheckpointError: names the buffer.
-    """
-    for name, buffer, expected in _own_buffers(model):
-        if buffer.dtype != expected:
-            raise CheckpointError(f"{name} holds {buffer.dtype}, expected {expected}; the checkpoint is damaged")
-
-
-def check_layer(name: str, layer: SpikingLinear) -> None:
-    """Refuse state that no conversion writes: groups that do not exist, zero steps, scales that are not finite and positive.
-
-    Raises:
-        CheckpointError: names the layer and the buffer.
-    """
-    if layer.weight_scale.is_meta:
-        return  # offloaded to disk
-    if int(layer.channel_group.max()) >= layer.group_steps.shape[0]:
-        raise CheckpointError(
-            f"{name}.channel_group names group {int(layer.channel_group.max())} of {layer.group_steps.shape[0]}; the checkpoint is damaged"
-        )
-    expected = list(layer.settings.activations.group_steps)
-    if layer.group_steps.tolist() != expected:
-        raise CheckpointError(
-            f"{name}.group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}; the checkpoint is damaged"
-        )
-    if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
-        raise CheckpointError(f"{name}.weight_scale holds values that are not finite and positive; the checkpoint is damaged")
-    if problem := layer.damage():
-        raise CheckpointError(f"{name}.{problem}; the checkpoint is damaged")
-
-
-def check_attention(name: str, spikes: SpikingAttention) -> None:
-    """Refuse groups that do not exist.
-
-    Raises:
-        CheckpointError: names the module and the buffer.
-    """
-    for part, settings in (("key_group", spikes.settings.key), ("value_group", spikes.settings.value)):
-        group = getattr(spikes, part)
-        if not group.is_meta and int(group.max()) >= len(settings.group_ranges):
-            raise CheckpointError(
-                f"{name}.{part} names group {int(group.max())} of {len(settings.group_ranges)}; the checkpoint is damaged"
-            )
-    mean = spikes._buffers.get("key_mean")
-    if mean is not None and not mean.is_meta and not bool(torch.isfinite(mean).all()):
-        raise CheckpointError(f"{name}.key_mean holds values that are not finite; the checkpoint is damaged")
 
 
 def mark_converted(model: Any, config: SpikeConfig) -> None:

@@ -44,7 +44,10 @@ class AdditiveLinear(SpikingLinear):
 
     @classmethod
     def sizes_of(cls, state: Mapping[str, Tensor]) -> tuple[int, ...]:
-        return plane_sizes(state["column_steps"])
+        steps = state["column_steps"]
+        if steps.dtype != torch.uint8:
+            raise ValueError(f"column_steps holds {steps.dtype}, expected {torch.uint8}")
+        return plane_sizes(steps)
 
     @property
     def additive_share(self) -> float:
