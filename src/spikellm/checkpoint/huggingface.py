@@ -43,7 +43,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             outer = layer_name(name)
             if outer != name and is_linear(found := _listed_module(model, outer)):
                 replace_module(model, outer, Rotated(Rotation(weight_and_bias(found)[0].shape[1], "meta"), found))
-            settings, module = recipe.for_module(outer), _listed_module(model, name)
+            module, settings = _listed_module(model, name), recipe.for_module(outer)
             if settings is None or not is_linear(module):
                 raise CheckpointError(
                     f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged"
@@ -54,7 +54,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                 # some families initialise a layer's weight from the module around it; there is nothing left to initialise
                 parent._is_hf_initialized = True  # type: ignore[assignment]
         for name, shape in self.quantization_config.attention.items():
-            spiking, module = recipe.attention_for(name), _listed_module(model, name)
+            module, spiking = _listed_module(model, name), recipe.attention_for(name)
             if spiking is None:
                 raise CheckpointError(f"config.json lists {name!r} as spiking, but its recipe says otherwise; the folder is damaged")
             setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from spikellm.neurons import make_neuron, neurons
+from spikellm.recipe.patterns import ways
 from spikellm.registry import unknown_name
 from spikellm.saliency import criteria
 
@@ -264,7 +264,7 @@ class AttentionRecipe(Section):
 
 
 class Override(Section):
-    """Other settings for the modules whose full name matches a regular expression."""
+    """Other settings for the modules whose full name matches a regular expression (see :func:`spikellm.recipe.patterns.ways` for what it may cost)."""
 
     match: str
     skip: bool = Field(False, description="leave these modules as they are")
@@ -274,10 +274,7 @@ class Override(Section):
     @field_validator("match")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+        ways(value)
         return value
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spikellm.errors import RecipeError
+from spikellm.recipe.patterns import MOST_WAYS, ways
 from spikellm.recipe.pipelines import GptqRecipe, OmniQuantRecipe
 from spikellm.recipe.rotation import RotationRecipe
 from spikellm.recipe.sections import (
@@ -64,6 +65,8 @@ class Recipe(Section):
             raise ValueError(
                 "rotation.equalize has no effect without value_output, online or coded keys; set one of them, or leave equalize out"
             )
+        if sum(ways(override.match) for override in self.overrides) > MOST_WAYS:
+            raise ValueError("overrides: the patterns together may take for ever to match; leave out some of their '.*'")
         for override in self.overrides:
             self._apply(override, plain)
         codes = {self.weights.code, *(override.weights["code"] for override in self.overrides if "code" in override.weights)}
