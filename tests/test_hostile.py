@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import spikellm
+from conftest import BUNDLED
 from spikellm.calibration.progress import Journal
 from spikellm.errors import RequestError, SpikeLLMError
 from spikellm.presets import load_recipe
@@ -210,6 +213,39 @@ def test_declared_sizes_take_no_memory(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(SpikeLLMError):
         spikellm.load(copy)
+
+
+DECLARED = [
+    ("num_hidden_layers", 200_000), ("num_hidden_layers", 10**12), ("vocab_size", 300_000_000), ("vocab_size", 3_000_000), ("head_dim", 4_000_000_000), ("intermediate_size", 10**8),
+    ("num_attention_heads", 10**9), ("hidden_size", 2**63), ("hidden_size", 1e300), ("hidden_size", float("inf")), ("num_hidden_layers", 1000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), DECLARED)
+@pytest.mark.parametrize("converted", [False, True])
+def test_models_of_declared_sizes_are_never_made(converted: bool, key: str, value: Any, copy: Path, tmp_path: Path) -> None:
+    """Terabytes are refused before they are asked for; a limit on memory shows that they are not."""
+    folder = copy if converted else Path(shutil.copytree(BUNDLED, tmp_path / "original"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, key: value, "text_config": {key: value}} if value == 10**12 else {**config, key: value})
+    )
+    with limited(4 << 30), pytest.raises(SpikeLLMError, match="declares|do not fit|cannot be loaded|lacks") as caught:
+        spikellm.load(folder)
+    assert "\n" not in str(caught.value)
+    assert "memory" not in str(caught.value)
+
+
+@contextmanager
+def limited(more: int) -> Iterator[None]:
+    """At most so many bytes of memory more than are in use."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_a_header_that_is_nested_without_end(copy: Path) -> None:

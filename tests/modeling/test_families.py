@@ -46,6 +46,15 @@ def test_convert_save_reload(family: str, tokenizer: Any, text_file: Path, token
         assert torch.equal(again(tokens).logits, logits)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_originals_hold_what_they_declare(family: str, tokenizer: Any, tokens: torch.Tensor, tmp_path: Path) -> None:
+    model = build(family)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    tokenizer.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(spikellm.load(tmp_path)[0](tokens).logits, model(tokens).logits)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "gpt_neox"])
 def test_many_bits_are_close_to_the_original(family: str, tokenizer: Any, text_file: Path, tokens: torch.Tensor) -> None:
     model = build(family)

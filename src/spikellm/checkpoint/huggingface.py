@@ -15,7 +15,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from spikellm.checkpoint.card import model_card
 from spikellm.checkpoint.config import METHOD, SpikeConfig
-from spikellm.checkpoint.integrity import stored_types
+from spikellm.checkpoint.declared import require_held
+from spikellm.checkpoint.integrity import read_shard, sum_of
 from spikellm.errors import CheckpointError, RequestError
 from spikellm.files import folder_when_done
 from spikellm.modeling.attention import CHILD, IMPLEMENTATION, register
@@ -58,9 +59,11 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
             if spiking is None:
                 raise CheckpointError(f"config.json lists {name!r} as spiking, but its recipe says otherwise; the folder is damaged")
             setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
-        for shard in checkpoint_files or ():
-            if shard.endswith(".safetensors"):
-                _require_none(wrongly_stored(model, stored_types(Path(shard))))
+        shards = [Path(shard) for shard in checkpoint_files or () if shard.endswith(".safetensors")]
+        for shard in shards:
+            _require_none(wrongly_stored(model, read_shard(shard).types))
+        if shards:
+            require_held(model, sum_of(shards), str(shards[0].parent))
         return model
 
     def update_attn_implementation(self, config: Any) -> Any:

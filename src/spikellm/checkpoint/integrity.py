@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
+from spikellm.checkpoint.declared import Held, require_bounded
 from spikellm.errors import CheckpointError, RequestError
 from spikellm.plain_data import read_json
 
 _HEADER_LIMIT = 100_000_000  # as the safetensors library has it
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}  # of the others one or less
 
 
-def check_folder(folder: Path) -> None:
-    """Check that a folder holds a whole model: a configuration, and every shard at its full length.
+def check_folder(folder: Path) -> Held:
+    """Check that a folder holds a whole model: a configuration, and every shard at its full length; gives what they hold.
 
     Raises:
         RequestError: not a model folder.
-        CheckpointError: a shard is missing or truncated; names it.
+        CheckpointError: a shard is missing or truncated, or the configuration declares sizes far beyond what is there; names it.
     """
     if not folder.is_dir():
         raise RequestError(f"{folder} is a file, expected a folder with config.json and safetensors shards")
     if not (folder / "config.json").is_file():
         raise RequestError(f"folder {folder} has no config.json; expected a model folder as save_pretrained writes it")
     try:
-        if not isinstance(read_json(folder / "config.json"), dict):
+        config = read_json(folder / "config.json")
+        if not isinstance(config, dict):
             raise ValueError("not an object")
     except ValueError as error:
         raise CheckpointError(f"{folder}/config.json is not valid JSON ({error}); restore it") from None
-    for shard in _shards(folder):
-        check_shard(shard)
+    held = sum_of(_shards(folder))
+    require_bounded(config, held, f"{folder}/config.json")
+    return held
+
+
+def sum_of(shards: list[Path]) -> Held:
+    """What shards hold together, each of its full length."""
+    found = [read_shard(shard).held for shard in shards]
+    return Held(*(sum(numbers) for numbers in zip(*found, strict=True))) if found else Held(0, 0, 0)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -50,13 +61,15 @@ def _shards(folder: Path) -> list[Path]:
     return [single]
 
 
-def check_shard(shard: Path) -> None:
-    """Compare a shard's length with what its header declares."""
-    stored_types(shard)
+class Shard(NamedTuple):
+    """What a shard's header says: types of its tensors as they are named there (``F32``, ``U8``), and how much there is."""
+
+    types: dict[str, str]
+    held: Held
 
 
-def stored_types(shard: Path) -> dict[str, str]:
-    """Types of a shard's tensors as its header names them (``F32``, ``U8``), its length being right.
+def read_shard(shard: Path) -> Shard:
+    """The header of a shard, whose length is right.
 
     Raises:
         CheckpointError: it is missing, damaged or truncated.
@@ -73,10 +86,13 @@ def stored_types(shard: Path) -> dict[str, str]:
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         types = {name: str(entry["dtype"]) for name, entry in tensors.items()}
+        elements = sum(
+            (entry["data_offsets"][1] - entry["data_offsets"][0]) // _BYTES.get(types[name], 1) for name, entry in tensors.items()
+        )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"shard {shard} is damaged or truncated ({error}); copy it again") from None
     if size != 8 + length + end:
         raise CheckpointError(
             f"shard {shard} has {size} bytes, its header declares {8 + length + end}; it is truncated or damaged, copy it again"
         )
-    return types
+    return Shard(types, Held(len(tensors), min(elements, end), end))

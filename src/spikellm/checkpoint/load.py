@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from spikellm.checkpoint.config import read_config
+from spikellm.checkpoint.declared import Held, require_held
 from spikellm.checkpoint.integrity import check_folder
 from spikellm.errors import CheckpointError, DependencyError, RequestError, SpikeLLMError, UnsupportedModelError
 from spikellm.files import exists
@@ -45,11 +47,14 @@ def load(
     place = find_device(device or "cpu")
     where = str(source)
     local = exists(Path(where))
+    held = None
     if local:
-        check_folder(Path(where))
+        held = check_folder(Path(where))
     elif _is_path(source):
         raise RequestError(f"folder {where} does not exist; give a model folder, or a hub name such as 'organisation/model'")
     try:
+        if held is not None and read_config(Path(where)) is None:  # of a converted model see ``SpikeQuantizer``
+            _require_outline(where, held, trust_remote_code=trust_remote_code)
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             where,
             dtype=dtype,
@@ -72,6 +77,16 @@ def load(
             f"weights of {where} do not fit its configuration ({'; '.join(problems)}); restore the folder or convert again"
         )
     return model.to(place).eval(), tokenizer
+
+
+def _require_outline(where: str, held: Held, *, trust_remote_code: bool) -> None:
+    """Refuse a folder whose configuration makes a model, tried without memory, that is far larger than its shards."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        outline = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    require_held(outline, held, where, packed=getattr(config, "quantization_config", None) is not None)
 
 
 def _is_path(source: str | Path) -> bool:
