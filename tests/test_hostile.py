@@ -203,6 +203,32 @@ def test_an_index_reads_nothing_outside_its_folder(copy: Path, name: Any) -> Non
         spikellm.load(copy)
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("tokenizer_config.json", "fast_tokenizer_files", ["../outside/tokenizer.4.0.json"], "which is no file name in this folder"),
+        ("tokenizer_config.json", "merges_file", "/etc/passwd", "which is no file name in this folder"),
+        ("tokenizer_config.json", "vocab", "..", "which is no file name in this folder"),
+        ("config.json", "attn_implementation", "somebody/kernels", "which is code from the hub"),
+        ("config.json", "_attn_implementation", "somebody/kernels:flash@main", "which is code from the hub"),
+        ("config.json", "attn_implementation", {"text_config": "somebody/kernels"}, "which is code from the hub"),
+        ("config.json", "text_config", {"_experts_implementation": "a/b"}, "which is code from the hub"),
+        ("adapter_config.json", "base_model_name_or_path", "somebody/model", "merge the adapter"),
+    ],
+)
+def test_a_folder_names_nothing_outside_it(file: str, key: str, value: Any, message: str, copy: Path) -> None:
+    path = copy / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), key: value}))
+    with pytest.raises(SpikeLLMError, match=message):
+        spikellm.load(copy)
+
+
+def test_paths_that_older_tokenizers_note_are_not_read(copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "special_tokens_map_file": "/root/special_tokens_map.json"}))
+    assert len(spikellm.load(copy)[1]) == 2048
+
+
 def test_declared_sizes_take_no_memory(copy: Path) -> None:
     """A layer that says it has 2**39 salient weights is refused before anything of that size is made."""
     config = json.loads((copy / "config.json").read_text())

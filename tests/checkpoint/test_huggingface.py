@@ -220,6 +220,18 @@ def test_damaged_shards(copy: Path) -> None:
         spikellm.load(copy)
 
 
+@pytest.mark.parametrize("kind", ["TokenizersBackend", "LlamaTokenizer", "GPT2Tokenizer", None])
+def test_a_missing_tokenizer_is_named(kind: str | None, copy: Path) -> None:
+    """Of some kinds the library would make one of three words up."""
+    (copy / "tokenizer.json").unlink()
+    settings = copy / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text(encoding="utf-8")), "tokenizer_class": kind}), encoding="utf-8")
+    if kind is None:
+        settings.unlink()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json \(nor another vocabulary\); copy"):
+        spikellm.load(copy)
+
+
 def test_index_is_checked(copy: Path) -> None:
     index = copy / "model.safetensors.index.json"
     for content, message in (

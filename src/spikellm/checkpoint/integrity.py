@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spikellm.checkpoint.declared import Held, require_bounded
+from spikellm.checkpoint.references import require_own_files
 from spikellm.errors import CheckpointError, RequestError
 from spikellm.plain_data import read_json
 
@@ -33,6 +34,7 @@ def check_folder(folder: Path) -> Held:
         raise CheckpointError(f"{folder}/config.json is not valid JSON ({error}); restore it") from None
     held = sum_of(_shards(folder))
     require_bounded(config, held, f"{folder}/config.json")
+    require_own_files(folder, config)
     return held
 
 

@@ -17,6 +17,8 @@ from spikellm.errors import CheckpointError, DependencyError, RequestError, Spik
 from spikellm.files import exists
 from spikellm.modeling.devices import find_device
 
+_VOCABULARIES = ("tokenizer.json", "tokenizer.*.json", "*.model", "*vocab*", "*merges*", "*.tiktoken", "tekken.json")
+_BYTES = 256  # tokens of the smallest tokenizers that need no file
 _LONGEST_NAME = 255  # bytes; the hub allows fewer
 
 
@@ -63,7 +65,7 @@ def load(
             use_safetensors=True,
             ignore_mismatched_sizes=True,
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer(where, local=local, trust_remote_code=trust_remote_code)
     except SpikeLLMError:
         raise
     except (SafetensorError, EOFError) as error:
@@ -87,6 +89,20 @@ def _require_outline(where: str, held: Held, *, trust_remote_code: bool) -> None
     with torch.device("meta"):
         outline = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     require_held(outline, held, where, packed=getattr(config, "quantization_config", None) is not None)
+
+
+def _tokenizer(where: str, *, local: bool, trust_remote_code: bool) -> Any:
+    import transformers
+
+    unnamed = local and not any(next(Path(where).glob(pattern), None) for pattern in _VOCABULARIES)
+    lacking = CheckpointError(f"{where} has no tokenizer.json (nor another vocabulary); copy the tokenizer's files there")
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise lacking if unnamed and "trust_remote_code" not in str(error) else error from None
+    if unnamed and len(found) < _BYTES:
+        raise lacking  # the library makes one of three words up
+    return found
 
 
 def _is_path(source: str | Path) -> bool:
