@@ -77,7 +77,7 @@ def seeds(folder: Path) -> None:
         *((0, data) for data in recipes),
         *((1, data) for data in tables),
         (2, b'{"version": 1, "identity": {"recipe": {}, "text": "abc"}}'),
-        (3, b'{"recipe": {"version": 1}, "modules": ["a"], "record": {"blocks": [], "calibration": {}, "versions": {}}, "attention": {"a": [1, 2, 3]}, "sizes": {"a": [1]}}'),
+        (3, b'{"recipe": {"version": 1}, "modules": ["a"], "record": {"blocks": [], "calibration": {"windows": 1, "seqlen": 2, "sha256": "a"}, "versions": {}}, "attention": {"a": [1, 2, 3]}, "sizes": {"a": [1]}}'),
         (4, len(header).to_bytes(8, "little") + header + b"ab"),
         (5, b'{"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}'),
     ]  # fmt: skip

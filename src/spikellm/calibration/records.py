@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.calibration import ranks
+from spikellm.checkpoint.record import MOST_ERROR, wrong_in_block
 from spikellm.errors import NumericalError
 from spikellm.modeling.rotated import rotation_of
 from spikellm.pipelines import FittedBlock
@@ -75,7 +76,7 @@ def record_of(
     return BlockRecord(
         name,
         squared / count,
-        squared / max(power, 1e-300),
+        min(squared / max(power, 1e-300), MOST_ERROR),
         list(modules),
         fitted.dropped,
         fitted.notes,
@@ -89,27 +90,11 @@ def record_from(data: Any, name: str, modules: Mapping[str, nn.Module]) -> Block
     Raises:
         ValueError: it is not the record of that block; says in what.
     """
-    names = [field.name for field in fields(BlockRecord)]
-    if not isinstance(data, dict) or sorted(data) != sorted(names):
-        raise ValueError(f"its record does not hold {', '.join(names)}")
-    sound = {
-        "name": data["name"] == name,
-        "loss": _is_error(data["loss"]),
-        "relative_loss": _is_error(data["relative_loss"]),
-        "layers": _are_lines(data["layers"]) and sorted(data["layers"]) == sorted(modules),
-        "dropped": _are_lines(data["dropped"]),
-        "notes": _are_lines(data["notes"]),
-        "rotated": isinstance(data["rotated"], dict)
-        and all(rotation_of(key) in modules and isinstance(count, int) and 0 <= count < 2**40 for key, count in data["rotated"].items()),
-    }
-    if wrong := [key for key, good in sound.items() if not good]:
-        raise ValueError(f"{wrong[0]} in its record is {str(data[wrong[0]])[:80]!r}, which is not that of {name}")
+    if problem := wrong_in_block(data):
+        raise ValueError(problem)
+    rotated = {rotation_of(key) for key in data.get("rotated", ())}
+    if data["name"] != name or sorted(data["layers"]) != sorted(modules) or not rotated <= modules.keys():
+        raise ValueError(
+            f"it holds the record of {data['name'][:80]!r}, of {len(data['layers'])} modules, expected {name}, of {len(modules)}"
+        )
     return BlockRecord(**data)
-
-
-def _is_error(value: Any) -> bool:
-    return isinstance(value, float) and value >= 0  # NaN is not
-
-
-def _are_lines(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(line, str) and line.isprintable() for line in value)

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from spikellm.checkpoint.record import wrong_in_record
 from spikellm.errors import CheckpointError
 from spikellm.plain_data import read_json
 from spikellm.recipe import Recipe, recipe_from
@@ -46,8 +47,11 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
             )
         if not (isinstance(recipe, dict) and isinstance(modules, list) and all(isinstance(name, str) for name in modules)):
             raise CheckpointError("quantization_config in config.json has no valid recipe and list of modules; the folder is damaged")
-        if not (isinstance(record, dict) and {"blocks", "calibration", "versions"} <= record.keys()):
-            raise CheckpointError("quantization_config in config.json has no valid record of the conversion; the folder is damaged")
+        problem = wrong_in_record(record)
+        if record is None or problem:
+            raise CheckpointError(
+                f"quantization_config in config.json has no valid record of the conversion ({problem}); the folder is damaged"
+            )
         attention = {} if attention is None else attention
         if not (
             isinstance(attention, dict)
