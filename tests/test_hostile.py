@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -25,9 +26,11 @@ import spikellm
 from conftest import BUNDLED
 from spikellm.calibration.progress import Journal
 from spikellm.errors import RequestError, SpikeLLMError
+from spikellm.plain_data import PlainDataError, read_json
 from spikellm.presets import load_recipe
 from spikellm.profiling.energy import load_table
 
+ASSETS = Path(spikellm.__file__).parent
 FEW = {"max_examples": 15, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 MANY = {**FEW, "max_examples": 150}
 VALUES = st.recursive(
@@ -67,6 +70,29 @@ def test_yaml_that_means_harm(text: str, tmp_path: Path) -> None:
             read(str(path))
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 1000
+
+
+def test_no_more_is_read_than_is_allowed(tmp_path: Path) -> None:
+    large = tmp_path / "large.yaml"
+    with open(large, "wb") as file:
+        file.truncate(3 << 30)
+    with limited(256 << 20):
+        for source, message in ((large, "more than 1,048,576 bytes"), (Path("/dev/zero"), "neither a file nor a pipe")):
+            for read in (load_recipe, load_table):
+                with pytest.raises(RequestError, match=message):
+                    read(str(source))
+        with pytest.raises(PlainDataError, match="more than 100,000,000 bytes"):
+            read_json(large)
+
+
+@pytest.mark.parametrize(("read", "text"), [(load_recipe, "weights: {bits: 3}"), (load_table, None)])
+def test_pipes_are_read(read: Callable[..., Any], text: str | None, tmp_path: Path) -> None:
+    text = text or (ASSETS / "profiling" / "energy_tables" / "horowitz-45nm.yaml").read_text(encoding="utf-8")
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(text, encoding="utf-8"))
+    writer.start()
+    assert read(str(tmp_path / "pipe")).name
+    writer.join()
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
@@ -184,6 +210,7 @@ def test_many_damaged_models(damage: Callable[..., None], copy: Path, converted_
     damage(copy, converted_folder, data)
 
 
+@example('{"\\n": 1}')
 @given(st.text(max_size=50) | VALUES.map(json.dumps))
 @settings(**{**FEW, "max_examples": 100})
 def test_manifests(tmp_path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import yaml
 from spikellm.errors import RecipeError
 from spikellm.neurons import make_neuron, neurons
 from spikellm.presets import load_recipe, preset_names
-from spikellm.recipe import Recipe
+from spikellm.recipe import Recipe, recipe_from
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -154,6 +154,41 @@ def test_overrides_are_merged_in_order_and_matched_whole() -> None:
     assert skipped is None
     assert recipe.for_module("x.down.more") == plain
     assert recipe.unmatched_overrides(["x.down"]) == ["b.*"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("omniquant.let_rate=.inf", "finite number"),
+        ("omniquant.lwc_rate=.nan", "finite number"),
+        ("weights.salient_rate=.nan", "finite number"),
+        ("calibration.samples=1000001", "less than or equal to 1000000"),
+        ("calibration.seqlen=10000001", "less than or equal to 10000000"),
+        ("calibration.saliency_tokens=1000000000", "less than or equal to 100000000"),
+        ("omniquant.batch_size=10000000", "less than or equal to 1000000"),
+        ("omniquant.accumulate=10000000", "less than or equal to 1000000"),
+        ("omniquant.epochs=1000000", "less than or equal to 100000"),
+        ("gptq.rounds=10000000", "less than or equal to 1000000"),
+        ('name="a\\eb"', r"name: holds '\\x1b', which means something to a terminal"),
+        ('name="a\\nb"', r"name: holds '\\n', which means something to a terminal"),
+        ('name="a\\ud800"', "name: holds half a character"),
+        ('calibration.text="a\\udc80.txt"', r"calibration\.text: holds half a character"),
+        ("overrides=[{match: '.*', skip: true}, {match: \"a\\ud800\", skip: true}]", r"overrides\.1\.match: holds half a character"),
+        ('description="a\\e[2J"', r"description: holds '\\x1b', which means something to a terminal"),
+    ],
+)
+def test_what_no_machine_bears_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe("omniquant-w4a4", [setting])
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+def test_names_and_descriptions() -> None:
+    assert load_recipe("w4a4-t2", ['description="two\\nlines, é, \\u3000, 👩‍🚀"']).description.startswith("two\nlines")
+    assert load_recipe("w4a4-t2", ["weights={bits: 3,\n  group_size: 32}"]).name == "w4a4-t2 with weights={bits: 3, group_size: 32}"
+    with pytest.raises(RecipeError, match="name: holds half a character"):
+        recipe_from({"name": "a\ud800"}, "recipe")
 
 
 @pytest.mark.parametrize(

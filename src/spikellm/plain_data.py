@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,33 @@ from typing import Any
 import yaml
 
 MOST_BYTES = 1 << 20  # of a YAML file
+MOST_JSON_BYTES = 100_000_000  # of a JSON file: as many as the header of a shard may have
 MOST_NODES = 100_000  # of YAML, aliases followed
 MOST_DEPTH = 100
 
 
 class PlainDataError(ValueError):
     """Data that cannot be read; one line."""
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """Text of a file or a pipe, of which no more is read than is allowed.
+
+    Raises:
+        PlainDataError: more than ``most`` bytes, not UTF-8, or a device.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        kind = os.fstat(file.fileno()).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+            raise PlainDataError("neither a file nor a pipe")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise PlainDataError(f"more than {most:,} bytes, expected at most that")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PlainDataError(f"not UTF-8 text ({error.reason})") from None
 
 
 def read_yaml(text: str) -> Any:
@@ -33,14 +56,10 @@ def read_json(path: Path) -> Any:
     """JSON of a file.
 
     Raises:
-        PlainDataError: not JSON, or nested deeper than :data:`MOST_DEPTH`.
+        PlainDataError: not JSON, larger than :data:`MOST_JSON_BYTES`, or nested deeper than :data:`MOST_DEPTH`.
         OSError: it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PlainDataError(f"not UTF-8 text ({error.reason})") from None
-    return parse_json(text)
+    return parse_json(read_text(path, MOST_JSON_BYTES))
 
 
 def parse_json(text: str) -> Any:

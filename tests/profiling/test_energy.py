@@ -54,6 +54,7 @@ def test_additions_take_less_than_the_original(text_file: Path) -> None:
         ("- a\n", r"the file: .*expected name, source and picojoules"),
         ("name: a\nsource: b\npicojoules: {fp16_add: 1}\n", r"picojoules\.fp16_multiply: Field required"),
         ("name: a\nsource: b\npicojoules: {fp16_multiply: -1, fp16_add: 1, int8_multiply: 1, int32_add: 1, dram_byte: 1}\n", r"greater than 0"),
+        ("name: a\nsource: b\npicojoules: {fp16_multiply: .inf, fp16_add: 1, int8_multiply: 1, int32_add: 1, dram_byte: 1}\n", r"finite number"),
         ("a: [", r"not YAML"),
         (None, r"no such file, and no built-in table of that name \(horowitz-45nm\)"),
     ],

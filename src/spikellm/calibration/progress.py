@@ -95,7 +95,7 @@ class Journal:
         for key in sorted(found.keys() | expected.keys()):
             if found.get(key) != expected.get(key):
                 raise RequestError(
-                    f"{self.folder} holds an interrupted conversion with another {key} ({_short(found.get(key))}, now {_short(expected.get(key))}); "
+                    f"{self.folder} holds an interrupted conversion with another {key if key.isprintable() else repr(key)} ({_short(found.get(key))}, now {_short(expected.get(key))}); "
                     "resume with the same settings, or start afresh with --force"
                 )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from spikellm.errors import RecipeError
 from spikellm.files import exists
-from spikellm.plain_data import PlainDataError, read_yaml
+from spikellm.plain_data import PlainDataError, read_text, read_yaml
 from spikellm.recipe import Recipe, place_value, recipe_from
 from spikellm.registry import unknown_name
 
@@ -42,7 +42,7 @@ def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Re
     for setting in settings:
         _set(data, setting)
     if settings and data.get("name") and not any(setting.startswith("name=") for setting in settings):
-        data["name"] = f"{data['name']} with {', '.join(settings)}"
+        data["name"] = f"{data['name']} with {' '.join(', '.join(settings).split())}"
     return recipe_from(data, where)
 
 
@@ -50,7 +50,7 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
     if source in preset_names():
         return {"name": source, **read_yaml((_FOLDER / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
     path = Path(source)
-    if not (exists(path) and path.is_file()):
+    if not exists(path) or path.is_dir():
         looks_like_path = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
         raise RecipeError(
             f"recipe file {source} does not exist; give a YAML file or a preset"
@@ -58,8 +58,8 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
             else unknown_name("recipe", source, preset_names())
         )
     try:
-        data = read_yaml(path.read_text(encoding="utf-8"))
-    except (PlainDataError, UnicodeDecodeError, OSError) as error:
+        data = read_yaml(read_text(path))
+    except (PlainDataError, OSError) as error:
         raise RecipeError(f"recipe file {source} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise RecipeError(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spikellm.errors import RequestError
-from spikellm.plain_data import PlainDataError, read_yaml
+from spikellm.plain_data import PlainDataError, read_text, read_yaml
 from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Operations
 
 DEFAULT = "horowitz-45nm"
@@ -27,7 +27,7 @@ OMITTED = (
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Picojoules(_Section):
@@ -78,9 +78,9 @@ def load_table(source: str | Path | None = None) -> EnergyTable:
     own = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     name = str(source or DEFAULT)
     try:
-        text = (folder / f"{name}.yaml").read_text("utf-8") if name in own else Path(name).read_text("utf-8")
+        text = (folder / f"{name}.yaml").read_text("utf-8") if name in own else read_text(Path(name))
         return EnergyTable.model_validate(read_yaml(text))
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         raise RequestError(f"energy table {name!r}: no such file, and no built-in table of that name ({', '.join(own)})") from None
     except PlainDataError as error:
         raise RequestError(f"energy table {name}: {error}") from None

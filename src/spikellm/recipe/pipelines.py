@@ -12,9 +12,9 @@ from spikellm.recipe.sections import Section
 class OmniQuantRecipe(Section):
     """What the ``omniquant`` pipeline learns."""
 
-    epochs: int = Field(20, ge=0, description="passes over the calibration text; 0 keeps the SmoothQuant start", strict=True)
-    batch_size: int = Field(2, ge=1, description="windows that are run at a time", strict=True)
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up before a step", strict=True)
+    epochs: int = Field(20, ge=0, le=100_000, description="passes over the calibration text; 0 keeps the SmoothQuant start", strict=True)
+    batch_size: int = Field(2, ge=1, le=1_000_000, description="windows that are run at a time", strict=True)
+    accumulate: int = Field(1, ge=1, le=1_000_000, description="batches whose gradients are added up before a step", strict=True)
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of matrix products of linear layers while learning; codes, attention, norms and losses stay in float32"
     )
@@ -73,7 +73,7 @@ class GptqRecipe(Section):
         description="compensate: how little is made of what the calibration text shows, as a share of the Hessian's mean diagonal",
     )
     rounds: int = Field(
-        6, ge=1, description="fits of ternary codes and scales in turn, at most; stops when they do not improve", strict=True
+        6, ge=1, le=1_000_000, description="fits of ternary codes and scales in turn, at most; stops when they do not improve", strict=True
     )
 
     @model_validator(mode="after")

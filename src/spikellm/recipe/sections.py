@@ -16,9 +16,16 @@ MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
 
 
 class Section(BaseModel):
-    """Frozen, and unknown keys are refused."""
+    """Frozen; unknown keys and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        if isinstance(value, str) and any("\ud800" <= one <= "\udfff" for one in value):
+            raise ValueError("holds half a character, which no file can hold; take it out")
+        return value
 
 
 class WeightRecipe(Section):
@@ -29,7 +36,7 @@ class WeightRecipe(Section):
     )
     bits: int = Field(4, ge=2, le=8, description="bits of a weight code", strict=True)
     symmetric: bool = Field(False, description="zero-point fixed in the middle instead of placed by the range", strict=True)
-    group_size: int | None = Field(None, ge=1, description="columns that share a scale; null for the whole row", strict=True)
+    group_size: int | None = Field(None, ge=1, le=1 << 24, description="columns that share a scale; null for the whole row", strict=True)
     salient_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of columns whose weights take several steps (OBSpiking)")
     salient_steps: int = Field(1, ge=1, le=MAX_STEPS, description="steps T of the weights of a salient column", strict=True)
     saliency: str = Field("second-order", description="criterion that ranks columns")
@@ -187,10 +194,12 @@ class CalibrationRecipe(Section):
     """The text from which channels are ranked and errors measured."""
 
     text: str = Field("wikitext2", description="wikitext2, c4, ptb (hub), stdlib (built in) or a path: .txt, .jsonl, folder")
-    samples: int = Field(128, ge=1, description="windows of text", strict=True)
-    seqlen: int | None = Field(None, ge=1, description="tokens of a window; null for min(2048, the model's maximum)", strict=True)
+    samples: int = Field(128, ge=1, le=1_000_000, description="windows of text", strict=True)
+    seqlen: int | None = Field(
+        None, ge=1, le=10_000_000, description="tokens of a window; null for min(2048, the model's maximum)", strict=True
+    )
     saliency_tokens: int = Field(
-        8192, ge=1, description="tokens from which saliency is measured, spread evenly over the windows", strict=True
+        8192, ge=1, le=100_000_000, description="tokens from which saliency is measured, spread evenly over the windows", strict=True
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from spikellm.errors import RecipeError
 from spikellm.recipe.patterns import MOST_WAYS, ways
@@ -26,6 +27,7 @@ from spikellm.recipe.sections import (
 from spikellm.registry import unknown_name
 
 RECIPE_VERSION: Literal[1] = 1
+_NOT_SHOWN = {"Cc", "Zl", "Zp"}  # control characters, ends of lines
 
 
 class Recipe(Section):
@@ -45,6 +47,15 @@ class Recipe(Section):
     calibration: CalibrationRecipe = CalibrationRecipe()
     lm_head: bool = Field(False, description="convert the output projection too")
     overrides: tuple[Override, ...] = ()
+
+    @field_validator("name", "description")
+    @classmethod
+    def _can_be_shown(cls, value: str, field: ValidationInfo) -> str:
+        allowed = "\n\t" if field.field_name == "description" else ""
+        strange = [one for one in value if unicodedata.category(one) in _NOT_SHOWN and one not in allowed]
+        if strange:
+            raise ValueError(f"holds {strange[0]!a}, which means something to a terminal; take it out")
+        return value
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:
