@@ -270,7 +270,7 @@ def test_declared_sizes_take_no_memory(copy: Path) -> None:
 
 DECLARED = [
     ("num_hidden_layers", 200_000), ("num_hidden_layers", 10**12), ("vocab_size", 300_000_000), ("vocab_size", 3_000_000), ("head_dim", 4_000_000_000), ("intermediate_size", 10**8),
-    ("num_attention_heads", 10**9), ("hidden_size", 2**63), ("hidden_size", 1e300), ("hidden_size", float("inf")), ("num_hidden_layers", 1000),
+    ("num_attention_heads", 10**9), ("hidden_size", 2**63), ("hidden_size", 1e300), ("hidden_size", 10**400), ("hidden_size", float("inf")), ("num_hidden_layers", 1000),
 ]  # fmt: skip
 
 

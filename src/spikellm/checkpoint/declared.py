@@ -40,7 +40,7 @@ def require_bounded(config: dict[str, Any], held: Held, where: str) -> None:
         most = max(_FREE_SIZE, held.elements) if sized else max(_FREE_COUNT, held.tensors)
         if not abs(value) <= most:
             there = f"{held.elements:,} numbers" if sized else f"{held.tensors:,} tensors"
-            raise CheckpointError(f"{where} declares {key} {value:.6g}, and the shards hold {there}; the folder is damaged")
+            raise CheckpointError(f"{where} declares {key} {str(value)[:30]}, and the shards hold {there}; the folder is damaged")
 
 
 def require_held(model: nn.Module, held: Held, where: str, *, packed: bool = False) -> None:
