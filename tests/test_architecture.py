@@ -30,7 +30,7 @@ LAYERS = [
     ["evaluation"],
     ["api"],
     ["console"],
-    ["resources", "workflow", "doctor", "tracing"],
+    ["inputs", "resources", "workflow", "doctor", "tracing"],
     ["measuring"],
     ["comparison", "sweep", "bench"],
     ["demo"],

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from spikellm.errors import RequestError
-from spikellm.files import require_name, temporary_name, write_atomically
+from spikellm.files import Source, require_name, temporary_name, write_text
 
 out = Console(soft_wrap=False)
 err = Console(stderr=True)
@@ -33,18 +33,28 @@ def note(text: str) -> None:
     err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def check_json_target(target: str | None) -> None:
-    """Refuse a file that could not be written, before the work that would fill it.
+def check_json_target(target: str | None, reads: Iterable[Source] = (), writes: Mapping[str, Path | None] | None = None) -> None:
+    """The file of ``--json``, as :func:`check_file_target` has it; ``-`` is standard output."""
+    if target != "-":
+        check_file_target("--json", target, reads, writes, ", or - for standard output")
+
+
+def check_file_target(
+    option: str,
+    target: str | Path | None,
+    reads: Iterable[Source] = (),
+    writes: Mapping[str, Path | None] | None = None,
+    otherwise: str = "",
+) -> None:
+    """Refuse a file that could not be written, or that would destroy another one, before the work that would fill it.
+
+    Args:
+        reads: what the command reads.
+        writes: files and folders that the command writes besides, by the option that names them.
 
     Raises:
-        RequestError: the folder of the file does not exist, or the target is a folder.
+        RequestError: the folder of the file does not exist, the target is a folder, a part of what is read, or a part of what is written besides.
     """
-    if target != "-":
-        check_file_target("--json", target, ", or - for standard output")
-
-
-def check_file_target(option: str, target: str | Path | None, otherwise: str = "") -> None:
-    """The same for any option that names a file to write."""
     path = None if target is None else Path(target)
     if path is None:
         return
@@ -52,6 +62,18 @@ def check_file_target(option: str, target: str | Path | None, otherwise: str = "
         require_name(path.absolute(), temporary_name(path).name)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise RequestError(f"{option} {target}: expected a file in a folder that exists{otherwise}")
+    if path.exists() and not path.is_file():
+        return  # a pipe or a device holds nothing
+    for source in reads:
+        if source.includes(path):
+            if source.path.resolve() == path.resolve():
+                raise RequestError(
+                    f"{option} {target} is what this command reads, and would be overwritten; choose another file{otherwise}"
+                )
+            raise RequestError(f"{option} {target} lies in {source.path}, which this command reads; choose a file elsewhere{otherwise}")
+    for other, written in (writes or {}).items():
+        if written is not None and path.resolve().is_relative_to(written.resolve()):
+            raise RequestError(f"{option} {target} and {other} {written} would overwrite each other; choose another file for one of them")
 
 
 def write_json(data: Any, target: str) -> None:
@@ -60,12 +82,7 @@ def write_json(data: Any, target: str) -> None:
     if target == "-":
         sys.stdout.write(text + "\n")
     else:
-        path = Path(target)
-        if path.exists() and not path.is_file():
-            with path.open("w", encoding="utf-8") as special:  # a pipe or a device is written to, not replaced
-                special.write(text + "\n")
-        else:
-            write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+        write_text(Path(target), text + "\n")
 
 
 Style = Literal["table", "markdown", "csv", "latex"]

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from spikellm.errors import RequestError, SpikeLLMError
 
@@ -32,6 +33,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise cannot_write(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text to a file, whole or not at all; a pipe or a device is written to, not replaced.
+
+    Raises:
+        SpikeLLMError: the file system refused.
+    """
+    if exists(path) and not path.is_file():
+        try:
+            with path.open("w", encoding="utf-8") as special:
+                special.write(text)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+    else:
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def temporary_name(path: Path) -> Path:
@@ -73,6 +90,20 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+class Source(NamedTuple):
+    """A file or a folder that is read; of a folder every file, or those with some suffixes."""
+
+    path: Path
+    suffixes: tuple[str, ...] = ()
+
+    def includes(self, target: Path) -> bool:
+        """Whether a file at ``target`` is, or would be, part of what is read."""
+        if not exists(self.path):
+            return False
+        own, found = self.path.resolve(), target.resolve()
+        return found == own or (found.is_relative_to(own) and (not self.suffixes or found.suffix in self.suffixes))
 
 
 def require_name(target: Path, *beside: str) -> None:

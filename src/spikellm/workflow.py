@@ -14,7 +14,7 @@ from spikellm.calibration.records import OnBlock, Progress
 from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError
-from spikellm.files import remove_leftovers, require_free, require_name, require_outside, write_atomically
+from spikellm.files import remove_leftovers, require_free, require_name, require_outside, write_text
 from spikellm.modeling.devices import find_device
 from spikellm.profiling.page import render, require_page
 from spikellm.profiling.report import Report
@@ -154,8 +154,7 @@ def report_to_page(
     name = Path(model).name
     found = api.report(loaded, tokenizer, text, tokens=tokens, seqlen=seqlen, name=name, beside=others(), energy_table=energy_table)
     if out is not None:
-        page = render(found)
-        write_atomically(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+        write_text(out, render(found))
     return found
 
 

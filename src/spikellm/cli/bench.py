@@ -9,6 +9,7 @@ import typer
 from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Json, Model, Trust
+from spikellm.inputs import sources
 
 
 @app.command()
@@ -30,7 +31,7 @@ def bench(
 
     Example: spikellm bench out/w4a4 --original ./model --threads 1
     """
-    console.check_json_target(json)
+    console.check_json_target(json, sources(models=[model, original]))
     from spikellm import bench as benchmark
 
     result = benchmark.bench(

@@ -24,6 +24,7 @@ from spikellm.cli.options import (
     Trust,
     whole_numbers,
 )
+from spikellm.inputs import sources
 
 
 @app.command()
@@ -51,13 +52,15 @@ def compare(
 
       spikellm compare ./model --recipes pbllm-90,ternary-1.7 --seeds 2,3,4 --perplexity test.txt --table latex > table.tex
     """
-    console.check_json_target(json)
+    names = [name for name in recipes.split(",") if name]
+    reads = sources(models=[model], texts=[*perplexity, calibration], recipes=names, settings=settings or (), files=[energy_table])
+    console.check_json_target(json, reads)
     style = console.table_style(table)
     from spikellm import comparison
 
     result = comparison.compare(
         model,
-        [name for name in recipes.split(",") if name],
+        names,
         perplexity,
         calibration,
         samples=samples,

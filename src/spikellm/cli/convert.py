@@ -10,6 +10,7 @@ import typer
 from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Calibration, Device, Json, Model, Samples, Seqlen, Set, Trust
+from spikellm.inputs import sources
 
 
 @app.command()
@@ -41,7 +42,7 @@ def convert(
 
       spikellm convert organisation/model out/w8a8 --recipe w8a8 --samples 64 --set weights.group_size=128
     """
-    console.check_json_target(json)
+    console.check_json_target(json, sources(models=[model], texts=[calibration], recipes=[recipe], settings=settings or ()), {"OUT": out})
     from spikellm.calibration import ranks
     from spikellm.workflow import convert_to_folder
 

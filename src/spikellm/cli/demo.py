@@ -22,9 +22,9 @@ def demo(
 
     Example: spikellm demo --out spiking
     """
-    console.check_json_target(json)
-    from spikellm.demo import run
+    from spikellm.demo import RECIPES, run
 
+    console.check_json_target(json, writes={f"--out, {name}:": out / name for name in RECIPES} if out else None)
     result = run(out, overwrite=force)
     if json:
         console.write_json(result, json)

@@ -11,6 +11,7 @@ from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Device, Json, Model, Seqlen, Trust
 from spikellm.errors import RequestError
+from spikellm.inputs import sources
 
 
 @app.command("eval")
@@ -44,7 +45,7 @@ def evaluate(
 
       spikellm eval out/w4a4 --tasks paper --limit 200 --batch-size 8
     """
-    console.check_json_target(json)
+    console.check_json_target(json, sources(models=[model], texts=perplexity or (), tasks=task_folder))
     if not perplexity and tasks is None:
         raise RequestError("nothing to measure: give --perplexity or --tasks, or both")
     alone = [

@@ -9,6 +9,7 @@ import typer
 from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Device, Json, Model, Trust
+from spikellm.inputs import sources
 
 
 @app.command()
@@ -26,7 +27,7 @@ def generate(
 
     Example: spikellm generate out/w4a4 "The history of the" --max-new-tokens 40
     """
-    console.check_json_target(json)
+    console.check_json_target(json, sources(models=[model]))
     from spikellm import api
 
     loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)

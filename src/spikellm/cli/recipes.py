@@ -10,6 +10,7 @@ from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Json, Set
 from spikellm.errors import RequestError
+from spikellm.inputs import sources
 
 
 @app.command()
@@ -22,7 +23,7 @@ def recipes(
 
     Example: spikellm recipes w4a4-t2 > mine.yaml
     """
-    console.check_json_target(json)
+    console.check_json_target(json, sources(recipes=[name] if name else ()))
     from spikellm.presets import load_recipe, preset_names
 
     if name is None and settings:

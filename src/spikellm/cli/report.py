@@ -10,6 +10,7 @@ import typer
 from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Device, EnergyTable, Json, Model, Seqlen, Trust
+from spikellm.inputs import sources
 
 
 @app.command()
@@ -38,11 +39,13 @@ def report(
 
       spikellm report out/w4a4 --json - | jq .energy_pj
     """
-    console.check_json_target(json)
+    page = out or (None if json else Path("report.html"))
+    reads = sources(models=[model, *(beside or ())], texts=[text], files=[energy_table])
+    console.check_json_target(json, reads, {"--out": page})
+    console.check_file_target("--out", page, reads)
     from spikellm.profiling.page import figures, verdict
     from spikellm.workflow import report_to_page
 
-    page = out or (None if json else Path("report.html"))
     found = report_to_page(
         model, text, page, beside=beside or (), tokens=tokens, seqlen=seqlen, energy_table=energy_table, device=device, trust_remote_code=trust_remote_code
     )  # fmt: skip

@@ -24,6 +24,7 @@ from spikellm.cli.options import (
     Trust,
     whole_numbers,
 )
+from spikellm.inputs import sources
 
 
 @app.command()
@@ -54,7 +55,8 @@ def sweep(
 
     Example: spikellm sweep ./model --recipe w4a4-t2 --set activations.salient_rate=0.02,0.1 --set activations.salient_steps=2,4 --calibration train.txt --perplexity test.txt --out sweep
     """
-    console.check_json_target(json)
+    reads = sources(models=[model], texts=[*perplexity, calibration], recipes=[recipe], files=[energy_table])
+    console.check_json_target(json, reads, {"--out": out})
     style = console.table_style(table)
     from spikellm import sweep as sweeping
 

@@ -11,6 +11,7 @@ from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Device, Json, Model, Trust
 from spikellm.errors import NumericalError
+from spikellm.inputs import sources
 
 
 @app.command()
@@ -36,7 +37,7 @@ def trace(
 
     Example: spikellm trace out/w4a4 --text text.txt --layer 0 --out out/trace
     """
-    console.check_json_target(json)
+    console.check_json_target(json, sources(models=[model], texts=[text]), {"--out": out})
     from spikellm import tracing
 
     result = tracing.trace_to_folder(
