@@ -71,7 +71,13 @@ def test_table_and_refusals(capsys: pytest.CaptureFixture[str], text_file: Path)
         ([], "--recipes"),
         (["--recipes", ","], "nothing to compare"),
         (["--recipes", "w4a16,nope"], "unknown recipe"),
+        (["--recipes", "w4a16, nope"], "unknown recipe 'nope'"),
+        (["--recipes", "original"], "rename the recipe"),
         (["--recipes", "w4a16", "--seeds", "x"], "whole numbers"),
+        (["--recipes", "w4a16", "--seeds", ""], "whole numbers"),
+        (["--recipes", "w4a16", "--seeds", "3,3"], "each number once"),
+        (["--recipes", "w4a16", "--seeds", "3,-1"], "greater than or equal to 0"),
+        (["--recipes", "w4a16", "--seeds", "3", "--set", "seed=4"], "--set seed=4 and --seed set the same field"),
     ):
         assert main([*common, *extra]) == 2
         captured = capsys.readouterr()

@@ -52,12 +52,18 @@ def test_grid_has_every_combination_once() -> None:
         (["weights.bits=4,40"], "weights.bits=40"),
         (["weights.bit=4"], "weights.bits"),
         (["activations.salient_rate=0,0.1"], "activations.salient_rate=0"),
+        (["name=a,b"], "changes words alone"),
+        (["seed=1,2"], "--set seed=1 and --seed set the same field"),
+        (["calibration.samples=1,2"], "--set calibration.samples=1 and --samples set the same field"),
+        (["weights.bits=4", "weights={bits: 3}"], "set the same field"),
     ],
 )
 def test_settings_are_checked_before_anything_slow(axes: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
     with pytest.raises(RequestError, match=words):
-        sweep.sweep(str(BUNDLED), "w4a4-t2", axes, ["stdlib"])
+        sweep.sweep(str(BUNDLED), "w4a4-t2", axes, ["stdlib"], samples=2, seeds=(5, 6))
+    with pytest.raises(RequestError, match="greater than or equal to 0"):
+        sweep.sweep(str(BUNDLED), "w4a4-t2", [], ["stdlib"], seeds=(5, -1))
 
 
 @pytest.fixture

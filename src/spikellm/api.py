@@ -34,6 +34,7 @@ from spikellm.profiling.energy import load_table
 from spikellm.profiling.report import Beside, Origin, Report, Text, make_report, measure_beside
 from spikellm.profiling.summary import ModelSummary, summarize
 from spikellm.recipe import Recipe
+from spikellm.settings import require_apart
 
 __all__ = [
     "Conversion",
@@ -155,10 +156,11 @@ def resolve_recipe(
     seed: int | None = None,
     settings: Iterable[str] = (),
 ) -> Recipe:
-    """A recipe with some of its values replaced; unknown pipelines are refused here, before any work."""
-    given = {"calibration.text": calibration, "calibration.samples": samples, "calibration.seqlen": seqlen, "seed": seed}
-    data = load_recipe(recipe, settings)
-    resolved = data.replaced({key: value for key, value in given.items() if value is not None})
+    """A recipe with some of its values replaced; unknown pipelines and fields that are set twice are refused here, before any work."""
+    values = {"calibration.text": calibration, "calibration.samples": samples, "calibration.seqlen": seqlen, "seed": seed}
+    given, settings = {key: value for key, value in values.items() if value is not None}, list(settings)
+    require_apart(settings, given)
+    resolved = load_recipe(recipe, settings).replaced(given)
     pipelines[resolved.pipeline]
     return resolved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -60,9 +61,12 @@ def compare(
     settings = list(settings)
     if not recipes or not texts:
         raise RequestError("nothing to compare: name at least one recipe and one text")
-    for recipe in recipes:  # all are checked before anything slow
-        api.resolve_recipe(recipe, calibration, samples, seqlen, None, settings)
-
+    if ORIGINAL in recipes:
+        raise RequestError(
+            f"--recipes {ORIGINAL}: the row of that name is the model before conversion, which is always there; rename the recipe"
+        )
+    for recipe, seed in itertools.product(recipes, seeds or (None,)):  # all are checked before anything slow
+        api.resolve_recipe(recipe, calibration, samples, seqlen, seed, settings)
     table = load_table(energy_table)
     windows: dict[str, Tensor] = {}
 

@@ -80,13 +80,15 @@ def grid_of(recipe: str | Path | Recipe, axes: Sequence[Axis], **changes: Any) -
         changes: for :func:`spikellm.api.resolve_recipe`.
 
     Raises:
-        RequestError: an axis is named twice, or a combination is no valid recipe; names it.
+        RequestError: an axis is named twice or changes words alone, or a combination is no valid recipe; names it.
     """
     keys = [axis.key for axis in axes]
     if len(set(keys)) < len(keys):
         raise RequestError(
             f"--set names {next(key for key in keys if keys.count(key) > 1)} twice; give all its values at once, separated by commas"
         )
+    if labels := sorted({"name", "description"}.intersection(keys)):
+        raise RequestError(f"--set {labels[0]}: it changes words alone, not the result; name a field that does")
     found: dict[str, Setting] = {}
     for values in itertools.product(*(axis.values for axis in axes)):
         chosen = dict(zip(keys, values, strict=True))
@@ -117,7 +119,11 @@ def sweep(
     Raises:
         RequestError: a setting is not valid, ``out`` belongs to another model, text or version (the differing field is named), and whatever converting and measuring raise.
     """
-    settings = grid_of(recipe, [parse_axis(axis) for axis in axes], calibration=calibration, samples=samples, seqlen=seqlen, seed=None)
+    settings = grid_of(
+        recipe, [parse_axis(axis) for axis in axes], calibration=calibration, samples=samples, seqlen=seqlen, seed=next(iter(seeds), None)
+    )
+    for seed in seeds:
+        settings[0].recipe.replaced({"seed": seed})  # all are checked before anything slow
     if not texts:
         raise RequestError("nothing to measure on: give --perplexity")
     table = load_table(energy_table)

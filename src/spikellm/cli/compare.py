@@ -52,7 +52,7 @@ def compare(
 
       spikellm compare ./model --recipes pbllm-90,ternary-1.7 --seeds 2,3,4 --perplexity test.txt --table latex > table.tex
     """
-    names = [name for name in recipes.split(",") if name]
+    names = [name.strip() for name in recipes.split(",") if name.strip()]
     reads = sources(models=[model], texts=[*perplexity, calibration], recipes=names, settings=settings or (), files=[energy_table])
     console.check_json_target(json, reads)
     style = console.table_style(table)

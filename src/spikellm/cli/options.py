@@ -38,9 +38,12 @@ def whole_numbers(option: str, text: str | None) -> list[int]:
     """Numbers of an option that takes several, separated by commas.
 
     Raises:
-        RequestError: one is no whole number.
+        RequestError: one is no whole number, or is there twice.
     """
     try:
-        return [int(number) for number in text.split(",")] if text else []
+        numbers = [] if text is None else [int(number) for number in text.split(",")]
     except ValueError:
         raise RequestError(f"{option} {text!r}: expected whole numbers separated by commas, for example 1,2,3") from None
+    if len(set(numbers)) < len(numbers):
+        raise RequestError(f"{option} {text}: expected each number once")
+    return numbers

@@ -11,6 +11,7 @@ from spikellm.cli.application import app
 from spikellm.cli.options import Json, Set
 from spikellm.errors import RequestError
 from spikellm.inputs import sources
+from spikellm.settings import require_apart
 
 
 @app.command()
@@ -29,6 +30,7 @@ def recipes(
     if name is None and settings:
         raise RequestError("--set changes one recipe; name it, for example `spikellm recipes w4a4-t2 --set weights.bits=3`")
     if name is not None:
+        require_apart(settings or ())
         recipe = load_recipe(name, settings or ())
         if json:
             console.write_json(recipe.model_dump(mode="json"), json)
