@@ -15,7 +15,7 @@ from conftest import PROJECT
 SOURCE = PROJECT / "src" / "spikellm"
 # From the bottom up; a module may import what stands before it, or its own layer.
 LAYERS = [
-    ["errors", "registry", "files", "extras", "plain_data", "settings"],
+    ["errors", "registry", "files", "extras", "plain_data", "settings", "streams"],
     ["quantization"],
     ["neurons"],
     ["saliency"],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import typer
 
-from spikellm import console
+from spikellm import console, streams
 from spikellm.cli import app
 from spikellm.errors import SpikeLLMError
 
@@ -20,28 +21,30 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments[: next((i for i, word in enumerate(arguments) if not word.startswith("-")), len(arguments))]
     quiet_libraries(debug)
-    try:
-        status = app(args=arguments, standalone_mode=False)
-        sys.stdout.flush()
-        return _fail(_INTERRUPTED, _SIGINT) if status == _SIGINT else status if isinstance(status, int) else 0
-    except SpikeLLMError as error:
-        if debug:
-            raise
-        return _fail(str(error), error.exit_status)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail(_INTERRUPTED, _SIGINT)
-    except BrokenPipeError:  # the reader of our output went away; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        if debug:
-            raise
-        if hasattr(error, "format_message"):  # a usage error of the command-line parser
-            return _fail(f"{error.format_message()} (see spikellm {' '.join(arguments[:1])} --help)", 2)
-        return _fail(
-            f"unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'no message'} (run again with `spikellm --debug …` for a traceback)",
-            1,
-        )
+    with streams.guarded():
+        try:
+            streams.require_output()
+            status = app(args=arguments, standalone_mode=False)
+            sys.stdout.flush()
+            return _fail(_INTERRUPTED, _SIGINT) if status == _SIGINT else status if isinstance(status, int) else 0
+        except (typer.Abort, KeyboardInterrupt):
+            return _fail(_INTERRUPTED, _SIGINT)
+        except streams.ReaderGone:
+            return 0
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            return _fail(*_in_words(error, arguments))
+
+
+def _in_words(error: Exception, arguments: list[str]) -> tuple[str, int]:
+    """What went wrong in one line, and the exit status."""
+    if isinstance(error, SpikeLLMError):
+        return str(error), error.exit_status
+    if hasattr(error, "format_message"):  # a usage error of the command-line parser
+        return f"{error.format_message()} (see spikellm {' '.join(arguments[:1])} --help)", 2
+    found = " ".join(str(error).split()) or "no message"
+    return f"unexpected {type(error).__name__}: {found} (run again with `spikellm --debug …` for a traceback)", 1
 
 
 def quiet_libraries(debug: bool) -> None:
@@ -56,7 +59,7 @@ def quiet_libraries(debug: bool) -> None:
 
 def _fail(message: str, status: int) -> int:
     console.speak(True)
-    rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ else ""
+    rank = f" (rank {os.environ['RANK']})" if (os.environ.get("WORLD_SIZE") or "1") != "1" and "RANK" in os.environ else ""
     console.note(f"spikellm: error{rank}: {' '.join(message.split())}")
     return status
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from spikellm.errors import RequestError
 from spikellm.files import Source, require_name, temporary_name, write_text
+from spikellm.streams import encodes
 
 out = Console(soft_wrap=False)
 err = Console(stderr=True)
@@ -77,12 +78,14 @@ def check_file_target(
 
 
 def write_json(data: Any, target: str) -> None:
-    """JSON to a file, or to standard output where the target is ``-``."""
-    text = json.dumps(data, indent=2, ensure_ascii=False)
+    """JSON to a file, or to standard output where the target is ``-``; characters that have no place there are escaped."""
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    if not encodes(text, sys.stdout.encoding if target == "-" else "utf-8"):
+        text = json.dumps(data, indent=2) + "\n"
     if target == "-":
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text)
     else:
-        write_text(Path(target), text + "\n")
+        write_text(Path(target), text)
 
 
 Style = Literal["table", "markdown", "csv", "latex"]

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from spikellm.errors import RequestError, SpikeLLMError
 
+_START = "start ranks with torchrun, which sets it, or unset WORLD_SIZE for one process"
+
 
 def count() -> int:
     """How many ranks there are."""
@@ -38,18 +40,33 @@ def joined() -> Iterator[None]:
     """Join the other ranks, where ``torchrun`` started several.
 
     Raises:
-        RequestError: ranks cannot be joined here.
+        RequestError: ranks cannot be joined here, or the environment does not say where they are.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) < 2 or (dist.is_available() and dist.is_initialized()):
+    processes = _number("WORLD_SIZE", 1) if os.environ.get("WORLD_SIZE") else 1
+    if processes < 2 or (dist.is_available() and dist.is_initialized()):
         yield
         return
     if not dist.is_available():
         raise RequestError("this torch has no torch.distributed; run one process")
+    _number("RANK", 0, processes - 1)
+    if not os.environ.get("MASTER_ADDR"):
+        raise RequestError(f"MASTER_ADDR is not set, expected the machine of rank 0; {_START}")
+    _number("MASTER_PORT", 0, 65535)
     _told(lambda: dist.init_process_group("gloo"))
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _number(name: str, least: int, most: int | None = None) -> int:
+    """A whole number of the environment."""
+    text = os.environ.get(name)
+    if text is None or not (text.isascii() and text.isdigit() and least <= int(text) <= (most or int(text))):
+        found = "not set" if text is None else repr(text)
+        upper = "" if most is None else f" to {most}"
+        raise RequestError(f"{name} is {found}, expected a whole number from {least}{upper}; {_START}")
+    return int(text)
 
 
 class OwnWindows(NamedTuple):

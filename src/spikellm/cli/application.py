@@ -23,10 +23,10 @@ def main_options(
 ) -> None:
     """Options that stand before a command."""
     if context.invoked_subcommand is None and not version:
-        typer.echo(context.get_help())
+        print(context.get_help())
         raise typer.Exit
     if version:
         import spikellm
 
-        typer.echo(spikellm.__version__)
+        print(spikellm.__version__)
         raise typer.Exit

@@ -57,6 +57,6 @@ def convert(
     if json:
         console.write_json(result, json)
     if json != "-":
-        typer.echo(
+        print(
             f"{out}: {result['layers']} spiking layers, {result['average_steps']:.3f} steps on average, weights at {result['weight_ratio']:.3f} of 16 bits"
         )

@@ -9,7 +9,9 @@ import typer
 from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Device, Json, Model, Trust
+from spikellm.errors import RequestError
 from spikellm.inputs import sources
+from spikellm.streams import encodes
 
 
 @app.command()
@@ -28,6 +30,8 @@ def generate(
     Example: spikellm generate out/w4a4 "The history of the" --max-new-tokens 40
     """
     console.check_json_target(json, sources(models=[model]))
+    if not encodes(prompt):
+        raise RequestError(f"prompt {prompt!a} holds bytes that are no UTF-8 text; write it in UTF-8")
     from spikellm import api
 
     loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
@@ -35,4 +39,4 @@ def generate(
     if json:
         console.write_json({"model": model, "prompt": prompt, "text": text}, json)
     if json != "-":
-        typer.echo(text)
+        print(text)

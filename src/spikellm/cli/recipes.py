@@ -35,7 +35,7 @@ def recipes(
         if json:
             console.write_json(recipe.model_dump(mode="json"), json)
         if json != "-":
-            typer.echo(recipe.to_yaml(named=False), nl=False)
+            print(recipe.to_yaml(named=False), end="")
         return
     presets = {preset: load_recipe(preset).description for preset in preset_names()}
     if json:
