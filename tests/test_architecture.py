@@ -32,7 +32,7 @@ LAYERS = [
     ["console"],
     ["inputs", "resources", "workflow", "doctor", "tracing"],
     ["measuring"],
-    ["comparison", "sweep", "bench"],
+    ["comparison", "sweep_folder", "sweep", "bench"],
     ["demo"],
     ["cli"],
     ["__main__"],

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import BUNDLED
 from spikellm.__main__ import main
-from spikellm.bench import Run, Work, _row, run_once
+from spikellm.bench import Run, Work, _row, run_once, show
 
 
 def test_command(capsys: pytest.CaptureFixture[str], converted_folder: Path) -> None:
@@ -28,6 +28,7 @@ def test_command(capsys: pytest.CaptureFixture[str], converted_folder: Path) -> 
     result = json.loads(capsys.readouterr().out)
     spiking, original = result["rows"]
     assert (spiking["model"], original["model"]) == (str(converted_folder), str(BUNDLED))
+    assert (spiking["converted"], original["converted"]) == (True, False)
     assert spiking["disk_bytes"] < original["disk_bytes"]
     assert result["ratio"]["disk_bytes"] == spiking["disk_bytes"] / original["disk_bytes"]
     for row in result["rows"]:
@@ -56,6 +57,8 @@ def test_one_turn_in_this_process() -> None:
     ("arguments", "words"),
     [
         (["--prompt-tokens", "0"], "at least 1"),
+        (["--threads", "0"], "threads 0: expected at least 1"),
+        (["--original", f"{BUNDLED}/."], "is given twice"),
         (["--dtype", "int8"], "expected bfloat16"),
         (["--prompt-tokens", "100000"], "exceed the maximum"),
         (["--original", "./missing/model/here"], "missing"),
@@ -64,3 +67,25 @@ def test_one_turn_in_this_process() -> None:
 def test_wrong_requests(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
     assert main(["bench", str(BUNDLED), "--new-tokens", "1", "--repeat", "1", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_type_is_of_originals_alone(capsys: pytest.CaptureFixture[str], converted_folder: Path) -> None:
+    assert main(["bench", str(converted_folder), "--dtype", "float32"]) == 2
+    assert "dtype float32 has no effect" in capsys.readouterr().err
+    row = {
+        "model": "m",
+        "first_token_seconds": 1.0,
+        "prefill_tokens_per_second": 1.0,
+        "decode_tokens_per_second": 1.0,
+        "peak_memory": 1,
+        "disk_bytes": 1,
+    }
+    for converted in (False, True):
+        show(
+            {
+                "work": Work(1, 1, None, "float32", energy=False)._asdict(),
+                "energy_meter": None,
+                "rows": [{**row, "kernels": "torch", "converted": converted}],
+            }
+        )
+        assert ("an original in float32" in capsys.readouterr().out) != converted

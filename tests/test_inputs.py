@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import spikellm
 from conftest import BUNDLED
 from interruptions import bytes_of
 from spikellm.__main__ import main
@@ -74,6 +75,29 @@ def test_names_of_sets_and_presets_are_no_files(place: Path, capsys: pytest.Capt
     assert main(["recipes", "w8a8", "--json", "w8a8"]) == 0
     assert (place / "w8a8").read_text(encoding="utf-8").startswith("{")
     assert not any(source.includes(place / "texts" / "new.json") for source in sources(texts=["texts"])), "which is not read as text"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("eval model --perplexity mine.txt --perplexity nosuch.txt", "'nosuch.txt' is neither a known set"),
+        ("eval model --perplexity mine.txt --limit 0", "limit is 0"),
+        ("compare model --recipes w8a8 --perplexity mine.txt --perplexity nosuch.txt", "'nosuch.txt' is neither a known set"),
+        ("compare model --recipes w8a8 --perplexity mine.txt --limit 0", "limit is 0"),
+        ("sweep model --perplexity mine.txt --perplexity nosuch.txt", "'nosuch.txt' is neither a known set"),
+        ("sweep model --perplexity mine.txt --limit 0", "limit is 0"),
+        ("report model --text nosuch.txt", "'nosuch.txt' is neither a known set"),
+        ("report model --text mine.txt --beside texts", "folder texts has no config.json"),
+        ("report model --text mine.txt --beside model --beside nosuch", "'nosuch' is no folder here"),
+        ("report model --text mine.txt --energy-table energies.yaml", "energy table energies.yaml: source"),
+    ],
+)
+def test_inputs_are_looked_for_before_the_work(
+    arguments: str, words: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    assert main(arguments.split()) == (1 if "nosuch' is no folder" in words else 2)
+    assert words in capsys.readouterr().err
 
 
 def test_a_page_goes_into_a_pipe_without_replacing_it(place: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from conftest import BUNDLED
 from spikellm import comparison, sweep
 from spikellm.__main__ import main
 from spikellm.calibration.activations import SharedStream
-from spikellm.errors import RequestError
+from spikellm.errors import DependencyError, RequestError
 from spikellm.sweep import Axis, grid_of, parse_axis
 
 GRID = ["activations.salient_rate=0.02,0.1", "activations.salient_steps=2,4"]
@@ -167,6 +169,60 @@ def test_points_of_something_else_are_refused(text_file: Path, work: dict[str, A
     (tmp_path / "other" / "file").touch()
     with pytest.raises(RequestError, match="holds no sweep"):
         sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **{**one, "out": tmp_path / "other"})
+
+
+def test_a_sweep_that_stopped_before_its_first_point_goes_on(text_file: Path, work: dict[str, Any], tmp_path: Path) -> None:
+    one = {"out": tmp_path / "sweep", **work}
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / ".sweep.json.123.tmp").touch()
+    sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
+    shutil.rmtree(tmp_path / "sweep" / "points")
+    sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
+    assert len(list((tmp_path / "sweep" / "points").iterdir())) == 2
+
+
+def test_damaged_folders_get_one_line(text_file: Path, work: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+
+    def again(words: str) -> None:
+        with pytest.raises(RequestError, match=words):
+            sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **work, out=out)
+
+    sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **work, out=out)
+    known = (out / "sweep.json").read_text(encoding="utf-8")
+    for content in ("[]", "[" * 100_000, "{", "\xff"):
+        (out / "sweep.json").write_text(content, encoding="latin-1")
+        again("sweep.json is damaged")
+    (out / "sweep.json").write_text(known, encoding="utf-8")
+    points = sorted((out / "points").iterdir())
+    for change in (
+        {"ace": "x"},
+        {"seconds": None},
+        {"perplexity": {}},
+        {"perplexity": []},
+        {"energy": {"dense": 0, "merged": 1, "stepped": 1, "binary": 1, "weight_traffic": 0}},
+        {"summary": []},
+    ):
+        for point in points:
+            whole = point.read_text(encoding="utf-8")
+            point.write_text(json.dumps({"measured": {**json.loads(whole)["measured"], **change}}), encoding="utf-8")
+            again(f"{point.name} is damaged")
+            point.write_text(whole, encoding="utf-8")
+    (out / "result.json").unlink()
+    (out / "result.json").mkdir()
+    again("result.json is a folder")
+    (out / "result.json").rmdir()
+    (out / "points").rename(tmp_path / "points")
+    (out / "points").touch()
+    again("points is a file")
+
+
+def test_what_draws_the_plot_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(DependencyError, match="pictures need matplotlib"):
+        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], ["stdlib"], out=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_command(capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path) -> None:

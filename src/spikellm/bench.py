@@ -18,6 +18,7 @@ import torch
 
 from spikellm import api, console
 from spikellm.calibration.memory import peak_memory
+from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError, SpikeLLMError
 from spikellm.kernels import dispatch
@@ -55,10 +56,11 @@ class Run(NamedTuple):
     kernels: str
     prefill_joules: float | None
     decode_joules: float | None
+    converted: bool = False
 
 
 def bench(
-    model: str, original: str | None = None, *, prompt: int = 128, new: int = 64, repeat: int = 3, threads: int | None = None, dtype: str = "bfloat16", energy: bool = False,
+    model: str, original: str | None = None, *, prompt: int = 128, new: int = 64, repeat: int = 3, threads: int | None = None, dtype: str | None = None, energy: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Time a model, and the original beside it.
@@ -67,22 +69,28 @@ def bench(
         model, original: folders or hub names.
         prompt, new: tokens of the prompt, which is random, and tokens decoded after it.
         repeat: turns of each model; medians are given.
-        dtype: of the original.
+        dtype: of an original, bfloat16 by default.
 
     Returns:
-        ``{"work", "energy_meter", "rows": [{"model", "kind", "first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory", "disk_bytes",
+        ``{"work", "energy_meter", "rows": [{"model", "kind", "converted", "first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory", "disk_bytes",
         "kernels", "prefill_joules_per_token", "decode_joules_per_token"}], "ratio": {…}}``; ``ratio`` is the first row over the second, with an original.
 
     Raises:
-        RequestError: a number below 1, an unknown type, more tokens than the model can attend to, whatever :func:`spikellm.load` raises.
+        RequestError: a number below 1, an unknown type, a type where nothing is an original, a model beside itself, more tokens than the model can attend to, whatever :func:`spikellm.load` raises.
         SpikeLLMError: a process died, for want of memory for example.
     """
-    if min(prompt, new, repeat, threads or 1) < 1:
+    if min(prompt, new, repeat, 1 if threads is None else threads) < 1:
         raise RequestError(f"prompt {prompt}, new {new}, repeat {repeat}, threads {threads}: expected at least 1 of each")
-    if dtype not in ("bfloat16", "float16", "float32"):
+    if dtype not in (None, "bfloat16", "float16", "float32"):
         raise RequestError(f"dtype {dtype!r}: expected bfloat16, float16 or float32")
-    work = Work(prompt, new, threads, dtype, energy)
     names = [model] if original is None else [model, original]
+    if original is not None and Path(model).resolve() == Path(original).resolve():
+        raise RequestError(f"{model} is given twice; give another model as --original, or none")
+    if dtype is not None and all(read_config(Path(name)) for name in names):
+        raise RequestError(
+            f"dtype {dtype} has no effect: {' and '.join(names)} are converted and run as they are; give an original, or no dtype"
+        )
+    work = Work(prompt, new, threads, dtype or "bfloat16", energy)
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for turn in range(repeat):
         for name, done in runs.items():
@@ -133,7 +141,7 @@ def run_once(name: str, work: Work, trust_remote_code: bool = False) -> Run:
     decode = time.perf_counter() - started
     readings += [meter.read()] if meter else []
     spent = [meter.joules(*readings[phase : phase + 2]) for phase in (0, 1)] if meter and meter.counters else [None, None]
-    return Run(type(model).__name__, first, decode, peak_memory() - bare, kernels, *spent)
+    return Run(type(model).__name__, first, decode, peak_memory() - bare, kernels, spent[0], spent[1], spike_config(model) is not None)
 
 
 def _row(name: str, runs: Sequence[Run], work: Work) -> dict[str, Any]:
@@ -143,7 +151,7 @@ def _row(name: str, runs: Sequence[Run], work: Work) -> dict[str, Any]:
 
     first, decode = (statistics.median(getattr(run, phase) for run in runs) for phase in ("first_token", "decode"))
     return {
-        "model": name, "kind": runs[0].kind, "first_token_seconds": first, "prefill_tokens_per_second": work.prompt / first, "decode_tokens_per_second": work.new / decode,
+        "model": name, "kind": runs[0].kind, "converted": runs[0].converted, "first_token_seconds": first, "prefill_tokens_per_second": work.prompt / first, "decode_tokens_per_second": work.new / decode,
         "peak_memory": statistics.median(run.peak_memory for run in runs), "disk_bytes": _disk(name), "kernels": runs[0].kernels,
         "prefill_joules_per_token": median([run.prefill_joules for run in runs], work.prompt), "decode_joules_per_token": median([run.decode_joules for run in runs], work.new),
     }  # fmt: skip
@@ -174,6 +182,7 @@ def show(result: dict[str, Any]) -> None:
         rows.append(["first over second", "-", *cells, *["-"] * (len(columns) - 6)])
     work = result["work"]
     threads = f", {work['threads']} thread(s)" if work["threads"] else ""
-    console.table(f"{work['prompt']} tokens of prompt, {work['new']} new{threads}; an original in {work['dtype']}", columns, rows)
+    dtype = f"; an original in {work['dtype']}" if not all(row["converted"] for row in result["rows"]) else ""
+    console.table(f"{work['prompt']} tokens of prompt, {work['new']} new{threads}{dtype}", columns, rows)
     if result["energy_meter"] not in (None, "powercap"):
         console.out.print(result["energy_meter"], highlight=False, markup=False, soft_wrap=True)

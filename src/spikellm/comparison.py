@@ -13,6 +13,7 @@ from torch import Tensor
 from spikellm import api, console
 from spikellm.errors import RequestError
 from spikellm.evaluation.perplexity import text_windows
+from spikellm.inputs import require_texts
 from spikellm.measuring import Measured, measure, perplexity_in_words, row_of
 from spikellm.profiling.counts import FORMS
 from spikellm.profiling.energy import OMITTED, load_table
@@ -61,6 +62,7 @@ def compare(
     settings = list(settings)
     if not recipes or not texts:
         raise RequestError("nothing to compare: name at least one recipe and one text")
+    require_texts(texts, limit)
     if ORIGINAL in recipes:
         raise RequestError(
             f"--recipes {ORIGINAL}: the row of that name is the model before conversion, which is always there; rename the recipe"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 
-from spikellm.errors import RequestError
+from spikellm.errors import DependencyError, RequestError
 from spikellm.files import Source, exists
 
 _TEXT_SUFFIXES = (".txt", ".jsonl")  # what is read of a folder of texts
@@ -39,6 +40,46 @@ def sources(
     found = [Source(Path(name)) for name in (*models, *own, *files) if name]
     found += [Source(Path(name), _TEXT_SUFFIXES) for name in named if name and exists(Path(name)) and not _is_named(name)]
     return found + ([Source(Path(tasks), _TASK_SUFFIXES)] if tasks else [])
+
+
+def require_texts(texts: Iterable[str], limit: int | None = None) -> None:
+    """Ask for all texts before the work on the first.
+
+    Raises:
+        RequestError: one is neither the name of a set nor there, or ``limit`` leaves nothing of it.
+    """
+    from spikellm.calibration.text import NAMED
+
+    for text in texts:
+        if text not in NAMED and not (text and exists(Path(text))):
+            raise RequestError(f"text {text!r} is neither a known set ({', '.join(NAMED)}) nor an existing path")
+    if limit is not None and limit < 1:
+        raise RequestError(f"limit is {limit}; expected at least one window")
+
+
+def require_models(models: Iterable[str]) -> None:
+    """Ask for all models before the work on the first.
+
+    Raises:
+        RequestError: one is here, and no model.
+        CheckpointError: one is here, and damaged.
+        DependencyError: one is not here, and the hub has no such model or cannot be reached.
+    """
+    from transformers.utils import cached_file
+
+    from spikellm.checkpoint.integrity import check_folder
+
+    for model in models:
+        if exists(Path(model)):
+            check_folder(Path(model))
+            continue
+        try:
+            cached_file(model, "config.json")
+        except (OSError, ValueError) as error:
+            reason = shorten(str(error), 100, placeholder="…")
+            raise DependencyError(
+                f"{model!r} is no folder here, and the hub could not give it ({reason}); give the path of a local model folder instead"
+            ) from None
 
 
 def _is_named(text: str) -> bool:

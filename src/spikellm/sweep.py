@@ -7,12 +7,10 @@ point is a file, so a sweep that is interrupted goes on, and another grid uses t
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +23,14 @@ from spikellm.calibration.identity import model_fingerprint, versions
 from spikellm.calibration.text import fingerprint
 from spikellm.errors import RecipeError, RequestError
 from spikellm.evaluation.perplexity import text_windows
-from spikellm.files import cannot_write, require_name, write_atomically
+from spikellm.inputs import require_texts
 from spikellm.measuring import Measured, measure, perplexity_in_words, row_of
-from spikellm.profiling.energy import Energy, EnergyTable, load_table
+from spikellm.profiling.energy import EnergyTable, load_table
+from spikellm.profiling.plots.canvas import require_pictures
 from spikellm.profiling.plots.pareto import Point, pareto_front, write_pareto
-from spikellm.profiling.summary import AttentionSummary, LayerSummary, ModelSummary
 from spikellm.recipe import Recipe
+from spikellm.sweep_folder import PLOT, RESULT, SweepFolder, require_sweep_folder
 
-_IDENTITY = "sweep.json"
 COSTS = {"average steps": "average_steps", "ACE, original = 1": "ace_ratio"}
 
 
@@ -118,6 +116,7 @@ def sweep(
 
     Raises:
         RequestError: a setting is not valid, ``out`` belongs to another model, text or version (the differing field is named), and whatever converting and measuring raise.
+        DependencyError: ``out`` is given and what its plot is drawn with is not installed.
     """
     settings = grid_of(
         recipe, [parse_axis(axis) for axis in axes], calibration=calibration, samples=samples, seqlen=seqlen, seed=next(iter(seeds), None)
@@ -127,10 +126,14 @@ def sweep(
     if not texts:
         raise RequestError("nothing to measure on: give --perplexity")
     table = load_table(energy_table)
+    require_texts(texts, limit)
+    if out is not None:
+        require_sweep_folder(out)
+        require_pictures()
     console.note(f"{len(settings)} settings, {len(settings) * max(1, len(seeds))} conversions")
     loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
     windows = {text: text_windows(loaded, tokenizer, text, seqlen=seqlen, limit=limit) for text in texts}
-    store = _Store(
+    store = SweepFolder(
         out,
         {
             "model": model_fingerprint(loaded),
@@ -175,8 +178,8 @@ def sweep(
             row["front"][cost] = is_best
     result = {"model": model, "recipe": str(recipe), "texts": list(texts), "original": row_of("original", [original], None), "rows": rows}
     if out is not None:
-        console.write_json(result, str(out / "result.json"))
-        write_pareto(points, original.perplexity[first], Path(first).name, out / "pareto.svg")
+        console.write_json(result, str(out / RESULT))
+        write_pareto(points, original.perplexity[first], Path(first).name, out / PLOT)
     return result
 
 
@@ -186,74 +189,6 @@ def _convert_and_measure(
     model, started = copy.deepcopy(original), time.monotonic()
     api.convert(model, tokenizer, recipe, shared=shared)
     return measure(model, windows, table, time.monotonic() - started, label)
-
-
-class _Store:
-    """Finished points in a folder; without a folder it keeps nothing.
-
-    Raises:
-        RequestError: the folder holds points of something else, or is in use for other things.
-    """
-
-    def __init__(self, out: Path | None, identity: dict[str, Any]) -> None:
-        self._points = None if out is None else out / "points"
-        if out is None or self._points is None:
-            return
-        identity = json.loads(json.dumps(identity))
-        require_name(out.absolute())
-        path = out / _IDENTITY
-        if path.is_file():
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                raise RequestError(f"{path} is damaged; delete {out} to start anew") from None
-            differing = next((key for key in identity if known.get(key) != identity[key]), None)
-            if differing:
-                raise RequestError(
-                    f"{out} holds a sweep with another {differing} ({_short(known.get(differing))}, now {_short(identity[differing])}); choose another --out"
-                )
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RequestError(f"{out} is not empty and holds no sweep; choose another --out")
-        else:
-            try:
-                self._points.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_write(out, error) from None
-            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(identity, indent=2), encoding="utf-8"))
-
-    def _path(self, identity: dict[str, Any]) -> Path | None:
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-        return self._points / f"{name}.json" if self._points else None
-
-    def measured(self, identity: dict[str, Any]) -> Measured | None:
-        """A finished point; None if it is not there."""
-        path = self._path(identity)
-        if path is None or not path.is_file():
-            return None
-        try:
-            return _from_data(json.loads(path.read_text(encoding="utf-8"))["measured"])
-        except (ValueError, KeyError, TypeError):
-            raise RequestError(f"{path} is damaged; delete it to measure that point again") from None
-
-    def keep(self, identity: dict[str, Any], found: Measured) -> Measured:
-        """Write a point, as it is read again."""
-        if path := self._path(identity):
-            path.parent.mkdir(exist_ok=True)
-            data = {**identity, "measured": {**found._asdict(), "summary": asdict(found.summary), "energy": found.energy._asdict()}}
-            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data, indent=1), encoding="utf-8"))
-        return found
-
-
-def _from_data(data: dict[str, Any]) -> Measured:
-    summary = data["summary"]
-    layers, attentions = [LayerSummary(**one) for one in summary["layers"]], [AttentionSummary(**one) for one in summary["attentions"]]
-    whole = ModelSummary(summary["kind"], layers, attentions, summary["total_bytes"])
-    return Measured(data["perplexity"], data["seconds"], whole, data["ace"], Energy(**data["energy"]))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def show(result: dict[str, Any], style: console.Style = "table") -> None:

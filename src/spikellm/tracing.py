@@ -55,6 +55,8 @@ def trace_to_folder(
     chosen = length - 1 if token is None else token
     if not 0 <= chosen < length:
         raise RequestError(f"token is {chosen}; the window has tokens 0 to {length - 1} (--seqlen makes it longer)")
+    if part is not None:  # asked of two tokens before the work on all
+        _require_part(trace_block(loaded, window[:, :2].to(next(loaded.parameters()).device), layer), part)
     console.note(f"running block {layer} spike by spike on {length} tokens")
     found = trace_block(loaded, window.to(next(loaded.parameters()).device), layer)
     population = _choose(found, part)
@@ -74,6 +76,13 @@ def trace_to_folder(
             result["nir"] = _write_nir(found, population, chosen, folder / "layer.nir")
         console.write_json(result, str(folder / _RESULT))
     return result
+
+
+def _require_part(found: BlockTrace, part: str) -> None:
+    """Refuse a part that this block does not have, on whatever tokens."""
+    names = {population.name for population in found.populations} | {name for name, own in found.layers.items() if own.neuron is not None}
+    if part not in names:
+        raise RequestError(unknown_name("part", part, sorted(names)))
 
 
 def _choose(found: BlockTrace, part: str | None) -> Population:

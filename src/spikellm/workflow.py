@@ -15,7 +15,9 @@ from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError
 from spikellm.files import remove_leftovers, require_free, require_name, require_outside, write_text
+from spikellm.inputs import require_models, require_texts
 from spikellm.modeling.devices import find_device
+from spikellm.profiling.energy import load_table
 from spikellm.profiling.page import render, require_page
 from spikellm.profiling.report import Report
 from spikellm.recipe import Recipe
@@ -142,6 +144,9 @@ def report_to_page(
     if out is not None:
         require_page()
     beside = list(beside)
+    require_texts([text])
+    load_table(energy_table)
+    require_models(beside)
 
     def others() -> Iterator[tuple[str, Any]]:
         for other in beside:

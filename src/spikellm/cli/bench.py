@@ -20,7 +20,9 @@ def bench(
     new: Annotated[int, typer.Option("--new-tokens", help="Tokens decoded after it, one at a time.")] = 64,
     repeat: Annotated[int, typer.Option("--repeat", help="Turns of each model; medians are shown.")] = 3,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="Type that an original runs in: bfloat16, float16, float32.")] = "bfloat16",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Type that an original runs in: bfloat16 (default), float16, float32.")
+    ] = None,
     energy: Annotated[
         bool, typer.Option("--energy", help="Read the machine's energy counters (Linux powercap), where there are any.")
     ] = False,

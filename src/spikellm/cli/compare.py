@@ -22,6 +22,7 @@ from spikellm.cli.options import (
     Table,
     Texts,
     Trust,
+    require_style,
     whole_numbers,
 )
 from spikellm.inputs import sources
@@ -55,7 +56,7 @@ def compare(
     names = [name.strip() for name in recipes.split(",") if name.strip()]
     reads = sources(models=[model], texts=[*perplexity, calibration], recipes=names, settings=settings or (), files=[energy_table])
     console.check_json_target(json, reads)
-    style = console.table_style(table)
+    style = require_style(table, json)
     from spikellm import comparison
 
     result = comparison.compare(

@@ -9,9 +9,9 @@ import typer
 
 from spikellm import console
 from spikellm.cli.application import app
-from spikellm.cli.options import Device, Json, Model, Seqlen, Trust
+from spikellm.cli.options import Device, Json, Model, Seqlen, Trust, filled
 from spikellm.errors import RequestError
-from spikellm.inputs import sources
+from spikellm.inputs import require_texts, sources
 
 
 @app.command("eval")
@@ -23,7 +23,9 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option("--tasks", metavar="A,B,…", help="Tasks of lm-eval; paper stands for the six of the paper.")
     ] = None,
-    task_folder: Annotated[str | None, typer.Option("--task-folder", metavar="DIR", help="Task files (YAML) of your own.")] = None,
+    task_folder: Annotated[
+        str | None, typer.Option("--task-folder", metavar="DIR", callback=filled("a folder"), help="Task files (YAML) of your own.")
+    ] = None,
     shots: Annotated[int | None, typer.Option("--shots", help="Examples before each question; as the task says by default.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Sequences at a time in tasks; 1 by default.")] = None,
     seqlen: Seqlen = None,
@@ -31,7 +33,12 @@ def evaluate(
         int | None, typer.Option("--limit", help="Use the first N windows of each text and the first N documents of each task.")
     ] = None,
     form: Annotated[
-        str | None, typer.Option("--form", help="Sum spikes merged (default), stepped or binary; the result is the same.")
+        str | None,
+        typer.Option(
+            "--form",
+            callback=filled("merged, stepped or binary"),
+            help="Sum spikes merged (default), stepped or binary; the result is the same.",
+        ),
     ] = None,
     json: Json = None,
     device: Device = None,
@@ -53,10 +60,15 @@ def evaluate(
     ]
     if tasks is None and alone:
         raise RequestError(f"{alone[0]} has no effect without --tasks")
+    if seqlen is not None and not perplexity:
+        raise RequestError("--seqlen has no effect without --perplexity; tasks have their own lengths")
+    if batch_size is not None and batch_size < 1:
+        raise RequestError(f"--batch-size is {batch_size}; expected at least 1")
+    require_texts(perplexity or (), limit if perplexity else None)
     from spikellm import api
 
     loaded, tokenizer = api.load(model, device=device, trust_remote_code=trust_remote_code)
-    if form:
+    if form is not None:
         api.set_form(loaded, form)  # type: ignore[arg-type]
     results: dict[str, Any] = {}
     for source in perplexity or ():
@@ -66,7 +78,7 @@ def evaluate(
     if tasks is not None:
         with console.bar(tasks) as update:
             found = api.zero_shot(
-                loaded, tokenizer, tasks, folder=task_folder, limit=limit, shots=shots, batch_size=batch_size or 1, trust_remote_code=trust_remote_code, on_batch=update
+                loaded, tokenizer, tasks, folder=task_folder, limit=limit, shots=shots, batch_size=1 if batch_size is None else batch_size, trust_remote_code=trust_remote_code, on_batch=update
             )  # fmt: skip
         scores = {name: asdict(result) for name, result in found.items()}
     if json:

@@ -22,6 +22,7 @@ from spikellm.cli.options import (
     Table,
     Texts,
     Trust,
+    require_style,
     whole_numbers,
 )
 from spikellm.inputs import sources
@@ -57,7 +58,7 @@ def sweep(
     """
     reads = sources(models=[model], texts=[*perplexity, calibration], recipes=[recipe], files=[energy_table])
     console.check_json_target(json, reads, {"--out": out})
-    style = console.table_style(table)
+    style = require_style(table, json)
     from spikellm import sweep as sweeping
 
     result = sweeping.sweep(
