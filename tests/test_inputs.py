@@ -100,6 +100,34 @@ def test_inputs_are_looked_for_before_the_work(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("convert ../model .", "is, or holds, the current folder"),
+        ("convert ../model ..", "which is to be read"),
+        ("convert organisation/model .. --force", "is, or holds, the current folder"),
+        ("trace ../model --out .", "is, or holds, the current folder"),
+    ],
+)
+def test_the_current_folder_is_not_replaced(
+    arguments: str, words: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "empty").mkdir()
+    monkeypatch.chdir(place / "empty")
+    monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    assert main(arguments.split()) == 2
+    assert words in capsys.readouterr().err
+    assert not list((place / "empty").iterdir())
+
+
+def test_a_current_folder_that_is_gone(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "gone").mkdir()
+    monkeypatch.chdir(place / "gone")
+    (place / "gone").rmdir()
+    assert main(["convert", str(place / "model"), "out"]) == 2
+    assert "the current folder was deleted" in capsys.readouterr().err
+
+
 def test_a_page_goes_into_a_pipe_without_replacing_it(place: Path) -> None:
     import os
     import threading

@@ -11,6 +11,7 @@ import typer
 from spikellm import console, streams
 from spikellm.cli import app
 from spikellm.errors import SpikeLLMError
+from spikellm.files import is_gone
 
 _SIGINT = 130
 _INTERRUPTED = "interrupted; a conversion goes on where it stopped with --resume"
@@ -43,6 +44,8 @@ def _in_words(error: Exception, arguments: list[str]) -> tuple[str, int]:
         return str(error), error.exit_status
     if hasattr(error, "format_message"):  # a usage error of the command-line parser
         return f"{error.format_message()} (see spikellm {' '.join(arguments[:1])} --help)", 2
+    if isinstance(error, FileNotFoundError) and is_gone():
+        return "the current folder was deleted or replaced; change to one that exists, then run again", 2
     found = " ".join(str(error).split()) or "no message"
     return f"unexpected {type(error).__name__}: {found} (run again with `spikellm --debug …` for a traceback)", 1
 

@@ -116,8 +116,13 @@ def require_name(target: Path, *beside: str) -> None:
 
 
 def require_free(target: Path, *, overwrite: bool = False, mark: str = MODEL) -> None:
-    """Refuse a target that is no folder, or that holds something, unless it is to be overwritten and holds the file ``mark``, as what is written will."""
+    """Refuse a target that is no folder, that is or holds the current one, or that holds something, unless it is to be overwritten and holds the file ``mark``, as what
+    is written will."""
     require_name(target, f".{target.name}.________.tmp.old")
+    if not is_gone() and Path.cwd().is_relative_to(target.resolve()):
+        raise RequestError(
+            f"{target} is, or holds, the current folder, which a new one would take the place of; give another folder, or run from elsewhere"
+        )
     for part in (target, *target.parents):
         if part.exists() or part.is_symlink():
             if not part.is_dir():
@@ -133,6 +138,15 @@ def require_free(target: Path, *, overwrite: bool = False, mark: str = MODEL) ->
         raise RequestError(
             f"folder {target} exists and is not empty; choose another one, or overwrite it (--force on the command line, overwrite=True in Python)"
         )
+
+
+def is_gone() -> bool:
+    """Whether the current folder was deleted or replaced."""
+    try:
+        Path.cwd()
+    except OSError:
+        return True
+    return False
 
 
 def require_outside(target: Path, *sources: str | Path) -> None:

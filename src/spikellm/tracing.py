@@ -12,6 +12,7 @@ from spikellm.checkpoint.nir_graph import NOT_EXPRESSED, layer_graph, read_graph
 from spikellm.errors import RequestError
 from spikellm.evaluation.perplexity import text_windows
 from spikellm.files import folder_when_done, require_free, require_outside
+from spikellm.inputs import require_texts
 from spikellm.profiling.events import write_events
 from spikellm.profiling.plots.canvas import axes, require_pictures, write_svg
 from spikellm.profiling.plots.spikes import draw_membrane, draw_raster, membrane_in_moments
@@ -45,6 +46,7 @@ def trace_to_folder(
     """
     require_outside(out, model, text)
     require_free(out.resolve(), overwrite=overwrite, mark=_RESULT)
+    require_texts([text])
     require_pictures()
     if nir:
         require_nir()
