@@ -88,7 +88,7 @@ def bench(
         raise RequestError(f"{model} is given twice; give another model as --original, or none")
     if dtype is not None and all(read_config(Path(name)) for name in names):
         raise RequestError(
-            f"dtype {dtype} has no effect: {' and '.join(names)} are converted and run as they are; give an original, or no dtype"
+            f"dtype {dtype} has no effect on {' and '.join(names)}: converted models run as they are; give an original, or no dtype"
         )
     work = Work(prompt, new, threads, dtype or "bfloat16", energy)
     runs: dict[str, list[Run]] = {name: [] for name in names}
