@@ -322,7 +322,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixtur
         (
             ("convert", BUNDLED, out, "--set", "weights.bits=3", "--set", "weights.bits=5"),
             2,
-            "--set weights.bits=5 and --set weights.bits=3",
+            "--set weights.bits=3 and --set weights.bits=5",
         ),
         (("recipes", "w8a8", "--set", "weights.bits=3", "--set", "weights={bits: 5}"), 2, "set the same field"),
         (("convert", BUNDLED, out, "--samples", "0", "--calibration", text_file), 2, "greater than or equal to 1"),
