@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,9 @@ def test_the_recipes_of_the_benchmark_of_accuracy() -> None:
     for preset, always, rows in accuracy.TABLES.values():
         names = {api.resolve_recipe(preset, settings=(*always, *settings)).name for settings in rows.values()}
         assert len(names) == len(rows)
+
+
+def test_settings_are_a_list_and_a_text_may_be_a_path() -> None:
+    with pytest.raises(RequestError, match="expected a list of key=value"):
+        api.resolve_recipe("w4a4-t2", settings="weights.bits=3")
+    assert api.resolve_recipe("w4a4-t2", Path("a/text.txt")).calibration.text == str(Path("a/text.txt"))

@@ -73,7 +73,7 @@ def convert(
     model: Any,
     tokenizer: Any,
     recipe: str | Path | Recipe = "w4a4-t2",
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
     *,
     samples: int | None = None,
     seqlen: int | None = None,
@@ -150,14 +150,21 @@ def convert(
 
 def resolve_recipe(
     recipe: str | Path | Recipe,
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
     samples: int | None = None,
     seqlen: int | None = None,
     seed: int | None = None,
     settings: Iterable[str] = (),
 ) -> Recipe:
     """A recipe with some of its values replaced; unknown pipelines and fields that are set twice are refused here, before any work."""
-    values = {"calibration.text": calibration, "calibration.samples": samples, "calibration.seqlen": seqlen, "seed": seed}
+    if isinstance(settings, str):
+        raise RequestError(f"settings is {settings!r}; expected a list of key=value, such as [{settings!r}]")
+    values = {
+        "calibration.text": None if calibration is None else str(calibration),
+        "calibration.samples": samples,
+        "calibration.seqlen": seqlen,
+        "seed": seed,
+    }
     given, settings = {key: value for key, value in values.items() if value is not None}, list(settings)
     require_apart(settings, given)
     resolved = load_recipe(recipe, settings).replaced(given)

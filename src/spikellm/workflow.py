@@ -57,10 +57,11 @@ def convert_to_folder(
     if same and there is not None:
         if api.is_made_from(there, loaded, tokenizer, resolved, place or next(loaded.parameters()).device):
             console.note(f"{out} is finished already")
-            if ranks.first():
+            told = _told(out, resolved, api.Conversion.of(api.load(out, trust_remote_code=trust_remote_code)[0]))
+            if ranks.first():  # a result that does not load would need its journal
                 forget(partial)
                 remove_leftovers(out)
-            return _told(out, resolved, api.Conversion.of(api.load(out, trust_remote_code=trust_remote_code)[0]))
+            return told
         overwrite = _look_at_target(out, partial, resume=resume, overwrite=overwrite)
     result = api.convert(
         loaded, tokenizer, resolved, device=place, journal=partial, replaces=overwrite, on_block=report_block(), on_stage=console.note,
