@@ -1,8 +1,8 @@
 """Conversion of blocks of real size: memory must not grow with their number, time must grow in proportion.
 
-    python benchmarks/scale.py [--blocks 2,4] [--recipes gptq-w4a16,spike-w4a4-t2] [--samples 8] [--seqlen 512] [--threads 2] [--folder DIR]
+    python benchmarks/scale.py [--blocks 2,4] [--shape 4096,11008,32] [--recipes gptq-w4a16,spike-w4a4-t2] [--samples 8] [--seqlen 512] [--threads 2] [--folder DIR]
 
-Makes models of random weights with decoder blocks of Llama-2-7B's shape (4096 channels, 11008 within, 32 heads; bfloat16), and converts each with the command line, in a
+Makes models of random weights with decoder blocks of Llama-2-7B's shape (4096 channels, 11008 within, 32 heads; bfloat16) or another, and converts each with the command line, in a
 process of its own. Pipelines that learn run one epoch. Prints peak memory (resident, files mapped into memory included), seconds of each block, and their growth; on Linux also the
 peak within each block and what is resident after it, which tell growth from chance.
 """
@@ -28,7 +28,6 @@ from safetensors.torch import save_file
 import spikellm
 from spikellm.presets import load_recipe
 
-SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32}
 _RUN = """
 import json, pathlib, sys, time
 import psutil
@@ -55,15 +54,19 @@ sys.exit(status)
 """
 
 
-def make(blocks: int, folder: Path) -> None:
+def make(blocks: int, shape: str, folder: Path) -> None:
     """A folder with a model of random weights, written a block at a time."""
+    channels, inner, heads = map(int, shape.split(","))
     config = transformers.LlamaConfig(
         vocab_size=32000,
         max_position_embeddings=2048,
         num_hidden_layers=blocks,
         dtype="bfloat16",
         architectures=["LlamaForCausalLM"],
-        **SHAPE,
+        hidden_size=channels,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
     )
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
@@ -103,6 +106,7 @@ def convert(model: Path, recipe: str, text: Path, arguments: argparse.Namespace)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", default="2,4")
+    parser.add_argument("--shape", default="4096,11008,32", help="channels, channels within the feed-forward part, heads")
     parser.add_argument("--recipes", default="gptq-w4a16,spike-w4a4-t2")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seqlen", type=int, default=512)
@@ -118,9 +122,9 @@ def main() -> None:
         for recipe in arguments.recipes.split(","):
             first: dict[str, Any] = {}
             for blocks in map(int, arguments.blocks.split(",")):
-                model = folder / f"7b-{blocks}"
+                model = folder / f"{arguments.shape.replace(',', '-')}x{blocks}"
                 if not model.exists():
-                    make(blocks, model)
+                    make(blocks, arguments.shape, model)
                 started = time.strftime("%H:%M:%S")
                 found = convert(model, recipe, text, arguments)
                 first = first or {**found, "count": blocks}
