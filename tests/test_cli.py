@@ -205,9 +205,16 @@ def test_interrupted_conversion_and_resume(
     status, _, stderr = run(capsys, "convert", BUNDLED, out, *arguments)
     assert status == 2
     assert "interrupted conversion" in stderr
+    other = ("--calibration", text_file, "--samples", 3, "--seqlen", 32, "--resume")
+    status, _, stderr = run(capsys, "convert", BUNDLED, out, *other)
+    assert status == 2
+    assert "interrupted conversion with another recipe.calibration.samples (2, now 3)" in stderr
     status, _, stderr = run(capsys, "convert", BUNDLED, out, *arguments, "--resume")
     assert status == 0
     assert stderr.count("from the interrupted run") == 3
+    status, _, stderr = run(capsys, "convert", BUNDLED, out, *other)
+    assert status == 2
+    assert "finished conversion with another recipe.calibration.samples (2, now 3)" in stderr
     assert run(capsys, "convert", BUNDLED, whole, *arguments, "--resume")[0] == 0, "--resume starts where there is nothing"
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()

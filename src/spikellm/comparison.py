@@ -52,7 +52,7 @@ def compare(
         visit: see :data:`Visitor`.
 
     Returns:
-        ``{"model", "texts", "rows": [{"recipe", "perplexity": {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
+        ``{"model", "settings", "texts", "rows": [{"recipe", "perplexity": {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
         "weight_ratio", "ace_ratio", "energy_ratio": {form: …}, "seconds", …}]}``; ``ratio`` is to the original, ``seconds`` of one conversion. Operations are counted
         over the whole model, attention and output projection included, on the first 2,048 tokens of the first text; energy is estimated from them.
 
@@ -101,6 +101,7 @@ def compare(
     rows[0]["weight_bytes"] = dense  # what the converted layers take at 16 bits
     return {
         "model": str(model),
+        "settings": settings,
         "texts": list(texts),
         "energy_table": {"name": table.name, "source": table.source, "omits": OMITTED},
         "rows": rows,
@@ -120,7 +121,8 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
         rows.append([row["recipe"], *measured, steps, share, f"{row['ace_ratio']:.3f}×", energy, weights, seconds])
     names = [Path(text).name for text in result["texts"]]
     columns = ["recipe", *(f"perplexity on {name}" for name in names), "steps", "additive", "ACE", "energy*", "block weights", "conversion"]
-    console.table(Path(result["model"]).name, columns, rows, style=style)
+    changed = f", all with {', '.join(result['settings'])}" if result["settings"] else ""
+    console.table(f"{Path(result['model']).name}{changed}", columns, rows, style=style)
     if style == "table":
         console.out.print(
             f"* merged/stepped/binary over the original, estimated from operation counts of the whole model ({result['energy_table']['name']}); leaves out {OMITTED}",

@@ -9,7 +9,7 @@ from typing import Any
 
 from spikellm import api, console
 from spikellm.calibration import ranks
-from spikellm.calibration.progress import forget, is_journal, is_leftover, replaces
+from spikellm.calibration.progress import difference_in_words, forget, is_journal, is_leftover, replaces
 from spikellm.calibration.records import OnBlock, Progress
 from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.huggingface import spike_config
@@ -50,6 +50,11 @@ def convert_to_folder(
     partial = out.with_name(f"{out.name}.partial")
     there = read_config(out) if resume and not overwrite else None
     same = there is not None and there.recipe == resolved.model_dump(mode="json")
+    if there is not None and not same and not is_journal(partial):
+        raise RequestError(
+            f"{out} holds a finished conversion with another {difference_in_words('recipe', there.recipe, resolved.model_dump(mode='json'))}; "
+            "give the same settings, choose another OUT, or overwrite it with --force instead of --resume"
+        )
     if not same:
         overwrite = _look_at_target(out, partial, resume=resume, overwrite=overwrite)
     console.note(f"loading {model}")

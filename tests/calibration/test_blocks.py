@@ -209,7 +209,7 @@ def test_journal_of_something_else_is_refused(text_file: Path, tmp_path: Path, b
 
     arguments = (str(text_file),)
     spikellm.convert(*bundled, "w8a8", *arguments, samples=1, seqlen=16, journal=tmp_path / "j")
-    with pytest.raises(RequestError, match="another recipe"):
+    with pytest.raises(RequestError, match=r"another recipe\.activations\.bits \(8, now 16\)"):
         spikellm.convert(*spikellm.load(BUNDLED), "w4a16", *arguments, samples=1, seqlen=16, journal=tmp_path / "j")
     other, tokens = spikellm.load(BUNDLED)
     other.config.rms_norm_eps = 1e-3

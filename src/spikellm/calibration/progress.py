@@ -95,9 +95,21 @@ class Journal:
         for key in sorted(found.keys() | expected.keys()):
             if found.get(key) != expected.get(key):
                 raise RequestError(
-                    f"{self.folder} holds an interrupted conversion with another {key if key.isprintable() else repr(key)} ({_short(found.get(key))}, now {_short(expected.get(key))}); "
+                    f"{self.folder} holds an interrupted conversion with another {difference_in_words(key, found.get(key), expected.get(key))}; "
                     "resume with the same settings, or start afresh with --force"
                 )
+
+
+def difference_in_words(field: str, before: Any, now: Any) -> str:
+    """The first field, by its name with dots, in which two different values of plain data differ, and its values. Names and descriptions come last: they tell of the others."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"{field if field.isprintable() else repr(field)} ({_short(before)}, now {_short(now)})"
+    differing = [
+        key
+        for key in sorted(before.keys() | now.keys(), key=lambda key: (key in {"name", "description"}, key))
+        if before.get(key) != now.get(key)
+    ]
+    return difference_in_words(f"{field}.{differing[0]}", before.get(differing[0]), now.get(differing[0]))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
