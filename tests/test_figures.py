@@ -120,4 +120,5 @@ def test_the_most_accurate_presets(model: str) -> None:
     ratio = compare(model, "wikitext-2", recipes)
     for recipe in recipes:
         assert ratio[recipe] <= BEST[recipe][outliers], recipe
-    assert ratio["best-w4a4"] < ratio["quarot-w4a4"]
+    if outliers:  # without them the two are within what 60 windows can tell
+        assert ratio["best-w4a4"] < 0.9 * ratio["quarot-w4a4"]

@@ -53,7 +53,7 @@ def test_surrogate_computes_what_the_spiking_layer_does(activations: dict[str, A
 
 def test_training_lowers_the_loss_of_every_block(text_file: Path) -> None:
     _, start = convert("omniquant-w4a4", text_file, "omniquant.epochs=1", "omniquant.let_rate=1e-9", "omniquant.lwc_rate=1e-9")
-    _, trained = convert("omniquant-w4a4", text_file, *FAST, "omniquant.epochs=6")
+    _, trained = convert("omniquant-w4a4", text_file, *FAST[1:], "omniquant.epochs=6")
     assert trained.blocks[0].loss < start.blocks[0].loss
     assert trained.blocks[-1].loss < 0.97 * start.blocks[-1].loss
 
@@ -189,10 +189,16 @@ def test_recipes_are_checked(preset: str, setting: str, message: str) -> None:
 
 
 def test_accumulated_gradients_are_those_of_a_larger_batch(text_file: Path) -> None:
-    _, together = convert("omniquant-w4a4", text_file, "omniquant.epochs=1", "omniquant.batch_size=4")
-    _, added = convert("omniquant-w4a4", text_file, "omniquant.epochs=1", "omniquant.batch_size=1", "omniquant.accumulate=4")
-    _, single = convert("omniquant-w4a4", text_file, "omniquant.epochs=1", "omniquant.batch_size=1")
-    assert added.blocks[0].loss == pytest.approx(together.blocks[0].loss, rel=2e-3)
+    """Of all windows, since the parts of smaller steps lie evenly over the text; in float32, where sums differ in the last bits alone."""
+    together, added, single = (
+        convert("omniquant-w4a4", text_file, "omniquant.epochs=1", *settings, model=spikellm.load(BUNDLED)[0].float())[1]
+        for settings in (
+            ("omniquant.batch_size=8",),
+            ("omniquant.batch_size=1", "omniquant.accumulate=8"),
+            ("omniquant.batch_size=1",),
+        )
+    )
+    assert added.blocks[0].loss == pytest.approx(together.blocks[0].loss, rel=1e-5)
     assert abs(single.blocks[0].loss - together.blocks[0].loss) > 2 * abs(added.blocks[0].loss - together.blocks[0].loss)
 
 
