@@ -115,10 +115,15 @@ def require_name(target: Path, *beside: str) -> None:
             raise RequestError(f"{target}: {error.strerror}; choose another name") from None
 
 
+def require_folder_name(target: Path) -> None:
+    """The same of a folder that :func:`folder_when_done` is to write."""
+    require_name(target, f".{target.name}.________.tmp.old")
+
+
 def require_free(target: Path, *, overwrite: bool = False, mark: str = MODEL) -> None:
     """Refuse a target that is no folder, that is or holds the current one, or that holds something, unless it is to be overwritten and holds the file ``mark``, as what
     is written will."""
-    require_name(target, f".{target.name}.________.tmp.old")
+    require_folder_name(target)
     if not is_gone() and Path.cwd().is_relative_to(target.resolve()):
         raise RequestError(
             f"{target} is, or holds, the current folder, which a new one would take the place of; give another folder, or run from elsewhere"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +91,29 @@ def _bounded(read: Callable[[], Any], kind: str, most: int = MOST_NODES) -> Any:
         elif isinstance(value, (list, set, tuple)):
             waiting += [(part, depth + 1) for part in value]
     return data
+
+
+def leaves(data: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All values within plain data that hold no others, each with the keys that lead to it; places in lists are no keys."""
+    if isinstance(data, dict):
+        for key, part in data.items():
+            yield from leaves(part, (*place, str(key)))
+    elif isinstance(data, list):
+        for part in data:
+            yield from leaves(part, place)
+    else:
+        yield place, data
+
+
+def difference_in_words(field: str, before: Any, now: Any) -> str:
+    """The first field, by its name with dots, in which two different values of plain data differ, and its values. Names and descriptions come last: they tell of the others."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"{field if field.isprintable() else repr(field)} ({_short(before)}, now {_short(now)})"
+    keys = sorted(before.keys() | now.keys(), key=lambda key: (key in {"name", "description"}, key))
+    differing = next(key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key)))
+    return difference_in_words(f"{field}.{differing}", before.get(differing), now.get(differing))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

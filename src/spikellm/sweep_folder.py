@@ -11,7 +11,7 @@ from typing import Any
 from spikellm.errors import RequestError
 from spikellm.files import cannot_write, require_name, write_atomically
 from spikellm.measuring import Measured, row_of
-from spikellm.plain_data import PlainDataError, read_json
+from spikellm.plain_data import PlainDataError, difference_in_words, read_json
 from spikellm.profiling.energy import Energy
 from spikellm.profiling.summary import AttentionSummary, LayerSummary, ModelSummary
 
@@ -78,7 +78,7 @@ class SweepFolder:
         differing = next((key for key in identity if known.get(key) != identity[key]), None)
         if differing:
             raise RequestError(
-                f"{out} holds a sweep with another {differing} ({_short(known.get(differing))}, now {_short(identity[differing])}); choose another --out"
+                f"{out} holds a sweep with another {difference_in_words(differing, known.get(differing), identity[differing])}; choose another --out"
             )
 
     def _path(self, identity: dict[str, Any]) -> Path | None:
@@ -117,8 +117,3 @@ def _from_data(data: dict[str, Any]) -> Measured:
     layers, attentions = [LayerSummary(**one) for one in summary["layers"]], [AttentionSummary(**one) for one in summary["attentions"]]
     whole = ModelSummary(summary["kind"], layers, attentions, summary["total_bytes"])
     return Measured(data["perplexity"], data["seconds"], whole, data["ace"], Energy(**data["energy"]))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -9,14 +9,15 @@ from typing import Any
 
 from spikellm import api, console
 from spikellm.calibration import ranks
-from spikellm.calibration.progress import difference_in_words, forget, is_journal, is_leftover, replaces
+from spikellm.calibration.progress import forget, is_journal, is_leftover, replaces
 from spikellm.calibration.records import OnBlock, Progress
 from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.huggingface import spike_config
 from spikellm.errors import RequestError
-from spikellm.files import remove_leftovers, require_free, require_name, require_outside, write_text
+from spikellm.files import remove_leftovers, require_folder_name, require_free, require_outside, write_text
 from spikellm.inputs import require_models, require_texts
 from spikellm.modeling.devices import find_device
+from spikellm.plain_data import difference_in_words
 from spikellm.profiling.energy import load_table
 from spikellm.profiling.page import render, require_page
 from spikellm.profiling.report import Report
@@ -40,7 +41,7 @@ def convert_to_folder(
     out = out.resolve()
     if not out.name:
         raise RequestError(f"OUT is {out}; give a folder with a name")
-    require_name(out, f".{out.name}.________.tmp.old")
+    require_folder_name(out)
     if out == Path(model).resolve():
         raise RequestError(f"OUT is the model itself ({out}); choose another folder")
     require_outside(out, model, resolved.calibration.text, *([] if isinstance(recipe, Recipe) else [recipe]))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spikellm.errors import CheckpointError, RequestError
 from spikellm.files import cannot_write, write_atomically
 from spikellm.modeling.residency import let_go
-from spikellm.plain_data import PlainDataError, parse_json, read_json
+from spikellm.plain_data import PlainDataError, difference_in_words, parse_json, read_json
 
 _MANIFEST, _REPLACES = "manifest.json", "replaces"
 
@@ -100,29 +100,12 @@ class Journal:
                 )
 
 
-def difference_in_words(field: str, before: Any, now: Any) -> str:
-    """The first field, by its name with dots, in which two different values of plain data differ, and its values. Names and descriptions come last: they tell of the others."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return f"{field if field.isprintable() else repr(field)} ({_short(before)}, now {_short(now)})"
-    differing = [
-        key
-        for key in sorted(before.keys() | now.keys(), key=lambda key: (key in {"name", "description"}, key))
-        if before.get(key) != now.get(key)
-    ]
-    return difference_in_words(f"{field}.{differing[0]}", before.get(differing[0]), now.get(differing[0]))
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
     with suppress(PlainDataError, OSError):
         found = read_json(path)
         if isinstance(found, dict):
             return found
     raise RequestError(f"{path} is damaged; delete the folder, or start afresh with --force")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def is_journal(folder: Path) -> bool:

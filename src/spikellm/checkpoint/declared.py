@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from spikellm.errors import CheckpointError
+from spikellm.plain_data import leaves
 
 _SIZES = re.compile(r"size|dim|embd|inner|position|embedding|hidden|width|vocab|rank|n_ctx|state", re.IGNORECASE)
 _COUNTS = re.compile(r"(layer|expert|head|block|group)s?$", re.IGNORECASE)
@@ -33,7 +33,10 @@ def require_bounded(config: dict[str, Any], held: Held, where: str) -> None:
     Raises:
         CheckpointError: names the key.
     """
-    for key, value in _numbers({name: part for name, part in config.items() if name != "quantization_config"}):
+    for place, value in leaves({name: part for name, part in config.items() if name != "quantization_config"}):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        key = place[-1]
         sized = not _COUNTS.search(key)
         if sized and (_NOT_SIZES.search(key) or not _SIZES.search(key)):
             continue
@@ -55,15 +58,3 @@ def require_held(model: nn.Module, held: Held, where: str, *, packed: bool = Fal
         raise CheckpointError(
             f"weights of {where} do not fit its configuration: it declares {needed:,} numbers, the shards hold {held.elements:,}; restore the folder or convert again"
         )
-
-
-def _numbers(data: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
-    """All numbers within plain data, with the last key before them."""
-    if isinstance(data, dict):
-        for name, part in data.items():
-            yield from _numbers(part, str(name))
-    elif isinstance(data, list):
-        for part in data:
-            yield from _numbers(part, key)
-    elif isinstance(data, (int, float)) and not isinstance(data, bool):
-        yield key, data

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from spikellm.errors import CheckpointError, RequestError
-from spikellm.plain_data import read_json
+from spikellm.plain_data import leaves, read_json
 
 _TOKENIZER = "tokenizer_config.json"
 _NOT_READ = {"special_tokens_map_file", "tokenizer_file"}  # where older tokenizers note a path of the machine that wrote them
@@ -24,8 +23,9 @@ def require_own_files(folder: Path, config: dict[str, Any]) -> None:
         raise RequestError(
             f"{folder} holds adapter_config.json, so part of its weights would come from elsewhere; merge the adapter into its model first"
         )
-    for key, value in _strings(config):
-        if "implementation" in key and "/" in value:
+    for place, value in leaves(config):
+        key = ".".join(place)
+        if isinstance(value, str) and "implementation" in key and "/" in value:
             raise RequestError(
                 f"{folder}/config.json asks for {key} {value!r}, which is code from the hub; take the line out of config.json"
             )
@@ -42,15 +42,3 @@ def require_own_files(folder: Path, config: dict[str, Any]) -> None:
         for name in listed:
             if isinstance(name, str) and (Path(name).name != name or name in {"", ".."} or "\\" in name):
                 raise CheckpointError(f"{folder}/{_TOKENIZER} names {name!r} under {key}, which is no file name in this folder; refused")
-
-
-def _strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings within plain data, with the keys before them."""
-    if isinstance(data, dict):
-        for name, part in data.items():
-            yield from _strings(part, f"{key}.{name}" if key else str(name))
-    elif isinstance(data, list):
-        for part in data:
-            yield from _strings(part, key)
-    elif isinstance(data, str):
-        yield key, data
