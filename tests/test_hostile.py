@@ -252,7 +252,7 @@ def test_a_folder_names_nothing_outside_it(file: str, key: str, value: Any, mess
 
 def test_paths_that_older_tokenizers_note_are_not_read(copy: Path) -> None:
     path = copy / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "special_tokens_map_file": "/root/special_tokens_map.json"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "special_tokens_map_file": "/elsewhere/special_tokens_map.json"}))
     assert len(spikellm.load(copy)[1]) == 2048
 
 

@@ -48,11 +48,10 @@ def require_texts(texts: Iterable[str], limit: int | None = None) -> None:
     Raises:
         RequestError: one is neither the name of a set nor there, or ``limit`` leaves nothing of it.
     """
-    from spikellm.calibration.text import NAMED
+    from spikellm.calibration.text import require_source
 
     for text in texts:
-        if text not in NAMED and not (text and exists(Path(text))):
-            raise RequestError(f"text {text!r} is neither a known set ({', '.join(NAMED)}) nor an existing path")
+        require_source(text)
     if limit is not None and limit < 1:
         raise RequestError(f"limit is {limit}; expected at least one window")
 

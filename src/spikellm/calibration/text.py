@@ -38,18 +38,23 @@ def read_text(source: str, split: Split) -> str:
         RequestError: no such set or file, not text, or empty.
         DependencyError: the hub cannot be reached.
     """
-    if not source:
-        raise RequestError(f"the name of the text is empty; give a known set ({', '.join(NAMED)}) or a path ('.' for the current folder)")
-    if source in NAMED:
-        text = NAMED[source](split)
-    else:
-        path = Path(source)
-        if not exists(path):
-            raise RequestError(f"text {source!r} is neither a known set ({', '.join(NAMED)}) nor an existing path")
-        text = _read_path(path)
+    require_source(source)
+    text = NAMED[source](split) if source in NAMED else _read_path(Path(source))
     if not text.strip():
         raise RequestError(f"text {source!r} is empty; give a file with some text in it")
     return text
+
+
+def require_source(source: str) -> None:
+    """Refuse what is neither the name of a set nor an existing path.
+
+    Raises:
+        RequestError: says what there is.
+    """
+    if not source:
+        raise RequestError(f"the name of the text is empty; give a known set ({', '.join(NAMED)}) or a path ('.' for the current folder)")
+    if source not in NAMED and not exists(Path(source)):
+        raise RequestError(f"text {source!r} is neither a known set ({', '.join(NAMED)}) nor an existing path")
 
 
 def _read_path(path: Path) -> str:
