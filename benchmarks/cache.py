@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from spikellm.kernels import dispatch
-from spikellm.modeling.attention import CHILD, spike_attention
-from spikellm.modeling.attention_spikes import HeadShape, SpikingAttention
-from spikellm.modeling.cache import SpikingLayer
+from spikellm.kernels.native import ops
+from spikellm.models.attention_interface import CHILD, spike_attention
+from spikellm.models.cache import SpikingLayer
+from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
 T2 = ActivationRecipe(bits=4, salient_rate=0.1, salient_steps=2, saliency="first-order", thresholds="shared")
@@ -77,7 +77,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     own = arguments.heads // arguments.shared
     print(
-        f"{arguments.heads} heads of {arguments.channels} channels, {own} of keys and values, {arguments.threads} thread(s), kernels: {dispatch.describe()}"
+        f"{arguments.heads} heads of {arguments.channels} channels, {own} of keys and values, {arguments.threads} thread(s), kernels: {ops.describe()}"
     )
     for tokens in map(int, arguments.tokens.split(",")):
         with torch.no_grad():

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 import spikellm
-from spikellm.calibration.blocks import Progress
-from spikellm.modeling.families import linear_layers
-from spikellm.modeling.swap import replace_module
-from spikellm.pipelines import omniquant
+from spikellm.algorithms import omniquant
+from spikellm.conversion.loop import Progress
+from spikellm.models.families import linear_layers
+from spikellm.models.swap import replace_module
 
 REPEATS = 5
 

@@ -17,8 +17,8 @@ import torch
 import transformers
 
 import spikellm
-from spikellm.bench import bench, show
-from spikellm.presets import load_recipe
+from spikellm.commands.bench import bench, show
+from spikellm.recipe.load import load_recipe
 
 SHAPES = {
     "160m": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12},

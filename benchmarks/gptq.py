@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 import spikellm
-from spikellm.modeling.families import weight_and_bias
-from spikellm.modeling.linear import SpikingLinear
-from spikellm.pipelines import gptq
-from spikellm.pipelines.grouping import Groups
+from spikellm.algorithms import gptq
+from spikellm.models.families import weight_and_bias
+from spikellm.nn.channels import Groups
+from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import GptqRecipe, LinearRecipe
 
 BLOCK = 128

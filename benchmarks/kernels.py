@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from spikellm.kernels import dispatch
-from spikellm.modeling.additive import AdditiveLinear
-from spikellm.modeling.linear import SpikingLinear
+from spikellm.kernels.native import ops
+from spikellm.nn.additive import AdditiveLinear
+from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import AffineWeights
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
@@ -121,9 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     speed = bandwidth()
-    print(
-        f"{arguments.size} × {arguments.size}, {arguments.threads} thread(s), kernels: {dispatch.describe()}, memory {speed / 1e9:.1f} GB/s"
-    )
+    print(f"{arguments.size} × {arguments.size}, {arguments.threads} thread(s), kernels: {ops.describe()}, memory {speed / 1e9:.1f} GB/s")
     with torch.no_grad():
         all_of_them = {
             name: ([copy for copy, _ in zip(make(), range(max(2, -(-_MEMORY // size))), strict=False)], size)

@@ -26,7 +26,7 @@ import transformers
 from safetensors.torch import save_file
 
 import spikellm
-from spikellm.presets import load_recipe
+from spikellm.recipe.load import load_recipe
 
 _RUN = """
 import json, pathlib, sys, time

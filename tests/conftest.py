@@ -28,7 +28,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of sha
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few thousand tokens of real prose."""
-    from spikellm.calibration.stdlib_text import stdlib_docstrings
+    from spikellm.data.stdlib import stdlib_docstrings
 
     path = tmp_path_factory.mktemp("text") / "docs.txt"
     path.write_text(stdlib_docstrings("evaluation")[:60_000], encoding="utf-8")
@@ -77,8 +77,8 @@ def native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every set of instructions that this processor bears."""
     from native import best_level, forget
-    from spikellm.errors import DependencyError
-    from spikellm.kernels import build
+    from spikellm.core.errors import DependencyError
+    from spikellm.kernels.native import build
 
     name = str(request.param)
     monkeypatch.setenv("SPIKELLM_KERNELS_LEVEL", name)

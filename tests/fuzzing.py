@@ -16,13 +16,13 @@ import atheris
 
 with atheris.instrument_imports(include=["spikellm", "yaml"]):
     import spikellm
-    from spikellm.calibration.progress import Journal
     from spikellm.checkpoint.config import SpikeConfig, read_config
     from spikellm.checkpoint.integrity import check_folder
-    from spikellm.errors import SpikeLLMError
-    from spikellm.plain_data import PlainDataError, read_json
-    from spikellm.presets import load_recipe
+    from spikellm.conversion.journal import Journal
+    from spikellm.core.errors import SpikeLLMError
+    from spikellm.core.io import PlainDataError, read_json
     from spikellm.profiling.energy import load_table
+    from spikellm.recipe.load import load_recipe
 
 ASSETS = Path(spikellm.__file__).parent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from spikellm.modeling.heads import HeadCoder
+from spikellm.nn.head_codec import HeadCoder
 from spikellm.recipe import ActivationRecipe
 
 CODERS = st.builds(

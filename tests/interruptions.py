@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from spikellm import workflow
+from spikellm.commands import convert as convert_command
 
 _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.truncate"}
 
@@ -72,7 +72,7 @@ def kill_after(child: int, seconds: float) -> None:
 
 def convert(model: Path, out: Path, text: Path, *, recipe: str = "w4a4-t2", resume: bool = False, **more: Any) -> None:
     """A small conversion to a folder."""
-    workflow.convert_to_folder(str(model), out, recipe, str(text), samples=2, seqlen=32, resume=resume, **more)
+    convert_command.convert_to_folder(str(model), out, recipe, str(text), samples=2, seqlen=32, resume=resume, **more)
 
 
 def bytes_of(folder: Path) -> dict[str, str]:

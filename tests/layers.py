@@ -8,9 +8,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spikellm.modeling.linear import SpikingLinear
-from spikellm.pipelines.grouping import Groups, group_of, salient_channels, salient_columns
-from spikellm.pipelines.rtn import fit_layer
+from spikellm.models.rounding import fit_layer
+from spikellm.nn.channels import Groups, group_of, salient_channels, salient_columns
+from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from spikellm.kernels import build, dispatch
-from spikellm.modeling import fast
-from spikellm.modeling.additive import AdditiveLinear, plane_sizes
-from spikellm.modeling.linear import SpikingLinear
+from spikellm.kernels.native import build, ops
+from spikellm.nn import fast
+from spikellm.nn.additive import AdditiveLinear, plane_sizes
+from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import AffineWeights
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
@@ -21,7 +21,7 @@ needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compi
 def forget() -> None:
     """Look for kernels anew, as the environment says now."""
     build.load_library.cache_clear()
-    dispatch._problem.cache_clear()
+    ops._problem.cache_clear()
 
 
 def best_level() -> int:

@@ -8,7 +8,7 @@ import pytest
 
 import spikellm
 from conftest import SHARED, needs_shared
-from spikellm import comparison
+from spikellm.commands import compare as compare_command
 
 pytestmark = [pytest.mark.slow, needs_shared]
 WINDOWS = 60
@@ -17,7 +17,7 @@ WINDOWS = 60
 def compare(model: str, text: str, recipes: list[str], *, samples: int = 32, settings: tuple[str, ...] = ()) -> dict[str, float]:
     """Perplexity of each recipe over the original's."""
     train, test = SHARED / "text" / text / "train.txt", SHARED / "text" / text / "test.txt"
-    result = comparison.compare(
+    result = compare_command.compare(
         SHARED / "models" / model, recipes, [str(test)], str(train), samples=samples, limit=WINDOWS, settings=settings
     )
     return {row["recipe"]: row["perplexity"][str(test)]["ratio"] for row in result["rows"]}

@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 
 import spikellm
 from conftest import BUNDLED
-from spikellm.calibration.progress import Journal
-from spikellm.errors import RequestError, SpikeLLMError
-from spikellm.plain_data import PlainDataError, read_json
-from spikellm.presets import load_recipe
+from spikellm.conversion.journal import Journal
+from spikellm.core.errors import RequestError, SpikeLLMError
+from spikellm.core.io import PlainDataError, read_json
 from spikellm.profiling.energy import load_table
+from spikellm.recipe.load import load_recipe
 
 ASSETS = Path(spikellm.__file__).parent
 FEW = {"max_examples": 15, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}

@@ -15,9 +15,9 @@ import pytest
 import spikellm
 from conftest import BUNDLED
 from interruptions import bytes_of, convert, counting, die_at, ended, forked, kill_after
-from spikellm import files
-from spikellm.calibration import progress
-from spikellm.errors import CheckpointError, SpikeLLMError
+from spikellm.conversion import journal
+from spikellm.core import files
+from spikellm.core.errors import CheckpointError, SpikeLLMError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SLOW_POINTS, SLOW_MOMENTS = 32, 24
@@ -157,7 +157,7 @@ def test_damaged_journals(damage: str, whole: dict[str, Any], text_file: Path, t
     data = block.read_bytes()
     if damage == "error":
         with monkeypatch.context() as broken:
-            broken.setattr(progress, "safe_open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+            broken.setattr(journal, "safe_open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
             with pytest.raises(CheckpointError, match=r"is damaged \(.*Input/output error\); delete it"):
                 convert(BUNDLED, tmp_path / "out", text_file, resume=True)
     else:

@@ -11,7 +11,7 @@ import torch
 
 import spikellm
 from conftest import BUNDLED
-from spikellm.errors import NumericalError, RequestError
+from spikellm.core.errors import NumericalError, RequestError
 
 RECIPES = {
     "w4a4-t2": (),

@@ -2,7 +2,7 @@
 
     python tools/train_small_model.py [--out src/spikellm/assets/stdlib-2m] [--epochs 14]
 
-Modules whose name hashes to the evaluation split (see ``spikellm.calibration.stdlib_text``) are never seen; one module in seven of the
+Modules whose name hashes to the evaluation split (see ``spikellm.data.stdlib``) are never seen; one module in seven of the
 others picks the best epoch. Same Python version, torch version and thread count: same weights. Takes about 15 minutes on two cores.
 """
 
@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spikellm.calibration.stdlib_text import is_held_out, iterate_docstrings
+from spikellm.data.stdlib import is_held_out, iterate_docstrings
 
 WINDOW = 256
 VOCABULARY = 2048

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
+from spikellm.core.version import __version__
+
 if TYPE_CHECKING:
     from spikellm.api import Conversion, convert, generate, load, perplexity, report, save, set_form, summarize, zero_shot
 
-__version__ = "0.1.0"
 __all__ = ["Conversion", "__version__", "convert", "generate", "load", "perplexity", "report", "save", "set_form", "summarize", "zero_shot"]
 
 
 def _register_format(_: Any) -> None:
-    import spikellm.checkpoint.huggingface  # noqa: F401
+    import spikellm.checkpoint.save  # noqa: F401
 
 
 register_post_import_hook(_register_format, "transformers.quantizers.auto")

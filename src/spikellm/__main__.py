@@ -8,10 +8,10 @@ import traceback
 
 import typer
 
-from spikellm import console, streams
 from spikellm.cli import app
-from spikellm.errors import SpikeLLMError
-from spikellm.files import is_gone
+from spikellm.core import console, streams
+from spikellm.core.errors import SpikeLLMError
+from spikellm.core.files import is_gone
 
 _SIGINT = 130
 _INTERRUPTED = "interrupted; a conversion goes on where it stopped with --resume"

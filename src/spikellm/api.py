@@ -10,31 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikellm.calibration.activations import SharedStream
-from spikellm.calibration.blocks import Store, convert_blocks
-from spikellm.calibration.identity import identity_of
-from spikellm.calibration.progress import Journal
-from spikellm.calibration.records import BlockRecord, OnBlock
-from spikellm.calibration.text import random_windows, read_tokens, require_known, window_length
+from spikellm.algorithms import pipelines
 from spikellm.checkpoint.config import SpikeConfig
-from spikellm.checkpoint.huggingface import mark_converted, save, spike_config
 from spikellm.checkpoint.load import load
-from spikellm.errors import NumericalError, RequestError
-from spikellm.evaluation.generation import generate
+from spikellm.checkpoint.save import mark_converted, save, spike_config
+from spikellm.conversion.fingerprint import identity_of
+from spikellm.conversion.journal import Journal
+from spikellm.conversion.loop import Store, convert_blocks
+from spikellm.conversion.record import BlockRecord, OnBlock
+from spikellm.core.devices import find_device
+from spikellm.core.errors import NumericalError, RequestError
+from spikellm.core.offload import page_out
+from spikellm.data.tokens import read_tokens, require_known
+from spikellm.data.windows import random_windows, window_length
 from spikellm.evaluation.perplexity import Perplexity, perplexity, perplexity_of_windows, text_windows
 from spikellm.evaluation.zero_shot import zero_shot
-from spikellm.modeling.attention import spiking_attentions
-from spikellm.modeling.devices import find_device
-from spikellm.modeling.forms import set_form, spiking_linears
-from spikellm.modeling.prepare import evaluating, prepared
-from spikellm.modeling.residency import page_out
-from spikellm.pipelines import pipelines
-from spikellm.presets import load_recipe
+from spikellm.models.attention_interface import spiking_attentions
+from spikellm.models.prepare import evaluating, prepared
+from spikellm.models.summary import ModelSummary, summarize
+from spikellm.nn.execution import set_form, spiking_linears
+from spikellm.observers.activation_store import SharedStream
 from spikellm.profiling.energy import load_table
 from spikellm.profiling.report import Beside, Origin, Report, Text, make_report, measure_beside
-from spikellm.profiling.summary import ModelSummary, summarize
 from spikellm.recipe import Recipe
-from spikellm.settings import require_apart
+from spikellm.recipe.load import load_recipe
+from spikellm.recipe.settings import require_apart
+from spikellm.runtime.generate import generate
 
 __all__ = [
     "Conversion",

@@ -9,7 +9,7 @@ import torch
 
 import spikellm
 from conftest import SHARED, needs_shared
-from spikellm.errors import NumericalError, RequestError
+from spikellm.core.errors import NumericalError, RequestError
 from spikellm.evaluation.perplexity import perplexity_of_windows
 
 

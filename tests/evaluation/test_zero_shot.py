@@ -13,7 +13,7 @@ import torch
 import spikellm
 from conftest import BUNDLED
 from spikellm.__main__ import main
-from spikellm.errors import DependencyError, RequestError, SpikeLLMError
+from spikellm.core.errors import DependencyError, RequestError, SpikeLLMError
 from spikellm.evaluation.zero_shot import PAPER, expand
 
 QUESTIONS = [

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from heads import coder_and_heads
 from layers import fit
 from native import additive, best_level, forget, needs_compiler
-from spikellm.errors import DependencyError
-from spikellm.kernels import build, dispatch
-from spikellm.modeling import fast
-from spikellm.modeling.fast_heads import CachedRows
+from spikellm.core.errors import DependencyError
+from spikellm.kernels.native import build, ops
+from spikellm.nn import fast
+from spikellm.nn.fast_heads import CachedRows
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
@@ -39,7 +39,7 @@ def test_without_a_compiler_torch_is_used_and_that_is_said_once(
     assert torch.equal(layer(x), expected)
     assert torch.equal(layer(x), expected)
     assert [record.message for record in caplog.records if "native kernels are off" in record.message] == [caplog.records[0].message]
-    assert "torch (native kernels need a C compiler" in dispatch.describe()
+    assert "torch (native kernels need a C compiler" in ops.describe()
     monkeypatch.setenv("SPIKELLM_KERNELS", "native")
     with pytest.raises(DependencyError, match="C compiler"):
         layer(x)
@@ -55,9 +55,9 @@ def test_a_cache_that_cannot_be_written_or_trusted(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("SPIKELLM_CACHE", str(folder))
         forget()
         with pytest.raises(DependencyError, match=words):
-            dispatch.native()
+            ops.native()
         monkeypatch.setenv("SPIKELLM_KERNELS", "auto")
-        assert not dispatch.native()
+        assert not ops.native()
         monkeypatch.setenv("SPIKELLM_KERNELS", "native")
 
 
@@ -76,7 +76,7 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_unknown_choices(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(DependencyError, match=f"{name} is '{value}'"):
-        dispatch.native()
+        ops.native()
 
 
 @needs_compiler
@@ -125,9 +125,7 @@ def linear_calls() -> Iterator[Call]:
         layer = fit(nn.Linear(columns, outputs), recipe, sample=torch.randn(30, columns, generator=generator))
         ready, x = fast.prepare(layer), torch.randn(tokens, columns, generator=generator)
         assert layer.bias is not None
-        _, counts = dispatch.spike_linear(
-            x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, None, True
-        )
+        _, counts = ops.spike_linear(x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, None, True)
         read = [ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, layer.bias.detach()]
         yield "spikellm_spike_linear", [In(x), tokens, *map(In, read), Out(layer(x).detach()), Out(counts)]
     for columns, outputs, tokens in [(1, 1, 1), (19, 65, 2), (90, 64, 1), (55, 130, 3)]:

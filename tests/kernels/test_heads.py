@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 import spikellm
 from heads import CODERS, coder_and_heads
 from native import forget, needs_compiler
-from spikellm.kernels import build, dispatch
-from spikellm.modeling.cache import spiking_cache
-from spikellm.modeling.fast_heads import CachedRows, rows_of
-from spikellm.modeling.heads import HeadCoder
+from spikellm.kernels.native import build, ops
+from spikellm.models.cache import spiking_cache
+from spikellm.nn.fast_heads import CachedRows, rows_of
+from spikellm.nn.head_codec import HeadCoder
 from spikellm.recipe import ActivationRecipe
 
 pytestmark = [pytest.mark.usefixtures("native_kernels"), needs_compiler]
@@ -131,10 +131,10 @@ def test_operators_are_sound() -> None:
     plan, x = coder.plan(10), torch.randn(1, 2, 3, 10)
     assert plan is not None
     rows = coder.to_rows(x)
-    torch.library.opcheck(dispatch.code_heads, (x, plan, rows.shape[-1]))
-    torch.library.opcheck(dispatch.code_heads, (x, plan, 0))
-    torch.library.opcheck(dispatch.key_scores, (torch.randn(1, 4, 2, 10), rows, plan))
-    torch.library.opcheck(dispatch.value_sums, (torch.rand(1, 4, 2, 3), rows, plan, 10))
+    torch.library.opcheck(ops.code_heads, (x, plan, rows.shape[-1]))
+    torch.library.opcheck(ops.code_heads, (x, plan, 0))
+    torch.library.opcheck(ops.key_scores, (torch.randn(1, 4, 2, 10), rows, plan))
+    torch.library.opcheck(ops.value_sums, (torch.rand(1, 4, 2, 3), rows, plan, 10))
 
 
 def test_decode_never_unpacks_the_cache(

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import spikellm
 from layers import activation_recipes, fit
 from native import additive, best_level, both, forget, needs_compiler
-from spikellm.kernels import build, dispatch
-from spikellm.kernels.plan import fits
-from spikellm.modeling import fast
-from spikellm.modeling.linear import SpikingLinear
-from spikellm.modeling.watching import watching_spikes
+from spikellm.kernels.native import build, ops
+from spikellm.kernels.native.linear_plan import fits
+from spikellm.nn import fast
+from spikellm.nn.hooks import watching_spikes
+from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
@@ -162,11 +162,11 @@ def test_operators_are_sound() -> None:
     assert layer.bias is not None
     for bias in (None, layer.bias.float()):
         torch.library.opcheck(
-            dispatch.spike_linear, (x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, bias, True)
+            ops.spike_linear, (x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, bias, True)
         )
     other = additive(20, 6, torch.ones(20, dtype=torch.uint8), torch.Generator().manual_seed(0))
     ready = fast.prepare(other)
-    torch.library.opcheck(dispatch.additive_linear, (x, ready.plan, ready.beside, other.weight_scale, None))
+    torch.library.opcheck(ops.additive_linear, (x, ready.plan, ready.beside, other.weight_scale, None))
 
 
 @needs_compiler

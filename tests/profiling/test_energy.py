@@ -8,7 +8,7 @@ import torch
 
 import spikellm
 from conftest import BUNDLED
-from spikellm.errors import RequestError
+from spikellm.core.errors import RequestError
 from spikellm.profiling.counts import Counts, Operations
 from spikellm.profiling.energy import estimate, layer_energy, load_table
 from spikellm.profiling.operations import count_operations

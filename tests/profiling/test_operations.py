@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import spikellm
 from conftest import BUNDLED
 from families import build
-from spikellm.modeling.additive import AdditiveLinear
-from spikellm.modeling.forms import spiking_linears
-from spikellm.modeling.linear import SpikingLinear
 from spikellm.neurons import make_neuron
+from spikellm.nn.additive import AdditiveLinear
+from spikellm.nn.execution import spiking_linears
+from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.counts import FORMS
 from spikellm.profiling.operations import OperationCounter, count_operations, count_spikes, operations_of_mix
 
@@ -161,7 +161,7 @@ def test_attention_and_head_are_named_and_decoding_is_apart(text_file: Path) -> 
 def test_attention_against_loops(text_file: Path) -> None:
     """Query spikes reach every key, value spikes every query of the heads that share them."""
     model = converted("spike-w4a4-t2", text_file, "omniquant.epochs=1")
-    from spikellm.modeling.watching import SpikeTrain, watching_spikes
+    from spikellm.nn.hooks import SpikeTrain, watching_spikes
 
     seen: dict[tuple[torch.nn.Module, str], SpikeTrain] = {}
     with torch.no_grad(), watching_spikes(lambda train: seen.setdefault((train.source, train.part), train) and None):

@@ -15,7 +15,7 @@ import spikellm
 from conftest import BUNDLED
 from spikellm.__main__ import main
 from spikellm.api import Report
-from spikellm.errors import DependencyError, RequestError
+from spikellm.core.errors import DependencyError, RequestError
 from spikellm.profiling import page
 from spikellm.profiling.operations import count_operations
 

@@ -15,9 +15,9 @@ import spikellm
 from conftest import BUNDLED
 from layers import activation_recipes, fit
 from spikellm.__main__ import main
-from spikellm.errors import CheckpointError, DependencyError, RequestError
-from spikellm.modeling.forms import spiking_linears
-from spikellm.modeling.linear import SpikingLinear
+from spikellm.core.errors import CheckpointError, DependencyError, RequestError
+from spikellm.nn.execution import spiking_linears
+from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling import trace as tracer
 from spikellm.profiling.events import read_codes, write_events
 from spikellm.profiling.plots.spikes import membrane_in_moments

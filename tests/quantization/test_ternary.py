@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikellm.quantization.ternary import refit_scales, search_scale, step_errors, ternary_codes
-from spikellm.saliency.budget import spend
+from spikellm.saliency.allocation import spend
 
 
 @given(st.integers(1, 5), st.integers(0, 999))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikellm.errors import RecipeError
-from spikellm.presets import load_recipe
+from spikellm.core.errors import RecipeError
+from spikellm.recipe.load import load_recipe
 from spikellm.recipe.patterns import MOST_WAYS, ways
 
 NAME = "a" * 200

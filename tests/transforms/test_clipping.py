@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from spikellm.quantization.straight_through import WeightCoding, fake_code
+from spikellm.quantization.ste import WeightCoding, fake_code
 from spikellm.transforms.clipping import initial_logits
 
 

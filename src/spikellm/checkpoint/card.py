@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spikellm.checkpoint.config import SpikeConfig
-from spikellm.profiling.summary import summarize
+from spikellm.models.summary import summarize
 
 
 def model_card(name: str, model: Any, config: SpikeConfig) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from spikellm.checkpoint.record import wrong_in_record
-from spikellm.errors import CheckpointError
-from spikellm.plain_data import read_json
+from spikellm.conversion.record_schema import wrong_in_record
+from spikellm.core.errors import CheckpointError
+from spikellm.core.io import read_json
 from spikellm.recipe import Recipe, recipe_from
 
 METHOD = "spikellm"

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from spikellm.errors import CheckpointError
-from spikellm.plain_data import leaves
+from spikellm.core.errors import CheckpointError
+from spikellm.core.io import leaves
 
 _SIZES = re.compile(r"size|dim|embd|inner|position|embedding|hidden|width|vocab|rank|n_ctx|state", re.IGNORECASE)
 _COUNTS = re.compile(r"(layer|expert|head|block|group)s?$", re.IGNORECASE)

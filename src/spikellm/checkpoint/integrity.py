@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from spikellm.checkpoint.declared import Held, require_bounded
 from spikellm.checkpoint.references import require_own_files
-from spikellm.errors import CheckpointError, RequestError
-from spikellm.plain_data import read_json
+from spikellm.core.errors import CheckpointError, RequestError
+from spikellm.core.io import read_json
 
 _HEADER_LIMIT = 100_000_000  # as the safetensors library has it
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}  # of the others one or less

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.declared import Held, require_held
 from spikellm.checkpoint.integrity import check_folder
-from spikellm.errors import CheckpointError, DependencyError, RequestError, SpikeLLMError, UnsupportedModelError
-from spikellm.files import exists
-from spikellm.modeling.devices import find_device
+from spikellm.core.devices import find_device
+from spikellm.core.errors import CheckpointError, DependencyError, RequestError, SpikeLLMError, UnsupportedModelError
+from spikellm.core.files import exists
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.*.json", "*.model", "*vocab*", "*merges*", "*.tiktoken", "tekken.json")
 _BYTES = 256  # tokens of the smallest tokenizers that need no file
@@ -44,7 +44,7 @@ def load(
     """
     import transformers
 
-    import spikellm.checkpoint.huggingface  # noqa: F401  registers the format
+    import spikellm.checkpoint.save  # noqa: F401  registers the format
 
     place = find_device(device or "cpu")
     where = str(source)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spikellm.errors import CheckpointError, RequestError
-from spikellm.plain_data import leaves, read_json
+from spikellm.core.errors import CheckpointError, RequestError
+from spikellm.core.io import leaves, read_json
 
 _TOKENIZER = "tokenizer_config.json"
 _NOT_READ = {"special_tokens_map_file", "tokenizer_file"}  # where older tokenizers note a path of the machine that wrote them

@@ -1,7 +1,7 @@
 """The command line: each command is a file that parses, calls and prints. No logic."""
 
 from spikellm.cli.application import app
-from spikellm.registry import import_parts
+from spikellm.core.registry import import_parts
 
 __all__ = ["app"]
 

@@ -26,7 +26,7 @@ def main_options(
         print(context.get_help())
         raise typer.Exit
     if version:
-        import spikellm
+        from spikellm.core.version import __version__
 
-        print(spikellm.__version__)
+        print(__version__)
         raise typer.Exit

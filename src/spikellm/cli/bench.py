@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Json, Model, Trust
-from spikellm.inputs import sources
+from spikellm.commands.inputs import sources
+from spikellm.core import console
 
 
 @app.command()
@@ -34,7 +34,7 @@ def bench(
     Example: spikellm bench out/w4a4 --original ./model --threads 1
     """
     console.check_json_target(json, sources(models=[model, original]))
-    from spikellm import bench as benchmark
+    from spikellm.commands import bench as benchmark
 
     result = benchmark.bench(
         model,

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import (
     Calibration,
@@ -25,7 +24,8 @@ from spikellm.cli.options import (
     require_style,
     whole_numbers,
 )
-from spikellm.inputs import sources
+from spikellm.commands.inputs import sources
+from spikellm.core import console
 
 
 @app.command()
@@ -57,9 +57,9 @@ def compare(
     reads = sources(models=[model], texts=[*perplexity, calibration], recipes=names, settings=settings or (), files=[energy_table])
     console.check_json_target(json, reads)
     style = require_style(table, json)
-    from spikellm import comparison
+    from spikellm.commands import compare
 
-    result = comparison.compare(
+    result = compare.compare(
         model,
         names,
         perplexity,
@@ -76,4 +76,4 @@ def compare(
     if json:
         console.write_json(result, json)
     if json != "-":
-        comparison.show(result, style)
+        compare.show(result, style)

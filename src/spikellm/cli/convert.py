@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Calibration, Device, Json, Model, Samples, Seqlen, Set, Trust
-from spikellm.inputs import sources
+from spikellm.commands.inputs import sources
+from spikellm.core import console
 
 
 @app.command()
@@ -43,16 +43,16 @@ def convert(
       spikellm convert organisation/model out/w8a8 --recipe w8a8 --samples 64 --set weights.group_size=128
     """
     console.check_json_target(json, sources(models=[model], texts=[calibration], recipes=[recipe], settings=settings or ()), {"OUT": out})
-    from spikellm.calibration import ranks
-    from spikellm.workflow import convert_to_folder
+    from spikellm.commands.convert import convert_to_folder
+    from spikellm.core import distributed
 
-    with ranks.joined():
-        console.speak(ranks.first())
+    with distributed.joined():
+        console.speak(distributed.first())
         result = convert_to_folder(
             model, out, recipe, calibration, samples=samples, seqlen=seqlen, seed=seed, device=device, resume=resume, settings=settings or (), overwrite=force, store=store,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        if not ranks.first():
+        if not distributed.first():
             return
     if json:
         console.write_json(result, json)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Json
+from spikellm.core import console
 
 
 @app.command()
@@ -22,13 +22,13 @@ def demo(
 
     Example: spikellm demo --out spiking
     """
-    from spikellm.demo import RECIPES, run
+    from spikellm.commands.demo import RECIPES, run
 
     console.check_json_target(json, writes={f"--out, {name}:": out / name for name in RECIPES} if out else None)
     result = run(out, overwrite=force)
     if json:
         console.write_json(result, json)
     if json != "-":
-        from spikellm.demo import show
+        from spikellm.commands.demo import show
 
         show(result)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Json
+from spikellm.core import console
 
 
 @app.command()
 def doctor(json: Json = None) -> None:
     """Show versions, processor features and the kernels in use."""
     console.check_json_target(json)
-    from spikellm.doctor import examine
+    from spikellm.commands.doctor import examine
 
     result = examine()
     if json:

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Device, Json, Model, Seqlen, Trust, filled
-from spikellm.errors import RequestError
-from spikellm.inputs import require_texts, sources
+from spikellm.commands.inputs import require_texts, sources
+from spikellm.core import console
+from spikellm.core.errors import RequestError
 
 
 @app.command("eval")

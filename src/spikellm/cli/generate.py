@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Device, Json, Model, Trust
-from spikellm.errors import RequestError
-from spikellm.inputs import sources
-from spikellm.streams import encodes
+from spikellm.commands.inputs import sources
+from spikellm.core import console
+from spikellm.core.errors import RequestError
+from spikellm.core.streams import encodes
 
 
 @app.command()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Json, Model, Trust
-from spikellm.inputs import sources
+from spikellm.commands.inputs import sources
+from spikellm.core import console
 
 
 @app.command()
@@ -15,7 +15,7 @@ def inspect(model: Model, json: Json = None, trust_remote_code: Trust = False) -
     Example: spikellm inspect out/w4a4
     """
     console.check_json_target(json, sources(models=[model]))
-    from spikellm.workflow import inspect_model, show_inspection
+    from spikellm.commands.inspect import inspect_model, show_inspection
 
     result = inspect_model(model, trust_remote_code=trust_remote_code)
     if json:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
-from spikellm.console import Style
-from spikellm.errors import RequestError
+from spikellm.core import console
+from spikellm.core.console import Style
+from spikellm.core.errors import RequestError
 
 
 def filled(expected: str) -> Callable[[typer.CallbackParam, str | None], str | None]:

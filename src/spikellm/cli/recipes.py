@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Json, Set
-from spikellm.errors import RequestError
-from spikellm.inputs import sources
-from spikellm.settings import require_apart
+from spikellm.commands.inputs import sources
+from spikellm.core import console
+from spikellm.core.errors import RequestError
+from spikellm.recipe.settings import require_apart
 
 
 @app.command()
@@ -25,7 +25,7 @@ def recipes(
     Example: spikellm recipes w4a4-t2 > mine.yaml
     """
     console.check_json_target(json, sources(recipes=[name] if name else ()))
-    from spikellm.presets import load_recipe, preset_names
+    from spikellm.recipe.load import load_recipe, preset_names
 
     if name is None and settings:
         raise RequestError("--set changes one recipe; name it, for example `spikellm recipes w4a4-t2 --set weights.bits=3`")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Device, EnergyTable, Json, Model, Seqlen, Trust
-from spikellm.inputs import sources
+from spikellm.commands.inputs import sources
+from spikellm.core import console
 
 
 @app.command()
@@ -43,8 +43,8 @@ def report(
     reads = sources(models=[model, *(beside or ())], texts=[text], files=[energy_table])
     console.check_json_target(json, reads, {"--out": page})
     console.check_file_target("--out", page, reads)
+    from spikellm.commands.report import report_to_page
     from spikellm.profiling.page import figures, verdict
-    from spikellm.workflow import report_to_page
 
     found = report_to_page(
         model, text, page, beside=beside or (), tokens=tokens, seqlen=seqlen, energy_table=energy_table, device=device, trust_remote_code=trust_remote_code

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import (
     Calibration,
@@ -25,7 +24,8 @@ from spikellm.cli.options import (
     require_style,
     whole_numbers,
 )
-from spikellm.inputs import sources
+from spikellm.commands.inputs import sources
+from spikellm.core import console
 
 
 @app.command()
@@ -59,7 +59,7 @@ def sweep(
     reads = sources(models=[model], texts=[*perplexity, calibration], recipes=[recipe], files=[energy_table])
     console.check_json_target(json, reads, {"--out": out})
     style = require_style(table, json)
-    from spikellm import sweep as sweeping
+    from spikellm.commands import sweep as sweeping
 
     result = sweeping.sweep(
         model, recipe, settings or (), perplexity, calibration, samples=samples, seqlen=seqlen, seeds=whole_numbers("--seeds", seeds), limit=limit, out=out,

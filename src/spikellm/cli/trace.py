@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from spikellm import console
 from spikellm.cli.application import app
 from spikellm.cli.options import Device, Json, Model, Trust
-from spikellm.errors import NumericalError
-from spikellm.inputs import sources
+from spikellm.commands.inputs import sources
+from spikellm.core import console
+from spikellm.core.errors import NumericalError
 
 
 @app.command()
@@ -38,14 +38,14 @@ def trace(
     Example: spikellm trace out/w4a4 --text text.txt --layer 0 --out out/trace
     """
     console.check_json_target(json, sources(models=[model], texts=[text]), {"--out": out})
-    from spikellm import tracing
+    from spikellm.commands import trace
 
-    result = tracing.trace_to_folder(
+    result = trace.trace_to_folder(
         model, text, out, layer=layer, token=token, part=part, seqlen=seqlen, nir=nir, overwrite=force, device=device, trust_remote_code=trust_remote_code
     )  # fmt: skip
     if json:
         console.write_json(result, json)
     if json != "-":
-        tracing.show(result)
+        trace.show(result)
     if not result["equal"] or (nir and result["nir"]["mismatches"]):
         raise NumericalError(f"binary and merged form of {result['block']} differ; {out / 'trace.json'} tells where")

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikellm.calibration.text import disjoint_windows, read_tokens, require_known, window_length
-from spikellm.errors import NumericalError, RequestError
-from spikellm.modeling.prepare import evaluating
+from spikellm.core.errors import NumericalError, RequestError
+from spikellm.data.tokens import read_tokens, require_known
+from spikellm.data.windows import disjoint_windows, window_length
+from spikellm.models.prepare import evaluating
 
 _BATCH_TOKENS = 2048
 
@@ -49,7 +50,7 @@ def perplexity(
     """Perplexity of a model on a text.
 
     Args:
-        source: ``wikitext2``, ``c4``, ``ptb``, ``stdlib`` or a path (see :mod:`spikellm.calibration.text`).
+        source: ``wikitext2``, ``c4``, ``ptb``, ``stdlib`` or a path (see :mod:`spikellm.data.datasets`).
         seqlen: tokens of a window; min(2048, the model's maximum) by default.
         limit: use the first ``limit`` windows only.
         on_batch: called with ``(windows done, windows in all)``.

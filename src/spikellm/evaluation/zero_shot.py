@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spikellm.errors import DependencyError, RequestError, SpikeLLMError
-from spikellm.extras import require
-from spikellm.modeling.prepare import evaluating
+from spikellm.core.errors import DependencyError, RequestError, SpikeLLMError
+from spikellm.core.extras import require
+from spikellm.models.prepare import evaluating
 
 PAPER = ("piqa", "arc_easy", "arc_challenge", "boolq", "hellaswag", "winogrande")
 """The six tasks of the paper."""

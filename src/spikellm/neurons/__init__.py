@@ -1,8 +1,8 @@
 """Spiking neurons: how a current becomes an integer number of spikes, and how that number unrolls in time."""
 
+from spikellm.core.registry import import_parts
 from spikellm.neurons.base import Drive, Neuron, SoftResetNeuron, Trace, make_neuron, neurons
 from spikellm.neurons.raster import spike_raster
-from spikellm.registry import import_parts
 
 __all__ = ["Drive", "Neuron", "SoftResetNeuron", "Trace", "make_neuron", "neurons", "spike_raster"]
 

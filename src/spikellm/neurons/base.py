@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from spikellm.core.registry import Registry
 from spikellm.quantization.rounding import half_up
-from spikellm.registry import Registry
 
 Drive = Literal["drain", "constant"]
 Steps = Tensor | int

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spikellm.errors import RequestError
-from spikellm.plain_data import PlainDataError, read_text, read_yaml
+from spikellm.core.errors import RequestError
+from spikellm.core.io import PlainDataError, read_text, read_yaml
 from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Operations
 
 DEFAULT = "horowitz-45nm"

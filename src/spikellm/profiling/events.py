@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from spikellm.errors import CheckpointError
-from spikellm.files import write_atomically
+from spikellm.core.errors import CheckpointError
+from spikellm.core.files import write_atomically
 from spikellm.profiling.population import Population
 
 

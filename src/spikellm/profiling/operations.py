@@ -15,15 +15,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from spikellm.modeling.additive import AdditiveLinear
-from spikellm.modeling.attention import IMPLEMENTATION, Observation, observing, use_interface
-from spikellm.modeling.attention_spikes import SpikingAttention
-from spikellm.modeling.families import is_linear, weight_and_bias
-from spikellm.modeling.linear import SpikingLinear
-from spikellm.modeling.partly_binary import PartlyBinaryLinear
-from spikellm.modeling.prepare import evaluating
-from spikellm.modeling.rotated import Rotation, layer_name
-from spikellm.modeling.watching import SpikeTrain, watching_spikes
+from spikellm.models.attention_interface import IMPLEMENTATION, Observation, observing, use_interface
+from spikellm.models.families import is_linear, weight_and_bias
+from spikellm.models.prepare import evaluating
+from spikellm.nn.additive import AdditiveLinear
+from spikellm.nn.attention import SpikingAttention
+from spikellm.nn.hooks import SpikeTrain, watching_spikes
+from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.partly_binary import PartlyBinaryLinear
+from spikellm.nn.rotation import Rotation, layer_name
 from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Firing, Operations
 from spikellm.quantization.hadamard import largest_power
 from spikellm.recipe.sections import MAX_TOP_CODE

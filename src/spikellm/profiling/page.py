@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import resources
 
-import spikellm
-from spikellm.extras import require
+from spikellm.core.extras import require
+from spikellm.core.version import __version__
 from spikellm.profiling.counts import FORMS, Operations
 from spikellm.profiling.energy import OMITTED
 from spikellm.profiling.report import PARTS, Report
@@ -53,7 +53,7 @@ def render(report: Report) -> str:
     light, dark = (" ".join(f"{name}: {value};" for name, value in scheme.items()) for scheme in (LIGHT, DARK))
     return environment.from_string(template).render(
         report=report, origin=report.origin, light=light, dark=dark, verdict=verdict(report), tiles=figures(report), pictures=pictures(report), beside=_beside(report),
-        operations=_operations(report), forms=_forms(report), energies=_energies(report), layers=_layers(report), omitted=OMITTED, limits=LIMITS, version=spikellm.__version__,
+        operations=_operations(report), forms=_forms(report), energies=_energies(report), layers=_layers(report), omitted=OMITTED, limits=LIMITS, version=__version__,
     )  # fmt: skip
 
 

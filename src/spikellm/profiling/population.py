@@ -8,10 +8,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from spikellm.modeling.attention_spikes import SpikingAttention
-from spikellm.modeling.linear import SpikingLinear
-from spikellm.modeling.watching import SpikeTrain
 from spikellm.neurons import SoftResetNeuron
+from spikellm.nn.attention import SpikingAttention
+from spikellm.nn.hooks import SpikeTrain
+from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.thresholds import Threshold
 
 

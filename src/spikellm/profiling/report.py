@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikellm.modeling.forms import spiking_linears
-from spikellm.modeling.linear import SpikingLinear
-from spikellm.modeling.rotated import layer_name
+from spikellm.models.summary import LayerSummary, ModelSummary, summarize
+from spikellm.nn.execution import spiking_linears
+from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.rotation import layer_name
 from spikellm.profiling.counts import FORMS, Counts, Firing, Operations
 from spikellm.profiling.energy import OMITTED, Energy, EnergyTable, estimate
 from spikellm.profiling.operations import count_operations
 from spikellm.profiling.population import Population, layer_population
-from spikellm.profiling.summary import LayerSummary, ModelSummary, summarize
 from spikellm.recipe import Recipe
 
 PARTS = ("linear", "attention", "head", "rotation", "whole")

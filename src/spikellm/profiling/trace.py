@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikellm.errors import NumericalError, RequestError
-from spikellm.kernels.torch_reference import integer_product
-from spikellm.modeling import rotated
-from spikellm.modeling.additive import AdditiveLinear
-from spikellm.modeling.attention_spikes import SpikingAttention
-from spikellm.modeling.families import find_blocks
-from spikellm.modeling.forms import set_form, spiking_linears
-from spikellm.modeling.linear import Form, SpikingLinear
-from spikellm.modeling.prepare import evaluating
-from spikellm.modeling.watching import SpikeTrain, watching_spikes
+from spikellm.core.errors import NumericalError, RequestError
+from spikellm.kernels.torch.product import integer_product
+from spikellm.models.families import find_blocks
+from spikellm.models.prepare import evaluating
+from spikellm.nn import rotation
+from spikellm.nn.additive import AdditiveLinear
+from spikellm.nn.attention import SpikingAttention
+from spikellm.nn.execution import set_form, spiking_linears
+from spikellm.nn.hooks import SpikeTrain, watching_spikes
+from spikellm.nn.linear import Form, SpikingLinear
 from spikellm.profiling.population import Population, attention_populations, channel_order, layer_population
 
 
@@ -97,7 +97,7 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
     if not 0 <= index < len(blocks.modules):
         raise RequestError(f"layer is {index}; the model has decoder blocks 0 to {len(blocks.modules) - 1}")
     block, name = blocks.modules[index], f"{blocks.name}.{index}"
-    layers = {rotated.layer_name(own): layer for own, layer in spiking_linears(block).items()}
+    layers = {rotation.layer_name(own): layer for own, layer in spiking_linears(block).items()}
     if not any(layer.neuron is not None for layer in layers.values()) and not any(
         isinstance(part, SpikingAttention) for part in block.modules()
     ):

@@ -1,6 +1,6 @@
 """Recipes: everything that decides the result of a conversion, in one frozen, versioned object that is saved with the model.
 
-Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm.presets`.
+Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm.recipe.load`.
 """
 
 from spikellm.recipe.pipelines import GptqRecipe, OmniQuantRecipe

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from spikellm.core.registry import unknown_name
 from spikellm.neurons import make_neuron, neurons
 from spikellm.recipe.patterns import ways
-from spikellm.registry import unknown_name
 from spikellm.saliency import criteria
 
 MAX_STEPS = 255  # steps are stored in one byte

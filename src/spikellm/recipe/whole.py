@@ -11,20 +11,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from spikellm.errors import RecipeError
+from spikellm.core.errors import RecipeError
+from spikellm.core.registry import unknown_name
 from spikellm.recipe.patterns import MOST_WAYS, ways
 from spikellm.recipe.pipelines import GptqRecipe, OmniQuantRecipe
 from spikellm.recipe.rotation import RotationRecipe
-from spikellm.recipe.sections import (
-    ActivationRecipe,
-    AttentionRecipe,
-    CalibrationRecipe,
-    LinearRecipe,
-    Override,
-    Section,
-    WeightRecipe,
-)
-from spikellm.registry import unknown_name
+from spikellm.recipe.sections import ActivationRecipe, AttentionRecipe, CalibrationRecipe, LinearRecipe, Override, Section, WeightRecipe
 
 RECIPE_VERSION: Literal[1] = 1
 _NOT_SHOWN = {"Cc", "Zl", "Zp"}  # control characters, ends of lines

@@ -1,6 +1,6 @@
 """Optimal Brain Spiking: which channels get more steps."""
 
-from spikellm.registry import import_parts
+from spikellm.core.registry import import_parts
 from spikellm.saliency.base import Evidence, Selection, choose, criteria, ranking, salient_count
 
 __all__ = ["Evidence", "Selection", "choose", "criteria", "ranking", "salient_count"]

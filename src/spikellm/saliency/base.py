@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikellm.core.registry import Registry
 from spikellm.neurons.base import SoftResetNeuron
-from spikellm.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 high = sigmoid(γ)·max(w),   low = sigmoid(β)·min(w)
 
-The range and its gradients are in :mod:`spikellm.quantization.straight_through`.
+The range and its gradients are in :mod:`spikellm.quantization.ste`.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from spikellm.modeling.attention_spikes import HeadShape
-from spikellm.modeling.families import block_roles, weight_and_bias
-from spikellm.transforms.equivalent import Pair, Scaling, State, holds
+from spikellm.models.families import block_roles, weight_and_bias
+from spikellm.nn.attention import HeadShape
+from spikellm.transforms.smoothing import Pair, Scaling, State, holds
 
 _OFFSETS = (0.0, 1.0)  # norms act as w, or as 1 + w
 
@@ -23,7 +23,7 @@ def find_pairs(
         block: float32 block with layers in the form ``(out, in)``.
         shape: heads of its attention, where known.
         wanted: ``norm``, ``value-output``, ``up-down``, ``query-key``.
-        run: see :func:`spikellm.transforms.equivalent.holds`.
+        run: see :func:`spikellm.transforms.smoothing.holds`.
         seed: of the random scales of the check.
     """
     kept, dropped = [], []

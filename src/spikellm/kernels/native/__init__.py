@@ -1,1 +1,1 @@
-"""Sources of the native kernels, in C11; compiled on first use by :mod:`spikellm.kernels.build`."""
+"""Sources of the native kernels, in C11; compiled on first use by :mod:`spikellm.kernels.native.build`."""

@@ -14,8 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikellm.extras import require
-from spikellm.files import write_atomically
+from spikellm.core.extras import require
+from spikellm.core.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,115 @@
+"""Fitting the layers of a block one after the other, on inputs as the spikes bring them, towards what the full-precision stream gives.
+
+A layer with weights Ŵ is fed q, the coded inputs of the converted stream, and should give ``W x``, x the inputs of the full-precision stream. Of all weights
+
+    W* = W · E[x qᵀ] · E[q qᵀ]⁻¹
+
+come nearest, and ``E‖W x − Ŵ q‖² = E‖(Ŵ − W*) q‖² + const``: error feedback on W* with the Hessian of q finds codes for the whole error, that of the
+inputs' coding and of all layers before included (the asymmetric calibration of GPTAQ, here with spikes). ``E[(x − q) qᵀ]`` is damped, so that what a short text happens to show is not learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.algorithms.base import BlockContext
+from spikellm.core import distributed
+from spikellm.core.errors import NumericalError
+from spikellm.models.attention_interface import uncoded
+from spikellm.models.experts import every_expert_sees_every_token
+from spikellm.models.swap import replace_module
+from spikellm.nn.channels import Groups
+from spikellm.nn.fake_quant import InputCoder
+from spikellm.nn.hooks import first_input
+from spikellm.nn.linear import SpikingLinear
+
+
+class Moments(NamedTuple):
+    """Of a layer's inputs, float64 ``(in, in)``: ``Σ q qᵀ``, and ``Σ (x − q) qᵀ``."""
+
+    hessian: Tensor
+    lead: Tensor
+
+
+class InTurn:
+    """A block whose layers are replaced as they are fitted. Use as a context manager: afterwards the block is as it was."""
+
+    def __init__(self, context: BlockContext) -> None:
+        self._context = context
+        self._inside = {full: full.removeprefix(f"{context.name}.") for full in context.layers}
+        self._fitted: dict[str, SpikingLinear] = {}
+
+    def __enter__(self) -> InTurn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._put(self._context.layers)
+
+    def put(self, layers: dict[str, SpikingLinear]) -> None:
+        """Let later layers see what these give."""
+        self._fitted.update(layers)
+        self._put(layers)
+
+    def moments(self, name: str, groups: Groups) -> Moments:
+        """Moments of the inputs of a layer that is fed what all layers put so far give; of several ranks over all of them."""
+        context, activations = self._context, self._context.settings[name].activations
+        coder = InputCoder(activations, groups.channel) if activations.spiking else None
+        hessian = lead = torch.zeros(())
+        for batch in range(len(context.inputs)):
+            x = self._input(name, context.inputs[batch])
+            with self._full_precision():
+                exact = self._input(name, context.entering[batch])
+            q = x if coder is None else coder.values(x)
+            hessian = (q.T @ q).double() + hessian
+            lead = ((exact - q).T @ q).double() + lead
+        return Moments(distributed.summed(hessian), distributed.summed(lead))
+
+    def _input(self, name: str, hidden: Tensor) -> Tensor:
+        """What a layer is fed on some windows: float32, ``(tokens, in)``."""
+        block = self._context.module
+        with every_expert_sees_every_token():
+            found = first_input(block.get_submodule(self._inside[name]), lambda: self._context.forward(block, hidden))
+        return found.flatten(0, -2).float()
+
+    @contextmanager
+    def _full_precision(self) -> Iterator[None]:
+        self._put({name: self._context.layers[name] for name in self._fitted})
+        try:
+            with uncoded(self._context.module):
+                yield
+        finally:
+            self._put(self._fitted)
+
+    def _put(self, layers: dict[str, nn.Module] | dict[str, SpikingLinear]) -> None:
+        for name, layer in layers.items():
+            replace_module(self._context.module, self._inside[name], layer)
+
+
+def target_weight(name: str, weight: Tensor, moments: Moments, damping: float) -> Tensor:
+    """The weights W* that come nearest to the full-precision output, float32 ``(out, in)``.
+
+    Args:
+        name: of the layer, for errors.
+        damping: added to the diagonal of ``Σ q qᵀ``, as a share of its mean; raised up to a thousandfold where that is not enough.
+
+    Raises:
+        NumericalError: it is never enough.
+    """
+    mean = moments.hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    for share in (damping, 10 * damping, 100 * damping, 1000 * damping):
+        damped = moments.hessian.clone()
+        damped.diagonal().add_(share * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            break
+    else:
+        raise NumericalError(
+            f"layer {name}: the second moments of its inputs are not positive definite, even with damping {share:.2g} of their mean diagonal; give more calibration text or raise gptq.compensation_damping"
+        )
+    lead = weight.double() @ moments.lead
+    return (weight.double() + torch.cholesky_solve(lead.T, factor).T).float()

@@ -1,1 +1,0 @@
-"""Text, activations and the block loop."""

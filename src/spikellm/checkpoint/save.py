@@ -1,0 +1,155 @@
+"""Save and load through the model library's own methods: ordinary safetensors shards that ``from_pretrained`` reloads, strictly.
+
+``import spikellm`` registers the classes below as soon as the model library is imported. Where that import is missing, the library itself
+only warns and fills the layers with random numbers; the model card says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from spikellm.checkpoint.card import model_card
+from spikellm.checkpoint.config import METHOD, SpikeConfig
+from spikellm.checkpoint.declared import require_held
+from spikellm.checkpoint.integrity import read_shard, sum_of
+from spikellm.core.errors import CheckpointError, RequestError
+from spikellm.core.files import folder_when_done
+from spikellm.models.attention_interface import CHILD, IMPLEMENTATION, register
+from spikellm.models.cache import install_cache
+from spikellm.models.experts import unfuse_experts
+from spikellm.models.families import is_linear, weight_and_bias
+from spikellm.models.swap import replace_module, spiking_like
+from spikellm.nn.attention import HeadShape, SpikingAttention
+from spikellm.nn.rotation import Rotated, Rotation, layer_name
+from spikellm.nn.validation import damage_of, wrongly_stored
+
+register_quantization_config(METHOD)(SpikeConfig)
+
+
+@register_quantizer(METHOD)
+class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts spiking layers into an empty model before its weights are read, and checks them afterwards."""
+
+    quantization_config: SpikeConfig
+
+    def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files: list[str] | None = None, **_: Any) -> nn.Module:
+        recipe = self.quantization_config.parsed_recipe()
+        unfuse_experts(model)
+        for name in self.quantization_config.modules:
+            outer = layer_name(name)
+            if outer != name and is_linear(found := _listed_module(model, outer)):
+                replace_module(model, outer, Rotated(Rotation(weight_and_bias(found)[0].shape[1], "meta"), found))
+            module, settings = _listed_module(model, name), recipe.for_module(outer)
+            if settings is None or not is_linear(module):
+                raise CheckpointError(
+                    f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged"
+                )
+            replace_module(model, name, spiking_like(module, settings, "meta", tuple(self.quantization_config.sizes.get(name, ()))))
+            parent = model.get_submodule(name.rpartition(".")[0])
+            if not parent._non_persistent_buffers_set:  # (tables of positions, masks: these do want their initialisation)
+                # some families initialise a layer's weight from the module around it; there is nothing left to initialise
+                parent._is_hf_initialized = True  # type: ignore[assignment]
+        for name, shape in self.quantization_config.attention.items():
+            module, spiking = _listed_module(model, name), recipe.attention_for(name)
+            if spiking is None:
+                raise CheckpointError(f"config.json lists {name!r} as spiking, but its recipe says otherwise; the folder is damaged")
+            setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
+        shards = [Path(shard) for shard in checkpoint_files or () if shard.endswith(".safetensors")]
+        for shard in shards:
+            _require_none(wrongly_stored(model, read_shard(shard).types))
+        if shards:
+            require_held(model, sum_of(shards), str(shards[0].parent))
+        return model
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Attention that spikes runs through the interface, whatever was asked for."""
+        if self.quantization_config.attention:
+            register()
+            config._attn_implementation = IMPLEMENTATION
+        return config
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        missing = [
+            name
+            for name, tensor in model.state_dict(keep_vars=True).items()
+            if tensor.device.type != "meta" and not getattr(tensor, "_is_hf_initialized", False)
+        ]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint lacks {len(missing)} tensors ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); it is incomplete, convert again"
+            )
+        for name, parameter in model.named_parameters():
+            if not parameter.is_floating_point():
+                raise CheckpointError(f"{name} holds {parameter.dtype}, expected floating-point numbers; the checkpoint is damaged")
+        _require_none(damage_of(model))
+        if self.quantization_config.attention:
+            install_cache(model)
+        return model
+
+    def is_serializable(self, **_: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _require_none(problem: str | None) -> None:
+    if problem:
+        raise CheckpointError(f"{problem}; the checkpoint is damaged")
+
+
+def _listed_module(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise CheckpointError(
+            f"config.json lists the converted module {name!r}, which {type(model).__name__} does not have; the folder is damaged"
+        ) from None
+
+
+def mark_converted(model: Any, config: SpikeConfig) -> None:
+    """Tell the model library that a model was converted, so that it can save it."""
+    model.config.quantization_config = config
+    model.hf_quantizer = SpikeQuantizer(config, pre_quantized=True)
+    model.is_quantized = True
+    model.quantization_method = METHOD
+    if config.attention:
+        install_cache(model)
+
+
+def spike_config(model: Any) -> SpikeConfig | None:
+    """Configuration of a converted model; None for an ordinary one."""
+    config = getattr(model.config, "quantization_config", None)
+    return config if isinstance(config, SpikeConfig) else None
+
+
+def save(model: Any, tokenizer: Any, out: str | Path, *, overwrite: bool = False, max_shard_size: str | int = "1GB") -> Path:
+    """Write a converted model, its tokenizer and a model card to a folder, which appears only once it is complete.
+
+    Raises:
+        RequestError: the model was not converted, or ``out`` is not empty, and may not be overwritten or is no model.
+        SpikeLLMError: the disk refused.
+    """
+    config = spike_config(model)
+    if config is None:
+        raise RequestError("the model was not converted; call spikellm.convert first")
+    out = Path(out)
+    with folder_when_done(out, overwrite=overwrite) as folder:
+        try:
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        except OSError:
+            raise
+        except Exception as error:
+            if "No space left" in str(error):  # safetensors wraps the system's error
+                raise OSError(28, "No space left on device") from None
+            raise
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(out.name, model, config), encoding="utf-8")
+    return out

@@ -1,0 +1,87 @@
+"""What a command reads: told from what it writes, and looked for before the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from textwrap import shorten
+
+from spikellm.core.errors import DependencyError, RequestError
+from spikellm.core.files import Source, exists
+
+_TEXT_SUFFIXES = (".txt", ".jsonl")  # what is read of a folder of texts
+_TASK_SUFFIXES = (".yaml", ".yml")  # and of a folder of tasks
+
+
+def sources(
+    *,
+    models: Iterable[str | None] = (),
+    texts: Iterable[str | None] = (),
+    recipes: Iterable[str] = (),
+    settings: Iterable[str] = (),
+    files: Iterable[str | None] = (),
+    tasks: str | None = None,
+) -> list[Source]:
+    """The files and folders of this machine among what a command is told to read; names of sets, presets and models on the hub are none.
+
+    Args:
+        recipes, settings: recipes are read, and the calibration text that each names.
+        files: single files, of energies for example.
+        tasks: a folder of task files.
+    """
+    from spikellm.recipe.load import load_recipe, preset_names
+
+    named, own = list(texts), [recipe for recipe in recipes if recipe not in preset_names()]
+    for recipe in recipes:
+        try:
+            named.append(load_recipe(recipe, settings).calibration.text)
+        except RequestError:  # told where the recipe is used
+            continue
+    found = [Source(Path(name)) for name in (*models, *own, *files) if name]
+    found += [Source(Path(name), _TEXT_SUFFIXES) for name in named if name and exists(Path(name)) and not _is_named(name)]
+    return found + ([Source(Path(tasks), _TASK_SUFFIXES)] if tasks else [])
+
+
+def require_texts(texts: Iterable[str], limit: int | None = None) -> None:
+    """Ask for all texts before the work on the first.
+
+    Raises:
+        RequestError: one is neither the name of a set nor there, or ``limit`` leaves nothing of it.
+    """
+    from spikellm.data.datasets import require_source
+
+    for text in texts:
+        require_source(text)
+    if limit is not None and limit < 1:
+        raise RequestError(f"limit is {limit}; expected at least one window")
+
+
+def require_models(models: Iterable[str]) -> None:
+    """Ask for all models before the work on the first.
+
+    Raises:
+        RequestError: one is here, and no model.
+        CheckpointError: one is here, and damaged.
+        DependencyError: one is not here, and the hub has no such model or cannot be reached.
+    """
+    from transformers.utils import cached_file
+
+    from spikellm.checkpoint.integrity import check_folder
+
+    for model in models:
+        if exists(Path(model)):
+            check_folder(Path(model))
+            continue
+        try:
+            cached_file(model, "config.json")
+        except (OSError, ValueError) as error:
+            reason = shorten(str(error), 100, placeholder="…")
+            raise DependencyError(
+                f"{model!r} is no folder here, and the hub could not give it ({reason}); give the path of a local model folder instead"
+            ) from None
+
+
+def _is_named(text: str) -> bool:
+    from spikellm.data.datasets import NAMED
+
+    return text in NAMED

@@ -1,0 +1,78 @@
+"""Figures of one converted model that tables are made of: perplexity, steps, arithmetic effort, estimated energy, size, time."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from spikellm import api
+from spikellm.core import console
+from spikellm.evaluation.perplexity import perplexity_of_windows
+from spikellm.models.summary import ModelSummary
+from spikellm.profiling.counts import FORMS
+from spikellm.profiling.energy import Energy, EnergyTable, estimate
+from spikellm.profiling.operations import count_operations
+
+_COUNTED_TOKENS = 2048
+
+
+class Measured(NamedTuple):
+    """One model, converted with one seed.
+
+    Attributes:
+        perplexity: by text.
+        seconds: that the conversion took.
+        ace: of the whole model over that of the original at 16 bits, on the first 2,048 tokens of the first text; energy estimated from the same counts.
+    """
+
+    perplexity: dict[str, float]
+    seconds: float
+    summary: ModelSummary
+    ace: float
+    energy: Energy
+
+
+def measure(model: Any, windows: Mapping[str, Tensor], table: EnergyTable, seconds: float, label: str) -> Measured:
+    """Measure a model on windows ``(windows, seqlen)`` of each text; ``label`` names it in the progress bar."""
+    values = {}
+    for text, own in windows.items():
+        with console.bar(f"{label}: perplexity on {text}") as update:
+            values[text] = perplexity_of_windows(model, own, update).value
+    sample = next(iter(windows.values()))
+    counts = count_operations(model, [sample[: max(1, _COUNTED_TOKENS // sample.shape[1])]])["prefill"]
+    whole = counts.total()
+    return Measured(values, seconds, api.summarize(model), whole.ace / whole.dense_ace, estimate(counts, table))
+
+
+def row_of(recipe: str, runs: Sequence[Measured], base: Mapping[str, float] | None) -> dict[str, Any]:
+    """A row of a table from the runs of one recipe, one a seed: means, deviations, ratios to ``base``, the original's perplexity by text (None for the original)."""
+    summary, spiking = runs[0].summary, bool(runs[0].summary.spiking_layers)
+    perplexity = {}
+    for text in runs[0].perplexity:
+        values = [run.perplexity[text] for run in runs]
+        value = statistics.fmean(values)
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        perplexity[text] = {
+            "value": value,
+            "deviation": spread,
+            "ratio": value / (value if base is None else base[text]),
+            "seeds": len(values),
+        }
+    return {
+        "recipe": recipe, "perplexity": perplexity,
+        "average_steps": summary.average_steps if spiking else None, "additive_share": summary.additive_share if spiking else None,
+        "weight_bytes": summary.weight_bytes if spiking else None, "weight_ratio": summary.weight_bytes / summary.dense_bytes if spiking else 1.0,
+        "ace_ratio": statistics.fmean(run.ace for run in runs),
+        "energy_ratio": {form: statistics.fmean(getattr(run.energy, form) / run.energy.dense for run in runs) for form in FORMS},
+        "seconds": None if base is None else statistics.fmean(run.seconds for run in runs),
+    }  # fmt: skip
+
+
+def perplexity_in_words(row: dict[str, Any], text: str) -> str:
+    """``value ± deviation (ratio×)`` of one text."""
+    one = row["perplexity"][text]
+    spread = f" ± {one['deviation']:.2f}" if one["seeds"] > 1 else ""
+    return f"{one['value']:.2f}{spread} ({one['ratio']:.3f}×)"

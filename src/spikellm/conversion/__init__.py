@@ -1,0 +1,1 @@
+"""The loop that converts a model block by block."""

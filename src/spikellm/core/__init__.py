@@ -1,0 +1,1 @@
+"""What every part stands on: errors, files, input and output, devices, processes."""

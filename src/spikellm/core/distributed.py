@@ -1,0 +1,146 @@
+"""One conversion on several processes (``torchrun``): each runs its share of the calibration text, sums and samples are put together, layers are dealt out.
+
+Without ``torch.distributed`` there is one rank, and everything here gives back what it is given. What goes between ranks are tensors, never pickled objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+from torch import Tensor
+
+from spikellm.core.errors import RequestError, SpikeLLMError
+
+_START = "start ranks with torchrun, which sets it, or unset WORLD_SIZE for one process"
+
+
+def count() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def own() -> int:
+    """The rank of this process, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def first() -> bool:
+    """Whether this is the rank that writes and speaks."""
+    return own() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the other ranks, where ``torchrun`` started several.
+
+    Raises:
+        RequestError: ranks cannot be joined here, or the environment does not say where they are.
+    """
+    processes = _number("WORLD_SIZE", 1) if os.environ.get("WORLD_SIZE") else 1
+    if processes < 2 or (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    if not dist.is_available():
+        raise RequestError("this torch has no torch.distributed; run one process")
+    _number("RANK", 0, processes - 1)
+    if not os.environ.get("MASTER_ADDR"):
+        raise RequestError(f"MASTER_ADDR is not set, expected the machine of rank 0; {_START}")
+    _number("MASTER_PORT", 0, 65535)
+    _told(lambda: dist.init_process_group("gloo"))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _number(name: str, least: int, most: int | None = None) -> int:
+    """A whole number of the environment."""
+    text = os.environ.get(name)
+    if text is None or not (text.isascii() and text.isdigit() and least <= int(text) <= (most or int(text))):
+        found = "not set" if text is None else repr(text)
+        upper = "" if most is None else f" to {most}"
+        raise RequestError(f"{name} is {found}, expected a whole number from {least}{upper}; {_START}")
+    return int(text)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Sum over all ranks, in place."""
+    if count() > 1:
+        _told(lambda: dist.all_reduce(tensor))
+    return tensor
+
+
+def total(number: float) -> float:
+    """Sum of one number of each rank."""
+    return float(summed(torch.tensor(number, dtype=torch.float64))) if count() > 1 else number
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Put the sum over all ranks in the place of each gradient; one exchange for all of them."""
+    if count() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    whole = summed(torch.cat([gradient.flatten().cpu() for gradient in gradients]))
+    for gradient, part in zip(gradients, whole.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def of_each(number: int) -> list[int]:
+    """A number of every rank, in order of ranks."""
+    numbers = torch.zeros(count(), dtype=torch.int64)
+    numbers[own()] = number
+    found: list[int] = summed(numbers).tolist()
+    return found
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Rows of all ranks, ``(rows, …)``, in order of ranks."""
+    if count() == 1:
+        return tensor
+    sizes = of_each(len(tensor))
+    padded = torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, max(sizes) - len(tensor))).contiguous()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    _told(lambda: dist.all_gather(parts, padded))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def dealt(costs: Mapping[str, float]) -> dict[str, int]:
+    """Which rank takes which piece of work: the largest first, each to the rank with least to do."""
+    load_of, owner = [0.0] * count(), {}
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        owner[name] = load_of.index(min(load_of))
+        load_of[owner[name]] += costs[name]
+    return owner
+
+
+def from_owner(owner: int, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Tensors that one rank has and all need."""
+    if count() == 1:
+        return dict(tensors or {})
+    data = torch.frombuffer(bytearray(save({key: tensor.contiguous() for key, tensor in (tensors or {}).items()})), dtype=torch.uint8)
+    size = torch.tensor([len(data)])
+    _told(lambda: dist.broadcast(size, owner))
+    data = data if own() == owner else torch.empty(int(size), dtype=torch.uint8)
+    _told(lambda: dist.broadcast(data, owner))
+    return load(data.numpy().tobytes())
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if count() > 1:
+        _told(dist.barrier)
+
+
+def _told(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except RuntimeError as error:
+        words = " ".join(str(error).split())[:200]
+        raise SpikeLLMError(
+            f"another rank has ended or cannot be reached ({words}); finished blocks are kept, run again with --resume"
+        ) from None

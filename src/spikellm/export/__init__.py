@@ -1,0 +1,1 @@
+"""Converted layers for other tools."""

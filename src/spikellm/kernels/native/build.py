@@ -1,0 +1,177 @@
+"""Compile the native kernels on first use and load them.
+
+A library is one level (portable, avx2, avx512): the same sources with other flags, in the user's cache under a name made from sources, flags and compiler. It is written to
+a temporary name and renamed, so two processes do not disturb each other. Only a library in a folder of the user's own, which others cannot write to, is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from spikellm.core.errors import DependencyError
+
+LEVELS = ("portable", "avx2", "avx512")
+_FLAGS = {
+    "portable": (),
+    "avx2": ("-mavx2",),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512vbmi"),
+}
+COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off")
+_TIMEOUT = 120
+
+
+def level_wanted() -> str | None:
+    """The level that the user asked for in ``SPIKELLM_KERNELS_LEVEL``; None for the best.
+
+    Raises:
+        DependencyError: there is none of that name.
+    """
+    level = os.environ.get("SPIKELLM_KERNELS_LEVEL") or None
+    if level is not None and level not in LEVELS:
+        raise DependencyError(f"SPIKELLM_KERNELS_LEVEL is {level!r}; expected {', '.join(LEVELS)}")
+    return level
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: ``SPIKELLM_CACHE``, or ``spikellm`` in the user's cache."""
+    if own := os.environ.get("SPIKELLM_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache"))
+    return Path(base) / "spikellm"
+
+
+def compiler() -> str | None:
+    """Path of a C compiler: ``CC``, else cc, gcc or clang."""
+    return next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """The library of the best level that this processor and the user allow.
+
+    Raises:
+        DependencyError: no compiler, it fails, the processor lacks a level that was asked for, or the cache cannot be written to.
+    """
+    wanted = level_wanted()
+    portable = _load("portable")
+    best = LEVELS[portable.spikellm_best_level()]
+    if wanted is not None and LEVELS.index(wanted) > LEVELS.index(best):
+        raise DependencyError(f"SPIKELLM_KERNELS_LEVEL is {wanted}, but this processor has {best} at most")
+    level = wanted or best
+    return portable if level == "portable" else _load(level)
+
+
+def level_of(library: ctypes.CDLL) -> str:
+    """Level that a library was compiled for."""
+    return LEVELS[library.spikellm_level()]
+
+
+def _load(level: str) -> ctypes.CDLL:
+    path = compile_level(level)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise DependencyError(f"the compiled kernels cannot be loaded ({error}); delete {path} to compile them again") from None
+    pointer = ctypes.c_void_p
+    library.spikellm_spike_linear.argtypes = [pointer, ctypes.c_int64, *[pointer] * 8, ctypes.c_int32]
+    library.spikellm_additive_linear.argtypes = [pointer, ctypes.c_int64, *[pointer] * 5, ctypes.c_int32]
+    library.spikellm_code_heads.argtypes = [pointer, *[ctypes.c_int64] * 3, *[pointer] * 3, ctypes.c_int32]
+    library.spikellm_walsh.argtypes = [pointer, *[ctypes.c_int64] * 2, ctypes.c_int32]
+    for product in (library.spikellm_key_scores, library.spikellm_value_sums):
+        product.argtypes = [pointer, *[ctypes.c_int64] * 4, pointer, ctypes.c_int64, pointer, pointer, ctypes.c_int32]
+    return library
+
+
+def sources() -> dict[str, str]:
+    """Sources by file name."""
+    folder = resources.files("spikellm.kernels.native")
+    return {entry.name: entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith((".c", ".h"))}
+
+
+def compile_level(level: str, extra: tuple[str, ...] = ()) -> Path:
+    """Path of the library of a level, compiled if it is not in the cache.
+
+    Args:
+        extra: more flags, for example a sanitizer's.
+
+    Raises:
+        DependencyError: see :func:`load_library`.
+    """
+    tool = compiler()
+    if tool is None:
+        raise DependencyError(
+            "native kernels need a C compiler, and none was found (cc, gcc, clang, or CC); on Debian: apt-get install gcc"
+        )
+    flags = [*COMMON, *_FLAGS[level], *(("-fopenmp",) if _has_openmp(tool) else ()), *extra]
+    files = sources()
+    told = "\0".join([tool, _version(tool), platform.machine(), *flags, *(name + files[name] for name in sorted(files))])
+    folder = cache_folder()
+    path = folder / f"kernels-{level}-{hashlib.sha256(told.encode()).hexdigest()[:20]}.so"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _require_private(folder)
+        if path.exists():
+            _require_private(path)
+            return path
+        with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
+            for name, text in files.items():
+                (Path(work) / name).write_text(text, encoding="utf-8")
+            units = sorted(name for name in files if name.endswith(".c"))
+            result = Path(work) / "kernels.so"
+            _run([tool, *flags, *units, "-o", result.name, "-lm"], work)
+            result.chmod(0o700)
+            result.replace(path)
+    except OSError as error:
+        raise DependencyError(
+            f"kernels cannot be kept in {folder} ({error.strerror or error}); name a folder of your own in SPIKELLM_CACHE"
+        ) from None
+    return path
+
+
+def _require_private(path: Path) -> None:
+    """Refuse what others could have written."""
+    if not hasattr(os, "getuid"):
+        return
+    found = path.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise DependencyError(
+            f"{path} may be written to by others, so no code is loaded from there; chmod go-w it, or name a folder of your own in SPIKELLM_CACHE"
+        )
+
+
+@cache
+def _version(tool: str) -> str:
+    return _run([tool, "--version"], None)
+
+
+@cache
+def _has_openmp(tool: str) -> bool:
+    with tempfile.TemporaryDirectory() as work:
+        (Path(work) / "probe.c").write_text("#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n", encoding="utf-8")
+        try:
+            _run([tool, "-fopenmp", "-fPIC", "-shared", "probe.c", "-o", "probe.so"], work)
+        except DependencyError:
+            return False
+        return True
+
+
+def _run(command: list[str], folder: str | None) -> str:
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False)  # noqa: S603  a compiler, no shell
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DependencyError(f"the compiler {command[0]} does not run ({error}); name another one in CC") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise DependencyError(f"the compiler {command[0]} fails on the kernels ({lines[0][:200]}); name another one in CC")
+    return done.stdout

@@ -1,0 +1,206 @@
+"""Which kernels run: native ones where they are to be had, the torch reference otherwise.
+
+``SPIKELLM_KERNELS=auto`` (the default) takes native kernels and falls back with one notice, ``native`` makes their absence an error, ``torch`` leaves them off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from spikellm.core.errors import DependencyError
+from spikellm.kernels.native import build
+
+CHOICES = ("auto", "native", "torch")
+_log = logging.getLogger("spikellm")
+
+
+def choice() -> str:
+    """What the user asked for.
+
+    Raises:
+        DependencyError: ``SPIKELLM_KERNELS`` is something else.
+    """
+    found = os.environ.get("SPIKELLM_KERNELS") or "auto"
+    if found not in CHOICES:
+        raise DependencyError(f"SPIKELLM_KERNELS is {found!r}; expected {', '.join(CHOICES)}")
+    return found
+
+
+def native() -> bool:
+    """Whether native kernels are used.
+
+    Raises:
+        DependencyError: they were asked for and cannot be had.
+    """
+    wanted = choice()
+    if wanted == "torch":
+        return False
+    problem = _problem()
+    if problem is not None and wanted == "native":
+        raise DependencyError(problem)
+    return problem is None
+
+
+@cache
+def _problem() -> str | None:
+    """Why there are no native kernels; None if there are. Said once where nobody asked for them."""
+    try:
+        build.load_library()
+    except DependencyError as error:
+        if choice() == "auto":
+            _log.warning("spikellm: native kernels are off, torch is used instead: %s", error)
+        return str(error)
+    return None
+
+
+def describe() -> str:
+    """The kernels in use, in words."""
+    if native():
+        return f"native, {build.level_of(build.load_library())}"
+    return "torch" if choice() == "torch" else f"torch ({_problem()})"
+
+
+_library = torch.library.Library("spikellm", "DEF")
+_library.define(
+    "spike_linear(Tensor x, Tensor plan, Tensor codes, Tensor scale, Tensor zero, Tensor column_sums, Tensor? bias, bool show) -> (Tensor, Tensor)"
+)
+_library.define("code_heads(Tensor x, Tensor plan, int row_bytes) -> Tensor")
+_library.define("key_scores(Tensor query, Tensor rows, Tensor plan) -> Tensor")
+_library.define("value_sums(Tensor weights, Tensor rows, Tensor plan, int channels) -> Tensor")
+_library.define("walsh(Tensor x) -> Tensor")
+_library.define("additive_linear(Tensor x, Tensor plan, Tensor words, Tensor scale, Tensor? bias) -> Tensor")
+
+
+def _spike_linear(
+    x: Tensor, plan: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, column_sums: Tensor, bias: Tensor | None, show: bool
+) -> tuple[Tensor, Tensor]:
+    """``spikellm::spike_linear``: a spiking linear layer in merged form, inputs coded on the way; see ``native/spike_linear.c``.
+
+    Args:
+        x: float32, ``(tokens, in)``.
+        plan: int32, see :func:`spikellm.kernels.native.linear_plan.make_plan`.
+        codes: uint8, packed, ``(out, bytes)``.
+        scale, zero: float32 and uint8, ``(out, weight groups)``.
+        column_sums: int32, ``(segments, out)``, sums of integer weights.
+        bias: float32, ``(out,)``.
+        show: give the spike counts too.
+
+    Returns:
+        ``(y, counts)``: float32 ``(tokens, out)``, the same bits as the torch path; uint8 ``(tokens, in)`` in stored order, those of signed neurons raised by their
+        largest code, or nothing.
+    """
+    x = x.contiguous()
+    y, counts = x.new_empty(x.shape[0], codes.shape[0]), codes.new_empty(x.shape if show else 0)
+    failed = build.load_library().spikellm_spike_linear(
+        x.data_ptr(), x.shape[0], plan.data_ptr(), codes.data_ptr(), scale.data_ptr(), zero.data_ptr(), column_sums.data_ptr(), _pointer(bias), y.data_ptr(), counts.data_ptr() if show else None,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return _unless(failed, y), counts
+
+
+def _additive_linear(x: Tensor, plan: Tensor, words: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """``spikellm::additive_linear``: a linear layer of ternary weights by additions alone; see ``native/additive.c``.
+
+    Args:
+        x: float32, ``(tokens, in)``.
+        plan, words: see :func:`spikellm.kernels.native.additive_plan.make_additive_plan`.
+        scale: float32, ``(out, weight groups)``.
+        bias: float32, ``(out,)``.
+
+    Returns:
+        float32, ``(tokens, out)``: the torch path's up to rounding, and the same bits where inputs are integers.
+    """
+    x = x.contiguous()
+    y = x.new_empty(x.shape[0], scale.shape[0])
+    failed = build.load_library().spikellm_additive_linear(
+        x.data_ptr(), x.shape[0], plan.data_ptr(), words.data_ptr(), scale.data_ptr(), _pointer(bias), y.data_ptr(), torch.get_num_threads()
+    )  # fmt: skip
+    return _unless(failed, y)
+
+
+def _code_heads(x: Tensor, plan: Tensor, row_bytes: int) -> Tensor:
+    """``spikellm::code_heads``: codes of attention heads; see ``native/heads.c``.
+
+    Args:
+        x: float32, ``(batch, heads, tokens, channels)``.
+        plan: see :func:`spikellm.kernels.native.head_plan.make_head_plan`.
+        row_bytes: bytes of a row; 0 for values instead of rows.
+
+    Returns:
+        Rows as a cache keeps them, uint8 ``(batch, heads, tokens, row_bytes)``; or the values that codes stand for, float32, of the shape of ``x``. The same bits as torch.
+    """
+    x = x.contiguous()
+    found = x.new_empty(*x.shape[:-1], row_bytes, dtype=torch.uint8) if row_bytes else torch.empty_like(x)
+    pointers = (found.data_ptr(), None) if row_bytes else (None, found.data_ptr())
+    failed = build.load_library().spikellm_code_heads(x.data_ptr(), *x.shape[:3], plan.data_ptr(), *pointers, torch.get_num_threads())
+    return _unless(failed, found)
+
+
+def _key_scores(query: Tensor, rows: Tensor, plan: Tensor) -> Tensor:
+    """``spikellm::key_scores``: products of queries, float32 ``(batch, heads, queries, channels)``, with keys in rows: ``(batch, heads, queries, tokens)``."""
+    return _with_rows(build.load_library().spikellm_key_scores, query, rows, plan, rows.shape[2])
+
+
+def _value_sums(weights: Tensor, rows: Tensor, plan: Tensor, channels: int) -> Tensor:
+    """``spikellm::value_sums``: sums of values in rows by weights, float32 ``(batch, heads, queries, tokens)``: ``(batch, heads, queries, channels)``."""
+    return _with_rows(build.load_library().spikellm_value_sums, weights, rows, plan, channels)
+
+
+def _with_rows(kernel: Callable[..., int], x: Tensor, rows: Tensor, plan: Tensor, last: int) -> Tensor:
+    x, rows = x.contiguous(), rows.contiguous()
+    batch, heads, queries, _ = x.shape
+    found = x.new_empty(batch, heads, queries, last)
+    own = rows.shape[1]
+    failed = kernel(
+        x.data_ptr(), batch, own, heads // own, queries, rows.data_ptr(), rows.shape[2], plan.data_ptr(), found.data_ptr(), torch.get_num_threads()
+    )  # fmt: skip
+    return _unless(failed, found)
+
+
+def _walsh(x: Tensor) -> Tensor:
+    """``spikellm::walsh``: Walsh–Hadamard transform of float32 ``(rows, 2**a)``; the same bits as :func:`spikellm.quantization.hadamard.walsh`."""
+    found = x.contiguous().clone()
+    build.load_library().spikellm_walsh(found.data_ptr(), *found.shape, torch.get_num_threads())
+    return found
+
+
+def _unless(failed: int, found: Tensor) -> Tensor:
+    if failed:
+        raise MemoryError("a kernel found no memory for its work")
+    return found
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+_library.impl("spike_linear", _spike_linear, "CPU")
+_library.impl("additive_linear", _additive_linear, "CPU")
+_library.impl("walsh", _walsh, "CPU")
+torch.library.register_fake("spikellm::walsh", torch.empty_like)
+_library.impl("code_heads", _code_heads, "CPU")
+_library.impl("key_scores", _key_scores, "CPU")
+_library.impl("value_sums", _value_sums, "CPU")
+torch.library.register_fake(
+    "spikellm::code_heads",
+    lambda x, plan, row_bytes: x.new_empty(*x.shape[:-1], row_bytes, dtype=torch.uint8) if row_bytes else torch.empty_like(x),
+)
+torch.library.register_fake("spikellm::key_scores", lambda query, rows, plan: query.new_empty(*query.shape[:-1], rows.shape[2]))
+torch.library.register_fake("spikellm::value_sums", lambda weights, rows, plan, channels: weights.new_empty(*weights.shape[:-1], channels))
+torch.library.register_fake(
+    "spikellm::spike_linear",
+    lambda x, plan, codes, *rest: (x.new_empty(x.shape[0], codes.shape[0]), codes.new_empty(x.shape if rest[-1] else 0)),
+)
+torch.library.register_fake("spikellm::additive_linear", lambda x, plan, words, scale, *_: x.new_empty(x.shape[0], scale.shape[0]))
+spike_linear = torch.ops.spikellm.spike_linear.default
+code_heads = torch.ops.spikellm.code_heads.default
+key_scores = torch.ops.spikellm.key_scores.default
+value_sums = torch.ops.spikellm.value_sums.default
+walsh = torch.ops.spikellm.walsh.default
+additive_linear = torch.ops.spikellm.additive_linear.default

@@ -1,1 +1,0 @@
-"""Spiking modules and what the package knows of model families."""

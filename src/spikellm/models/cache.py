@@ -1,0 +1,111 @@
+"""A key-value cache that holds spikes: every cached token of a head is one row of bytes, packed codes followed by thresholds and baselines.
+
+The library's own layers keep, crop, reorder and select rows; only what goes in is coded and what comes out decoded. Each token is coded once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from spikellm.core.errors import UnsupportedModelError
+from spikellm.models.attention_interface import mark_coded, observed, spiking_attentions
+from spikellm.models.families import caches_latents
+from spikellm.nn.attention import SpikingAttention
+from spikellm.nn.fast_heads import MOST_QUERIES, CachedRows, plan_for
+
+
+class _SpikingRows:
+    """Codes before the library's layer stores, decodes after it returns."""
+
+    spikes: SpikingAttention
+    channels: tuple[int, int]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+        key, value = self.spikes.key_coder(), self.spikes.value_coder()
+        self.channels = key_states.shape[-1], value_states.shape[-1]
+        rows = super().update(key.to_rows(self.spikes.turned_key(key_states)), value.to_rows(value_states), *arguments, **keywords)  # type: ignore[misc]
+        if key_states.shape[2] < min(rows[0].shape[2], MOST_QUERIES + 1) and not observed():
+            key_plan, value_plan = plan_for(key, key_states), plan_for(value, value_states)
+            if key_plan is not None and value_plan is not None:
+                return CachedRows(rows[0], key_plan, self.channels[0]).stand_in(), CachedRows(
+                    rows[1], value_plan, self.channels[1]
+                ).stand_in()
+        coded = key.unpack(rows[0], self.channels[0]), value.unpack(rows[1], self.channels[1])
+        self.spikes.show("key", key, coded[0].codes)
+        self.spikes.show("value", value, coded[1].codes)
+        return mark_coded(key.decode(coded[0])), mark_coded(value.decode(coded[1]))
+
+
+class SpikingLayer(_SpikingRows, DynamicLayer):  # type: ignore[misc]
+    """Cache of one layer that sees all tokens."""
+
+    def __init__(self, spikes: SpikingAttention) -> None:
+        super().__init__()
+        self.spikes = spikes
+
+
+class SpikingSlidingLayer(_SpikingRows, DynamicSlidingWindowLayer):  # type: ignore[misc]
+    """Cache of one layer that sees a sliding window."""
+
+    def __init__(self, spikes: SpikingAttention, sliding_window: int) -> None:
+        super().__init__(sliding_window=sliding_window)
+        self.spikes = spikes
+
+
+def spiking_cache(model: Any) -> Cache:
+    """An empty cache of spikes for a model whose attention spikes."""
+    cache = DynamicCache(config=model.config)
+    fill_cache(model, cache)
+    return cache
+
+
+def fill_cache(model: nn.Module, cache: Cache) -> None:
+    """Replace the layers of an empty dynamic cache by spiking ones, where the model's attention spikes.
+
+    Raises:
+        UnsupportedModelError: a cache of another kind (static, offloaded, quantized).
+    """
+    for name, attention in spiking_attentions(model).items():
+        if not attention.caches or caches_latents(model.get_submodule(name)):
+            return
+    if type(cache) is not DynamicCache or cache.offloading:
+        raise UnsupportedModelError(
+            f"a model with a spiking cache generates with a DynamicCache, not with {type(cache).__name__}; leave cache_implementation unset"
+        )
+    for name, spikes in spiking_attentions(model).items():
+        index = int(model.get_submodule(name).layer_idx)  # type: ignore[arg-type]
+        while len(cache.layers) <= index:
+            cache.layers.append(DynamicLayer())
+        layer = cache.layers[index]
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[index] = SpikingSlidingLayer(spikes, layer.sliding_window)
+        elif type(layer) is DynamicLayer:
+            cache.layers[index] = SpikingLayer(spikes)
+        else:
+            raise UnsupportedModelError(
+                f"layer {name} caches in a {type(layer).__name__}, which has no spiking form; generate with use_cache=False"
+            )
+    cache.layer_class_to_replicate = None
+
+
+def install_cache(model: nn.Module) -> None:
+    """Let every forward pass that starts an empty dynamic cache fill it with spiking layers, so that ``generate`` uses them by itself."""
+
+    def before(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        cache = keywords.get("past_key_values")
+        if cache is None and keywords.get("use_cache", module.config.use_cache):
+            return arguments, {**keywords, "past_key_values": spiking_cache(module)}
+        if isinstance(cache, Cache) and cache.get_seq_length() == 0 and not any(isinstance(layer, _SpikingRows) for layer in cache.layers):
+            fill_cache(module, cache)
+        return arguments, keywords
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes that the cached keys and values take."""
+    tensors = [tensor for layer in cache.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

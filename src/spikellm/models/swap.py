@@ -1,0 +1,48 @@
+"""Put spiking layers in the place of linear ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from spikellm.models.families import weight_and_bias
+from spikellm.nn import additive, partly_binary  # noqa: F401  they register themselves
+from spikellm.nn.linear import SpikingLinear, layer_kinds
+from spikellm.recipe import LinearRecipe
+
+
+def spiking_like(module: nn.Module, settings: LinearRecipe, device: object = None, sizes: tuple[int, ...] = ()) -> SpikingLinear:
+    """An empty spiking layer of the shape, bias and type of a linear one, on ``device`` (the module's own by default)."""
+    weight, bias = weight_and_bias(module)
+    layer = layer_kinds[settings.weights.code](
+        weight.shape[1],
+        weight.shape[0],
+        settings,
+        bias=bias is not None,
+        dtype=weight.dtype,
+        device=device if device is not None else weight.device,
+        sizes=sizes,
+    )
+    if bias is not None and layer.bias is not None and not bias.is_meta:
+        layer.bias.data.copy_(bias.data)
+    return layer
+
+
+def spiking_for(module: nn.Module, settings: LinearRecipe, state: Mapping[str, Tensor], device: object = None) -> SpikingLinear:
+    """An empty spiking layer, see :func:`spiking_like`, of the sizes that a state has."""
+    return spiking_like(module, settings, device, layer_kinds[settings.weights.code].sizes_of(state))  # type: ignore[attr-defined]
+
+
+def with_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A module like another, which is not changed, with other parameters of its own."""
+    new = copy.copy(module)
+    new._parameters = {**module._parameters, **{name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}}
+    return new
+
+
+def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule with this full name."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent) if parent else root, leaf, module)

@@ -1,0 +1,1 @@
+"""Spiking modules and what they are made of."""

@@ -1,0 +1,129 @@
+"""How one attention module codes Q, K and V: the module that hangs in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.nn.head_codec import HeadCoder
+from spikellm.nn.hooks import SpikeTrain, spike_observer
+from spikellm.nn.rotation import mix
+from spikellm.quantization.ste import pass_through
+from spikellm.recipe import AttentionRecipe
+
+
+class HeadShape(NamedTuple):
+    """What an attention module works on: key-value heads, channels of a key and of a value head."""
+
+    heads: int
+    key_channels: int
+    value_channels: int
+
+
+class SpikingAttention(nn.Module):
+    """How one attention module codes Q, K and V.
+
+    Persistent state: ``key_group`` and ``value_group``, uint8 ``(key-value heads, channels)``, the group of every channel; ``key_mean``, float32 of the same shape,
+    where K is centered.
+    """
+
+    key_group: Tensor
+    value_group: Tensor
+    key_mean: Tensor
+
+    def __init__(self, shape: HeadShape, settings: AttentionRecipe, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.shape, self.settings = shape, settings
+        self.register_buffer("key_group", torch.zeros(shape.heads, shape.key_channels, dtype=torch.uint8, device=device))
+        self.register_buffer("value_group", torch.zeros(shape.heads, shape.value_channels, dtype=torch.uint8, device=device))
+        if settings.center:
+            self.register_buffer("key_mean", torch.zeros(shape.heads, shape.key_channels, dtype=torch.float32, device=device))
+        self._coders: dict[str, HeadCoder] = {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingAttention:
+        mean = self._buffers.get("key_mean")
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if mean is not None and self.key_mean.dtype != torch.float32:  # casting a model must not change what is coded
+            self.key_mean = mean.to(self.key_mean.device)
+        self._coders = {}
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._coders = {}
+
+    @torch.no_grad()
+    def set_groups(self, key_group: Tensor, value_group: Tensor) -> None:
+        """Set the group of every K and V channel."""
+        self.key_group.copy_(key_group)
+        self.value_group.copy_(value_group)
+        self._coders = {}
+
+    @property
+    def caches(self) -> bool:
+        """Whether K and V can live in a cache as spikes: both are coded, token by token."""
+        return self.settings.key.spiking and self.settings.value.spiking and self.settings.key_axis == "token"
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Q, or K once it is centered, as it is coded: each head's channels rotated among each other, where the recipe says so."""
+        return mix(x.float()) if self.settings.rotate else x
+
+    def turned_key(self, key: Tensor) -> Tensor:
+        """K as it is coded, ``(batch, heads, tokens, channels)``: centered, where the recipe says so, and rotated.
+
+        A query's products with all keys lose the same number, which the softmax does not see (SageAttention); nothing is added again.
+        """
+        return self.turned(key.float() - self.key_mean.unsqueeze(1) if self.settings.center else key)
+
+    def key_coder(self) -> HeadCoder:
+        """Coder of K, by key-value head."""
+        return self._coder("key", self.key_group, self.settings.key_axis)
+
+    def value_coder(self) -> HeadCoder:
+        """Coder of V, by key-value head."""
+        return self._coder("value", self.value_group, "token")
+
+    def code(self, name: str, x: Tensor) -> Tensor:
+        """Values of Q or of probabilities after coding, one step a channel; as they came where they are not coded."""
+        settings = getattr(self.settings, name)
+        if not settings.spiking:
+            return x
+        if name not in self._coders:
+            self._coders[name] = HeadCoder(
+                settings, torch.zeros(1, x.shape[-1] if name == "query" else 1, dtype=torch.uint8, device=x.device)
+            )
+        return self._through(name, self._coders[name], x)
+
+    def code_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V after coding."""
+        key = self.turned_key(key)
+        if self.settings.key.spiking:
+            key = self._through("key", self.key_coder(), key)
+        if self.settings.value.spiking:
+            value = self._through("value", self.value_coder(), value)
+        return key, value
+
+    def show(self, part: str, coder: HeadCoder, codes: Tensor) -> None:
+        """Show spikes to whoever watches them."""
+        if (observer := spike_observer()) is not None:
+            observer(SpikeTrain(self, part, codes, coder.steps, coder.neuron))
+
+    def _through(self, part: str, coder: HeadCoder, x: Tensor) -> Tensor:
+        """Values after coding; while training, gradients pass straight through."""
+        if spike_observer() is not None:
+            coded = coder.encode(x)
+            self.show(part, coder, coded.codes)
+            return coder.decode(coded)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return coder.recode(x)
+        with torch.no_grad():
+            recoded = coder.recode(x)
+        return pass_through(x, recoded)
+
+    def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
+        if name not in self._coders:
+            self._coders[name] = HeadCoder(getattr(self.settings, name), group, axis)
+        return self._coders[name]

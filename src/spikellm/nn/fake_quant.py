@@ -1,0 +1,82 @@
+"""A linear layer for training: inputs coded as the spiking layer will code them, gradients passed straight through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.neurons import make_neuron
+from spikellm.quantization.ste import pass_through
+from spikellm.quantization.thresholds import threshold_for_range, token_range
+from spikellm.recipe import ActivationRecipe
+
+
+class InputCoder:
+    """Values of a layer's inputs after coding. Layers that read the same tensor share one, and the tensor is coded once.
+
+    Args:
+        settings: how inputs are coded.
+        channel_group: uint8 ``(in,)``, group of every channel (see ``ActivationRecipe.group_ranges``).
+    """
+
+    def __init__(self, settings: ActivationRecipe, channel_group: Tensor) -> None:
+        self.settings, self.neuron = settings, make_neuron(settings.neuron, settings.bits)
+        self._columns = [(channel_group == group).nonzero().squeeze(1) for group in range(len(settings.group_ranges))]
+        self._last: tuple[Tensor, int, Tensor] | None = None  # input, its version, its coded form
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(..., in)`` coded, float32, with the gradient of ``x``."""
+        if self._last is None or self._last[0] is not x or self._last[1] != x._version:
+            with torch.no_grad():
+                coded = self.values(x.detach().float())
+            self._last = x, x._version, pass_through(x, coded)
+        return self._last[2]
+
+    def forget(self) -> None:
+        """Let go of the last input."""
+        self._last = None
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values after coding, ``(..., in)`` float32."""
+        ranges, steps = self.settings.group_ranges, self.settings.group_steps
+        own = [columns for columns, of in zip(self._columns, ranges, strict=True) if of > 0 and len(columns)]
+        common = x
+        for columns in own:
+            common = common.index_fill(-1, columns, 0.0)  # every range includes zero
+        low, high = token_range(common)
+        coded = self._recode(common, low, high, steps[0])
+        for columns, of, count in list(zip(self._columns, ranges, steps, strict=True))[1:]:
+            if len(columns) and (of > 0 or count != steps[0]):
+                part = x.index_select(-1, columns)
+                coded.index_copy_(-1, columns, self._recode(part, *(token_range(part) if of > 0 else (low, high)), count))
+        return coded
+
+    def _recode(self, x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
+        top, signed = self.neuron.top(steps), self.neuron.signed
+        return self.neuron.recode(x, *threshold_for_range(low, high, top, symmetric=self.settings.symmetric, signed=signed), steps)
+
+
+class SurrogateLinear(nn.Module):
+    """Stands in for a linear layer inside a copy of its block; parameters have the names of the layer's own.
+
+    Args:
+        weight: ``(out, in)``.
+        bias: ``(out,)`` or None.
+        precision: type of the product; its result is float32.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.precision = precision
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.coder: InputCoder | None = None  # None: inputs as they are
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in)`` → ``(..., out)``."""
+        if self.coder is not None:
+            x = self.coder(x)
+        if self.precision == torch.float32:
+            return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        y = nn.functional.linear(x.to(self.precision), self.weight.to(self.precision)).float()
+        return y if self.bias is None else y + self.bias

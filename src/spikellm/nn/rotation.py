@@ -1,0 +1,112 @@
+"""Rotations that run with the model: the inputs of a linear layer are spread over each other before they are coded (QuaRot's online Hadamard transform)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.kernels.native import ops
+from spikellm.quantization import hadamard
+
+ROTATION, LINEAR = "rotation", "rotated_linear"  # names of a wrapper's parts; no family has such a child
+
+
+class _Plan(NamedTuple):
+    """Channels that are rotated (None: all), and their signs."""
+
+    channels: Tensor | None
+    signs: Tensor
+
+
+class Rotation(nn.Module):
+    """Signs, then :func:`spikellm.quantization.hadamard.mix`, among some channels; the others pass as they are.
+
+    Persistent state: ``signs``, uint8 ``(channels,)``: 0 for a channel that is left alone, 1 for the sign +1, 2 for −1.
+    """
+
+    signs: Tensor
+
+    def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.register_buffer("signs", torch.zeros(channels, dtype=torch.uint8, device=device))
+        self._plan: _Plan | None = None
+
+    @classmethod
+    def of(cls, signs: Tensor) -> Rotation:
+        """A rotation with these signs, as the buffer holds them."""
+        made = cls(len(signs), signs.device)
+        made.set_signs(signs)
+        return made
+
+    @property
+    def rotated(self) -> int:
+        """Channels that are rotated."""
+        return int((self.signs > 0).sum())
+
+    def set_signs(self, signs: Tensor) -> None:
+        """Set which channels are rotated, and their signs, as the buffer holds them."""
+        self.signs.copy_(signs)
+        self._plan = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotation:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._plan = None
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._plan = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., channels)`` rotated; computed in float32, or in float64 if ``x`` is; the very same tensor where nothing is."""
+        if self._plan is None:
+            chosen = self.signs.nonzero().squeeze(1)
+            self._plan = _Plan(None if len(chosen) == len(self.signs) else chosen, 3 - 2 * self.signs[chosen].float())
+        channels, signs = self._plan
+        if len(signs) == 0:
+            return x
+        wide = x if x.dtype == torch.float64 else x.float()
+        part = mix((wide if channels is None else wide.index_select(-1, channels)) * signs)
+        return (part if channels is None else wide.index_copy(-1, channels, part)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.rotated} of {len(self.signs)} channels"
+
+
+class Rotated(nn.Module):
+    """A linear layer behind a rotation of its inputs."""
+
+    def __init__(self, rotation: Rotation, linear: nn.Module) -> None:
+        super().__init__()
+        self.rotation, self.rotated_linear = rotation, linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in)`` → ``(..., out)``."""
+        found: Tensor = self.rotated_linear(self.rotation(x))
+        return found
+
+
+def mix(x: Tensor) -> Tensor:
+    """:func:`spikellm.quantization.hadamard.mix`, by kernels where they are: the same bits."""
+    fast = x.dtype == torch.float32 and x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad)
+    if fast and not torch.compiler.is_compiling() and ops.native():
+        return hadamard.mix(x, ops.walsh)
+    return hadamard.mix(x)
+
+
+def layer_name(name: str) -> str:
+    """The name that a linear layer has in its family, whether or not a rotation stands before it: what recipes match."""
+    return name.removesuffix(f".{LINEAR}")
+
+
+def rotation_of(name: str) -> str:
+    """Full name of the rotation before a linear layer with this full name."""
+    return f"{layer_name(name)}.{ROTATION}"
+
+
+def rotations(root: nn.Module) -> dict[str, Rotation]:
+    """Rotations of a model by full name."""
+    return {name: module for name, module in root.named_modules() if isinstance(module, Rotation)}

@@ -1,0 +1,1 @@
+"""What is seen of activations while a model is converted."""

@@ -1,0 +1,118 @@
+"""Samples and second moments of the inputs of linear layers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.core import distributed
+
+
+def stride_of(seen: int, wanted: int) -> int:
+    """Every how many of the tokens seen one is kept, so that at most ``wanted`` are."""
+    return max(1, -(-seen // wanted))
+
+
+class TokenSample:
+    """Evenly spread sample of the input tokens of a linear layer, float32.
+
+    Args:
+        seen: tokens that will pass in all.
+        wanted: tokens to keep at most.
+        before: tokens of the text that other ranks run, in front of those that pass here.
+    """
+
+    def __init__(self, seen: int, wanted: int, before: int = 0) -> None:
+        self._stride = stride_of(seen, wanted)
+        self._position = before
+        self._parts: list[Tensor] = []
+        self.hessian: Tensor | None = None
+
+    def update(self, x: Tensor) -> None:
+        """Take what the stride picks from ``(..., channels)``."""
+        tokens = x.detach().reshape(-1, x.shape[-1])
+        first = -self._position % self._stride
+        self._position += tokens.shape[0]
+        self._parts.append(tokens[first :: self._stride].float())
+
+    def add_to_hessian(self, x: Tensor) -> None:
+        """Add ``xᵀx`` of all tokens of ``(..., channels)``, float64 sums of float32 products of a batch."""
+        tokens = x.detach().reshape(-1, x.shape[-1]).float()
+        product = (tokens.T @ tokens).double()
+        self.hessian = product if self.hessian is None else self.hessian.add_(product)
+
+    def put_together(self) -> None:
+        """Take over what other ranks saw."""
+        self._parts = [distributed.gathered(self.tokens())]
+        if self.hessian is not None:
+            distributed.summed(self.hessian)
+
+    def tokens(self) -> Tensor:
+        """The sample, ``(tokens, channels)``."""
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0]
+
+
+class SampledInputs:
+    """Token samples of several linear layers; layers that are fed the very same tensor (q, k and v) share one sample."""
+
+    def __init__(self, layers: dict[str, nn.Module], seen: int, wanted: int, *, hessian: bool = False, before: int = 0) -> None:
+        self._layers, self._seen, self._wanted, self._hessian, self._before = layers, seen, wanted, hessian, before
+        self._of: dict[str, TokenSample] = {}
+        self._recent: list[tuple[weakref.ref[Tensor], int, TokenSample]] = []  # tensors that live, as they were when sampled
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._of[name].tokens()
+
+    def get(self, name: str) -> Tensor | None:
+        """Sample of a layer, None if it was not watched."""
+        return self[name] if name in self._of else None
+
+    def hessian(self, name: str) -> Tensor | None:
+        """``XᵀX`` over all tokens that a layer was fed, float64 ``(in, in)``; None if it was not asked for or the layer not watched."""
+        return self._of[name].hessian if name in self._of else None
+
+    def readers(self, name: str) -> set[str]:
+        """Watched layers that are fed the same tensor as this one, itself included."""
+        return {other for other, sample in self._of.items() if sample is self._of[name]}
+
+    def turn(self, name: str) -> int:
+        """The place of a layer in the order in which watched layers first ran; behind all of them where it was not watched or did not run."""
+        return list(self._of).index(name) if name in self._of else len(self._of)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While this holds, every forward pass through the layers is sampled."""
+        handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in self._layers.items()]
+        try:
+            yield
+        finally:
+            self._recent = []
+            for handle in handles:
+                handle.remove()
+
+    def put_together(self) -> None:
+        """Take over what other ranks saw."""
+        for sample in dict.fromkeys(self._of.values()):
+            sample.put_together()
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+        def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0]
+            self._recent = [entry for entry in self._recent if entry[0]() is not None]
+            for tensor, version, sample in self._recent:
+                if tensor() is x and version == x._version and self._of.get(name, sample) is sample:
+                    self._of[name] = sample
+                    return
+            sample = self._of.setdefault(name, TokenSample(self._seen, self._wanted, self._before))
+            sample.update(x)
+            if self._hessian:
+                sample.add_to_hessian(x)
+            self._recent.append((weakref.ref(x), x._version, sample))
+
+        return record

@@ -1,8 +1,0 @@
-"""Pipelines: how the weights of a block are fitted."""
-
-from spikellm.pipelines.base import BlockContext, FittedBlock, Pipeline, pipelines
-from spikellm.registry import import_parts
-
-__all__ = ["BlockContext", "FittedBlock", "Pipeline", "pipelines"]
-
-import_parts(__name__, __path__)

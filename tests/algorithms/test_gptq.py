@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spikellm
+from conftest import BUNDLED
+from families import build
+from spikellm.core.errors import RecipeError, RequestError
+from spikellm.nn.additive import AdditiveLinear
+from spikellm.nn.execution import spiking_linears
+
+PRESETS = {
+    "gptq-w4a16": (1.0, 0.0), "gptq-w2a16": (1.0, 0.0), "pbllm-95": (1.35, 0.95), "pbllm-90": (1.7, 0.9), "pbllm-80": (2.4, 0.8), "ternary-1.0": (1.0, 1.0),
+    "ternary-1.4": (1.4, 1.0), "ternary-1.7": (1.7, 1.0), "ternary-2.4": (2.4, 1.0), "ternary-1.4-a8": (1.4, 1.0),
+}  # fmt: skip
+
+
+def convert(recipe: str, text_file: Path, *settings: str, **keywords: Any) -> tuple[Any, Any, spikellm.Conversion]:
+    model, tokenizer = spikellm.load(BUNDLED)
+    keywords = {"samples": 4, "seqlen": 64, **keywords}
+    return model, tokenizer, spikellm.convert(model, tokenizer, recipe, str(text_file), settings=settings, **keywords)
+
+
+@pytest.mark.parametrize("recipe", [*PRESETS, "ternary-1.4-a4-t2"])
+def test_presets_convert_count_save_and_generate(recipe: str, text_file: Path, tmp_path: Path) -> None:
+    model, tokenizer, result = convert(recipe, text_file)
+    if recipe in PRESETS:
+        steps, share = PRESETS[recipe]
+        assert result.summary.average_steps == pytest.approx(steps, abs=0.005)
+        assert result.summary.additive_share == pytest.approx(share, abs=0.001)
+    spikellm.save(model, tokenizer, tmp_path / "out")
+    again, tokenizer = spikellm.load(tmp_path / "out")
+    tokens = torch.randint(2, 2000, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
+    assert spikellm.generate(again, tokenizer, "Return the", max_new_tokens=4) == spikellm.generate(
+        model, tokenizer, "Return the", max_new_tokens=4
+    )
+    if recipe.startswith("ternary"):
+        assert result.summary.weight_bytes < (0.17 * max(1.0, result.summary.average_steps) + 0.06) * result.summary.dense_bytes
+
+
+def test_losses_are_in_the_order_that_the_method_promises(text_file: Path) -> None:
+    loss = {recipe: convert(recipe, text_file, samples=16)[2].blocks[-1].loss for recipe in (*PRESETS, "rtn-w2a16")}
+    assert loss["gptq-w4a16"] < loss["gptq-w2a16"] < loss["rtn-w2a16"]
+    assert loss["ternary-2.4"] < loss["ternary-1.7"] < loss["ternary-1.4"] < loss["ternary-1.0"]
+    assert loss["pbllm-80"] < loss["pbllm-90"] < loss["pbllm-95"]
+    for ternary, partly in (("1.4", "95"), ("1.7", "90"), ("2.4", "80")):
+        assert loss[f"ternary-{ternary}"] < loss[f"pbllm-{partly}"]
+
+
+def test_searched_ranges_lose_less(text_file: Path) -> None:
+    plain, searched = (convert("gptq-w2a16", text_file, *settings, samples=16)[2].blocks for settings in ((), ("gptq.search_range=true",)))
+    assert searched[0].loss < plain[0].loss
+    assert searched[-1].loss < plain[-1].loss
+    with pytest.raises(RecipeError, match="no effect on weights of code 'ternary'"):
+        convert("ternary-1.0", text_file, "gptq.search_range=true")
+
+
+def test_additions_alone_give_the_model_s_logits(text_file: Path) -> None:
+    model, tokenizer = spikellm.load(BUNDLED, dtype="float32")
+    spikellm.convert(model, tokenizer, "ternary-1.4", str(text_file), samples=4, seqlen=64)
+    tokens = torch.randint(2, 2000, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        merged = model(tokens).logits
+        spikellm.set_form(model, "stepped")
+        torch.testing.assert_close(model(tokens).logits, merged, rtol=1e-3, atol=1e-3)
+
+
+def test_resumed_it_ends_in_the_same_weights(text_file: Path, tmp_path: Path) -> None:
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(progress: Any) -> None:
+        if progress.index == 1:
+            raise Stop
+
+    whole, _, _ = convert("ternary-1.4", text_file)
+    with pytest.raises(Stop):
+        convert("ternary-1.4", text_file, journal=tmp_path / "journal", on_block=stop)
+    resumed, _, _ = convert("ternary-1.4", text_file, journal=tmp_path / "journal")
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "phi3"])
+def test_other_families(family: str, tokenizer: Any, text_file: Path) -> None:
+    model = build(family)
+    result = spikellm.convert(model, tokenizer, "ternary-1.4", str(text_file), samples=2, seqlen=24)
+    assert all(isinstance(layer, AdditiveLinear) for layer in spiking_linears(model).values())
+    assert result.summary.additive_share == 1.0
+
+
+def test_other_pipelines_refuse_these_codes(text_file: Path) -> None:
+    for pipeline in ("rtn", "omniquant"):
+        with pytest.raises(RequestError, match=r"fits weights of code affine, .* asks for 'ternary'; set pipeline to gptq"):
+            convert("ternary-1.0", text_file, f"pipeline={pipeline}")
+
+
+def test_a_raised_damping_is_in_the_record(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spikellm.observers.input_stats import TokenSample
+
+    original = TokenSample.add_to_hessian
+
+    def spoil(self: TokenSample, x: torch.Tensor) -> None:
+        original(self, x)
+        assert self.hessian is not None
+        self.hessian -= 0.03 * self.hessian.diagonal().mean() * torch.eye(len(self.hessian))
+
+    monkeypatch.setattr(TokenSample, "add_to_hessian", spoil)
+    _, _, result = convert("gptq-w4a16", text_file)
+    assert any("is not positive definite; damping was raised to 0.1 of its mean diagonal" in note for note in result.blocks[0].notes)

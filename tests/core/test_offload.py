@@ -1,0 +1,72 @@
+"""Letting go of weights: memory is given back, no value changes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from spikellm.core.offload import let_go, one_at_a_time, page_out
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="advice of Linux")
+MIB = 1 << 20
+
+
+def resident(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's mapping that are in memory."""
+    address, inside, size = tensor.data_ptr(), False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split(maxsplit=1)[0]
+        if "-" in head and ":" not in head:
+            start, stop = (int(bound, 16) for bound in head.split("-"))
+            inside = start < address + tensor.nbytes and stop > address
+        elif inside and head == "Rss:":
+            size += int(line.split()[1]) * 1024
+    return size
+
+
+def test_mapped_tensors_leave_memory_and_come_back(tmp_path: Path) -> None:
+    expected = torch.randint(0, 256, (16 * MIB,), dtype=torch.uint8)
+    save_file({"a": expected}, tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        tensor = file.get_tensor("a")
+    assert torch.equal(tensor, expected)
+    if resident(tensor) < 15 * MIB:
+        pytest.skip("this version of safetensors does not map files")
+    page_out(tensor)
+    assert resident(tensor) < 2 * MIB
+    assert torch.equal(tensor, expected)
+
+
+def test_what_was_written_to_stays(tmp_path: Path) -> None:
+    """Pages of a private mapping that were changed have no file behind them any more."""
+    save_file({"a": torch.zeros(4 * MIB, dtype=torch.uint8)}, tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        tensor = file.get_tensor("a")
+    tensor += 7
+    page_out(tensor)
+    assert (tensor == 7).all()
+
+
+def test_tensors_without_a_file_are_left_alone() -> None:
+    layer = nn.Linear(2048, 1024)
+    before = layer.weight.detach().clone()
+    let_go(layer)
+    assert resident(layer.weight) >= layer.weight.nbytes
+    assert torch.equal(layer.weight, before)
+
+
+def test_modules_are_let_go_of_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[nn.Module] = []
+    monkeypatch.setattr("spikellm.core.offload.let_go", seen.append)
+    layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    with one_at_a_time(layers):
+        layers[1](layers[0](torch.ones(1, 3)))
+    assert seen == list(layers)
+    layers[0](torch.ones(1, 3))
+    assert len(seen) == 2
