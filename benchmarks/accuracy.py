@@ -1,9 +1,13 @@
-"""What each ingredient of the most accurate presets gives: alone, and taken away from all; and which error is left.
+"""What each ingredient of the most accurate presets gives: alone, and taken away from all.
 
-    python benchmarks/accuracy.py MODEL --calibration train.txt --text test.txt [--samples 64] [--seeds 2,3,4] [--limit 60] [--only remove]
+And which error is left.
 
-Perplexity over the original's. Three tables in Markdown: ``add`` puts ingredients on plain W4A4 (a 4-bit cache, round to nearest) one at a time, ``remove`` takes them from
-``best-w4a4`` one at a time, ``sources`` gives one part after the other of ``best-w4a4`` 8 bits, so that its error is gone.
+    python benchmarks/accuracy.py MODEL --calibration train.txt --text test.txt [--samples 64]
+    [--seeds 2,3,4] [--limit 60] [--only remove]
+
+Perplexity over the original's. Three tables in Markdown: ``add`` puts ingredients on plain W4A4 (a
+4-bit cache, round to nearest) one at a time, ``remove`` takes them from ``best-w4a4`` one at a
+time, ``sources`` gives one part after the other of ``best-w4a4`` 8 bits, so that its error is gone.
 """
 
 from __future__ import annotations
@@ -24,7 +28,10 @@ ADD: dict[str, tuple[str, ...]] = {
     "rotated Q and K": ("attention.rotate=true",),
     "centered K": ("attention.center=true",),
     "own ranges for 5% of the channels": ("activations.salient_rate=0.05",),
-    "two steps and own ranges for 10%": ("activations.salient_rate=0.10", "activations.salient_steps=2"),
+    "two steps and own ranges for 10%": (
+        "activations.salient_rate=0.10",
+        "activations.salient_steps=2",
+    ),
     "GPTQ, searched ranges": _GPTQ,
     "GPTQ that compensates": (*_GPTQ, "gptq.compensate=true"),
 }
@@ -32,14 +39,19 @@ REMOVE: dict[str, tuple[str, ...]] = {
     "everything": (),
     "no rotated residual stream": ("rotation.residual=false",),
     "no rotated V": ("rotation.value_output=false",),
-    "no rotation before o and down": ("rotation={residual: true, value_output: true, equalize: true}",),
+    "no rotation before o and down": (
+        "rotation={residual: true, value_output: true, equalize: true}",
+    ),
     "no equalization": ("rotation.equalize=false",),
     "no rotated Q and K": ("attention.rotate=false",),
     "no centered K": ("attention.center=false",),
     "no compensation": ("gptq.compensate=false",),
     "no searched ranges": ("gptq.search_range=false",),
     "with own ranges for 5% of the channels": ("activations.salient_rate=0.05",),
-    "with two steps and own ranges for 10%, the same in every layer": ("activations.salient_rate=0.10", "activations.salient_steps=2"),
+    "with two steps and own ranges for 10%, the same in every layer": (
+        "activations.salient_rate=0.10",
+        "activations.salient_steps=2",
+    ),
     "with two steps for 10%, shared out over the model": (
         "activations={bits: 4, salient_rate: 0.10, salient_steps: 2, salient_over: model}",
     ),
@@ -52,18 +64,41 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "K at 8 bits": ("attention.key.bits=8",),
     "V at 8 bits": ("attention.value.bits=8",),
 }
-TABLES = {"add": ("rtn-w4a4", (_PLAIN,), ADD), "remove": ("best-w4a4", (), REMOVE), "sources": ("best-w4a4", (), SOURCES)}
+TABLES = {
+    "add": ("rtn-w4a4", (_PLAIN,), ADD),
+    "remove": ("best-w4a4", (), REMOVE),
+    "sources": ("best-w4a4", (), SOURCES),
+}
 
 
-def ratio(arguments: argparse.Namespace, preset: str, settings: tuple[str, ...], seed: int, original: float) -> float:
+def ratio(
+    arguments: argparse.Namespace,
+    preset: str,
+    settings: tuple[str, ...],
+    seed: int,
+    original: float,
+) -> float:
     """Perplexity of one conversion over the original's."""
     model, tokenizer = spikellm.load(arguments.model)
-    spikellm.convert(model, tokenizer, preset, arguments.calibration, samples=arguments.samples, settings=settings, seed=seed)
-    return spikellm.perplexity(model, tokenizer, arguments.text, limit=arguments.limit).value / original
+    spikellm.convert(
+        model,
+        tokenizer,
+        preset,
+        arguments.calibration,
+        samples=arguments.samples,
+        settings=settings,
+        seed=seed,
+    )
+    return (
+        spikellm.perplexity(model, tokenizer, arguments.text, limit=arguments.limit).value
+        / original
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", required=True)
@@ -76,13 +111,16 @@ def main() -> None:
     model, tokenizer = spikellm.load(arguments.model)
     original = spikellm.perplexity(model, tokenizer, arguments.text, limit=arguments.limit).value
     print(
-        f"{arguments.model}: {original:.2f}; {arguments.samples} calibration windows, seeds {arguments.seeds}, {arguments.limit or 'all'} windows of the text"
+        f"{arguments.model}: {original:.2f}; {arguments.samples} calibration windows, seeds"
+        f" {arguments.seeds}, {arguments.limit or 'all'} windows of the text"
     )
     for name in [arguments.only] if arguments.only else TABLES:
         preset, always, rows = TABLES[name]
         print(f"\n| {name}: `{preset}` | ratio |\n|---|---|", flush=True)
         for label, settings in rows.items():
-            found = [ratio(arguments, preset, (*always, *settings), seed, original) for seed in seeds]
+            found = [
+                ratio(arguments, preset, (*always, *settings), seed, original) for seed in seeds
+            ]
             spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
             print(f"| {label} | {statistics.mean(found):.3f}{spread} |", flush=True)
 

@@ -1,10 +1,14 @@
-"""Decode attention over a long cache: rows of spikes on native kernels beside bfloat16 keys and values with torch's scaled dot product attention.
+"""Decode attention over a long cache: rows of spikes on native kernels beside bfloat16 keys and
+values with torch's scaled dot product attention.
 
-    python benchmarks/cache.py [--tokens 1024,4096] [--heads 32] [--shared 4] [--channels 64] [--layers 16] [--threads 1] [--repeat 20]
+    python benchmarks/cache.py [--tokens 1024,4096] [--heads 32] [--shared 4] [--channels 64]
+    [--layers 16] [--threads 1] [--repeat 20]
 
-One step is what a decoder layer does for one new token: the token goes into the cache, its queries attend to all of it. The cache classes and attention functions are the
-library's own and ours, as models call them. There are as many layers as the option says, taken in turn, so that no cache is found in the processor's caches; contenders take
-turns; medians. Prints time of a layer and step, bytes of the cache, and ratios.
+One step is what a decoder layer does for one new token: the token goes into the cache, its queries
+attend to all of it. The cache classes and attention functions are the library's own and ours, as
+models call them. There are as many layers as the option says, taken in turn, so that no cache is
+found in the processor's caches; contenders take turns; medians. Prints time of a layer and step,
+bytes of the cache, and ratios.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ from spikellm.models.cache import SpikingLayer
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
-T2 = ActivationRecipe(bits=4, salient_rate=0.1, salient_steps=2, saliency="first-order", thresholds="shared")
+T2 = ActivationRecipe(
+    bits=4, salient_rate=0.1, salient_steps=2, saliency="first-order", thresholds="shared"
+)
 ONE = ActivationRecipe(bits=4)
 RECIPES = {
     "spikes, T = 1": AttentionRecipe(query=ONE, key=ONE, value=ONE),
@@ -37,7 +43,9 @@ RECIPES = {
 class Layer(nn.Module):
     """What the attention functions ask of a decoder layer, with a cache of random tokens."""
 
-    def __init__(self, tokens: int, heads: int, shared: int, channels: int, recipe: AttentionRecipe | None) -> None:
+    def __init__(
+        self, tokens: int, heads: int, shared: int, channels: int, recipe: AttentionRecipe | None
+    ) -> None:
         super().__init__()
         self.num_key_value_groups, self.is_causal, self.config = shared, True, SimpleNamespace()
         self.layer_idx = 0
@@ -51,7 +59,9 @@ class Layer(nn.Module):
             setattr(self, CHILD, spikes)
             self.cache, self.function = SpikingLayer(spikes), spike_attention
         for start in range(0, tokens, 1024):
-            new = torch.randn(2, 1, heads, min(1024, tokens - start), channels, dtype=torch.bfloat16)
+            new = torch.randn(
+                2, 1, heads, min(1024, tokens - start), channels, dtype=torch.bfloat16
+            )
             self.cache.update(new[0], new[1])
 
     def step(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -61,11 +71,16 @@ class Layer(nn.Module):
 
     @property
     def cache_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.cache.keys, self.cache.values))
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in (self.cache.keys, self.cache.values)
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", default="1024,4096")
     parser.add_argument("--heads", type=int, default=32, help="query heads")
     parser.add_argument("--shared", type=int, default=4, help="query heads to a key-value head")
@@ -77,12 +92,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     own = arguments.heads // arguments.shared
     print(
-        f"{arguments.heads} heads of {arguments.channels} channels, {own} of keys and values, {arguments.threads} thread(s), kernels: {ops.describe()}"
+        f"{arguments.heads} heads of {arguments.channels} channels, {own} of keys and values,"
+        f" {arguments.threads} thread(s), kernels: {ops.describe()}"
     )
     for tokens in map(int, arguments.tokens.split(",")):
         with torch.no_grad():
             contenders = {
-                name: [Layer(tokens, own, arguments.shared, arguments.channels, recipe) for _ in range(arguments.layers)]
+                name: [
+                    Layer(tokens, own, arguments.shared, arguments.channels, recipe)
+                    for _ in range(arguments.layers)
+                ]
                 for name, recipe in {"bfloat16": None, **RECIPES}.items()
             }
             spent: dict[str, list[float]] = {name: [] for name in contenders}
@@ -100,7 +119,8 @@ def main() -> None:
             for name, layers in contenders.items():
                 took, held = statistics.median(spent[name]), layers[0].cache_bytes
                 print(
-                    f"{name:<24} {took * 1e3:8.3f} ms   {base / took:5.2f}× bfloat16   {held / 2**20:7.2f} MiB   {held / size:.3f} of bfloat16"
+                    f"{name:<24} {took * 1e3:8.3f} ms   {base / took:5.2f}× bfloat16  "
+                    f" {held / 2**20:7.2f} MiB   {held / size:.3f} of bfloat16"
                 )
 
 

@@ -1,11 +1,14 @@
-"""Time of one OmniQuant epoch over one decoder block, against the same block with fake quantization written straight in torch.
+"""Time of one OmniQuant epoch over one decoder block, against the same block with fake quantization
+written straight in torch.
 
-    python benchmarks/calibration.py MODEL TEXT [--recipe spike-w4a4-t2] [--samples 16] [--threads 1] [--omniquant CHECKOUT]
+    python benchmarks/calibration.py MODEL TEXT [--recipe spike-w4a4-t2] [--samples 16] [--threads
+    1] [--omniquant CHECKOUT]
 
-The peers run the same forward and backward passes on the same windows, with 4-bit per-token inputs and 4-bit per-row weights with learnable clipping,
-straight-through rounding, plain attention; no salient channels, no equivalent scalings, no coding of Q, K and V. "plain" is written here in ten lines;
-"OmniQuant" uses QuantLinear and UniformAffineQuantizer of a checkout of OpenGVLab/OmniQuant (needs its imports: tqdm, numpy). Prints seconds of an
-epoch, the epochs of all in turn, and ratios.
+The peers run the same forward and backward passes on the same windows, with 4-bit per-token inputs
+and 4-bit per-row weights with learnable clipping, straight-through rounding, plain attention; no
+salient channels, no equivalent scalings, no coding of Q, K and V. "plain" is written here in ten
+lines; "OmniQuant" uses QuantLinear and UniformAffineQuantizer of a checkout of OpenGVLab/OmniQuant
+(needs its imports: tqdm, numpy). Prints seconds of an epoch, the epochs of all in turn, and ratios.
 """
 
 from __future__ import annotations
@@ -46,7 +49,11 @@ class PlainFakeQuant(nn.Module):
         low, high = x.detach().amin(-1, keepdim=True), x.detach().amax(-1, keepdim=True)
         x = x + (self.fake(x.detach(), low, high) - x).detach()
         limit = torch.sigmoid(self.clip)
-        weight = self.fake(self.weight, limit * self.weight.amin(1, keepdim=True), limit * self.weight.amax(1, keepdim=True))
+        weight = self.fake(
+            self.weight,
+            limit * self.weight.amin(1, keepdim=True),
+            limit * self.weight.amax(1, keepdim=True),
+        )
         return nn.functional.linear(x, weight, self.bias)
 
     @staticmethod
@@ -75,7 +82,11 @@ def omniquant_linear(checkout: str) -> MakeLinear:
             "group_size": None,
             "lwc": True,
         }
-        layer = QuantLinear(linear.requires_grad_(False), weights, {"n_bits": 4, "symmetric": False, "dynamic_method": "per_token"})
+        layer = QuantLinear(
+            linear.requires_grad_(False),
+            weights,
+            {"n_bits": 4, "symmetric": False, "dynamic_method": "per_token"},
+        )
         layer.set_quant_state(weight_quant=True, act_quant=True)
         return layer  # type: ignore[no-any-return]
 
@@ -91,11 +102,18 @@ def peer_epoch(fit: omniquant._Fit, make: MakeLinear) -> float:
     for name, linear in linear_layers(block).items():
         assert isinstance(linear, nn.Linear)
         replace_module(block, name, make(linear))
-    parameters = [parameter for name, parameter in block.named_parameters() if name.endswith(("clip", "bound_factor"))]
+    parameters = [
+        parameter
+        for name, parameter in block.named_parameters()
+        if name.endswith(("clip", "bound_factor"))
+    ]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     started = time.perf_counter()
     for batch in range(len(context.inputs)):
-        parts = (store[batch].split(fit.options.batch_size) for store in (context.inputs, context.targets))
+        parts = (
+            store[batch].split(fit.options.batch_size)
+            for store in (context.inputs, context.targets)
+        )
         for hidden, target in zip(*parts, strict=True):
             loss = nn.functional.mse_loss(context.forward(block, hidden.float()), target.float())
             loss.backward()
@@ -105,7 +123,9 @@ def peer_epoch(fit: omniquant._Fit, make: MakeLinear) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("text")
     parser.add_argument("--recipe", default="spike-w4a4-t2")
@@ -121,7 +141,9 @@ def main() -> None:
     theirs: dict[str, list[float]] = {name: [] for name in peers}
     original = omniquant._Fit._epoch
 
-    def timed(self: omniquant._Fit, learned: omniquant.Learned, optimizer: torch.optim.Optimizer) -> float:
+    def timed(
+        self: omniquant._Fit, learned: omniquant.Learned, optimizer: torch.optim.Optimizer
+    ) -> float:
         started = time.perf_counter()
         loss = original(self, learned, optimizer)
         ours.append(time.perf_counter() - started)
@@ -136,10 +158,19 @@ def main() -> None:
     model, tokenizer = spikellm.load(arguments.model)
     settings = [f"omniquant.epochs={REPEATS}"]
     with contextlib.suppress(StopAfterFirstBlockError):
-        spikellm.convert(model, tokenizer, arguments.recipe, arguments.text, samples=arguments.samples, settings=settings, on_block=stop)
+        spikellm.convert(
+            model,
+            tokenizer,
+            arguments.recipe,
+            arguments.text,
+            samples=arguments.samples,
+            settings=settings,
+            on_block=stop,
+        )
     one = statistics.median(ours)
     print(
-        f"{arguments.recipe}, {arguments.samples} windows, {arguments.threads} thread(s), median of {REPEATS} epochs over the first block"
+        f"{arguments.recipe}, {arguments.samples} windows, {arguments.threads} thread(s), median of"
+        f" {REPEATS} epochs over the first block"
     )
     print(f"spikellm     {one:.2f} s")
     for name, seconds in theirs.items():

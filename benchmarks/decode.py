@@ -1,9 +1,13 @@
-"""Whole models of real shape: prompt and decode of converted models beside their bfloat16 original, in one run.
+"""Whole models of real shape: prompt and decode of converted models beside their bfloat16 original,
+in one run.
 
-    python benchmarks/decode.py [--shape 160m] [--recipes w4a4-t2,ternary-1.0] [--threads 1] [--prompt 32] [--new 32] [--repeat 3] [--keep DIR]
+    python benchmarks/decode.py [--shape 160m] [--recipes w4a4-t2,ternary-1.0] [--threads 1]
+    [--prompt 32] [--new 32] [--repeat 3] [--keep DIR]
 
-Weights are random (speed does not depend on them); the shapes are those of Llama models of 160 million and 1 billion parameters. Each model is converted with one window of
-random tokens, saved, and run in a process of its own, in turns with the original (see ``spikellm bench``). Prints medians and ratios.
+Weights are random (speed does not depend on them); the shapes are those of Llama models of 160
+million and 1 billion parameters. Each model is converted with one window of random tokens, saved,
+and run in a process of its own, in turns with the original (see ``spikellm bench``). Prints medians
+and ratios.
 """
 
 from __future__ import annotations
@@ -21,15 +25,31 @@ from spikellm.commands.bench import bench, show
 from spikellm.recipe.load import load_recipe
 
 SHAPES = {
-    "160m": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8},
-}  # fmt: skip
+    "160m": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+}
 
 
 def make(shape: str, folder: Path) -> None:
     """A model of random weights with the tokenizer of the bundled one."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(spikellm.__file__).parent / "assets" / "stdlib-2m")
-    config = transformers.LlamaConfig(vocab_size=32000, max_position_embeddings=4096, tie_word_embeddings=True, **SHAPES[shape])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        Path(spikellm.__file__).parent / "assets" / "stdlib-2m"
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=32000, max_position_embeddings=4096, tie_word_embeddings=True, **SHAPES[shape]
+    )
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder)
@@ -37,14 +57,18 @@ def make(shape: str, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, default="160m")
     parser.add_argument("--recipes", default="w4a4-t2,ternary-1.0")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--keep", type=Path, help="keep the models in this folder, and use those that it holds")
+    parser.add_argument(
+        "--keep", type=Path, help="keep the models in this folder, and use those that it holds"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
@@ -53,19 +77,34 @@ def main() -> None:
         if not original.exists():
             make(arguments.shape, original)
         words = folder / "words.txt"
-        words.write_text(" ".join(random.Random(0).choices(["return", "the", "value", "of", "list", "a", "file"], k=4000)))  # noqa: S311
+        words.write_text(
+            " ".join(
+                random.Random(0).choices(
+                    ["return", "the", "value", "of", "list", "a", "file"], k=4000
+                )
+            )
+        )  # noqa: S311
         for recipe in arguments.recipes.split(","):
             ternary = load_recipe(recipe).weights.code == "ternary"
-            quick = ["gptq.rounds=1"] if ternary else []  # weights are random: no fit is better than another
+            quick = (
+                ["gptq.rounds=1"] if ternary else []
+            )  # weights are random: no fit is better than another
             out = folder / f"{arguments.shape}-{recipe}"
             if not out.exists():
                 model, tokenizer = spikellm.load(original)
-                spikellm.convert(model, tokenizer, recipe, str(words), samples=1, seqlen=64, settings=quick)
+                spikellm.convert(
+                    model, tokenizer, recipe, str(words), samples=1, seqlen=64, settings=quick
+                )
                 spikellm.save(model, tokenizer, out)
                 del model
             show(
                 bench(
-                    str(out), str(original), prompt=arguments.prompt, new=arguments.new, repeat=arguments.repeat, threads=arguments.threads
+                    str(out),
+                    str(original),
+                    prompt=arguments.prompt,
+                    new=arguments.new,
+                    repeat=arguments.repeat,
+                    threads=arguments.threads,
                 )
             )
 

@@ -1,11 +1,15 @@
-"""Time of coding each layer with the gptq pipeline, against its Cholesky and error-feedback products alone, written straight with LAPACK and BLAS calls.
+"""Time of coding each layer with the gptq pipeline, against its Cholesky and error-feedback
+products alone, written straight with LAPACK and BLAS calls.
 
-    python benchmarks/gptq.py MODEL TEXT [--recipe gptq-w4a16] [--samples 64] [--threads 1] [--gptq CHECKOUT]
+    python benchmarks/gptq.py MODEL TEXT [--recipe gptq-w4a16] [--samples 64] [--threads 1] [--gptq
+    CHECKOUT]
 
-"products" calls what torch calls LAPACK and BLAS by: potrf, potri and potrf in float64, then gemv a column and gemm a block of 128 in float32, over the
-same weights and Hessian in the same order, as many times as the pipeline feeds errors back; each weight keeps its value, so nothing is coded, searched, sorted
-or packed. "GPTQ" is ``fasterquant`` of a checkout of IST-DASLab/gptq (needs its imports: numpy) with activation order, 4-bit rows and their plain ranges. All take turns on every layer.
-Prints seconds by kind of layer, the whole conversion, and ratios.
+"products" calls what torch calls LAPACK and BLAS by: potrf, potri and potrf in float64, then gemv a
+column and gemm a block of 128 in float32, over the same weights and Hessian in the same order, as
+many times as the pipeline feeds errors back; each weight keeps its value, so nothing is coded,
+searched, sorted or packed. "GPTQ" is ``fasterquant`` of a checkout of IST-DASLab/gptq (needs its
+imports: numpy) with activation order, 4-bit rows and their plain ranges. All take turns on every
+layer. Prints seconds by kind of layer, the whole conversion, and ratios.
 """
 
 from __future__ import annotations
@@ -80,7 +84,9 @@ def published(checkout: str) -> Peer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("text")
     parser.add_argument("--recipe", default="gptq-w4a16")
@@ -94,14 +100,19 @@ def main() -> None:
         peers["GPTQ"] = published(arguments.gptq)
     spent: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     feedbacks: list[int] = []
-    original, feed_back = gptq.fit_layer, gptq.feed_back
+    original, propagate_error = gptq.fit_layer, gptq.propagate_error
 
     def counted(*details: Any, **named: Any) -> Tensor:
         feedbacks[-1] += 1
-        return feed_back(*details, **named)
+        return propagate_error(*details, **named)
 
     def timed(
-        name: str, module: nn.Module, settings: LinearRecipe, groups: Groups, hessian: Tensor, options: GptqRecipe
+        name: str,
+        module: nn.Module,
+        settings: LinearRecipe,
+        groups: Groups,
+        hessian: Tensor,
+        options: GptqRecipe,
     ) -> tuple[SpikingLinear, float]:
         feedbacks.append(0)
         started = time.perf_counter()
@@ -115,24 +126,37 @@ def main() -> None:
             kind[peer].append(time.perf_counter() - started)
         return fitted
 
-    gptq.fit_layer, gptq.feed_back = timed, counted
+    gptq.fit_layer, gptq.propagate_error = timed, counted
     model, tokenizer = spikellm.load(arguments.model)
     started = time.perf_counter()
-    spikellm.convert(model, tokenizer, arguments.recipe, arguments.text, samples=arguments.samples, seqlen=256)
+    spikellm.convert(
+        model, tokenizer, arguments.recipe, arguments.text, samples=arguments.samples, seqlen=256
+    )
     whole = time.perf_counter() - started
-    theirs = sum(sum(times) for kind in spent.values() for peer, times in kind.items() if peer != "spikellm")
-    print(f"{arguments.recipe}, {arguments.samples} windows of 256, {arguments.threads} thread(s); median of the layers of a kind")
-    print(f"the whole conversion: {whole - theirs:.1f} s; errors fed back {statistics.fmean(feedbacks):.1f} times a layer")
+    theirs = sum(
+        sum(times) for kind in spent.values() for peer, times in kind.items() if peer != "spikellm"
+    )
+    print(
+        f"{arguments.recipe}, {arguments.samples} windows of 256, {arguments.threads} thread(s);"
+        " median of the layers of a kind"
+    )
+    print(
+        f"the whole conversion: {whole - theirs:.1f} s; errors fed back"
+        f" {statistics.fmean(feedbacks):.1f} times a layer"
+    )
     for kind, times in spent.items():
         ours = statistics.median(times["spikellm"])
         ratios = "   ".join(
-            f"{peer} {statistics.median(times[peer]) * 1e3:.1f} ms (spikellm takes {ours / statistics.median(times[peer]):.2f} of it)"
+            f"{peer} {statistics.median(times[peer]) * 1e3:.1f} ms (spikellm takes"
+            f" {ours / statistics.median(times[peer]):.2f} of it)"
             for peer in peers
         )
         print(f"{kind:<10} spikellm {ours * 1e3:.1f} ms   {ratios}")
     for peer in peers:
         print(
-            f"all layers: {sum(sum(kind['spikellm']) for kind in spent.values()) / sum(sum(kind[peer]) for kind in spent.values()):.2f} of {peer}"
+            "all layers:"
+            f" {sum(sum(kind['spikellm']) for kind in spent.values()) / sum(sum(kind[peer]) for kind in spent.values()):.2f}"
+            f" of {peer}"
         )
 
 

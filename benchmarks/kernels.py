@@ -1,11 +1,14 @@
-"""Time of one linear layer: native kernels against torch and oneDNN, weights larger than the caches.
+"""Time of one linear layer: native kernels against torch and oneDNN, weights larger than the
+caches.
 
     python benchmarks/kernels.py [--threads 1] [--size 4096] [--rows 1,256] [--repeat 30]
 
-Every contender has as many copies of its weights as fill 128 MiB and takes them in turn, so none finds them in a cache; contenders take turns too, and medians are
-compared. "spikellm" is a whole layer: inputs coded, product, thresholds, scales. Peers: bfloat16 linear, 4-bit weights with bfloat16 inputs
-(_weight_int4pack_mm_for_cpu), int8 by int8 (oneDNN through _int_mm, no coding and no scales). The floor is the time of reading the packed weights at the memory
-bandwidth that a sum over 128 MiB of integers reaches.
+Every contender has as many copies of its weights as fill 128 MiB and takes them in turn, so none
+finds them in a cache; contenders take turns too, and medians are compared. "spikellm" is a whole
+layer: inputs coded, product, thresholds, scales. Peers: bfloat16 linear, 4-bit weights with
+bfloat16 inputs (_weight_int4pack_mm_for_cpu), int8 by int8 (oneDNN through _int_mm, no coding and
+no scales). The floor is the time of reading the packed weights at the memory bandwidth that a sum
+over 128 MiB of integers reaches.
 """
 
 from __future__ import annotations
@@ -40,11 +43,16 @@ def spiking(size: int, recipe: LinearRecipe, seed: int = 0) -> SpikingLinear:
         group[torch.randperm(size, generator=generator)[:count]] = 2
     layer.set_groups(group)
     groups = len(layer.layout().weight_groups)
-    scale, zero = torch.rand(size, groups, generator=generator) + 0.5, torch.zeros(size, groups, dtype=torch.uint8)
+    scale, zero = (
+        torch.rand(size, groups, generator=generator) + 0.5,
+        torch.zeros(size, groups, dtype=torch.uint8),
+    )
     if recipe.weights.code == "ternary":
         codes = torch.randint(-1, 2, (size, size), generator=generator, dtype=torch.int8)
     else:
-        codes = torch.randint(0, 2**recipe.weights.bits, (size, size), generator=generator, dtype=torch.uint8)
+        codes = torch.randint(
+            0, 2**recipe.weights.bits, (size, size), generator=generator, dtype=torch.uint8
+        )
         zero += 2 ** (recipe.weights.bits - 1)
     layer.set_weights(AffineWeights(codes, scale, zero))
     return layer
@@ -65,7 +73,10 @@ def contenders(size: int) -> dict[str, tuple[Contender, int]]:
                 layer = spiking(size, first.settings, seed)
                 yield lambda x, layer=layer: layer(x)
 
-        return make, held or size * size * 32 // 144  # the additive kernel reads words of 18 weights in 32 bits
+        return (
+            make,
+            held or size * size * 32 // 144,
+        )  # the additive kernel reads words of 18 weights in 32 bits
 
     def dense() -> Iterator[Callable[[Tensor], object]]:
         while True:
@@ -77,7 +88,11 @@ def contenders(size: int) -> dict[str, tuple[Contender, int]]:
             codes = torch.randint(0, 16, (size, size), dtype=torch.int32)
             packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
             scales = torch.rand(size // 128, size, 2).bfloat16()
-            yield lambda x, packed=packed, scales=scales: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, 128, scales)
+            yield (
+                lambda x, packed=packed, scales=scales: torch.ops.aten._weight_int4pack_mm_for_cpu(
+                    x, packed, 128, scales
+                )
+            )
 
     def int8() -> Iterator[Callable[[Tensor], object]]:
         while True:
@@ -94,10 +109,16 @@ def contenders(size: int) -> dict[str, tuple[Contender, int]]:
         "torch int4 weights": (int4, size * size // 2),
         "oneDNN int8": (int8, size * size),
         "spikellm ternary, 16-bit inputs (additive)": ours(ternary, ActivationRecipe(bits=16)),
-        "spikellm 2-bit weights, 8-bit spikes": ours(WeightRecipe(bits=2), ActivationRecipe(bits=8)),
-        "spikellm 3-bit weights, 4-bit spikes": ours(WeightRecipe(bits=3), ActivationRecipe(bits=4)),
+        "spikellm 2-bit weights, 8-bit spikes": ours(
+            WeightRecipe(bits=2), ActivationRecipe(bits=8)
+        ),
+        "spikellm 3-bit weights, 4-bit spikes": ours(
+            WeightRecipe(bits=3), ActivationRecipe(bits=4)
+        ),
         "spikellm 4-bit weights, 4-bit spikes, T = 2 on 10%": ours(WeightRecipe(bits=4), t2),
-        "spikellm 8-bit weights, 8-bit spikes": ours(WeightRecipe(bits=8), ActivationRecipe(bits=8)),
+        "spikellm 8-bit weights, 8-bit spikes": ours(
+            WeightRecipe(bits=8), ActivationRecipe(bits=8)
+        ),
     }
 
 
@@ -113,7 +134,9 @@ def bandwidth() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rows", default="1,256")
@@ -121,10 +144,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     speed = bandwidth()
-    print(f"{arguments.size} × {arguments.size}, {arguments.threads} thread(s), kernels: {ops.describe()}, memory {speed / 1e9:.1f} GB/s")
+    print(
+        f"{arguments.size} × {arguments.size}, {arguments.threads} thread(s), kernels:"
+        f" {ops.describe()}, memory {speed / 1e9:.1f} GB/s"
+    )
     with torch.no_grad():
         all_of_them = {
-            name: ([copy for copy, _ in zip(make(), range(max(2, -(-_MEMORY // size))), strict=False)], size)
+            name: (
+                [copy for copy, _ in zip(make(), range(max(2, -(-_MEMORY // size))), strict=False)],
+                size,
+            )
             for name, (make, size) in contenders(arguments.size).items()
         }
         for rows in map(int, arguments.rows.split(",")):
@@ -143,7 +172,9 @@ def main() -> None:
             for name, (_, size) in all_of_them.items():
                 took = base[name]
                 print(
-                    f"{name:<52} {took * 1e3:8.3f} ms   {base['torch bfloat16'] / took:5.2f}× torch bfloat16   {base['torch int4 weights'] / took:5.2f}× torch int4   {size / speed / took:4.0%} of bandwidth"
+                    f"{name:<52} {took * 1e3:8.3f} ms   {base['torch bfloat16'] / took:5.2f}× torch"
+                    f" bfloat16   {base['torch int4 weights'] / took:5.2f}× torch int4  "
+                    f" {size / speed / took:4.0%} of bandwidth"
                 )
 
 

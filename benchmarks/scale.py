@@ -1,10 +1,14 @@
-"""Conversion of blocks of real size: memory must not grow with their number, time must grow in proportion.
+"""Conversion of blocks of real size: memory must not grow with their number, time must grow in
+proportion.
 
-    python benchmarks/scale.py [--blocks 2,4] [--shape 4096,11008,32] [--recipes gptq-w4a16,spike-w4a4-t2] [--samples 8] [--seqlen 512] [--threads 2] [--folder DIR]
+    python benchmarks/scale.py [--blocks 2,4] [--shape 4096,11008,32] [--recipes
+    gptq-w4a16,spike-w4a4-t2] [--samples 8] [--seqlen 512] [--threads 2] [--folder DIR]
 
-Makes models of random weights with decoder blocks of Llama-2-7B's shape (4096 channels, 11008 within, 32 heads; bfloat16) or another, and converts each with the command line, in a
-process of its own. Pipelines that learn run one epoch. Prints peak memory (resident, files mapped into memory included), seconds of each block, and their growth; on Linux also the
-peak within each block and what is resident after it, which tell growth from chance.
+Makes models of random weights with decoder blocks of Llama-2-7B's shape (4096 channels, 11008
+within, 32 heads; bfloat16) or another, and converts each with the command line, in a process of its
+own. Pipelines that learn run one epoch. Prints peak memory (resident, files mapped into memory
+included), seconds of each block, and their growth; on Linux also the peak within each block and
+what is resident after it, which tell growth from chance.
 """
 
 from __future__ import annotations
@@ -70,31 +74,59 @@ def make(blocks: int, shape: str, folder: Path) -> None:
     )
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(spikellm.__file__).parent / "assets" / "stdlib-2m")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        Path(spikellm.__file__).parent / "assets" / "stdlib-2m"
+    )
     tokenizer.save_pretrained(folder)
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in transformers.LlamaForCausalLM(config).state_dict().items()}
+        shapes = {
+            name: tensor.shape
+            for name, tensor in transformers.LlamaForCausalLM(config).state_dict().items()
+        }
     generator, index, shards = torch.Generator().manual_seed(0), {}, dict[str, list[str]]()
     for name in shapes:
         found = re.search(r"layers\.(\d+)\.", name)
         shards.setdefault(f"model-{found[1] if found else 'ends'}.safetensors", []).append(name)
     for shard, names in shards.items():
         tensors = {
-            name: torch.ones(shapes[name], dtype=torch.bfloat16)
-            if "norm" in name
-            else torch.randn(shapes[name], generator=generator, dtype=torch.float32).mul_(0.02).bfloat16()
+            name: (
+                torch.ones(shapes[name], dtype=torch.bfloat16)
+                if "norm" in name
+                else torch.randn(shapes[name], generator=generator, dtype=torch.float32)
+                .mul_(0.02)
+                .bfloat16()
+            )
             for name in names
         }
         save_file(tensors, folder / shard, metadata={"format": "pt"})
         index.update(dict.fromkeys(names, shard))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
 
 
 def convert(model: Path, recipe: str, text: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak memory and seconds of one conversion, and of each block."""
     out = model.with_name(f"{model.name}-{recipe}")
     quick = ["--set", "omniquant.epochs=1"] if load_recipe(recipe).pipeline == "omniquant" else []
-    command = [sys.executable, "-c", _RUN, "convert", str(model), str(out), "--recipe", recipe, "--calibration", str(text), "--samples", str(arguments.samples), "--seqlen", str(arguments.seqlen), "--force", *quick]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        _RUN,
+        "convert",
+        str(model),
+        str(out),
+        "--recipe",
+        recipe,
+        "--calibration",
+        str(text),
+        "--samples",
+        str(arguments.samples),
+        "--seqlen",
+        str(arguments.seqlen),
+        "--force",
+        *quick,
+    ]
     surroundings = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
@@ -104,20 +136,34 @@ def convert(model: Path, recipe: str, text: Path, arguments: argparse.Namespace)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--blocks", default="2,4")
-    parser.add_argument("--shape", default="4096,11008,32", help="channels, channels within the feed-forward part, heads")
+    parser.add_argument(
+        "--shape",
+        default="4096,11008,32",
+        help="channels, channels within the feed-forward part, heads",
+    )
     parser.add_argument("--recipes", default="gptq-w4a16,spike-w4a4-t2")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seqlen", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where models are made; a temporary folder by default")
+    parser.add_argument(
+        "--folder", type=Path, help="where models are made; a temporary folder by default"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         text = folder / "words.txt"
-        text.write_text(" ".join(random.Random(0).choices(["return", "the", "value", "of", "list", "a", "file"], k=20000)))  # noqa: S311
+        text.write_text(
+            " ".join(
+                random.Random(0).choices(
+                    ["return", "the", "value", "of", "list", "a", "file"], k=20000
+                )
+            )
+        )  # noqa: S311
         print(f"{arguments.samples} × {arguments.seqlen} tokens, {arguments.threads} thread(s)")
         for recipe in arguments.recipes.split(","):
             first: dict[str, Any] = {}
@@ -131,12 +177,17 @@ def main() -> None:
                 each, growth = sum(found["blocks"]) / blocks, found["peak"] / first["peak"]
                 slower = sum(found["blocks"]) / sum(first["blocks"])
                 print(
-                    f"{recipe:<16} {blocks} blocks  peak {found['peak'] / 2**30:.2f} GiB  {each:.1f} s a block, {found['seconds']:.0f} s in all, from {started}"
-                    f"  peak {growth:.3f}×, time {slower:.2f}× of {first['count']:.0f} blocks",
+                    f"{recipe:<16} {blocks} blocks  peak {found['peak'] / 2**30:.2f} GiB "
+                    f" {each:.1f} s a block, {found['seconds']:.0f} s in all, from {started}  peak"
+                    f" {growth:.3f}×, time {slower:.2f}× of {first['count']:.0f} blocks",
                     flush=True,
                 )
                 for what in ("within", "after") if sys.platform == "linux" else ():
-                    print(f"    {what} each block, GiB: {' '.join(f'{size / 2**30:.2f}' for size in found[what])}", flush=True)
+                    print(
+                        f"    {what} each block, GiB:"
+                        f" {' '.join(f'{size / 2**30:.2f}' for size in found[what])}",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

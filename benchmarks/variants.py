@@ -1,4 +1,6 @@
-"""What the ablations share: perplexity of variants of one recipe over seeds, as ratios to the original model."""
+"""What the ablations share: perplexity of variants of one recipe over seeds, as ratios to the
+original model.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,18 @@ import spikellm
 
 def parse(description: str, recipe: str, samples: int, limit: int | None) -> argparse.Namespace:
     """Command line of an ablation."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("calibration")
     parser.add_argument("test")
     parser.add_argument("--recipe", default=recipe)
-    parser.add_argument("--seeds", default="2,3,4", help="one conversion for each; a seed draws other calibration windows")
+    parser.add_argument(
+        "--seeds",
+        default="2,3,4",
+        help="one conversion for each; a seed draws other calibration windows",
+    )
     parser.add_argument("--samples", type=int, default=samples)
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--limit", type=int, default=limit, help="first windows of the test text")
@@ -39,7 +47,9 @@ def measure(arguments: argparse.Namespace, variants: Mapping[str, Sequence[str]]
     torch.set_num_threads(arguments.threads)
 
     def perplexity(model: Any, tokenizer: Any) -> float:
-        return spikellm.perplexity(model, tokenizer, arguments.test, seqlen=arguments.seqlen, limit=arguments.limit).value
+        return spikellm.perplexity(
+            model, tokenizer, arguments.test, seqlen=arguments.seqlen, limit=arguments.limit
+        ).value
 
     original = perplexity(*spikellm.load(arguments.model))
     print(f"original {original:.2f}", flush=True)
@@ -49,12 +59,21 @@ def measure(arguments: argparse.Namespace, variants: Mapping[str, Sequence[str]]
         for seed in map(int, arguments.seeds.split(",")):
             model, tokenizer = spikellm.load(arguments.model)
             spikellm.convert(
-                model, tokenizer, arguments.recipe, arguments.calibration, samples=arguments.samples, seqlen=arguments.seqlen, seed=seed, settings=settings
-            )  # fmt: skip
+                model,
+                tokenizer,
+                arguments.recipe,
+                arguments.calibration,
+                samples=arguments.samples,
+                seqlen=arguments.seqlen,
+                seed=seed,
+                settings=settings,
+            )
             ratios.append(perplexity(model, tokenizer) / original)
         rows[name] = ratios
         spread = statistics.stdev(ratios) if len(ratios) > 1 else 0.0
         each = " ".join(f"{ratio:.3f}" for ratio in ratios)
         print(f"{name:<50} {statistics.fmean(ratios):8.3f} ± {spread:.3f}   {each}", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"original": original, "ratios": rows}, indent=1), encoding="utf-8")
+        arguments.json.write_text(
+            json.dumps({"original": original, "ratios": rows}, indent=1), encoding="utf-8"
+        )

@@ -1,4 +1,7 @@
-"""Models and texts that the tests share. Nothing here is copied from outside: folders beside the project are read where they are."""
+"""Models and texts that the tests share.
+
+Nothing here is copied from outside: folders beside the project are read where they are.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ PROJECT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("SPIKELLM_SHARED", PROJECT.parent / "shared"))
 BUNDLED = PROJECT / "src" / "spikellm" / "assets" / "stdlib-2m"
 
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of shared models and texts is not beside the project")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the folder of shared models and texts is not beside the project"
+)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
-"""Coverage-guided fuzzing of what reads files that nobody vouches for. Needs atheris; arguments are libFuzzer's.
+"""Coverage-guided fuzzing of what reads files that nobody vouches for.
+
+Needs atheris; arguments are libFuzzer's.
 
     python tests/fuzzing.py -max_total_time=600
 
-The first byte says which reader gets the rest. Anything but a result or the project's own error in one line is a crash, and is written to a file.
+The first byte says which reader gets the rest. Anything but a result or the project's own error in
+one line is a crash, and is written to a file.
 """
 
 from __future__ import annotations
@@ -49,7 +52,15 @@ def _configuration(place: Path, data: bytes) -> None:
         found = read_json(place / "config.json")
     except PlainDataError:
         return
-    if isinstance(found, dict) and found.keys() <= {"recipe", "modules", "record", "attention", "sizes", "version", "quant_method"}:
+    if isinstance(found, dict) and found.keys() <= {
+        "recipe",
+        "modules",
+        "record",
+        "attention",
+        "sizes",
+        "version",
+        "quant_method",
+    }:
         SpikeConfig(**found).parsed_recipe()
 
 
@@ -65,22 +76,39 @@ def _index(place: Path, data: bytes) -> None:
     check_folder(place)
 
 
-READERS: list[Callable[[Path, bytes], None]] = [_recipe, _table, _manifest, _configuration, _shard, _index]
+READERS: list[Callable[[Path, bytes], None]] = [
+    _recipe,
+    _table,
+    _manifest,
+    _configuration,
+    _shard,
+    _index,
+]
 
 
 def seeds(folder: Path) -> None:
     """Sound files to start from."""
     recipes = [path.read_bytes() for path in sorted((ASSETS / "presets").glob("*.yaml"))]
-    tables = [path.read_bytes() for path in sorted((ASSETS / "profiling" / "energy_tables").glob("*.yaml"))]
+    tables = [
+        path.read_bytes()
+        for path in sorted((ASSETS / "profiling" / "energy_tables").glob("*.yaml"))
+    ]
     header = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
     found = [
         *((0, data) for data in recipes),
         *((1, data) for data in tables),
         (2, b'{"version": 1, "identity": {"recipe": {}, "text": "abc"}}'),
-        (3, b'{"recipe": {"version": 1}, "modules": ["a"], "record": {"blocks": [], "calibration": {"windows": 1, "seqlen": 2, "sha256": "a"}, "versions": {}}, "attention": {"a": [1, 2, 3]}, "sizes": {"a": [1]}}'),
+        (
+            3,
+            (
+                b'{"recipe": {"version": 1}, "modules": ["a"], "record": {"blocks": [],'
+                b' "calibration": {"windows": 1, "seqlen": 2, "sha256": "a"}, "versions": {}},'
+                b' "attention": {"a": [1, 2, 3]}, "sizes": {"a": [1]}}'
+            ),
+        ),
         (4, len(header).to_bytes(8, "little") + header + b"ab"),
         (5, b'{"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}'),
-    ]  # fmt: skip
+    ]
     for number, (reader, data) in enumerate(found):
         (folder / f"seed-{number}").write_bytes(bytes([reader]) + data)
 
@@ -103,7 +131,9 @@ def main() -> None:
                 for path in work.iterdir():
                     path.unlink()
 
-        atheris.Setup([sys.argv[0], str(corpus), "-timeout=20", "-rss_limit_mb=4096", *sys.argv[1:]], one)
+        atheris.Setup(
+            [sys.argv[0], str(corpus), "-timeout=20", "-rss_limit_mb=4096", *sys.argv[1:]], one
+        )
         atheris.Fuzz()
 
 

@@ -12,7 +12,10 @@ CODERS = st.builds(
     lambda base, extra: ActivationRecipe.model_validate({**base, **extra}),
     st.sampled_from(
         [{"bits": b} for b in (1, 2, 4, 7, 8)]
-        + [{"bits": 4, "symmetric": True}, {"bits": 2, "neuron": "ternary", "symmetric": True, "steps": 3}]
+        + [
+            {"bits": 4, "symmetric": True},
+            {"bits": 2, "neuron": "ternary", "symmetric": True, "steps": 3},
+        ]
     ),
     st.sampled_from(
         [
@@ -24,13 +27,21 @@ CODERS = st.builds(
 )
 
 
-def coder_and_heads(settings: ActivationRecipe, channels: int, seed: int) -> tuple[HeadCoder, torch.Tensor, torch.Tensor]:
-    """A coder of three heads, values ``(2, 3, 5, channels)`` of any size with a token of zeros, and the groups of channels."""
+def coder_and_heads(
+    settings: ActivationRecipe, channels: int, seed: int
+) -> tuple[HeadCoder, torch.Tensor, torch.Tensor]:
+    """A coder of three heads, values ``(2, 3, 5, channels)`` of any size with a token of zeros, and
+    the groups of channels.
+    """
     generator = torch.Generator().manual_seed(seed)
     group = torch.zeros(3, channels, dtype=torch.uint8)
     if settings.salient_rate:
         for head in range(3):
-            group[head, torch.randperm(channels, generator=generator)[: max(1, channels // 3)]] = len(settings.group_ranges) - 1
-    x = torch.randn(2, 3, 5, channels, generator=generator) * 10 ** float(torch.randint(-3, 4, (), generator=generator))
+            group[head, torch.randperm(channels, generator=generator)[: max(1, channels // 3)]] = (
+                len(settings.group_ranges) - 1
+            )
+    x = torch.randn(2, 3, 5, channels, generator=generator) * 10 ** float(
+        torch.randint(-3, 4, (), generator=generator)
+    )
     x[0, 0, 0] = 0
     return HeadCoder(settings, group), x, group

@@ -15,11 +15,23 @@ import torch
 
 from spikellm.commands import convert as convert_command
 
-_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.truncate"}
+_EVENTS = {
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.chmod",
+    "shutil.rmtree",
+    "os.truncate",
+}
 
 
 def forked(work: Callable[[], object]) -> int:
-    """Start work in a forked process that has no other threads; gives its process number. Its exit status is 0 if work ended without an exception."""
+    """Start work in a forked process that has no other threads; gives its process number.
+
+    Its exit status is 0 if work ended without an exception.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -43,7 +55,9 @@ def ended(child: int) -> int:
 
 
 def counting(place: Path, on_event: Callable[[int], object]) -> None:
-    """From now on call ``on_event`` with the number of every operation of Python on files within a folder."""
+    """From now on call ``on_event`` with the number of every operation of Python on files within a
+    folder.
+    """
     count, own = 0, str(place)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -70,13 +84,25 @@ def kill_after(child: int, seconds: float) -> None:
     os.kill(child, signal.SIGKILL)
 
 
-def convert(model: Path, out: Path, text: Path, *, recipe: str = "w4a4-t2", resume: bool = False, **more: Any) -> None:
+def convert(
+    model: Path,
+    out: Path,
+    text: Path,
+    *,
+    recipe: str = "w4a4-t2",
+    resume: bool = False,
+    **more: Any,
+) -> None:
     """A small conversion to a folder."""
-    convert_command.convert_to_folder(str(model), out, recipe, str(text), samples=2, seqlen=32, resume=resume, **more)
+    convert_command.convert_to_folder(
+        str(model), out, recipe, str(text), samples=2, seqlen=32, resume=resume, **more
+    )
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder, by name."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }

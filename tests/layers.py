@@ -14,7 +14,13 @@ from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 
-def fit(dense: nn.Linear, settings: LinearRecipe, sample: Tensor | None = None, seed: int = 0, name: str = "layer") -> SpikingLinear:
+def fit(
+    dense: nn.Linear,
+    settings: LinearRecipe,
+    sample: Tensor | None = None,
+    seed: int = 0,
+    name: str = "layer",
+) -> SpikingLinear:
     """Round to nearest; salient channels from ``sample`` where the settings ask for them."""
     group, column_steps = torch.zeros(dense.in_features, dtype=torch.uint8), None
     if settings.activations.salient_rate > 0:
@@ -27,13 +33,24 @@ def fit(dense: nn.Linear, settings: LinearRecipe, sample: Tensor | None = None, 
 
 
 @st.composite
-def activation_recipes(draw: st.DrawFn, bits: st.SearchStrategy[int], symmetric: st.SearchStrategy[bool]) -> ActivationRecipe:
+def activation_recipes(
+    draw: st.DrawFn, bits: st.SearchStrategy[int], symmetric: st.SearchStrategy[bool]
+) -> ActivationRecipe:
     """Neurons of every kind, with and without salient channels."""
     rate = draw(st.sampled_from([0.0, 0.1, 0.5]))
     chosen: dict[str, Any] = {}
     if rate:
         thresholds = draw(st.sampled_from(["shared", "split"]))
-        chosen = {"salient_rate": rate, "salient_steps": draw(st.integers(2, 4)), "thresholds": thresholds, "saliency": "rms"}
+        chosen = {
+            "salient_rate": rate,
+            "salient_steps": draw(st.integers(2, 4)),
+            "thresholds": thresholds,
+            "saliency": "rms",
+        }
     signed = draw(st.booleans())
-    kind = {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"bits": draw(bits), "symmetric": draw(symmetric)}
+    kind = (
+        {"neuron": "ternary", "bits": 2, "symmetric": True}
+        if signed
+        else {"bits": draw(bits), "symmetric": draw(symmetric)}
+    )
     return ActivationRecipe.model_validate({**kind, **chosen})

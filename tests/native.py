@@ -15,7 +15,9 @@ from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import AffineWeights
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
-needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler on this machine")
+needs_compiler = pytest.mark.skipif(
+    build.compiler() is None, reason="no C compiler on this machine"
+)
 
 
 def forget() -> None:
@@ -50,17 +52,33 @@ def additive(
     bias: bool = False,
     activations: ActivationRecipe | None = None,
 ) -> AdditiveLinear:
-    """A layer of random ternary weights whose columns take ``steps``; inputs are not coded, unless a recipe says how."""
+    """A layer of random ternary weights whose columns take ``steps``.
+
+    Inputs are not coded, unless a recipe says how.
+    """
     activations = activations or ActivationRecipe(bits=16)
-    settings = LinearRecipe(weights=WeightRecipe(code="ternary", bits=2, symmetric=True), activations=activations)
+    settings = LinearRecipe(
+        weights=WeightRecipe(code="ternary", bits=2, symmetric=True), activations=activations
+    )
     layer = AdditiveLinear(columns, outputs, settings, bias=bias, sizes=plane_sizes(steps))
-    groups = torch.randint(0, len(activations.group_steps), (columns,), generator=generator).to(torch.uint8)
+    groups = torch.randint(0, len(activations.group_steps), (columns,), generator=generator).to(
+        torch.uint8
+    )
     layer.set_groups(groups, steps)
     most = layer.stored(steps).float()
-    codes = (torch.rand(outputs, columns, generator=generator) * (2 * most + 1)).floor().sub(most).to(torch.int8)
+    codes = (
+        (torch.rand(outputs, columns, generator=generator) * (2 * most + 1))
+        .floor()
+        .sub(most)
+        .to(torch.int8)
+    )
     groups = len(layer.layout().weight_groups)
     layer.set_weights(
-        AffineWeights(codes, torch.rand(outputs, groups, generator=generator) + 0.1, torch.zeros(outputs, groups, dtype=torch.uint8))
+        AffineWeights(
+            codes,
+            torch.rand(outputs, groups, generator=generator) + 0.1,
+            torch.zeros(outputs, groups, dtype=torch.uint8),
+        )
     )
     if layer.bias is not None:
         layer.bias.data = torch.randn(outputs, generator=generator)

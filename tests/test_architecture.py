@@ -1,4 +1,5 @@
-"""The house itself: imports point one way, importing it is light, files stay short, family names stay in one place."""
+"""The house itself: imports point down, without a circle; importing it is light; files stay short;
+family names stay in one place."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,76 +15,128 @@ import pytest
 from conftest import PROJECT
 
 SOURCE = PROJECT / "src" / "spikellm"
-# From the bottom up; a module may import what stands before it, or its own layer.
-LAYERS = [
-    ["errors", "registry", "files", "extras", "plain_data", "settings", "streams"],
-    ["quantization"],
-    ["neurons"],
-    ["saliency"],
-    ["recipe"],
-    ["presets"],
-    ["kernels"],
-    ["modeling"],
-    ["transforms"],
-    ["profiling"],
-    ["checkpoint"],
-    ["calibration", "pipelines"],
-    ["evaluation"],
-    ["api"],
-    ["console"],
-    ["inputs", "resources", "workflow", "doctor", "tracing"],
-    ["measuring"],
-    ["comparison", "sweep_folder", "sweep", "bench"],
-    ["demo"],
-    ["cli"],
-    ["__main__"],
-]
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-FILES = sorted(SOURCE.rglob("*.py"))
+# From the bottom up, one rank a folder; a file may import what stands below its own folder, and
+# files of its own folder.
+RANKS = (
+    "core",
+    "quantization",
+    "neurons",
+    "kernels",
+    "saliency",
+    "recipe",
+    "nn",
+    "models",
+    "data",
+    "observers",
+    "transforms",
+    "algorithms",
+    "conversion",
+    "training",
+    "checkpoint",
+    "profiling",
+    "evaluation",
+    "runtime",
+    "export",
+    "api",
+    "commands",
+    "cli",
+    "__main__",
+)
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 
-def part(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path != SOURCE / "__init__.py"], ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_point_down(path: Path) -> None:
-    own = part(path)
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        modules = (
-            [node.module]
-            if isinstance(node, ast.ImportFrom) and node.module
-            else [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else []
-        )
-        if modules == ["spikellm"] and isinstance(node, ast.ImportFrom):
-            modules = [f"spikellm.{alias.name}" for alias in node.names]
-        for module in modules:
-            if module.startswith("spikellm."):
-                other = module.split(".")[1]
-                assert RANK[other] <= RANK[own], f"{own} imports {other}, which stands above it"
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            within = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module for name in within]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "spikellm")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    for module in imported(path):
+        other = (module.split(".") + [""])[1]
+        assert other in RANKS, f"{own} imports {module}, which has no rank"
+        assert RANKS.index(other) <= RANKS.index(own), f"{own} imports {module}, which is above it"
+
+
+def test_no_circle_of_files() -> None:
+    graph = {name: {one for one in imported(path) if one != name} for name, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join([*way[way.index(name) :], name])}"
+        if name not in done:
+            for other in sorted(graph.get(name, ())):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_packages_only_hand_names_on() -> None:
+    for path in SOURCE.rglob("__init__.py"):
+        if path != SOURCE / "__init__.py":
+            body = ast.parse(path.read_text(encoding="utf-8")).body
+            allowed = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign)
+            assert all(isinstance(node, allowed) for node in body), path
 
 
 def test_package_is_light_to_import() -> None:
-    script = "import sys, spikellm; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'datasets', 'numpy', 'pydantic', 'typer', 'rich'}))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    script = (
+        "import sys, spikellm; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch',"
+        " 'transformers', 'datasets', 'numpy', 'pydantic', 'typer', 'rich'}))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_files_are_short() -> None:
-    long = {str(path.relative_to(SOURCE)): lines for path in FILES if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 300}
+    long = {
+        str(path.relative_to(SOURCE)): lines
+        for path in FILES
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 300
+    }
     assert not long
 
 
 def test_family_names_stay_in_one_place() -> None:
-    names = re.compile(r"\b(llama|qwen\d?|mistral|mixtral|gemma|gpt_neox|gpt2|opt|bloom|phi)\b", re.IGNORECASE)
+    names = re.compile(
+        r"\b(llama|qwen\d?|mistral|mixtral|gemma|gpt_neox|gpt2|opt|bloom|phi)\b", re.IGNORECASE
+    )
     for path in FILES:
-        if path != SOURCE / "modeling" / "families.py":
+        if path != SOURCE / "models" / "families.py":
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 40:
+                if (
+                    isinstance(node, ast.Constant)
+                    and isinstance(node.value, str)
+                    and len(node.value) < 40
+                ):
                     assert not names.search(node.value), (path, node.value)
                 if isinstance(node, (ast.Name, ast.Attribute)):
-                    assert not names.fullmatch(node.id if isinstance(node, ast.Name) else node.attr), path
+                    assert not names.fullmatch(
+                        node.id if isinstance(node, ast.Name) else node.attr
+                    ), path
 
 
 def test_unknown_attribute() -> None:

@@ -1,4 +1,7 @@
-"""Figures that the presets must reach on real models. Slow: whole models are converted and measured."""
+"""Figures that the presets must reach on real models.
+
+Slow: whole models are converted and measured.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,29 @@ pytestmark = [pytest.mark.slow, needs_shared]
 WINDOWS = 60
 
 
-def compare(model: str, text: str, recipes: list[str], *, samples: int = 32, settings: tuple[str, ...] = ()) -> dict[str, float]:
+def compare(
+    model: str, text: str, recipes: list[str], *, samples: int = 32, settings: tuple[str, ...] = ()
+) -> dict[str, float]:
     """Perplexity of each recipe over the original's."""
     train, test = SHARED / "text" / text / "train.txt", SHARED / "text" / text / "test.txt"
     result = compare_command.compare(
-        SHARED / "models" / model, recipes, [str(test)], str(train), samples=samples, limit=WINDOWS, settings=settings
+        SHARED / "models" / model,
+        recipes,
+        [str(test)],
+        str(train),
+        samples=samples,
+        limit=WINDOWS,
+        settings=settings,
     )
     return {row["recipe"]: row["perplexity"][str(test)]["ratio"] for row in result["rows"]}
 
 
 def test_outlier_channels() -> None:
-    ratio = compare("llama-wt2-8m-outliers", "wikitext-2", ["rtn-w4a4", "reference-w4a4-t2", "w4a4-t2", "w4a4-t4"])
+    ratio = compare(
+        "llama-wt2-8m-outliers",
+        "wikitext-2",
+        ["rtn-w4a4", "reference-w4a4-t2", "w4a4-t2", "w4a4-t4"],
+    )
     assert ratio["w4a4-t2"] <= 1.25
     assert ratio["w4a4-t4"] <= 1.18
     assert ratio["rtn-w4a4"] > 20
@@ -46,9 +61,13 @@ def test_grouped_query_attention_and_odd_sizes() -> None:
 LEARNING = ["omniquant-w4a4", "spike-w4a4-t2"]
 
 
-@pytest.mark.parametrize(("model", "bound"), [("llama-wt2-8m", 1.10), ("llama-wt2-8m-outliers", 1.18)])
+@pytest.mark.parametrize(
+    ("model", "bound"), [("llama-wt2-8m", 1.10), ("llama-wt2-8m-outliers", 1.18)]
+)
 def test_spikes_beat_omniquant_and_rounding(model: str, bound: float) -> None:
-    """A quarter of the windows and a fifth of the epochs of the documented runs, so linear layers alone: then rounding is at the same bits."""
+    """A quarter of the windows and a fifth of the epochs of the documented runs, so linear layers
+    alone: then rounding is at the same bits.
+    """
     ratio = compare(model, "wikitext-2", ["rtn-w4a4"], samples=16) | compare(
         model, "wikitext-2", LEARNING, samples=16, settings=("omniquant.epochs=4", "attention={}")
     )
@@ -63,7 +82,11 @@ TERNARY = {"pbllm-95": "ternary-1.4", "pbllm-90": "ternary-1.7", "pbllm-80": "te
 
 @pytest.mark.long
 def test_ternary_spikes_beat_partly_binary_weights_at_equal_steps() -> None:
-    ratio = compare("llama-wt2-8m", "wikitext-2", ["rtn-w2a16", "gptq-w2a16", "gptq-w4a16", *TERNARY, *TERNARY.values()])
+    ratio = compare(
+        "llama-wt2-8m",
+        "wikitext-2",
+        ["rtn-w2a16", "gptq-w2a16", "gptq-w4a16", *TERNARY, *TERNARY.values()],
+    )
     assert ratio["gptq-w4a16"] <= 1.02
     assert ratio["gptq-w2a16"] < 0.9 * ratio["rtn-w2a16"]
     for partly, ternary in TERNARY.items():
@@ -74,10 +97,16 @@ def test_ternary_spikes_beat_partly_binary_weights_at_equal_steps() -> None:
 
 def test_second_order_beats_its_controls_and_a_budget_beats_it() -> None:
     """At 1.4 steps on average."""
-    same = "weights={{code: ternary, bits: 2, symmetric: true, salient_rate: 0.4, salient_steps: 2, {}}}"
+    same = (
+        "weights={{code: ternary, bits: 2, symmetric: true, salient_rate: 0.4, salient_steps: 2,"
+        " {}}}"
+    )
     choices = ("saliency: second-order", "saliency: random", "saliency: second-order, invert: true")
     fixed, random, inverted = (
-        compare("llama-wt2-8m", "wikitext-2", ["ternary-1.4"], settings=(same.format(choice),))["ternary-1.4"] for choice in choices
+        compare("llama-wt2-8m", "wikitext-2", ["ternary-1.4"], settings=(same.format(choice),))[
+            "ternary-1.4"
+        ]
+        for choice in choices
     )
     assert fixed < min(random, inverted)
     assert compare("llama-wt2-8m", "wikitext-2", ["ternary-1.4"])["ternary-1.4"] < fixed
@@ -86,29 +115,45 @@ def test_second_order_beats_its_controls_and_a_budget_beats_it() -> None:
 def test_original_figures_are_those_of_an_independent_implementation() -> None:
     """Perplexity of the first windows of 256 tokens, measured elsewhere."""
     test = str(SHARED / "text" / "wikitext-2" / "test.txt")
-    for model, windows, value in (("llama-wt2-8m", 30, 60.9), ("llama-wt2-8m", 60, 46.7), ("llama-wt2-8m-outliers", 30, 66.5)):
+    for model, windows, value in (
+        ("llama-wt2-8m", 30, 60.9),
+        ("llama-wt2-8m", 60, 46.7),
+        ("llama-wt2-8m-outliers", 30, 66.5),
+    ):
         loaded, tokenizer = spikellm.load(SHARED / "models" / model)
-        assert spikellm.perplexity(loaded, tokenizer, test, limit=windows).value == pytest.approx(value, abs=0.06)
+        assert spikellm.perplexity(loaded, tokenizer, test, limit=windows).value == pytest.approx(
+            value, abs=0.06
+        )
 
 
 def test_published_continuation() -> None:
     model, tokenizer = spikellm.load(SHARED / "models" / "stories-260k")
     text = spikellm.generate(model, tokenizer, "Once upon a time", max_new_tokens=40)
-    assert text.startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
+    assert text.startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the"
+        " park."
+    )
 
 
 def test_three_forms_on_a_real_model(tmp_path: Any) -> None:
     test = SHARED / "text" / "stories" / "test.txt"
     model, tokenizer = spikellm.load(SHARED / "models" / "stories-260k")
-    spikellm.convert(model, tokenizer, "w4a4-t4", str(SHARED / "text" / "stories" / "train.txt"), samples=8)
+    spikellm.convert(
+        model, tokenizer, "w4a4-t4", str(SHARED / "text" / "stories" / "train.txt"), samples=8
+    )
     values = []
     for form in ("merged", "stepped", "binary"):
-        spikellm.set_form(model, form)  # type: ignore[arg-type]
+        spikellm.set_execution_mode(model, form)  # type: ignore[arg-type]
         values.append(spikellm.perplexity(model, tokenizer, str(test), seqlen=128, limit=4).value)
     assert values[0] == values[1] == values[2]
 
 
-BEST = {"quarot-w4a4": (1.07, 1.40), "best-w4a4": (1.035, 1.08), "best-w4a4-1.10": (1.035, 1.08), "best-ternary-1.4": (1.20, 1.25)}
+BEST = {
+    "quarot-w4a4": (1.07, 1.40),
+    "best-w4a4": (1.035, 1.08),
+    "best-w4a4-1.10": (1.035, 1.08),
+    "best-ternary-1.4": (1.20, 1.25),
+}
 
 
 @pytest.mark.long

@@ -1,4 +1,6 @@
-"""Files that somebody made to do harm: always the project's own error in one line, or a model that runs; no crash, no hang, no memory, nothing outside the folder."""
+"""Files that somebody made to do harm: always the project's own error in one line, or a model that
+runs; no crash, no hang, no memory, nothing outside the folder.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ from spikellm.profiling.energy import load_table
 from spikellm.recipe.load import load_recipe
 
 ASSETS = Path(spikellm.__file__).parent
-FEW = {"max_examples": 15, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+FEW = {
+    "max_examples": 15,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
 MANY = {**FEW, "max_examples": 150}
 VALUES = st.recursive(
     st.none()
@@ -40,7 +46,9 @@ VALUES = st.recursive(
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["../../etc/passwd", "/dev/zero", "a" * 5000]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -77,7 +85,10 @@ def test_no_more_is_read_than_is_allowed(tmp_path: Path) -> None:
     with open(large, "wb") as file:
         file.truncate(3 << 30)
     with limited(256 << 20):
-        for source, message in ((large, "more than 1,048,576 bytes"), (Path("/dev/zero"), "neither a file nor a pipe")):
+        for source, message in (
+            (large, "more than 1,048,576 bytes"),
+            (Path("/dev/zero"), "neither a file nor a pipe"),
+        ):
             for read in (load_recipe, load_table):
                 with pytest.raises(RequestError, match=message):
                     read(str(source))
@@ -85,9 +96,13 @@ def test_no_more_is_read_than_is_allowed(tmp_path: Path) -> None:
             read_json(large)
 
 
-@pytest.mark.parametrize(("read", "text"), [(load_recipe, "weights: {bits: 3}"), (load_table, None)])
+@pytest.mark.parametrize(
+    ("read", "text"), [(load_recipe, "weights: {bits: 3}"), (load_table, None)]
+)
 def test_pipes_are_read(read: Callable[..., Any], text: str | None, tmp_path: Path) -> None:
-    text = text or (ASSETS / "profiling" / "energy_tables" / "horowitz-45nm.yaml").read_text(encoding="utf-8")
+    text = text or (ASSETS / "profiling" / "energy_tables" / "horowitz-45nm.yaml").read_text(
+        encoding="utf-8"
+    )
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(text, encoding="utf-8"))
     writer.start()
@@ -108,7 +123,13 @@ def test_any_bytes_as_a_recipe(tmp_path: Path, data: bytes) -> None:
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of all values within plain data."""
-    children = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    children = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
     return [path, *(place for key, value in children for place in places(value, (*path, key)))]
 
 
@@ -156,7 +177,13 @@ def shards(copy: Path, converted_folder: Path, data: Any) -> None:
     length = struct.unpack("<Q", whole[:8])[0]
     kind = data.draw(st.sampled_from(["cut", "header", "length", "longer"]))
     if kind == "cut":
-        made = whole[: data.draw(st.one_of(st.integers(0, 16), st.integers(0, length + 8), st.integers(0, len(whole) - 1)))]
+        made = whole[
+            : data.draw(
+                st.one_of(
+                    st.integers(0, 16), st.integers(0, length + 8), st.integers(0, len(whole) - 1)
+                )
+            )
+        ]
     elif kind == "header":
         at = 8 + data.draw(st.integers(0, length - 1))
         made = whole[:at] + data.draw(st.binary(min_size=1, max_size=8)) + whole[at + 1 :]
@@ -177,14 +204,24 @@ def tensors(copy: Path, converted_folder: Path, data: Any) -> None:
     if kind == "noise":
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
         state[name] = (
-            torch.randint(0, 256, (tensor.numel() * tensor.element_size(),), generator=generator, dtype=torch.uint8)
+            torch.randint(
+                0,
+                256,
+                (tensor.numel() * tensor.element_size(),),
+                generator=generator,
+                dtype=torch.uint8,
+            )
             .view(tensor.dtype)
             .view(tensor.shape)
         )
     elif kind == "shape":
-        state[name] = torch.zeros(data.draw(st.lists(st.integers(0, 7), max_size=3)), dtype=tensor.dtype)
+        state[name] = torch.zeros(
+            data.draw(st.lists(st.integers(0, 7), max_size=3)), dtype=tensor.dtype
+        )
     elif kind == "type":
-        state[name] = tensor.to(data.draw(st.sampled_from([torch.float64, torch.int64, torch.bool, torch.float16])))
+        state[name] = tensor.to(
+            data.draw(st.sampled_from([torch.float64, torch.int64, torch.bool, torch.float16]))
+        )
     else:
         del state[name]
     save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
@@ -197,7 +234,9 @@ DAMAGE = [configurations, shards, tensors]
 @pytest.mark.parametrize("damage", DAMAGE)
 @given(data=st.data())
 @settings(**FEW)
-def test_damaged_models(damage: Callable[..., None], copy: Path, converted_folder: Path, data: Any) -> None:
+def test_damaged_models(
+    damage: Callable[..., None], copy: Path, converted_folder: Path, data: Any
+) -> None:
     damage(copy, converted_folder, data)
 
 
@@ -206,7 +245,9 @@ def test_damaged_models(damage: Callable[..., None], copy: Path, converted_folde
 @pytest.mark.parametrize("damage", DAMAGE)
 @given(data=st.data())
 @settings(**MANY)
-def test_many_damaged_models(damage: Callable[..., None], copy: Path, converted_folder: Path, data: Any) -> None:
+def test_many_damaged_models(
+    damage: Callable[..., None], copy: Path, converted_folder: Path, data: Any
+) -> None:
     damage(copy, converted_folder, data)
 
 
@@ -220,12 +261,16 @@ def test_manifests(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "", ".", 7, None])
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "", ".", 7, None]
+)
 def test_an_index_reads_nothing_outside_its_folder(copy: Path, name: Any) -> None:
     shutil.copy(copy / "model.safetensors", copy.parent / "outside.safetensors")
     names = list(load_file(copy / "model.safetensors"))
     (copy / "model.safetensors").unlink()
-    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, name)}))
+    (copy / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, name)})
+    )
     with pytest.raises(SpikeLLMError, match="index"):
         spikellm.load(copy)
 
@@ -233,35 +278,77 @@ def test_an_index_reads_nothing_outside_its_folder(copy: Path, name: Any) -> Non
 @pytest.mark.parametrize(
     ("file", "key", "value", "message"),
     [
-        ("tokenizer_config.json", "fast_tokenizer_files", ["../outside/tokenizer.4.0.json"], "which is no file name in this folder"),
-        ("tokenizer_config.json", "merges_file", "/etc/passwd", "which is no file name in this folder"),
+        (
+            "tokenizer_config.json",
+            "fast_tokenizer_files",
+            ["../outside/tokenizer.4.0.json"],
+            "which is no file name in this folder",
+        ),
+        (
+            "tokenizer_config.json",
+            "merges_file",
+            "/etc/passwd",
+            "which is no file name in this folder",
+        ),
         ("tokenizer_config.json", "vocab", "..", "which is no file name in this folder"),
         ("config.json", "attn_implementation", "somebody/kernels", "which is code from the hub"),
-        ("config.json", "_attn_implementation", "somebody/kernels:flash@main", "which is code from the hub"),
-        ("config.json", "attn_implementation", {"text_config": "somebody/kernels"}, "which is code from the hub"),
-        ("config.json", "text_config", {"_experts_implementation": "a/b"}, "which is code from the hub"),
+        (
+            "config.json",
+            "_attn_implementation",
+            "somebody/kernels:flash@main",
+            "which is code from the hub",
+        ),
+        (
+            "config.json",
+            "attn_implementation",
+            {"text_config": "somebody/kernels"},
+            "which is code from the hub",
+        ),
+        (
+            "config.json",
+            "text_config",
+            {"_experts_implementation": "a/b"},
+            "which is code from the hub",
+        ),
         ("adapter_config.json", "base_model_name_or_path", "somebody/model", "merge the adapter"),
     ],
 )
-def test_a_folder_names_nothing_outside_it(file: str, key: str, value: Any, message: str, copy: Path) -> None:
+def test_a_folder_names_nothing_outside_it(
+    file: str, key: str, value: Any, message: str, copy: Path
+) -> None:
     path = copy / file
-    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), key: value}))
+    path.write_text(
+        json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), key: value})
+    )
     with pytest.raises(SpikeLLMError, match=message):
         spikellm.load(copy)
 
 
 def test_paths_that_older_tokenizers_note_are_not_read(copy: Path) -> None:
     path = copy / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "special_tokens_map_file": "/elsewhere/special_tokens_map.json"}))
+    path.write_text(
+        json.dumps(
+            {
+                **json.loads(path.read_text()),
+                "special_tokens_map_file": "/elsewhere/special_tokens_map.json",
+            }
+        )
+    )
     assert len(spikellm.load(copy)[1]) == 2048
 
 
 def test_declared_sizes_take_no_memory(copy: Path) -> None:
-    """A layer that says it has 2**39 salient weights is refused before anything of that size is made."""
+    """A layer that says it has 2**39 salient weights is refused before anything of that size is
+    made.
+    """
     config = json.loads((copy / "config.json").read_text())
     name = config["quantization_config"]["modules"][0]
     config["quantization_config"]["sizes"] = {name: [2**39]}
-    config["quantization_config"]["recipe"]["weights"] = {"code": "ternary", "bits": 2, "symmetric": True}
+    config["quantization_config"]["recipe"]["weights"] = {
+        "code": "ternary",
+        "bits": 2,
+        "symmetric": True,
+    }
     config["quantization_config"]["recipe"]["pipeline"] = "gptq"
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(SpikeLLMError):
@@ -269,21 +356,43 @@ def test_declared_sizes_take_no_memory(copy: Path) -> None:
 
 
 DECLARED = [
-    ("num_hidden_layers", 200_000), ("num_hidden_layers", 10**12), ("vocab_size", 300_000_000), ("vocab_size", 3_000_000), ("head_dim", 4_000_000_000), ("intermediate_size", 10**8),
-    ("num_attention_heads", 10**9), ("hidden_size", 2**63), ("hidden_size", 1e300), ("hidden_size", 10**400), ("hidden_size", float("inf")), ("num_hidden_layers", 1000),
-]  # fmt: skip
+    ("num_hidden_layers", 200_000),
+    ("num_hidden_layers", 10**12),
+    ("vocab_size", 300_000_000),
+    ("vocab_size", 3_000_000),
+    ("head_dim", 4_000_000_000),
+    ("intermediate_size", 10**8),
+    ("num_attention_heads", 10**9),
+    ("hidden_size", 2**63),
+    ("hidden_size", 1e300),
+    ("hidden_size", 10**400),
+    ("hidden_size", float("inf")),
+    ("num_hidden_layers", 1000),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), DECLARED)
 @pytest.mark.parametrize("converted", [False, True])
-def test_models_of_declared_sizes_are_never_made(converted: bool, key: str, value: Any, copy: Path, tmp_path: Path) -> None:
-    """Terabytes are refused before they are asked for; a limit on memory shows that they are not."""
+def test_models_of_declared_sizes_are_never_made(
+    converted: bool, key: str, value: Any, copy: Path, tmp_path: Path
+) -> None:
+    """Terabytes are refused before they are asked for.
+
+    A limit on memory shows that they are not.
+    """
     folder = copy if converted else Path(shutil.copytree(BUNDLED, tmp_path / "original"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
-        json.dumps({**config, key: value, "text_config": {key: value}} if value == 10**12 else {**config, key: value})
+        json.dumps(
+            {**config, key: value, "text_config": {key: value}}
+            if value == 10**12
+            else {**config, key: value}
+        )
     )
-    with limited(4 << 30), pytest.raises(SpikeLLMError, match="declares|do not fit|cannot be loaded|lacks") as caught:
+    with (
+        limited(4 << 30),
+        pytest.raises(SpikeLLMError, match="declares|do not fit|cannot be loaded|lacks") as caught,
+    ):
         spikellm.load(folder)
     assert "\n" not in str(caught.value)
     assert "memory" not in str(caught.value)
@@ -310,19 +419,32 @@ def test_a_header_that_is_nested_without_end(copy: Path) -> None:
 
 def fuzzed(code: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the fuzzer after some code."""
-    script = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport fuzzing\n{code}\nfuzzing.main()"
+    script = (
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport"
+        f" fuzzing\n{code}\nfuzzing.main()"
+    )
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", script, *options], env=surroundings, cwd=folder, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", script, *options],
+        env=surroundings,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="no atheris for this machine")
+@pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None, reason="no atheris for this machine"
+)
 def test_readers_bear_what_a_fuzzer_finds(tmp_path: Path) -> None:
     done = fuzzed("", tmp_path, "-max_total_time=10", "-print_final_stats=1")
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stderr.split("stat::number_of_executed_units:")[1].split()[0]) > 500
-    broken = fuzzed("fuzzing.READERS[0] = lambda place, data: 1 / 0", tmp_path, "-max_total_time=10")
+    broken = fuzzed(
+        "fuzzing.READERS[0] = lambda place, data: 1 / 0", tmp_path, "-max_total_time=10"
+    )
     assert "ZeroDivisionError" in broken.stderr + broken.stdout
     assert broken.returncode != 0, "an error that is not the project's own is found"

@@ -1,4 +1,6 @@
-"""A conversion is killed, or the file system fails it, at many moments: nothing half-written looks whole, and going on ends in the same bytes."""
+"""A conversion is killed, or the file system fails it, at many moments: nothing half-written looks
+whole, and going on ends in the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> dict[str
 
 
 def check_and_resume(out: Path, text_file: Path, whole: dict[str, Any]) -> None:
-    """What is under the name is nothing or all of it; going on ends in the same bytes and leaves nothing beside."""
+    """What is under the name is nothing or all of it.
+
+    Going on ends in the same bytes and leaves nothing beside.
+    """
     if out.exists():
         assert bytes_of(out) == whole["bytes"]
     assert ended(forked(lambda: convert(BUNDLED, out, text_file, resume=True))) == 0
@@ -62,7 +67,9 @@ def killed_at(wanted: int, out: Path, text_file: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 1.0])
-def test_killed_at_an_operation(share: float, whole: dict[str, Any], text_file: Path, tmp_path: Path) -> None:
+def test_killed_at_an_operation(
+    share: float, whole: dict[str, Any], text_file: Path, tmp_path: Path
+) -> None:
     killed_at(max(1, round(share * whole["operations"])), tmp_path / "out", text_file)
     check_and_resume(tmp_path / "out", text_file, whole)
 
@@ -70,7 +77,12 @@ def test_killed_at_an_operation(share: float, whole: dict[str, Any], text_file: 
 @pytest.mark.slow
 @pytest.mark.long
 def test_killed_at_many_operations(whole: dict[str, Any], text_file: Path, tmp_path: Path) -> None:
-    points = sorted({1 + round(point * (whole["operations"] - 1) / (SLOW_POINTS - 1)) for point in range(SLOW_POINTS)})
+    points = sorted(
+        {
+            1 + round(point * (whole["operations"] - 1) / (SLOW_POINTS - 1))
+            for point in range(SLOW_POINTS)
+        }
+    )
     assert len(points) == SLOW_POINTS
     for point in points:
         place = tmp_path / str(point)
@@ -82,13 +94,19 @@ def test_killed_at_many_operations(whole: dict[str, Any], text_file: Path, tmp_p
 @pytest.mark.slow
 @pytest.mark.long
 def test_killed_at_random_moments(whole: dict[str, Any], text_file: Path, tmp_path: Path) -> None:
-    """Anywhere: while weights are read, in a product, half-way through a write of the safetensors library. Killed again and again until it ends."""
+    """Anywhere: while weights are read, in a product, half-way through a write of the safetensors
+    library. Killed again and again until it ends.
+    """
     draw, killed = random.Random(0), 0  # noqa: S311
     for turn in range(SLOW_MOMENTS):
         out = tmp_path / str(turn) / "out"
         out.parent.mkdir()
         for attempt in range(3):
-            child = forked(lambda out=out, attempt=attempt: convert(BUNDLED, out, text_file, resume=attempt > 0))  # type: ignore[misc]
+            child = forked(
+                lambda out=out, attempt=attempt: convert(
+                    BUNDLED, out, text_file, resume=attempt > 0
+                )
+            )  # type: ignore[misc]
             kill_after(child, draw.uniform(0, 1.1) * whole["seconds"])
             status = ended(child)
             killed += status == -signal.SIGKILL
@@ -102,7 +120,9 @@ def test_killed_at_random_moments(whole: dict[str, Any], text_file: Path, tmp_pa
     assert killed >= SLOW_MOMENTS
 
 
-def test_killed_while_it_replaces_an_older_result(whole: dict[str, Any], text_file: Path, tmp_path: Path) -> None:
+def test_killed_while_it_replaces_an_older_result(
+    whole: dict[str, Any], text_file: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     convert(BUNDLED, out, text_file, recipe="w8a8")
     older = bytes_of(out)
@@ -120,7 +140,13 @@ def test_killed_while_it_replaces_an_older_result(whole: dict[str, Any], text_fi
 
 
 @pytest.mark.parametrize("failing", [1, 3, 6])
-def test_a_full_disk(failing: int, whole: dict[str, Any], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(
+    failing: int,
+    whole: dict[str, Any],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each flush to disk fails once: one line, and then it goes on."""
     calls, flush = [], os.fsync
 
@@ -138,7 +164,9 @@ def test_a_full_disk(failing: int, whole: dict[str, Any], text_file: Path, tmp_p
     check_and_resume(tmp_path / "out", text_file, whole)
 
 
-def test_an_unwritable_folder(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Root may write anywhere, so the system's refusal is made up."""
 
     def refuse(self: Path, *_: Any, **__: Any) -> None:
@@ -151,14 +179,26 @@ def test_an_unwritable_folder(text_file: Path, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("damage", ["short", "header", "error"])
-def test_damaged_journals(damage: str, whole: dict[str, Any], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_journals(
+    damage: str,
+    whole: dict[str, Any],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     killed_at(round(0.7 * whole["operations"]), tmp_path / "out", text_file)
     block = next((tmp_path / "out.partial").glob("block-*.safetensors"))
     data = block.read_bytes()
     if damage == "error":
         with monkeypatch.context() as broken:
-            broken.setattr(journal, "safe_open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
-            with pytest.raises(CheckpointError, match=r"is damaged \(.*Input/output error\); delete it"):
+            broken.setattr(
+                journal,
+                "safe_open",
+                lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")),
+            )
+            with pytest.raises(
+                CheckpointError, match=r"is damaged \(.*Input/output error\); delete it"
+            ):
                 convert(BUNDLED, tmp_path / "out", text_file, resume=True)
     else:
         block.write_bytes(data[: len(data) // 2] if damage == "short" else b"\xff" * 16 + data[16:])
@@ -182,7 +222,9 @@ def test_leftovers_of_other_targets_stay(name: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob(".*")) == sorted(theirs)
 
 
-def test_a_half_written_result_is_never_loaded(whole: dict[str, Any], text_file: Path, tmp_path: Path) -> None:
+def test_a_half_written_result_is_never_loaded(
+    whole: dict[str, Any], text_file: Path, tmp_path: Path
+) -> None:
     killed_at(whole["operations"] - 10, tmp_path / "out", text_file)
     for path in tmp_path.iterdir():
         if path.name.endswith(".partial"):

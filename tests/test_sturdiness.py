@@ -1,4 +1,7 @@
-"""Numbers that go wrong elsewhere: overflow, silent channels, constant text, rows of padding alone; and the same bytes with any number of threads."""
+"""Numbers that go wrong elsewhere: overflow, silent channels, constant text, rows of padding alone.
+
+And the same bytes with any number of threads.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,18 @@ RECIPES = {
 }
 
 
-def converted(recipe: str, text: str | Path, change: Callable[[Any], object] = lambda _: None, *, seqlen: int = 32) -> Any:
+def converted(
+    recipe: str,
+    text: str | Path,
+    change: Callable[[Any], object] = lambda _: None,
+    *,
+    seqlen: int = 32,
+) -> Any:
     model, tokenizer = spikellm.load(BUNDLED)
     change(model)
-    spikellm.convert(model, tokenizer, recipe, str(text), samples=2, seqlen=seqlen, settings=RECIPES[recipe])
+    spikellm.convert(
+        model, tokenizer, recipe, str(text), samples=2, seqlen=seqlen, settings=RECIPES[recipe]
+    )
     return model
 
 
@@ -47,14 +58,19 @@ def test_silent_channels(recipe: str, text_file: Path, tokens: torch.Tensor) -> 
     model = converted(recipe, text_file, silence)
     with torch.no_grad():
         assert torch.isfinite(model(tokens, use_cache=False).logits).all()
-    assert all(record["relative_loss"] < 0.3 for record in model.config.quantization_config.record["blocks"])
+    assert all(
+        record["relative_loss"] < 0.3
+        for record in model.config.quantization_config.record["blocks"]
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_constant_text(recipe: str, tokens: torch.Tensor, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the " * 5000)
     with torch.no_grad():
-        assert torch.isfinite(converted(recipe, tmp_path / "text.txt")(tokens, use_cache=False).logits).all()
+        assert torch.isfinite(
+            converted(recipe, tmp_path / "text.txt")(tokens, use_cache=False).logits
+        ).all()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -70,7 +86,10 @@ def test_windows_of_one_token_are_refused(text_file: Path) -> None:
 
 def test_a_row_of_padding_alone_disturbs_no_other(text_file: Path, tokens: torch.Tensor) -> None:
     model = converted("spike-w4a4-t2", text_file)
-    batch, mask = torch.cat([tokens[:1], torch.zeros_like(tokens[:1])]), torch.ones(2, tokens.shape[1], dtype=torch.long)
+    batch, mask = (
+        torch.cat([tokens[:1], torch.zeros_like(tokens[:1])]),
+        torch.ones(2, tokens.shape[1], dtype=torch.long),
+    )
     mask[1] = 0
     alone = model.generate(tokens[:1], attention_mask=mask[:1], max_new_tokens=6, do_sample=False)
     together = model.generate(batch, attention_mask=mask, max_new_tokens=6, do_sample=False)
@@ -87,5 +106,7 @@ def test_threads_change_no_byte(recipe: str, text_file: Path) -> None:
     finally:
         torch.set_num_threads(before)
     assert states[0].keys() == states[1].keys()
-    differing = [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])]
+    differing = [
+        name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])
+    ]
     assert not differing

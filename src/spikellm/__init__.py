@@ -1,7 +1,8 @@
 """spikellm: spike-driven large language models, made after training.
 
-Importing this package loads neither torch nor transformers; it arranges that the checkpoint format is registered as soon as transformers is
-imported, so that ``AutoModelForCausalLM.from_pretrained`` reloads converted models.
+Importing this package loads neither torch nor transformers; it arranges that the checkpoint format
+is registered as soon as transformers is imported, so that ``AutoModelForCausalLM.from_pretrained``
+reloads converted models.
 """
 
 from __future__ import annotations
@@ -13,9 +14,32 @@ from wrapt import register_post_import_hook
 from spikellm.core.version import __version__
 
 if TYPE_CHECKING:
-    from spikellm.api import Conversion, convert, generate, load, perplexity, report, save, set_form, summarize, zero_shot
+    from spikellm.api import (
+        Conversion,
+        convert,
+        generate,
+        load,
+        perplexity,
+        report,
+        save,
+        set_execution_mode,
+        summarize,
+        zero_shot,
+    )
 
-__all__ = ["Conversion", "__version__", "convert", "generate", "load", "perplexity", "report", "save", "set_form", "summarize", "zero_shot"]
+__all__ = [
+    "Conversion",
+    "__version__",
+    "convert",
+    "generate",
+    "load",
+    "perplexity",
+    "report",
+    "save",
+    "set_execution_mode",
+    "summarize",
+    "zero_shot",
+]
 
 
 def _register_format(_: Any) -> None:

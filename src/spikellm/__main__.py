@@ -1,4 +1,6 @@
-"""The program ``spikellm``, also ``python -m spikellm``: runs a command and turns what goes wrong into one line and an exit status."""
+"""The program ``spikellm``, also ``python -m spikellm``: runs a command and turns what goes wrong
+into one line and an exit status.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,27 @@ _INTERRUPTED = "interrupted; a conversion goes on where it stopped with --resume
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0 done, 1 the work failed, 2 the request was wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments[: next((i for i, word in enumerate(arguments) if not word.startswith("-")), len(arguments))]
+    debug = (
+        "--debug"
+        in arguments[
+            : next(
+                (i for i, word in enumerate(arguments) if not word.startswith("-")), len(arguments)
+            )
+        ]
+    )
     quiet_libraries(debug)
     with streams.guarded():
         try:
             streams.require_output()
             status = app(args=arguments, standalone_mode=False)
             sys.stdout.flush()
-            return _fail(_INTERRUPTED, _SIGINT) if status == _SIGINT else status if isinstance(status, int) else 0
+            return (
+                _fail(_INTERRUPTED, _SIGINT)
+                if status == _SIGINT
+                else status
+                if isinstance(status, int)
+                else 0
+            )
         except (typer.Abort, KeyboardInterrupt):
             return _fail(_INTERRUPTED, _SIGINT)
         except streams.ReaderGone:
@@ -45,9 +60,18 @@ def _in_words(error: Exception, arguments: list[str]) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # a usage error of the command-line parser
         return f"{error.format_message()} (see spikellm {' '.join(arguments[:1])} --help)", 2
     if isinstance(error, FileNotFoundError) and is_gone():
-        return "the current folder was deleted or replaced; change to one that exists, then run again", 2
+        return (
+            "the current folder was deleted or replaced; change to one that exists, then run again",
+            2,
+        )
     found = " ".join(str(error).split()) or "no message"
-    return f"unexpected {type(error).__name__}: {found} (run again with `spikellm --debug …` for a traceback)", 1
+    return (
+        (
+            f"unexpected {type(error).__name__}: {found} (run again with `spikellm --debug …` for a"
+            " traceback)"
+        ),
+        1,
+    )
 
 
 def quiet_libraries(debug: bool) -> None:
@@ -62,7 +86,11 @@ def quiet_libraries(debug: bool) -> None:
 
 def _fail(message: str, status: int) -> int:
     console.speak(True)
-    rank = f" (rank {os.environ['RANK']})" if (os.environ.get("WORLD_SIZE") or "1") != "1" and "RANK" in os.environ else ""
+    rank = (
+        f" (rank {os.environ['RANK']})"
+        if (os.environ.get("WORLD_SIZE") or "1") != "1" and "RANK" in os.environ
+        else ""
+    )
     console.note(f"spikellm: error{rank}: {' '.join(message.split())}")
     return status
 

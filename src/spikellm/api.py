@@ -1,4 +1,7 @@
-"""The package's verbs: load · convert · save · perplexity · generate. Each does one thing to a model of the model library and returns plain data."""
+"""The package's verbs: load · convert · save · perplexity · generate.
+
+Each does one thing to a model of the model library and returns plain data.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikellm.algorithms import pipelines
+from spikellm.algorithms import algorithms
 from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.load import load
 from spikellm.checkpoint.save import mark_converted, save, spike_config
@@ -20,15 +23,20 @@ from spikellm.conversion.loop import Store, convert_blocks
 from spikellm.conversion.record import BlockRecord, OnBlock
 from spikellm.core.devices import find_device
 from spikellm.core.errors import NumericalError, RequestError
-from spikellm.core.offload import page_out
+from spikellm.core.offload import offload
 from spikellm.data.tokens import read_tokens, require_known
 from spikellm.data.windows import random_windows, window_length
-from spikellm.evaluation.perplexity import Perplexity, perplexity, perplexity_of_windows, text_windows
+from spikellm.evaluation.perplexity import (
+    Perplexity,
+    perplexity,
+    perplexity_of_windows,
+    text_windows,
+)
 from spikellm.evaluation.zero_shot import zero_shot
 from spikellm.models.attention_interface import spiking_attentions
 from spikellm.models.prepare import evaluating, prepared
 from spikellm.models.summary import ModelSummary, summarize
-from spikellm.nn.execution import set_form, spiking_linears
+from spikellm.nn.execution import set_execution_mode, spiking_linears
 from spikellm.observers.activation_store import SharedStream
 from spikellm.profiling.energy import load_table
 from spikellm.profiling.report import Beside, Origin, Report, Text, make_report, measure_beside
@@ -47,7 +55,7 @@ __all__ = [
     "perplexity",
     "report",
     "save",
-    "set_form",
+    "set_execution_mode",
     "summarize",
     "zero_shot",
 ]
@@ -55,7 +63,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did: the recipe it followed, the error behind each block, what the model consists of now."""
+    """What a conversion did: the recipe it followed, the error behind each block, what the model
+    consists of now.
+    """
 
     recipe: Recipe
     blocks: list[BlockRecord]
@@ -67,7 +77,11 @@ class Conversion:
         config = spike_config(model)
         if config is None:
             raise RequestError("the model was not converted")
-        return cls(config.parsed_recipe(), [BlockRecord(**record) for record in (config.record or {}).get("blocks", ())], summarize(model))
+        return cls(
+            config.parsed_recipe(),
+            [BlockRecord(**record) for record in (config.record or {}).get("blocks", ())],
+            summarize(model),
+        )
 
 
 def convert(
@@ -88,29 +102,37 @@ def convert(
     store: Store = None,
     replaces: bool = False,
 ) -> Conversion:
-    """Turn a causal language model into a spike-driven one, in place; after an error the model is as it was.
+    """Turn a causal language model into a spike-driven one, in place.
+
+    After an error the model is as it was.
 
     Args:
         model, tokenizer: as :func:`load` or the model library gives them.
         recipe: name of a preset, a YAML file, or a recipe.
-        calibration, samples, seqlen, seed: replace the recipe's own values; what was used is saved with the model.
+        calibration, samples, seqlen, seed: replace the recipe's own values; what was used is saved
+            with the model.
         settings: ``key=value`` changes to the recipe.
-        device: where blocks are converted; each goes there and back. By default they stay where they are.
-        journal: folder for finished blocks, from which an interrupted conversion goes on to the same bytes.
+        device: where blocks are converted; each goes there and back. By default they stay where
+            they are.
+        journal: folder for finished blocks, from which an interrupted conversion goes on to the
+            same bytes.
         on_block: called after every block.
         on_stage: called with a few words before each step that takes a while.
-        store: folder to keep hidden states of the calibration text in, instead of RAM; or a function that is told what the conversion needs and returns one.
+        store: folder to keep hidden states of the calibration text in, instead of RAM; or a
+            function that is told what the conversion needs and returns one.
         replaces: noted in the journal: the result may take the place of what is there.
-        shared: keeps the full-precision stream from one conversion of a model to the next; copies of one model may share it, other models may not.
+        shared: keeps the full-precision stream from one conversion of a model to the next; copies
+            of one model may share it, other models may not.
 
     Raises:
         RecipeError: the recipe is not valid.
-        RequestError: unknown text, pipeline or device, a text shorter than a window, a model that is converted already, a journal of something else.
+        RequestError: unknown text, pipeline or device, a text shorter than a window, a model that
+            is converted already, a journal of something else.
         UnsupportedModelError: the family cannot be converted exactly.
         NumericalError: a weight or a hidden state is NaN or infinite; the tensor or block is named.
     """
     resolved = resolve_recipe(recipe, calibration, samples, seqlen, seed, settings)
-    pipeline = pipelines[resolved.pipeline]()
+    pipeline = algorithms[resolved.pipeline]()
     place = find_device(device or next(model.parameters()).device)
     if spike_config(model) is not None or spiking_linears(model):
         raise RequestError("the model is converted already; load the original")
@@ -121,7 +143,10 @@ def convert(
     length = windows.shape[1]
     identity = identity_of(model, windows, resolved, place)
     book = Journal(Path(journal), identity, replaces=replaces) if journal is not None else None
-    stage(f"checking that blocks run alone as they run in the model, then converting {len(windows)} windows of {length} tokens")
+    stage(
+        f"checking that blocks run alone as they run in the model, then converting {len(windows)}"
+        f" windows of {length} tokens"
+    )
     with evaluating(model, stays=True), prepared(model, attention=resolved.attention.spiking):
         records = convert_blocks(
             model,
@@ -145,7 +170,9 @@ def convert(
     shapes = {name: list(spikes.shape) for name, spikes in spiking_attentions(model).items()}
     layers = spiking_linears(model)
     sizes = {name: list(layer.sizes) for name, layer in layers.items() if layer.sizes}
-    mark_converted(model, SpikeConfig(resolved.model_dump(mode="json"), list(layers), record, shapes, sizes))
+    mark_converted(
+        model, SpikeConfig(resolved.model_dump(mode="json"), list(layers), record, shapes, sizes)
+    )
     return Conversion(resolved, records, summarize(model))
 
 
@@ -157,19 +184,27 @@ def resolve_recipe(
     seed: int | None = None,
     settings: Iterable[str] = (),
 ) -> Recipe:
-    """A recipe with some of its values replaced; unknown pipelines and fields that are set twice are refused here, before any work."""
+    """A recipe with some of its values replaced.
+
+    Unknown pipelines and fields that are set twice are refused here, before any work.
+    """
     if isinstance(settings, str):
-        raise RequestError(f"settings is {settings!r}; expected a list of key=value, such as [{settings!r}]")
+        raise RequestError(
+            f"settings is {settings!r}; expected a list of key=value, such as [{settings!r}]"
+        )
     values = {
         "calibration.text": None if calibration is None else str(calibration),
         "calibration.samples": samples,
         "calibration.seqlen": seqlen,
         "seed": seed,
     }
-    given, settings = {key: value for key, value in values.items() if value is not None}, list(settings)
+    given, settings = (
+        {key: value for key, value in values.items() if value is not None},
+        list(settings),
+    )
     require_apart(settings, given)
     resolved = load_recipe(recipe, settings).replaced(given)
-    pipelines[resolved.pipeline]
+    algorithms[resolved.pipeline]
     return resolved
 
 
@@ -178,12 +213,21 @@ def calibration_windows(model: Any, tokenizer: Any, recipe: Recipe) -> Tensor:
     text = recipe.calibration
     tokens = read_tokens(tokenizer, text.text, "calibration")
     require_known(tokens, model)
-    return random_windows(tokens, window_length(model.config, text.seqlen), text.samples, recipe.seed, text.text)
+    return random_windows(
+        tokens, window_length(model.config, text.seqlen), text.samples, recipe.seed, text.text
+    )
 
 
-def is_made_from(config: SpikeConfig, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device) -> bool:
-    """Whether a finished conversion is what converting this model with this recipe would give: same model, text, recipe, versions and kind of device."""
-    identity, record = identity_of(model, calibration_windows(model, tokenizer, recipe), recipe, device), dict(config.record or {})
+def is_made_from(
+    config: SpikeConfig, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device
+) -> bool:
+    """Whether a finished conversion is what converting this model with this recipe would give: same
+    model, text, recipe, versions and kind of device.
+    """
+    identity, record = (
+        identity_of(model, calibration_windows(model, tokenizer, recipe), recipe, device),
+        dict(config.record or {}),
+    )
     found = {
         "recipe": config.recipe,
         "text": record["calibration"]["sha256"],
@@ -208,11 +252,13 @@ def report(
     Args:
         text: as for :func:`perplexity`; the first windows of it.
         tokens: how many tokens to measure on, in whole windows, at least one.
-        beside: names and models measured on the same windows: the original, or other conversions of it. Taken one at a time.
+        beside: names and models measured on the same windows: the original, or other conversions of
+            it. Taken one at a time.
         energy_table: see :func:`spikellm.profiling.energy.load_table`.
 
     Raises:
-        RequestError: unknown text or table, a text shorter than one window, a model beside it with another vocabulary.
+        RequestError: unknown text or table, a text shorter than one window, a model beside it with
+            another vocabulary.
     """
     if tokens < 1:
         raise RequestError(f"tokens is {tokens}; expected at least 1")
@@ -223,22 +269,30 @@ def report(
     for other_name, other in beside:
         if other.config.vocab_size != model.config.vocab_size:
             raise RequestError(
-                f"{other_name} has {other.config.vocab_size} tokens in its vocabulary, {name} has {model.config.vocab_size}; perplexities of other tokens do not compare"
+                f"{other_name} has {other.config.vocab_size} tokens in its vocabulary, {name} has"
+                f" {model.config.vocab_size}; perplexities of other tokens do not compare"
             )
         value = perplexity_of_windows(other, windows).value
-        rows.append(measure_beside(other, other_name, windows, value, table, converted=spike_config(other) is not None))
+        rows.append(
+            measure_beside(
+                other, other_name, windows, value, table, converted=spike_config(other) is not None
+            )
+        )
     config = spike_config(model)
     origin = Origin(config.parsed_recipe(), dict(config.record or {})) if config else None
-    measured = Text(Path(text).name, windows.shape[0], length, perplexity_of_windows(model, windows).value)
+    measured = Text(
+        Path(text).name, windows.shape[0], length, perplexity_of_windows(model, windows).value
+    )
     return make_report(model, name, windows, measured, table, origin, tuple(rows))
 
 
 def _require_finite_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         finite = bool(torch.isfinite(parameter).all())
-        page_out(parameter)
+        offload(parameter)
         if not finite:
             count = int((~torch.isfinite(parameter)).sum())
             raise NumericalError(
-                f"weight {name} holds {count} NaN or infinite values; a model is converted only whole, so get an undamaged copy"
+                f"weight {name} holds {count} NaN or infinite values; a model is converted only"
+                " whole, so get an undamaged copy"
             )

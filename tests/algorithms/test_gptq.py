@@ -14,19 +14,35 @@ from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.execution import spiking_linears
 
 PRESETS = {
-    "gptq-w4a16": (1.0, 0.0), "gptq-w2a16": (1.0, 0.0), "pbllm-95": (1.35, 0.95), "pbllm-90": (1.7, 0.9), "pbllm-80": (2.4, 0.8), "ternary-1.0": (1.0, 1.0),
-    "ternary-1.4": (1.4, 1.0), "ternary-1.7": (1.7, 1.0), "ternary-2.4": (2.4, 1.0), "ternary-1.4-a8": (1.4, 1.0),
-}  # fmt: skip
+    "gptq-w4a16": (1.0, 0.0),
+    "gptq-w2a16": (1.0, 0.0),
+    "pbllm-95": (1.35, 0.95),
+    "pbllm-90": (1.7, 0.9),
+    "pbllm-80": (2.4, 0.8),
+    "ternary-1.0": (1.0, 1.0),
+    "ternary-1.4": (1.4, 1.0),
+    "ternary-1.7": (1.7, 1.0),
+    "ternary-2.4": (2.4, 1.0),
+    "ternary-1.4-a8": (1.4, 1.0),
+}
 
 
-def convert(recipe: str, text_file: Path, *settings: str, **keywords: Any) -> tuple[Any, Any, spikellm.Conversion]:
+def convert(
+    recipe: str, text_file: Path, *settings: str, **keywords: Any
+) -> tuple[Any, Any, spikellm.Conversion]:
     model, tokenizer = spikellm.load(BUNDLED)
     keywords = {"samples": 4, "seqlen": 64, **keywords}
-    return model, tokenizer, spikellm.convert(model, tokenizer, recipe, str(text_file), settings=settings, **keywords)
+    return (
+        model,
+        tokenizer,
+        spikellm.convert(model, tokenizer, recipe, str(text_file), settings=settings, **keywords),
+    )
 
 
 @pytest.mark.parametrize("recipe", [*PRESETS, "ternary-1.4-a4-t2"])
-def test_presets_convert_count_save_and_generate(recipe: str, text_file: Path, tmp_path: Path) -> None:
+def test_presets_convert_count_save_and_generate(
+    recipe: str, text_file: Path, tmp_path: Path
+) -> None:
     model, tokenizer, result = convert(recipe, text_file)
     if recipe in PRESETS:
         steps, share = PRESETS[recipe]
@@ -41,11 +57,17 @@ def test_presets_convert_count_save_and_generate(recipe: str, text_file: Path, t
         model, tokenizer, "Return the", max_new_tokens=4
     )
     if recipe.startswith("ternary"):
-        assert result.summary.weight_bytes < (0.17 * max(1.0, result.summary.average_steps) + 0.06) * result.summary.dense_bytes
+        assert (
+            result.summary.weight_bytes
+            < (0.17 * max(1.0, result.summary.average_steps) + 0.06) * result.summary.dense_bytes
+        )
 
 
 def test_losses_are_in_the_order_that_the_method_promises(text_file: Path) -> None:
-    loss = {recipe: convert(recipe, text_file, samples=16)[2].blocks[-1].loss for recipe in (*PRESETS, "rtn-w2a16")}
+    loss = {
+        recipe: convert(recipe, text_file, samples=16)[2].blocks[-1].loss
+        for recipe in (*PRESETS, "rtn-w2a16")
+    }
     assert loss["gptq-w4a16"] < loss["gptq-w2a16"] < loss["rtn-w2a16"]
     assert loss["ternary-2.4"] < loss["ternary-1.7"] < loss["ternary-1.4"] < loss["ternary-1.0"]
     assert loss["pbllm-80"] < loss["pbllm-90"] < loss["pbllm-95"]
@@ -54,7 +76,10 @@ def test_losses_are_in_the_order_that_the_method_promises(text_file: Path) -> No
 
 
 def test_searched_ranges_lose_less(text_file: Path) -> None:
-    plain, searched = (convert("gptq-w2a16", text_file, *settings, samples=16)[2].blocks for settings in ((), ("gptq.search_range=true",)))
+    plain, searched = (
+        convert("gptq-w2a16", text_file, *settings, samples=16)[2].blocks
+        for settings in ((), ("gptq.search_range=true",))
+    )
     assert searched[0].loss < plain[0].loss
     assert searched[-1].loss < plain[-1].loss
     with pytest.raises(RecipeError, match="no effect on weights of code 'ternary'"):
@@ -67,7 +92,7 @@ def test_additions_alone_give_the_model_s_logits(text_file: Path) -> None:
     tokens = torch.randint(2, 2000, (1, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         merged = model(tokens).logits
-        spikellm.set_form(model, "stepped")
+        spikellm.set_execution_mode(model, "stepped")
         torch.testing.assert_close(model(tokens).logits, merged, rtol=1e-3, atol=1e-3)
 
 
@@ -83,7 +108,9 @@ def test_resumed_it_ends_in_the_same_weights(text_file: Path, tmp_path: Path) ->
     with pytest.raises(Stop):
         convert("ternary-1.4", text_file, journal=tmp_path / "journal", on_block=stop)
     resumed, _, _ = convert("ternary-1.4", text_file, journal=tmp_path / "journal")
-    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert all(
+        torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "phi3"])
@@ -96,11 +123,16 @@ def test_other_families(family: str, tokenizer: Any, text_file: Path) -> None:
 
 def test_other_pipelines_refuse_these_codes(text_file: Path) -> None:
     for pipeline in ("rtn", "omniquant"):
-        with pytest.raises(RequestError, match=r"fits weights of code affine, .* asks for 'ternary'; set pipeline to gptq"):
+        with pytest.raises(
+            RequestError,
+            match=r"fits weights of code affine, .* asks for 'ternary'; set pipeline to gptq",
+        ):
             convert("ternary-1.0", text_file, f"pipeline={pipeline}")
 
 
-def test_a_raised_damping_is_in_the_record(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raised_damping_is_in_the_record(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from spikellm.observers.input_stats import TokenSample
 
     original = TokenSample.add_to_hessian
@@ -112,4 +144,7 @@ def test_a_raised_damping_is_in_the_record(text_file: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(TokenSample, "add_to_hessian", spoil)
     _, _, result = convert("gptq-w4a16", text_file)
-    assert any("is not positive definite; damping was raised to 0.1 of its mean diagonal" in note for note in result.blocks[0].notes)
+    assert any(
+        "is not positive definite; damping was raised to 0.1 of its mean diagonal" in note
+        for note in result.blocks[0].notes
+    )

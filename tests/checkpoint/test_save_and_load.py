@@ -15,7 +15,12 @@ from safetensors.torch import load_file, save_file
 import spikellm
 from conftest import BUNDLED
 from spikellm.checkpoint.save import spike_config
-from spikellm.core.errors import CheckpointError, DependencyError, RequestError, UnsupportedModelError
+from spikellm.core.errors import (
+    CheckpointError,
+    DependencyError,
+    RequestError,
+    UnsupportedModelError,
+)
 from spikellm.nn.execution import spiking_linears
 
 
@@ -38,8 +43,13 @@ def change_tensor(folder: Path, name: str, change: Any) -> None:
 LAYER = "model.layers.0.mlp.up_proj"
 
 
-def test_fresh_process_gives_the_same_logits(converted_folder: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
-    """Through the model library's own loader; the import of spikellm comes before it and loads nothing by itself."""
+def test_fresh_process_gives_the_same_logits(
+    converted_folder: Path, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    """Through the model library's own loader.
+
+    The import of spikellm comes before it and loads nothing by itself.
+    """
     model, _ = spikellm.load(converted_folder)
     with torch.no_grad():
         torch.save(model(tokens).logits, tmp_path / "logits.pt")
@@ -57,39 +67,69 @@ assert torch.equal(logits, torch.load(folder + "/logits.pt")), "logits differ"
 assert type(model.model.layers[0].mlp.up_proj).__name__ == "SpikingLinear"
 print("same")
 """
-    done = subprocess.run([sys.executable, "-c", script, str(converted_folder), str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(converted_folder), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "same"
 
 
 def test_import_order_does_not_matter(converted_folder: Path) -> None:
-    script = "import sys, transformers, spikellm; m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1]); print(type(m.model.layers[0].mlp.up_proj).__name__)"
-    done = subprocess.run([sys.executable, "-c", script, str(converted_folder)], capture_output=True, text=True, check=False)
+    script = (
+        "import sys, transformers, spikellm; m ="
+        " transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
+        " print(type(m.model.layers[0].mlp.up_proj).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(converted_folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.strip() == "SpikingLinear", done.stderr
 
 
-def test_saved_again_and_sharded(converted_folder: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_saved_again_and_sharded(
+    converted_folder: Path, tokens: torch.Tensor, tmp_path: Path
+) -> None:
     model, tokenizer = spikellm.load(converted_folder)
     spikellm.save(model, tokenizer, tmp_path / "sharded", max_shard_size="200KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
     again, _ = spikellm.load(tmp_path / "sharded")
     assert torch.equal(again(tokens).logits, model(tokens).logits)
     spikellm.save(again, tokenizer, tmp_path / "twice")
-    assert (tmp_path / "twice" / "model.safetensors").read_bytes() == (converted_folder / "model.safetensors").read_bytes()
-    assert (tmp_path / "twice" / "config.json").read_bytes() == (converted_folder / "config.json").read_bytes()
+    assert (tmp_path / "twice" / "model.safetensors").read_bytes() == (
+        converted_folder / "model.safetensors"
+    ).read_bytes()
+    assert (tmp_path / "twice" / "config.json").read_bytes() == (
+        converted_folder / "config.json"
+    ).read_bytes()
 
 
-def test_a_model_over_several_places_gives_the_same_logits(converted_folder: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
-    """accelerate's device map: some blocks in memory, the others read from disk when they are needed."""
+def test_a_model_over_several_places_gives_the_same_logits(
+    converted_folder: Path, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    """accelerate's device map: some blocks in memory, the others read from disk when they are
+    needed.
+    """
     import transformers
 
     whole, _ = spikellm.load(converted_folder)
-    places: dict[str, str] = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places: dict[str, str] = dict.fromkeys(
+        ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu"
+    )
     places |= {f"model.layers.{block}": "cpu" if block < 3 else "disk" for block in range(5)}
-    spread = transformers.AutoModelForCausalLM.from_pretrained(converted_folder, device_map=places, offload_folder=tmp_path)
+    spread = transformers.AutoModelForCausalLM.from_pretrained(
+        converted_folder, device_map=places, offload_folder=tmp_path
+    )
     assert set(spread.hf_device_map.values()) == {"cpu", "disk"}
     with torch.no_grad():
-        assert torch.equal(spread(tokens, use_cache=False).logits, whole(tokens, use_cache=False).logits)
+        assert torch.equal(
+            spread(tokens, use_cache=False).logits, whole(tokens, use_cache=False).logits
+        )
 
 
 def test_another_type_keeps_the_integers(converted_folder: Path) -> None:
@@ -100,7 +140,13 @@ def test_another_type_keeps_the_integers(converted_folder: Path) -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(converted_folder, dtype=dtype)
         assert model.model.norm.weight.dtype == dtype
         for name, tensor in saved.items():
-            if name.split(".")[-1] in {"weight_codes", "weight_scale", "weight_zero", "channel_group", "group_steps"}:
+            if name.split(".")[-1] in {
+                "weight_codes",
+                "weight_scale",
+                "weight_zero",
+                "channel_group",
+                "group_steps",
+            }:
                 assert torch.equal(model.get_buffer(name), tensor), name
 
 
@@ -180,21 +226,54 @@ def edit_config(folder: Path, change: Any) -> None:
     [
         (lambda c: c["quantization_config"].update(version=99), "upgrade spikellm"),
         (lambda c: c["quantization_config"].update(colour="red"), "upgrade spikellm"),
-        (lambda c: c["quantization_config"]["modules"].append("model.layers.9.mlp.up_proj"), "does not have"),
+        (
+            lambda c: c["quantization_config"]["modules"].append("model.layers.9.mlp.up_proj"),
+            "does not have",
+        ),
         (lambda c: c["quantization_config"]["modules"].append("model.norm"), "says otherwise"),
-        (lambda c: c["quantization_config"]["recipe"]["weights"].update(bits=99), "less than or equal to 8"),
+        (
+            lambda c: c["quantization_config"]["recipe"]["weights"].update(bits=99),
+            "less than or equal to 8",
+        ),
         (lambda c: c["quantization_config"]["modules"].pop(), "lacks 1 tensors"),
-        (lambda c: c["quantization_config"].update(modules=None), "no valid recipe and list of modules"),
+        (
+            lambda c: c["quantization_config"].update(modules=None),
+            "no valid recipe and list of modules",
+        ),
         (lambda c: c["quantization_config"].update(record={}), "no valid record"),
-        (lambda c: c["quantization_config"]["record"].update(blocks=[1, 2]), "a record of a block does not hold name"),
+        (
+            lambda c: c["quantization_config"]["record"].update(blocks=[1, 2]),
+            "a record of a block does not hold name",
+        ),
         (lambda c: c["quantization_config"]["record"].update(blocks=3), "blocks is no list"),
-        (lambda c: c["quantization_config"]["record"]["blocks"][1].update(loss=None), "loss in the record of a block is 'None'"),
-        (lambda c: c["quantization_config"]["record"]["blocks"][1].update(relative_loss="a"), "relative_loss in the record"),
-        (lambda c: c["quantization_config"]["record"]["blocks"][1].update(more=1), "a record of a block does not hold"),
-        (lambda c: c["quantization_config"]["record"]["blocks"][1].update(name="\x1b[2J"), "name in the record"),
-        (lambda c: c["quantization_config"]["record"].update(calibration=5), "calibration does not hold windows, seqlen, sha256"),
-        (lambda c: c["quantization_config"]["record"]["calibration"].pop("sha256"), "calibration does not hold"),
-        (lambda c: c["quantization_config"]["record"].update(versions=7), "versions does not hold one by package"),
+        (
+            lambda c: c["quantization_config"]["record"]["blocks"][1].update(loss=None),
+            "loss in the record of a block is 'None'",
+        ),
+        (
+            lambda c: c["quantization_config"]["record"]["blocks"][1].update(relative_loss="a"),
+            "relative_loss in the record",
+        ),
+        (
+            lambda c: c["quantization_config"]["record"]["blocks"][1].update(more=1),
+            "a record of a block does not hold",
+        ),
+        (
+            lambda c: c["quantization_config"]["record"]["blocks"][1].update(name="\x1b[2J"),
+            "name in the record",
+        ),
+        (
+            lambda c: c["quantization_config"]["record"].update(calibration=5),
+            "calibration does not hold windows, seqlen, sha256",
+        ),
+        (
+            lambda c: c["quantization_config"]["record"]["calibration"].pop("sha256"),
+            "calibration does not hold",
+        ),
+        (
+            lambda c: c["quantization_config"]["record"].update(versions=7),
+            "versions does not hold one by package",
+        ),
         (lambda c: c["quantization_config"]["record"].update(model=[]), "model or device"),
         (lambda c: c["quantization_config"].pop("recipe"), "no valid recipe"),
         (lambda c: c.update(hidden_size=-4), "cannot be loaded"),
@@ -235,10 +314,15 @@ def test_a_missing_tokenizer_is_named(kind: str | None, copy: Path) -> None:
     """Of some kinds the library would make one of three words up."""
     (copy / "tokenizer.json").unlink()
     settings = copy / "tokenizer_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text(encoding="utf-8")), "tokenizer_class": kind}), encoding="utf-8")
+    settings.write_text(
+        json.dumps({**json.loads(settings.read_text(encoding="utf-8")), "tokenizer_class": kind}),
+        encoding="utf-8",
+    )
     if kind is None:
         settings.unlink()
-    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json \(nor another vocabulary\); copy"):
+    with pytest.raises(
+        CheckpointError, match=r"has no tokenizer\.json \(nor another vocabulary\); copy"
+    ):
         spikellm.load(copy)
 
 
@@ -285,7 +369,10 @@ def test_no_network_names_a_way_out() -> None:
 
 
 def test_saving_is_all_or_nothing(
-    bundled: tuple[Any, Any], converted_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundled: tuple[Any, Any],
+    converted_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, tokenizer = spikellm.load(converted_folder)
     with pytest.raises(RequestError, match="was not converted"):

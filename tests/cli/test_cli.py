@@ -23,7 +23,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return status, captured.out, captured.err
 
 
-def test_convert_eval_generate_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+def test_convert_eval_generate_inspect(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path
+) -> None:
     """The main job as a user types it."""
     out = tmp_path / "new" / "w4a4"
     arguments = (
@@ -50,14 +52,31 @@ def test_convert_eval_generate_inspect(capsys: pytest.CaptureFixture[str], tmp_p
     assert "left dense: lm_head" in stderr
     assert [path.name for path in out.parent.iterdir()] == ["w4a4"], "no temporary folder is left"
 
-    status, stdout, _ = run(capsys, "eval", out, "--perplexity", text_file, "--limit", 2, "--seqlen", 64, "--json", "-")
+    status, stdout, _ = run(
+        capsys, "eval", out, "--perplexity", text_file, "--limit", 2, "--seqlen", 64, "--json", "-"
+    )
     result = json.loads(stdout)
     assert result["model"] == str(out)
     assert result["perplexity"][str(text_file)].keys() == {"value", "tokens", "windows", "seqlen"}
     model, tokenizer = spikellm.load(out)
-    assert result["perplexity"][str(text_file)]["value"] == spikellm.perplexity(model, tokenizer, str(text_file), seqlen=64, limit=2).value
+    assert (
+        result["perplexity"][str(text_file)]["value"]
+        == spikellm.perplexity(model, tokenizer, str(text_file), seqlen=64, limit=2).value
+    )
 
-    status, stdout, _ = run(capsys, "eval", out, "--perplexity", text_file, "--limit", 1, "--seqlen", 16, "--form", "binary")
+    status, stdout, _ = run(
+        capsys,
+        "eval",
+        out,
+        "--perplexity",
+        text_file,
+        "--limit",
+        1,
+        "--seqlen",
+        16,
+        "--form",
+        "binary",
+    )
     assert status == 0
     assert "perplexity" in stdout
 
@@ -66,8 +85,30 @@ def test_convert_eval_generate_inspect(capsys: pytest.CaptureFixture[str], tmp_p
     assert stdout.startswith("Return a list of")
     _, again, _ = run(capsys, "generate", out, "Return a list of", "--max-new-tokens", 8)
     assert again == stdout, "greedy is repeatable"
-    _, sampled, _ = run(capsys, "generate", out, "Return a list of", "--max-new-tokens", 8, "--temperature", 1.5, "--seed", 1)
-    _, same, _ = run(capsys, "generate", out, "Return a list of", "--max-new-tokens", 8, "--temperature", 1.5, "--seed", 1)
+    _, sampled, _ = run(
+        capsys,
+        "generate",
+        out,
+        "Return a list of",
+        "--max-new-tokens",
+        8,
+        "--temperature",
+        1.5,
+        "--seed",
+        1,
+    )
+    _, same, _ = run(
+        capsys,
+        "generate",
+        out,
+        "Return a list of",
+        "--max-new-tokens",
+        8,
+        "--temperature",
+        1.5,
+        "--seed",
+        1,
+    )
     assert sampled == same != stdout
 
     status, stdout, _ = run(capsys, "inspect", out, "--json", "-")
@@ -80,7 +121,9 @@ def test_convert_eval_generate_inspect(capsys: pytest.CaptureFixture[str], tmp_p
     assert "gif 4" in stdout
 
 
-def test_greedy_takes_the_likeliest_token_whatever_the_model_brings(bundled: tuple[Any, Any]) -> None:
+def test_greedy_takes_the_likeliest_token_whatever_the_model_brings(
+    bundled: tuple[Any, Any],
+) -> None:
     model, tokenizer = bundled
     plain = spikellm.generate(model, tokenizer, "Return a list of", max_new_tokens=12)
     tokens = tokenizer("Return a list of", return_tensors="pt")["input_ids"]
@@ -111,24 +154,41 @@ def test_samples_are_of_all_tokens(bundled: tuple[Any, Any]) -> None:
     for seed in range(8):
         torch.manual_seed(seed)
         drawn = torch.multinomial((logits / 3.0).softmax(0), 1)
-        text = spikellm.generate(model, tokenizer, "Return a list of", max_new_tokens=1, temperature=3.0, seed=seed)
+        text = spikellm.generate(
+            model, tokenizer, "Return a list of", max_new_tokens=1, temperature=3.0, seed=seed
+        )
         assert text == tokenizer.decode([*tokens[0], *drawn], skip_special_tokens=True)
         seldom += int(drawn) not in logits.topk(50).indices
     assert seldom
 
 
-def test_attention_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+def test_attention_is_shown(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path
+) -> None:
     out = tmp_path / "out"
     settings = "attention={query: {bits: 4}, key: {bits: 4}, value: {bits: 4}}"
     status, _, stderr = run(
-        capsys, "convert", BUNDLED, out, "--recipe", "w8a8", "--calibration", text_file, "--samples", 1, "--seqlen", 16, "--set", settings
+        capsys,
+        "convert",
+        BUNDLED,
+        out,
+        "--recipe",
+        "w8a8",
+        "--calibration",
+        text_file,
+        "--samples",
+        1,
+        "--seqlen",
+        16,
+        "--set",
+        settings,
     )
     assert status == 0
     assert "attention spikes in 5 modules" in stderr
     _, stdout, _ = run(capsys, "inspect", out)
     assert (
-        "attention spikes in 5 modules: query 4, key 4, value 4 bits; a cached token and key-value head takes 38 bytes, 128 at 16 bits"
-        in stdout
+        "attention spikes in 5 modules: query 4, key 4, value 4 bits; a cached token and key-value"
+        " head takes 38 bytes, 128 at 16 bits" in stdout
     )
     assert "w8a8 with attention=" in stdout.replace("\n", "")
     assert run(capsys, "generate", out, "Return a list of", "--max-new-tokens", 4)[0] == 0
@@ -140,10 +200,24 @@ def test_inspect_an_ordinary_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not converted" in stdout
 
 
-def test_force_and_refusal_of_a_full_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+def test_force_and_refusal_of_a_full_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("x", encoding="utf-8")
-    arguments = ("convert", BUNDLED, tmp_path / "out", "--recipe", "w8a8", "--calibration", text_file, "--samples", 1, "--seqlen", 16)
+    arguments = (
+        "convert",
+        BUNDLED,
+        tmp_path / "out",
+        "--recipe",
+        "w8a8",
+        "--calibration",
+        text_file,
+        "--samples",
+        1,
+        "--seqlen",
+        16,
+    )
     status, stdout, stderr = run(capsys, *arguments)
     assert (status, stdout) == (2, "")
     assert "not empty" in stderr
@@ -163,7 +237,9 @@ def test_force_and_refusal_of_a_full_folder(capsys: pytest.CaptureFixture[str], 
 
 
 @pytest.mark.parametrize("held", ["model", "text", "texts", "recipe"])
-def test_nothing_that_is_read_is_overwritten(held: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+def test_nothing_that_is_read_is_overwritten(
+    held: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(BUNDLED, out if held != "model" else out / "model")
     shutil.copy(text_file, out / "text.txt")
@@ -173,7 +249,17 @@ def test_nothing_that_is_read_is_overwritten(held: str, capsys: pytest.CaptureFi
     text = {"text": out / "text.txt", "texts": out}.get(held, text_file)
     recipe = out / "mine.yaml" if held == "recipe" else "w8a8"
     before = bytes_of(out)
-    arguments = ("--recipe", recipe, "--calibration", text, "--samples", 1, "--seqlen", 16, "--force")
+    arguments = (
+        "--recipe",
+        recipe,
+        "--calibration",
+        text,
+        "--samples",
+        1,
+        "--seqlen",
+        16,
+        "--force",
+    )
     status, stdout, stderr = run(capsys, "convert", model, out, *arguments)
     assert (status, stdout) == (2, "")
     assert "which is to be read" in stderr
@@ -181,7 +267,10 @@ def test_nothing_that_is_read_is_overwritten(held: str, capsys: pytest.CaptureFi
 
 
 def test_interrupted_conversion_and_resume(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import spikellm.commands.convert
 
@@ -215,7 +304,9 @@ def test_interrupted_conversion_and_resume(
     status, _, stderr = run(capsys, "convert", BUNDLED, out, *other)
     assert status == 2
     assert "finished conversion with another recipe.calibration.samples (2, now 3)" in stderr
-    assert run(capsys, "convert", BUNDLED, whole, *arguments, "--resume")[0] == 0, "--resume starts where there is nothing"
+    assert run(capsys, "convert", BUNDLED, whole, *arguments, "--resume")[0] == 0, (
+        "--resume starts where there is nothing"
+    )
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert not (tmp_path / "out.partial").exists()
@@ -235,7 +326,10 @@ def test_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     status, stdout, _ = run(capsys, "doctor", "--json", "-")
     assert status == 0
-    assert json.loads(stdout)["torch"] == torch.__version__.split("+")[0] or json.loads(stdout)["torch"] == torch.__version__
+    assert (
+        json.loads(stdout)["torch"] == torch.__version__.split("+")[0]
+        or json.loads(stdout)["torch"] == torch.__version__
+    )
     assert "kernels" in run(capsys, "doctor")[1]
 
 
@@ -248,10 +342,14 @@ def test_help_without_a_command_and_json_of_generate(capsys: pytest.CaptureFixtu
     assert json.loads(stdout)["text"].startswith("Return")
 
 
-def test_names_with_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+def test_names_with_brackets_are_printed_as_they_are(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path
+) -> None:
     odd = tmp_path / "a[red].txt"
     odd.write_bytes(text_file.read_bytes())
-    status, stdout, stderr = run(capsys, "eval", BUNDLED, "--perplexity", odd, "--limit", 1, "--seqlen", 16)
+    status, stdout, stderr = run(
+        capsys, "eval", BUNDLED, "--perplexity", odd, "--limit", 1, "--seqlen", 16
+    )
     assert status == 0, stderr
     assert "a[red].txt" in stdout.replace("\n", "")
 
@@ -303,7 +401,9 @@ def without_tokenizer(folder: Path, _: dict[str, torch.Tensor]) -> None:
         path.unlink()
 
 
-def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "short.txt").write_text("too short", encoding="utf-8")
     (tmp_path / "file").write_text("x", encoding="utf-8")
@@ -315,14 +415,46 @@ def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixtur
         (("convert", tmp_path / "empty", out, *small), 2, "no config.json"),
         (("convert", BUNDLED, tmp_path / "file", *small), 2, "is a file"),
         (("convert", BUNDLED, out, "--recipe", "nope", *small), 2, "unknown recipe 'nope'"),
-        (("convert", BUNDLED, out, "--set", "weights.bots=3", *small), 2, "did you mean 'weights.bits'"),
-        (("convert", BUNDLED, out, "--set", "weights.bits=12", *small), 2, "less than or equal to 8"),
-        (("convert", BUNDLED, out, "--set", "activations.salient_steps=0", *small), 2, "greater than or equal to 1"),
-        (("convert", BUNDLED, out, "--seed", 3, "--set", "seed=9"), 2, "--set seed=9 and --seed set the same field"),
-        (("convert", BUNDLED, out, "--set", "calibration.samples=1", "--samples", 2), 2, "--set calibration.samples=1 and --samples"),
-        (("convert", BUNDLED, out, "--set", "calibration={seqlen: 8}", "--seqlen", 16), 2, "and --seqlen set the same field"),
         (
-            ("convert", BUNDLED, out, "--set", "calibration.text=stdlib", "--calibration", "stdlib"),
+            ("convert", BUNDLED, out, "--set", "weights.bots=3", *small),
+            2,
+            "did you mean 'weights.bits'",
+        ),
+        (
+            ("convert", BUNDLED, out, "--set", "weights.bits=12", *small),
+            2,
+            "less than or equal to 8",
+        ),
+        (
+            ("convert", BUNDLED, out, "--set", "activations.salient_steps=0", *small),
+            2,
+            "greater than or equal to 1",
+        ),
+        (
+            ("convert", BUNDLED, out, "--seed", 3, "--set", "seed=9"),
+            2,
+            "--set seed=9 and --seed set the same field",
+        ),
+        (
+            ("convert", BUNDLED, out, "--set", "calibration.samples=1", "--samples", 2),
+            2,
+            "--set calibration.samples=1 and --samples",
+        ),
+        (
+            ("convert", BUNDLED, out, "--set", "calibration={seqlen: 8}", "--seqlen", 16),
+            2,
+            "and --seqlen set the same field",
+        ),
+        (
+            (
+                "convert",
+                BUNDLED,
+                out,
+                "--set",
+                "calibration.text=stdlib",
+                "--calibration",
+                "stdlib",
+            ),
             2,
             "and --calibration set the same field",
         ),
@@ -331,8 +463,16 @@ def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixtur
             2,
             "--set weights.bits=3 and --set weights.bits=5",
         ),
-        (("recipes", "w8a8", "--set", "weights.bits=3", "--set", "weights={bits: 5}"), 2, "set the same field"),
-        (("convert", BUNDLED, out, "--samples", "0", "--calibration", text_file), 2, "greater than or equal to 1"),
+        (
+            ("recipes", "w8a8", "--set", "weights.bits=3", "--set", "weights={bits: 5}"),
+            2,
+            "set the same field",
+        ),
+        (
+            ("convert", BUNDLED, out, "--samples", "0", "--calibration", text_file),
+            2,
+            "greater than or equal to 1",
+        ),
         (("convert", BUNDLED, out, "--samples", "many"), 2, "valid integer"),
         (("convert", BUNDLED, out, "--calibration", short), 2, "shorter than one window"),
         (("convert", BUNDLED, out, "--calibration", tmp_path / "no.txt"), 2, "neither a known set"),
@@ -340,40 +480,124 @@ def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixtur
         (("convert", BUNDLED, out, "--calibration", "x" * 300), 2, "neither a known set"),
         (("convert", "x" * 300, out, *small), 2, "does not exist"),
         (("convert", "é" * 150, out, *small), 2, "does not exist"),
-        (("convert", BUNDLED, out, "--calibration", text_file, "--seqlen", 999), 2, "above the model's maximum of 256"),
+        (
+            ("convert", BUNDLED, out, "--calibration", text_file, "--seqlen", 999),
+            2,
+            "above the model's maximum of 256",
+        ),
         (("convert", nan, out, *small), 1, "model.layers.2.mlp.gate_proj.weight holds 1 NaN"),
-        (("convert", "organisation/nowhere", out, *small), 1, "give the path of a local model folder"),
+        (
+            ("convert", "organisation/nowhere", out, *small),
+            1,
+            "give the path of a local model folder",
+        ),
         (("convert", BUNDLED, out, "--device", "warp", *small), 2, "device 'warp'"),
         (("convert", BUNDLED, out, "--device", "meta", *small), 2, "it holds no values"),
-        (("convert", BUNDLED, out, "--set", "overrides=[{match: q_proj, skip: true}]", *small), 2, "matches no layer"),
+        (
+            ("convert", BUNDLED, out, "--set", "overrides=[{match: q_proj, skip: true}]", *small),
+            2,
+            "matches no layer",
+        ),
         (("convert", BUNDLED, out, "--resume", "--force", *small), 2, "give one of them"),
         (("convert", BUNDLED, tmp_path / "file" / "x", *small), 2, "is a file"),
         (("convert", BUNDLED, BUNDLED, "--force", *small), 2, "OUT is the model itself"),
         (("convert", BUNDLED, "/", *small), 2, "give a folder with a name"),
-        (("convert", BUNDLED, out, "--json", tmp_path / "no" / "x.json", *small), 2, "a folder that exists"),
+        (
+            ("convert", BUNDLED, out, "--json", tmp_path / "no" / "x.json", *small),
+            2,
+            "a folder that exists",
+        ),
         (("convert", BUNDLED, tmp_path / ("x" * 250), *small), 2, "name too long"),
         (("convert", BUNDLED, out, "--recipe", "x" * 300, *small), 2, "unknown recipe"),
         (("convert", BUNDLED, out, "--json", tmp_path / ("x" * 250), *small), 2, "name too long"),
         (("eval", BUNDLED), 2, "--perplexity"),
         (("eval", BUNDLED, "--perplexity", short), 2, "shorter than one window"),
         (("eval", BUNDLED, "--perplexity", text_file, "--form", "binary"), 2, "no spiking layer"),
-        (("eval", BUNDLED, "--perplexity", text_file, "--json", tmp_path / "no" / "x.json", "--limit", 1), 2, "a folder that exists"),
-        (("eval", BUNDLED, "--tasks", "piqa", "--seqlen", 16), 2, "--seqlen has no effect without --perplexity"),
-        (("eval", BUNDLED, "--tasks", "piqa", "--batch-size", 0), 2, "--batch-size is 0; expected at least 1"),
-        (("eval", BUNDLED, "--perplexity", text_file, "--form", ""), 2, "--form is empty; expected merged, stepped or binary"),
-        (("eval", BUNDLED, "--perplexity", text_file, "--device", ""), 2, "--device is empty; expected a device"),
-        (("eval", BUNDLED, "--tasks", "piqa", "--task-folder", " "), 2, "--task-folder is empty; expected a folder"),
-        (("report", BUNDLED, "--energy-table", "", "--json", "-"), 2, "--energy-table is empty; expected a table's name or file"),
-        (("generate", BUNDLED, "word", "--seed", 5), 2, "--seed has no effect without --temperature"),
-        (("compare", BUNDLED, "--recipes", "w8a8", "--perplexity", short, "--table", "csv", "--json", "-"), 2, "--table csv has no effect"),
-        (("sweep", BUNDLED, "--perplexity", short, "--table", "latex", "--json", "-"), 2, "--table latex has no effect"),
+        (
+            (
+                "eval",
+                BUNDLED,
+                "--perplexity",
+                text_file,
+                "--json",
+                tmp_path / "no" / "x.json",
+                "--limit",
+                1,
+            ),
+            2,
+            "a folder that exists",
+        ),
+        (
+            ("eval", BUNDLED, "--tasks", "piqa", "--seqlen", 16),
+            2,
+            "--seqlen has no effect without --perplexity",
+        ),
+        (
+            ("eval", BUNDLED, "--tasks", "piqa", "--batch-size", 0),
+            2,
+            "--batch-size is 0; expected at least 1",
+        ),
+        (
+            ("eval", BUNDLED, "--perplexity", text_file, "--form", ""),
+            2,
+            "--form is empty; expected merged, stepped or binary",
+        ),
+        (
+            ("eval", BUNDLED, "--perplexity", text_file, "--device", ""),
+            2,
+            "--device is empty; expected a device",
+        ),
+        (
+            ("eval", BUNDLED, "--tasks", "piqa", "--task-folder", " "),
+            2,
+            "--task-folder is empty; expected a folder",
+        ),
+        (
+            ("report", BUNDLED, "--energy-table", "", "--json", "-"),
+            2,
+            "--energy-table is empty; expected a table's name or file",
+        ),
+        (
+            ("generate", BUNDLED, "word", "--seed", 5),
+            2,
+            "--seed has no effect without --temperature",
+        ),
+        (
+            (
+                "compare",
+                BUNDLED,
+                "--recipes",
+                "w8a8",
+                "--perplexity",
+                short,
+                "--table",
+                "csv",
+                "--json",
+                "-",
+            ),
+            2,
+            "--table csv has no effect",
+        ),
+        (
+            ("sweep", BUNDLED, "--perplexity", short, "--table", "latex", "--json", "-"),
+            2,
+            "--table latex has no effect",
+        ),
         (("generate", BUNDLED, ""), 2, "prompt is empty"),
         (("generate", BUNDLED, "word", "--max-new-tokens", 999), 2, "exceed the model's maximum"),
         (("generate", BUNDLED, "word", "--temperature", -1), 2, "temperature"),
         (("generate", BUNDLED, "word", "--temperature", "nan"), 2, "temperature"),
         (("generate", BUNDLED, "word", "--seed", 10**30, "--temperature", 1), 2, "seed is 1000"),
-        (("generate", tmp_path / "none", "word", "--json", tmp_path / "no" / "x.json"), 2, "a folder that exists"),
-        (("inspect", tmp_path / "none", "--json", tmp_path / "no" / "x.json"), 2, "a folder that exists"),
+        (
+            ("generate", tmp_path / "none", "word", "--json", tmp_path / "no" / "x.json"),
+            2,
+            "a folder that exists",
+        ),
+        (
+            ("inspect", tmp_path / "none", "--json", tmp_path / "no" / "x.json"),
+            2,
+            "a folder that exists",
+        ),
         (("recipes", "nope", "--json", tmp_path / "no" / "x.json"), 2, "a folder that exists"),
         (("doctor", "--json", tmp_path), 2, "a folder that exists"),
         (("eval", BUNDLED, "--perplexity", "x[/y].txt"), 2, "x[/y].txt"),
@@ -396,8 +620,12 @@ def test_bad_input_gets_one_line_and_leaves_nothing(capsys: pytest.CaptureFixtur
         assert not left, (arguments, left)
 
 
-@pytest.mark.parametrize(("damage", "message"), [(truncated, "truncated"), (without_tokenizer, "tokenizer")])
-def test_damaged_models(damage: Any, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"), [(truncated, "truncated"), (without_tokenizer, "tokenizer")]
+)
+def test_damaged_models(
+    damage: Any, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path
+) -> None:
     status, _, stderr = run(capsys, "eval", damaged(tmp_path, damage), "--perplexity", text_file)
     assert status == 1
     assert message in stderr
@@ -406,22 +634,33 @@ def test_damaged_models(damage: Any, message: str, capsys: pytest.CaptureFixture
 
 def test_as_a_program(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "spikellm", "inspect", str(tmp_path / "none")], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "spikellm", "inspect", str(tmp_path / "none")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     debug = subprocess.run(
-        [sys.executable, "-m", "spikellm", "--debug", "inspect", str(tmp_path / "none")], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "spikellm", "--debug", "inspect", str(tmp_path / "none")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Traceback" in debug.stderr
 
 
 @pytest.mark.slow
 def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    status, stdout, stderr = run(capsys, "demo", "--out", tmp_path / "kept", "--json", tmp_path / "demo.json")
+    status, stdout, stderr = run(
+        capsys, "demo", "--out", tmp_path / "kept", "--json", tmp_path / "demo.json"
+    )
     assert status == 0, stderr
-    rows = {row["recipe"]: row for row in json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))["rows"]}
+    rows = {
+        row["recipe"]: row
+        for row in json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))["rows"]
+    }
     assert list(rows) == ["original", "rtn-w4a4", "w4a4-t2", "w4a4-t4"]
     value = {name: row["perplexity"]["stdlib"]["value"] for name, row in rows.items()}
     assert value["original"] < value["w4a4-t2"] < value["rtn-w4a4"]

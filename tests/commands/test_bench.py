@@ -32,13 +32,20 @@ def test_command(capsys: pytest.CaptureFixture[str], converted_folder: Path) -> 
     assert spiking["disk_bytes"] < original["disk_bytes"]
     assert result["ratio"]["disk_bytes"] == spiking["disk_bytes"] / original["disk_bytes"]
     for row in result["rows"]:
-        assert min(row["first_token_seconds"], row["decode_tokens_per_second"], row["peak_memory"]) > 0
+        assert (
+            min(row["first_token_seconds"], row["decode_tokens_per_second"], row["peak_memory"]) > 0
+        )
     measured = spiking["decode_joules_per_token"] is not None
-    assert measured == (result["energy_meter"] == "powercap"), "joules where there is a counter; where there is none it is said"
+    assert measured == (result["energy_meter"] == "powercap"), (
+        "joules where there is a counter; where there is none it is said"
+    )
 
 
 def test_rates_are_medians_of_the_turns() -> None:
-    runs = [Run("Model", first, decode, 100, "torch", 3.0, None) for first, decode in ((1.0, 9.0), (2.0, 8.0), (30.0, 70.0))]
+    runs = [
+        Run("Model", first, decode, 100, "torch", 3.0, None)
+        for first, decode in ((1.0, 9.0), (2.0, 8.0), (30.0, 70.0))
+    ]
     row = _row("nowhere", runs, Work(10, 18, None, "bfloat16", energy=True))
     assert row["prefill_tokens_per_second"] == 5
     assert row["decode_tokens_per_second"] == 2
@@ -64,12 +71,16 @@ def test_one_turn_in_this_process() -> None:
         (["--original", "./missing/model/here"], "missing"),
     ],
 )
-def test_wrong_requests(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+def test_wrong_requests(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
     assert main(["bench", str(BUNDLED), "--new-tokens", "1", "--repeat", "1", *arguments]) == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_type_is_of_originals_alone(capsys: pytest.CaptureFixture[str], converted_folder: Path) -> None:
+def test_a_type_is_of_originals_alone(
+    capsys: pytest.CaptureFixture[str], converted_folder: Path
+) -> None:
     assert main(["bench", str(converted_folder), "--dtype", "float32"]) == 2
     assert "dtype float32 has no effect" in capsys.readouterr().err
     row = {

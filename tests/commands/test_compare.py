@@ -13,7 +13,9 @@ from spikellm.__main__ import main
 from spikellm.core import console
 
 
-def test_compare_is_what_single_conversions_give(capsys: pytest.CaptureFixture[str], text_file: Path) -> None:
+def test_compare_is_what_single_conversions_give(
+    capsys: pytest.CaptureFixture[str], text_file: Path
+) -> None:
     arguments = [
         "compare",
         str(BUNDLED),
@@ -34,17 +36,25 @@ def test_compare_is_what_single_conversions_give(capsys: pytest.CaptureFixture[s
     values = []
     for seed in (3, 4):
         model, tokenizer = spikellm.load(BUNDLED)
-        spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=1, seqlen=32, seed=seed)
-        values.append(spikellm.perplexity(model, tokenizer, str(text_file), seqlen=32, limit=2).value)
+        spikellm.convert(
+            model, tokenizer, "w4a4-t2", str(text_file), samples=1, seqlen=32, seed=seed
+        )
+        values.append(
+            spikellm.perplexity(model, tokenizer, str(text_file), seqlen=32, limit=2).value
+        )
     measured = rows["w4a4-t2"]["perplexity"][str(text_file)]
     assert measured["value"] == pytest.approx(sum(values) / 2)
     assert measured["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-    assert measured["ratio"] == pytest.approx(measured["value"] / rows["original"]["perplexity"][str(text_file)]["value"])
+    assert measured["ratio"] == pytest.approx(
+        measured["value"] / rows["original"]["perplexity"][str(text_file)]["value"]
+    )
     assert rows["w8a8"]["weight_ratio"] == pytest.approx(0.5, abs=0.03)
     assert rows["original"]["average_steps"] is None
     assert rows["original"]["ace_ratio"] == rows["original"]["energy_ratio"]["binary"] == 1
     assert 0 < rows["w4a4-t2"]["ace_ratio"] < rows["w8a8"]["ace_ratio"] < 1
-    assert 0 < rows["w4a4-t2"]["energy_ratio"]["merged"] < rows["w8a8"]["energy_ratio"]["merged"] < 1
+    assert (
+        0 < rows["w4a4-t2"]["energy_ratio"]["merged"] < rows["w8a8"]["energy_ratio"]["merged"] < 1
+    )
 
 
 def test_table_and_refusals(capsys: pytest.CaptureFixture[str], text_file: Path) -> None:
@@ -65,7 +75,9 @@ def test_table_and_refusals(capsys: pytest.CaptureFixture[str], text_file: Path)
     assert main([*common, "--recipes", "w4a16"]) == 0
     printed = capsys.readouterr()
     assert "w4a16" in printed.out
-    value = next(line for line in printed.err.splitlines() if line.startswith("w4a16: ")).removeprefix("w4a16: ")
+    value = next(
+        line for line in printed.err.splitlines() if line.startswith("w4a16: ")
+    ).removeprefix("w4a16: ")
     assert value in printed.out, "each row is said as soon as it is measured"
     for extra, message in (
         ([], "--recipes"),
@@ -77,7 +89,10 @@ def test_table_and_refusals(capsys: pytest.CaptureFixture[str], text_file: Path)
         (["--recipes", "w4a16", "--seeds", ""], "whole numbers"),
         (["--recipes", "w4a16", "--seeds", "3,3"], "each number once"),
         (["--recipes", "w4a16", "--seeds", "3,-1"], "greater than or equal to 0"),
-        (["--recipes", "w4a16", "--seeds", "3", "--set", "seed=4"], "--set seed=4 and --seed set the same field"),
+        (
+            ["--recipes", "w4a16", "--seeds", "3", "--set", "seed=4"],
+            "--set seed=4 and --seed set the same field",
+        ),
     ):
         assert main([*common, *extra]) == 2
         captured = capsys.readouterr()
@@ -102,8 +117,19 @@ def test_tables_for_other_programs(style: str, capsys: pytest.CaptureFixture[str
         assert text.endswith("\\end{tabular}\n")
 
 
-def test_an_unknown_style_or_energy_table_is_refused(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["compare", str(BUNDLED), "--recipes", "w8a8", "--calibration", str(text_file), "--perplexity", str(text_file)]
+def test_an_unknown_style_or_energy_table_is_refused(
+    text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [
+        "compare",
+        str(BUNDLED),
+        "--recipes",
+        "w8a8",
+        "--calibration",
+        str(text_file),
+        "--perplexity",
+        str(text_file),
+    ]
     assert main([*common, "--table", "word"]) == 2
     assert "--table 'word': expected table, markdown, csv, latex" in capsys.readouterr().err
     assert main([*common, "--energy-table", "nowhere"]) == 2

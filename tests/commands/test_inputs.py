@@ -21,7 +21,9 @@ def place(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> P
     shutil.copy(text_file, tmp_path / "mine.txt")
     (tmp_path / "texts").mkdir()
     shutil.copy(text_file, tmp_path / "texts" / "part.txt")
-    (tmp_path / "mine.yaml").write_text("weights: {bits: 8}\ncalibration: {text: mine.txt}\n", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        "weights: {bits: 8}\ncalibration: {text: mine.txt}\n", encoding="utf-8"
+    )
     (tmp_path / "energies.yaml").write_text("name: mine", encoding="utf-8")
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "one.yaml").write_text("task: one", encoding="utf-8")
@@ -38,7 +40,10 @@ def place(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> P
         ("report model --text mine.txt --beside model --json model/new.json", "lies in model"),
         ("report model --json same.html --out same.html", "overwrite each other"),
         ("report model --json report.html --out ./report.html", "overwrite each other"),
-        ("report model --energy-table energies.yaml --json energies.yaml", "is what this command reads"),
+        (
+            "report model --energy-table energies.yaml --json energies.yaml",
+            "is what this command reads",
+        ),
         ("inspect model --json model/config.json", "lies in model"),
         ("inspect ./model/ --json ../place/model/config.json", "lies in model"),
         ("eval model --perplexity mine.txt --json mine.txt", "is what this command reads"),
@@ -47,18 +52,38 @@ def place(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> P
         ("eval model --tasks one --task-folder tasks --json tasks/one.yaml", "lies in tasks"),
         ("generate model word --json model/config.json", "lies in model"),
         ("recipes mine.yaml --json mine.yaml", "is what this command reads"),
-        ("compare model --recipes w8a8,mine.yaml --perplexity texts --json mine.yaml", "is what this command reads"),
-        ("compare model --recipes mine.yaml --perplexity texts --json mine.txt", "is what this command reads"),
-        ("compare model --recipes w8a8 --perplexity texts --calibration mine.txt --json mine.txt", "is what this command reads"),
-        ("sweep model --recipe mine.yaml --perplexity texts --json mine.yaml", "is what this command reads"),
-        ("sweep model --perplexity texts --out texts --json texts/sweep.json", "overwrite each other"),
+        (
+            "compare model --recipes w8a8,mine.yaml --perplexity texts --json mine.yaml",
+            "is what this command reads",
+        ),
+        (
+            "compare model --recipes mine.yaml --perplexity texts --json mine.txt",
+            "is what this command reads",
+        ),
+        (
+            (
+                "compare model --recipes w8a8 --perplexity texts --calibration mine.txt --json"
+                " mine.txt"
+            ),
+            "is what this command reads",
+        ),
+        (
+            "sweep model --recipe mine.yaml --perplexity texts --json mine.yaml",
+            "is what this command reads",
+        ),
+        (
+            "sweep model --perplexity texts --out texts --json texts/sweep.json",
+            "overwrite each other",
+        ),
         ("bench model --original model --json model/config.json", "lies in model"),
         ("convert model out --recipe mine.yaml --json mine.txt", "is what this command reads"),
         ("convert model texts --json texts/config.json", "overwrite each other"),
         ("trace model --text mine.txt --out tasks --json tasks/trace.json", "overwrite each other"),
     ],
 )
-def test_outputs_destroy_no_input(arguments: str, words: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_destroy_no_input(
+    arguments: str, words: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = bytes_of(place)
     assert main(arguments.replace("../place", f"../{place.name}").split()) == 2
     captured = capsys.readouterr()
@@ -68,32 +93,58 @@ def test_outputs_destroy_no_input(arguments: str, words: str, place: Path, capsy
     assert bytes_of(place) == before
 
 
-def test_names_of_sets_and_presets_are_no_files(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_sets_and_presets_are_no_files(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("stdlib", "w8a8"):
         shutil.copy(place / "mine.txt", place / name)
-    assert not any(source.includes(place / "stdlib") for source in sources(texts=["stdlib"], models=["organisation/model"]))
+    assert not any(
+        source.includes(place / "stdlib")
+        for source in sources(texts=["stdlib"], models=["organisation/model"])
+    )
     assert main(["recipes", "w8a8", "--json", "w8a8"]) == 0
     assert (place / "w8a8").read_text(encoding="utf-8").startswith("{")
-    assert not any(source.includes(place / "texts" / "new.json") for source in sources(texts=["texts"])), "which is not read as text"
+    assert not any(
+        source.includes(place / "texts" / "new.json") for source in sources(texts=["texts"])
+    ), "which is not read as text"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("eval model --perplexity mine.txt --perplexity nosuch.txt", "'nosuch.txt' is neither a known set"),
+        (
+            "eval model --perplexity mine.txt --perplexity nosuch.txt",
+            "'nosuch.txt' is neither a known set",
+        ),
         ("eval model --perplexity mine.txt --limit 0", "limit is 0"),
-        ("compare model --recipes w8a8 --perplexity mine.txt --perplexity nosuch.txt", "'nosuch.txt' is neither a known set"),
+        (
+            "compare model --recipes w8a8 --perplexity mine.txt --perplexity nosuch.txt",
+            "'nosuch.txt' is neither a known set",
+        ),
         ("compare model --recipes w8a8 --perplexity mine.txt --limit 0", "limit is 0"),
-        ("sweep model --perplexity mine.txt --perplexity nosuch.txt", "'nosuch.txt' is neither a known set"),
+        (
+            "sweep model --perplexity mine.txt --perplexity nosuch.txt",
+            "'nosuch.txt' is neither a known set",
+        ),
         ("sweep model --perplexity mine.txt --limit 0", "limit is 0"),
         ("report model --text nosuch.txt", "'nosuch.txt' is neither a known set"),
         ("report model --text mine.txt --beside texts", "folder texts has no config.json"),
-        ("report model --text mine.txt --beside model --beside nosuch", "'nosuch' is no folder here"),
-        ("report model --text mine.txt --energy-table energies.yaml", "energy table energies.yaml: source"),
+        (
+            "report model --text mine.txt --beside model --beside nosuch",
+            "'nosuch' is no folder here",
+        ),
+        (
+            "report model --text mine.txt --energy-table energies.yaml",
+            "energy table energies.yaml: source",
+        ),
     ],
 )
 def test_inputs_are_looked_for_before_the_work(
-    arguments: str, words: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: str,
+    words: str,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
     assert main(arguments.split()) == (1 if "nosuch' is no folder" in words else 2)
@@ -110,7 +161,11 @@ def test_inputs_are_looked_for_before_the_work(
     ],
 )
 def test_the_current_folder_is_not_replaced(
-    arguments: str, words: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: str,
+    words: str,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (place / "empty").mkdir()
     monkeypatch.chdir(place / "empty")
@@ -120,7 +175,9 @@ def test_the_current_folder_is_not_replaced(
     assert not list((place / "empty").iterdir())
 
 
-def test_a_current_folder_that_is_gone(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_current_folder_that_is_gone(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (place / "gone").mkdir()
     monkeypatch.chdir(place / "gone")
     (place / "gone").rmdir()
@@ -136,7 +193,9 @@ def test_a_page_goes_into_a_pipe_without_replacing_it(place: Path) -> None:
 
     os.mkfifo(place / "pipe")
     read: list[str] = []
-    reader = threading.Thread(target=lambda: read.append((place / "pipe").read_text(encoding="utf-8")))
+    reader = threading.Thread(
+        target=lambda: read.append((place / "pipe").read_text(encoding="utf-8"))
+    )
     reader.start()
     write_text(place / "pipe", "page")
     reader.join()

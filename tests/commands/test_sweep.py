@@ -24,7 +24,13 @@ from spikellm.observers.activation_store import SharedStream
 GRID = ["activations.salient_rate=0.02,0.1", "activations.salient_steps=2,4"]
 
 
-@given(st.lists(st.sampled_from(["1", "0.5", "true", "gif", "[1, 2]", "{a: 1, b: 2}", "'a,b'"]), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.sampled_from(["1", "0.5", "true", "gif", "[1, 2]", "{a: 1, b: 2}", "'a,b'"]),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_commas_part_values_but_not_within_brackets(values: list[str]) -> None:
     assert parse_axis(f"weights.bits={','.join(values)}") == Axis("weights.bits", tuple(values))
 
@@ -37,13 +43,17 @@ def test_damaged_axes(text: str) -> None:
 
 def test_grid_has_every_combination_once() -> None:
     grid = grid_of("w4a4-t2", [parse_axis(axis) for axis in GRID])
-    assert [(s.recipe.activations.salient_rate, s.recipe.activations.salient_steps) for s in grid] == [
+    assert [
+        (s.recipe.activations.salient_rate, s.recipe.activations.salient_steps) for s in grid
+    ] == [
         (0.02, 2),
         (0.02, 4),
         (0.1, 2),
         (0.1, 4),
     ]
-    assert len(grid_of("w4a4-t2", [parse_axis("activations.salient_rate=0.1,0.10,0.2")])) == 2, "values that make one recipe are one point"
+    assert len(grid_of("w4a4-t2", [parse_axis("activations.salient_rate=0.1,0.10,0.2")])) == 2, (
+        "values that make one recipe are one point"
+    )
     assert len(grid_of("w4a4-t2", [])) == 1
 
 
@@ -56,11 +66,16 @@ def test_grid_has_every_combination_once() -> None:
         (["activations.salient_rate=0,0.1"], "activations.salient_rate=0"),
         (["name=a,b"], "changes words alone"),
         (["seed=1,2"], "--set seed=1 and --seed set the same field"),
-        (["calibration.samples=1,2"], "--set calibration.samples=1 and --samples set the same field"),
+        (
+            ["calibration.samples=1,2"],
+            "--set calibration.samples=1 and --samples set the same field",
+        ),
         (["weights.bits=4", "weights={bits: 3}"], "set the same field"),
     ],
 )
-def test_settings_are_checked_before_anything_slow(axes: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_checked_before_anything_slow(
+    axes: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
     with pytest.raises(RequestError, match=words):
         sweep.sweep(str(BUNDLED), "w4a4-t2", axes, ["stdlib"], samples=2, seeds=(5, 6))
@@ -82,7 +97,9 @@ def test_points_are_those_of_conversions_one_by_one(text_file: Path, work: dict[
     result = swept(text_file, work, seeds=(2, 3))
     for row in result["rows"]:
         settings = [f"{key}={value}" for key, value in row["point"].items()]
-        alone = compare.compare(BUNDLED, ["w4a4-t2"], [str(text_file)], **work, seeds=(2, 3), settings=settings)["rows"]
+        alone = compare.compare(
+            BUNDLED, ["w4a4-t2"], [str(text_file)], **work, seeds=(2, 3), settings=settings
+        )["rows"]
         assert row["perplexity"] == alone[1]["perplexity"]
         for key in ("average_steps", "ace_ratio", "weight_bytes", "energy_ratio"):
             assert row[key] == alone[1][key]
@@ -94,7 +111,9 @@ def test_a_shared_stream_changes_no_byte(text_file: Path) -> None:
     states = []
     for stream in (None, shared, shared):
         model, tokenizer = spikellm.load(BUNDLED)
-        spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, shared=stream)
+        spikellm.convert(
+            model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, shared=stream
+        )
         states.append(model.state_dict())
     assert shared.behind(0) is not None
     for other in states[1:]:
@@ -104,20 +123,28 @@ def test_a_shared_stream_changes_no_byte(text_file: Path) -> None:
 def test_a_shared_stream_forgets_other_windows_and_keeps_to_its_limit(text_file: Path) -> None:
     shared, small = SharedStream(), SharedStream(limit=10)
     model, tokenizer = spikellm.load(BUNDLED)
-    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, shared=shared)
+    spikellm.convert(
+        model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, shared=shared
+    )
     before = shared.behind(4)
     model, tokenizer = spikellm.load(BUNDLED)
-    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, seed=5, shared=shared)
+    spikellm.convert(
+        model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, seed=5, shared=shared
+    )
     after = shared.behind(4)
     assert before is not None
     assert after is not None
     assert not torch.equal(before[0], after[0])
     model, tokenizer = spikellm.load(BUNDLED)
-    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, shared=small)
+    spikellm.convert(
+        model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, shared=small
+    )
     assert small.behind(0) is None
 
 
-def test_goes_on_where_it_stopped(text_file: Path, work: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_goes_on_where_it_stopped(
+    text_file: Path, work: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = swept(text_file, work)
     convert, calls = spikellm.api.convert, []
 
@@ -134,33 +161,65 @@ def test_goes_on_where_it_stopped(text_file: Path, work: dict[str, Any], tmp_pat
     assert len(calls) == 3 + 2, "two points were kept"
     for a, b in zip(whole["rows"], resumed["rows"], strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
-    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["pareto.svg", "points", "result.json", "sweep.json"]
-    again = sweep.sweep(str(BUNDLED), "w4a4-t2", ["activations.salient_rate=0.1,0.2"], [str(text_file)], **work, out=tmp_path / "sweep")
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [
+        "pareto.svg",
+        "points",
+        "result.json",
+        "sweep.json",
+    ]
+    again = sweep.sweep(
+        str(BUNDLED),
+        "w4a4-t2",
+        ["activations.salient_rate=0.1,0.2"],
+        [str(text_file)],
+        **work,
+        out=tmp_path / "sweep",
+    )
     assert len(calls) == 6, "another grid takes the point that both have"
     assert len(again["rows"]) == 2
 
 
-def test_another_calibration_text_makes_another_point(text_file: Path, work: dict[str, Any], tmp_path: Path) -> None:
+def test_another_calibration_text_makes_another_point(
+    text_file: Path, work: dict[str, Any], tmp_path: Path
+) -> None:
     path, text = tmp_path / "train.txt", text_file.read_text(encoding="utf-8")
     rows = []
     for content in (text, text[5000:], text):
         path.write_text(content, encoding="utf-8")
-        found = sweep.sweep(str(BUNDLED), "w4a4-t2", [], [str(text_file)], **{**work, "calibration": str(path)}, out=tmp_path / "sweep")
+        found = sweep.sweep(
+            str(BUNDLED),
+            "w4a4-t2",
+            [],
+            [str(text_file)],
+            **{**work, "calibration": str(path)},
+            out=tmp_path / "sweep",
+        )
         rows.append(found["rows"][0])
     assert rows[0] == rows[2], "taken over"
     assert rows[0]["perplexity"] != rows[1]["perplexity"]
 
 
-def test_points_of_something_else_are_refused(text_file: Path, work: dict[str, Any], tmp_path: Path) -> None:
+def test_points_of_something_else_are_refused(
+    text_file: Path, work: dict[str, Any], tmp_path: Path
+) -> None:
     one = {"out": tmp_path / "sweep", **work}
     sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
     with pytest.raises(RequestError, match="another texts"):
         sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **{**one, "limit": 1})
-    table = yaml.safe_load((files("spikellm.profiling") / "energy_tables" / "horowitz-45nm.yaml").read_text())
+    table = yaml.safe_load(
+        (files("spikellm.profiling") / "energy_tables" / "horowitz-45nm.yaml").read_text()
+    )
     table["picojoules"]["int32_add"] *= 2
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
     with pytest.raises(RequestError, match="another energy_table"):
-        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one, energy_table=tmp_path / "table.yaml")
+        sweep.sweep(
+            str(BUNDLED),
+            "rtn-w4a4",
+            [],
+            [str(text_file)],
+            **one,
+            energy_table=tmp_path / "table.yaml",
+        )
     point = next((tmp_path / "sweep" / "points").iterdir())
     point.write_text("{")
     with pytest.raises(RequestError, match="damaged"):
@@ -168,10 +227,14 @@ def test_points_of_something_else_are_refused(text_file: Path, work: dict[str, A
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(RequestError, match="holds no sweep"):
-        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **{**one, "out": tmp_path / "other"})
+        sweep.sweep(
+            str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **{**one, "out": tmp_path / "other"}
+        )
 
 
-def test_a_sweep_that_stopped_before_its_first_point_goes_on(text_file: Path, work: dict[str, Any], tmp_path: Path) -> None:
+def test_a_sweep_that_stopped_before_its_first_point_goes_on(
+    text_file: Path, work: dict[str, Any], tmp_path: Path
+) -> None:
     one = {"out": tmp_path / "sweep", **work}
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / ".sweep.json.123.tmp").touch()
@@ -181,7 +244,9 @@ def test_a_sweep_that_stopped_before_its_first_point_goes_on(text_file: Path, wo
     assert len(list((tmp_path / "sweep" / "points").iterdir())) == 2
 
 
-def test_damaged_folders_get_one_line(text_file: Path, work: dict[str, Any], tmp_path: Path) -> None:
+def test_damaged_folders_get_one_line(
+    text_file: Path, work: dict[str, Any], tmp_path: Path
+) -> None:
     out = tmp_path / "sweep"
 
     def again(words: str) -> None:
@@ -205,7 +270,10 @@ def test_damaged_folders_get_one_line(text_file: Path, work: dict[str, Any], tmp
     ):
         for point in points:
             whole = point.read_text(encoding="utf-8")
-            point.write_text(json.dumps({"measured": {**json.loads(whole)["measured"], **change}}), encoding="utf-8")
+            point.write_text(
+                json.dumps({"measured": {**json.loads(whole)["measured"], **change}}),
+                encoding="utf-8",
+            )
             again(f"{point.name} is damaged")
             point.write_text(whole, encoding="utf-8")
     (out / "result.json").unlink()
@@ -217,7 +285,9 @@ def test_damaged_folders_get_one_line(text_file: Path, work: dict[str, Any], tmp
     again("points is a file")
 
 
-def test_what_draws_the_plot_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_draws_the_plot_is_asked_for_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(DependencyError, match="pictures need matplotlib"):
@@ -247,7 +317,10 @@ def test_command(capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: 
     assert main([*arguments, "--out", str(tmp_path / "sweep"), "--json", "-"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((tmp_path / "sweep" / "result.json").read_text())
-    assert [row["point"] for row in result["rows"]] == [{"weights.bits": "3"}, {"weights.bits": "4"}]
+    assert [row["point"] for row in result["rows"]] == [
+        {"weights.bits": "3"},
+        {"weights.bits": "4"},
+    ]
     assert any(row["front"]["average_steps"] for row in result["rows"])
     assert main([*arguments, "--out", str(tmp_path / "sweep"), "--table", "markdown"]) == 0
     table = capsys.readouterr().out

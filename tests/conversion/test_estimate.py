@@ -34,7 +34,9 @@ GIB = 1 << 30
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=4),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
-def test_states_in_a_file_are_those_in_ram(shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
+def test_states_in_a_file_are_those_in_ram(
+    shapes: list[tuple[int, int]], dtype: torch.dtype
+) -> None:
     import tempfile
 
     batches = [torch.randn(*shape, 4).to(dtype) for shape in shapes]
@@ -74,16 +76,27 @@ def test_the_store_changes_no_byte(text_file: Path, tmp_path: Path) -> None:
         (Needs(6 * GIB, 2 * GIB, 1, 1), "auto", "disk"),
         (Needs(1 * GIB, 2 * GIB, 1, 1), "disk", "disk"),
         (Needs(7 * GIB, 2 * GIB, 1, 1), "ram", "ram"),
-        (Needs(9 * GIB, 2 * GIB, 1, 1), "ram", "needs about 11.0 GiB of RAM and 10.0 GiB are free; take fewer --samples, or --store disk"),
+        (
+            Needs(9 * GIB, 2 * GIB, 1, 1),
+            "ram",
+            (
+                "needs about 11.0 GiB of RAM and 10.0 GiB are free; take fewer --samples, or"
+                " --store disk"
+            ),
+        ),
         (Needs(1, 12 * GIB, 1, 1), "auto", "12.0 GiB of RAM"),
         (Needs(6 * GIB, 1, 30 * GIB, 30 * GIB), "auto", "66.0 GiB of disk"),
     ],
 )
-def test_what_does_not_fit_is_refused(needs: Needs, wanted: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused(
+    needs: Needs, wanted: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10 * GIB))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50 * GIB))
     if expected in ("ram", "disk"):
-        assert choose_store(needs, wanted, tmp_path / "out.partial") == (None if expected == "ram" else tmp_path / "out.partial")
+        assert choose_store(needs, wanted, tmp_path / "out.partial") == (
+            None if expected == "ram" else tmp_path / "out.partial"
+        )
     else:
         with pytest.raises(RequestError, match=expected):
             choose_store(needs, wanted, tmp_path / "out.partial")
@@ -91,7 +104,9 @@ def test_what_does_not_fit_is_refused(needs: Needs, wanted: str, expected: str, 
 
 def test_an_unknown_store(text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="expected auto, ram, disk"):
-        convert.convert_to_folder(str(BUNDLED), tmp_path / "out", "w4a4-t2", str(text_file), store="tape")
+        convert.convert_to_folder(
+            str(BUNDLED), tmp_path / "out", "w4a4-t2", str(text_file), store="tape"
+        )
 
 
 def test_estimates_are_of_the_right_size(text_file: Path) -> None:
@@ -99,7 +114,9 @@ def test_estimates_are_of_the_right_size(text_file: Path) -> None:
     told: list[Needs] = []
     model, tokenizer = spikellm.load(BUNDLED)
     block = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
-    spikellm.convert(model, tokenizer, "gptq-w4a16", str(text_file), samples=2, seqlen=32, store=told.append)
+    spikellm.convert(
+        model, tokenizer, "gptq-w4a16", str(text_file), samples=2, seqlen=32, store=told.append
+    )
     assert told[0].block >= 4 * block
     assert told[0].streams == 2 * 2 * 32 * model.config.hidden_size * 2
     assert 0.9 * 5 * block / 2 <= told[0].journal <= 1.1 * 5 * block / 2
@@ -115,18 +132,42 @@ def needs_of(model: Any, tokenizer: Any, recipe: str, text_file: Path, *settings
         raise Asked(needs)
 
     with pytest.raises(Asked) as asked:
-        spikellm.convert(model, tokenizer, recipe, str(text_file), samples=4, seqlen=32, settings=settings, store=store)
+        spikellm.convert(
+            model,
+            tokenizer,
+            recipe,
+            str(text_file),
+            samples=4,
+            seqlen=32,
+            settings=settings,
+            store=store,
+        )
     found: Needs = asked.value.args[0]
     return found
 
 
 def test_samples_and_the_output_projection_are_counted(tokenizer: Any, text_file: Path) -> None:
     model = build("llama")
-    few, many = (needs_of(model, tokenizer, "w4a4-t2", text_file, f"calibration.saliency_tokens={count}").block for count in (16, 128))
-    assert many - few == 4 * (128 - 16) * (3 * 40 + 52), "q, k and v read one tensor, gate and up another"
-    few, many = (needs_of(model, tokenizer, "rtn-w4a4", text_file, f"calibration.saliency_tokens={count}").block for count in (16, 128))
+    few, many = (
+        needs_of(
+            model, tokenizer, "w4a4-t2", text_file, f"calibration.saliency_tokens={count}"
+        ).block
+        for count in (16, 128)
+    )
+    assert many - few == 4 * (128 - 16) * (3 * 40 + 52), (
+        "q, k and v read one tensor, gate and up another"
+    )
+    few, many = (
+        needs_of(
+            model, tokenizer, "rtn-w4a4", text_file, f"calibration.saliency_tokens={count}"
+        ).block
+        for count in (16, 128)
+    )
     assert many == few, "nothing is ranked"
-    one, two = (needs_of(model, tokenizer, "gptq-w4a16", text_file, f"lm_head={value}") for value in ("false", "true"))
+    one, two = (
+        needs_of(model, tokenizer, "gptq-w4a16", text_file, f"lm_head={value}")
+        for value in ("false", "true")
+    )
     head = model.lm_head.weight.numel()
     assert two.block >= 4 * head > one.block
     assert one.result - two.result == 4 * head - head // 2
@@ -136,13 +177,18 @@ def test_samples_and_the_output_projection_are_counted(tokenizer: Any, text_file
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_that_read_one_tensor_are_found_on_two_tokens(family: str) -> None:
     """As they are on a whole text."""
-    model, windows = build(family), torch.randint(2, 2000, (2, 16), generator=torch.Generator().manual_seed(0))
+    model, windows = (
+        build(family),
+        torch.randint(2, 2000, (2, 16), generator=torch.Generator().manual_seed(0)),
+    )
     blocks = find_blocks(model)
     plan = plan_blocks(model, blocks, load_recipe("gptq-w4a16"))
     units = find_units(model, blocks.modules, plan, None, lambda settings: True)
     for unit in units:
-        samples = SampledInputs({name: model.get_submodule(name) for name in unit.plan.linears}, 32, 32)
-        with torch.no_grad(), samples.watching():
+        samples = SampledInputs(
+            {name: model.get_submodule(name) for name in unit.plan.linears}, 32, 32
+        )
+        with torch.no_grad(), samples.hooks():
             model(windows, use_cache=False)
         distinct = {id(samples[name]): samples[name].shape[1] for name in unit.plan.linears}
         assert sorted(unit.inputs) == sorted(distinct.values())
@@ -151,7 +197,10 @@ def test_layers_that_read_one_tensor_are_found_on_two_tokens(family: str) -> Non
 def test_with_a_folder_no_stream_is_ever_in_memory(
     tokenizer: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of what the first block and the output projection are fed one batch lives at a time; survey, both streams and the projection keep theirs in files."""
+    """Of what the first block and the output projection are fed one batch lives at a time.
+
+    Survey, both streams and the projection keep theirs in files.
+    """
     fed: list[weakref.ref[torch.Tensor]] = []
     folders: list[Path | None] = []
     original, begin = block_runner.input_of, ActivationStore.__init__
@@ -171,6 +220,8 @@ def test_with_a_folder_no_stream_is_ever_in_memory(
     monkeypatch.setattr(ActivationStore, "__init__", noted)
     given = {"samples": 140, "seqlen": 64, "settings": ["lm_head=true"], "store": tmp_path}
     spikellm.convert(build("llama"), tokenizer, "ternary-1.4", str(text_file), **given)
-    assert len(fed) == 2 + 3 * 5, "two to check, and five batches for the survey, the streams and the projection"
+    assert len(fed) == 2 + 3 * 5, (
+        "two to check, and five batches for the survey, the streams and the projection"
+    )
     assert folders == [tmp_path] * 4
     assert list(tmp_path.iterdir()) == []

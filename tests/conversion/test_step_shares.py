@@ -16,20 +16,27 @@ from spikellm.recipe.load import load_recipe
 SETTINGS = ("activations.salient_over=model",)
 
 
-def surveyed(name: str, sensitivity: float, outputs: int = 16, *, readers: tuple[str, ...] = ()) -> SurveyedLayer:
+def surveyed(
+    name: str, sensitivity: float, outputs: int = 16, *, readers: tuple[str, ...] = ()
+) -> SurveyedLayer:
     generator = torch.Generator().manual_seed(len(name))
     layer = nn.Linear(40, outputs, bias=False)
     layer.weight.data = torch.randn(outputs, 40, generator=generator)
     settings = load_recipe("w4a4-t2", SETTINGS).for_module(name)
     assert settings is not None
     sample = torch.randn(200, 40, generator=generator)
-    return SurveyedLayer(name, layer, settings, None, torch.full((outputs,), sensitivity), sample, readers or (name,))
+    return SurveyedLayer(
+        name, layer, settings, None, torch.full((outputs,), sensitivity), sample, readers or (name,)
+    )
 
 
 def test_steps_go_where_the_loss_is() -> None:
     shares = StepShares(0)
     shares.look([surveyed("quiet", 1.0), surveyed("loud", 1e4)])
-    assert shares.counts() == {"quiet": 0, "loud": 8}, "a tenth of 80 channels, all of them in the layer that matters"
+    assert shares.counts() == {
+        "quiet": 0,
+        "loud": 8,
+    }, "a tenth of 80 channels, all of them in the layer that matters"
 
 
 def test_cheap_layers_get_more() -> None:
@@ -37,14 +44,22 @@ def test_cheap_layers_get_more() -> None:
     shares.look([surveyed("one", 1.0, 16)])
     shares.look([surveyed("wide", 0.5, 64)])
     counts = shares.counts()
-    assert counts["one"] > 4 > counts["wide"], "a step of the wide layer costs four times as much and gains twice as much"
+    assert counts["one"] > 4 > counts["wide"], (
+        "a step of the wide layer costs four times as much and gains twice as much"
+    )
     cost = counts["one"] * 16 + counts["wide"] * 64
     assert cost <= 0.1 * 40 * 80 + 1
 
 
 def test_layers_that_read_one_tensor_count_as_one() -> None:
     shares, readers = StepShares(0), ("k", "q")
-    shares.look([surveyed("q", 1.0, readers=readers), surveyed("k", 1.0, readers=readers), surveyed("o", 1.0)])
+    shares.look(
+        [
+            surveyed("q", 1.0, readers=readers),
+            surveyed("k", 1.0, readers=readers),
+            surveyed("o", 1.0),
+        ]
+    )
     counts = shares.counts()
     assert counts["q"] == counts["k"]
 
@@ -54,10 +69,16 @@ def test_the_mean_is_kept_over_the_model(text_file: Path) -> None:
     for over in ("layer", "model"):
         model, tokenizer = spikellm.load(BUNDLED)
         settings = [f"activations.salient_over={over}", "activations.salient_rate=0.1"]
-        found = spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=8, seqlen=64, settings=settings)
+        found = spikellm.convert(
+            model, tokenizer, "w4a4-t2", str(text_file), samples=8, seqlen=64, settings=settings
+        )
         assert found.summary.average_steps == pytest.approx(1.1, abs=0.005)
         losses.append(found.blocks[-1].relative_loss)
-        rates = {layer.name: layer.salient_channels / layer.in_features for layer in found.summary.layers if layer.spiking}
+        rates = {
+            layer.name: layer.salient_channels / layer.in_features
+            for layer in found.summary.layers
+            if layer.spiking
+        }
     assert losses[1] < losses[0]
     assert max(rates.values()) > 0.2
     assert min(rates.values()) == 0
@@ -68,7 +89,10 @@ def test_recipes_are_checked() -> None:
     with pytest.raises(RecipeError, match="leave salient_for at input"):
         load_recipe("w4a4-t2", [*SETTINGS, "activations.salient_for=layer"])
     with pytest.raises(RecipeError, match="leave salient_for at input"):
-        load_recipe("w4a4-t2", ["overrides=[{match: '.*', activations: {salient_over: model, salient_for: layer}}]"])
+        load_recipe(
+            "w4a4-t2",
+            ["overrides=[{match: '.*', activations: {salient_over: model, salient_for: layer}}]"],
+        )
     with pytest.raises(RecipeError, match="expected at most 0.5"):
         load_recipe("w4a4-t2", [*SETTINGS, "activations.salient_rate=0.7"])
     with pytest.raises(RecipeError, match="salient_over would have no effect"):

@@ -17,25 +17,41 @@ from families import build
 from interruptions import bytes_of
 from spikellm.core import distributed
 from spikellm.core.errors import RequestError
-from spikellm.data.shards import own_windows
+from spikellm.data.shards import shard_windows
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
 
 
 _QUICK = ("--set", "omniquant.accumulate=2", "--set", "omniquant.epochs=2")
 
 
 def launched(
-    out: Path, text: Path, recipe: str, processes: int, *more: str, script: str = "", model: Path = BUNDLED
+    out: Path,
+    text: Path,
+    recipe: str,
+    processes: int,
+    *more: str,
+    script: str = "",
+    model: Path = BUNDLED,
 ) -> subprocess.CompletedProcess[str]:
     """``spikellm convert`` on so many processes; ``script`` runs in each before it."""
     run = ["-m", "spikellm"]
     if script:
         place = out.parent / "before.py"
-        place.write_text(f"import os, sys\n{script}\nfrom spikellm.__main__ import main\nsys.exit(main())\n")
+        place.write_text(
+            f"import os, sys\n{script}\nfrom spikellm.__main__ import main\nsys.exit(main())\n"
+        )
         run = [str(place)]
     start = (
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+        ]
         if processes > 1
         else [sys.executable]
     )
@@ -54,7 +70,14 @@ def launched(
         *more,
     ]
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*start, *run, *arguments], env=surroundings, capture_output=True, text=True, check=False, timeout=500)
+    return subprocess.run(
+        [*start, *run, *arguments],
+        env=surroundings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
 
 
 @pytest.mark.slow
@@ -68,14 +91,21 @@ def launched(
         pytest.param("best-w4a4-1.10", (), marks=pytest.mark.long),
     ],
 )
-def test_two_processes_give_the_same_bytes(recipe: str, more: tuple[str, ...], text_file: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_bytes(
+    recipe: str, more: tuple[str, ...], text_file: Path, tmp_path: Path
+) -> None:
     for processes, name in ((1, "one"), (2, "two")):
         done = launched(tmp_path / name, text_file, recipe, processes, *more)
         assert done.returncode == 0, done.stderr[-1500:]
         assert done.stdout.count("spiking layers") == 1, "one rank speaks"
     one, two = (bytes_of(tmp_path / name) for name in ("one", "two"))
     assert one["model.safetensors"] == two["model.safetensors"]
-    told = [json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]["record"]["blocks"] for name in ("one", "two")]
+    told = [
+        json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]["record"][
+            "blocks"
+        ]
+        for name in ("one", "two")
+    ]
     for block, other in zip(*told, strict=True):
         assert block["loss"] == pytest.approx(other["loss"], rel=1e-12)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
@@ -83,7 +113,9 @@ def test_two_processes_give_the_same_bytes(recipe: str, more: tuple[str, ...], t
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_output_projection_is_fitted_once(tokenizer: Any, text_file: Path, tmp_path: Path) -> None:
+def test_the_output_projection_is_fitted_once(
+    tokenizer: Any, text_file: Path, tmp_path: Path
+) -> None:
     """Every rank sees the whole text there, so nothing is summed."""
     build("llama").save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -93,7 +125,14 @@ def test_the_output_projection_is_fitted_once(tokenizer: Any, text_file: Path, t
         more = ("--seqlen", "32", "--samples", "200", "--set", "lm_head=true")
         done = launched(out, text_file, "gptq-w4a16", processes, *more, model=tmp_path / "model")
         assert done.returncode == 0, done.stderr[-1500:]
-        found.append((out, json.loads((out / "config.json").read_text())["quantization_config"]["record"]["blocks"][-1]))
+        found.append(
+            (
+                out,
+                json.loads((out / "config.json").read_text())["quantization_config"]["record"][
+                    "blocks"
+                ][-1],
+            )
+        )
     (one, record), (two, other) = found
     assert record["name"] == other["name"] == "lm_head"
     assert record["loss"] == pytest.approx(other["loss"], rel=1e-12)
@@ -123,7 +162,10 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_later(text_file: Path, tmp_
     assert done.returncode == 0, done.stderr[-1500:]
     whole = launched(tmp_path / "whole", text_file, "gptq-w4a16", 1)
     assert whole.returncode == 0
-    assert bytes_of(tmp_path / "out")["model.safetensors"] == bytes_of(tmp_path / "whole")["model.safetensors"]
+    assert (
+        bytes_of(tmp_path / "out")["model.safetensors"]
+        == bytes_of(tmp_path / "whole")["model.safetensors"]
+    )
 
 
 @pytest.mark.slow
@@ -131,7 +173,10 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_later(text_file: Path, tmp_
 def test_what_cannot_be_shared_is_refused(text_file: Path, tmp_path: Path) -> None:
     done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2, "--samples", "32")
     assert done.returncode != 0
-    assert "spikellm: error (rank 0): omniquant.accumulate is 1: 2 distributed share the batches of each step" in done.stderr
+    assert (
+        "spikellm: error (rank 0): omniquant.accumulate is 1: 2 distributed share the batches of"
+        " each step" in done.stderr
+    )
     assert "(rank 1)" in done.stderr, "each says what stopped it"
     done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2, "--samples", "24", *_QUICK)
     assert "distributed would learn from 4, 8 batches of 2 windows" in done.stderr
@@ -142,20 +187,25 @@ def test_what_cannot_be_shared_is_refused(text_file: Path, tmp_path: Path) -> No
 def test_windows_are_shared_in_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     windows = torch.arange(11 * 4).reshape(11, 4)
     for count in (1, 2, 3, 4):
-        monkeypatch.setattr(distributed, "count", lambda count=count: count)
+        monkeypatch.setattr(distributed, "world_size", lambda count=count: count)
         parts = []
         for rank in range(count):
-            monkeypatch.setattr(distributed, "own", lambda rank=rank: rank)
-            part = own_windows(windows, 3)
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            part = shard_windows(windows, 3)
             assert part.before == sum(before.windows.numel() for before in parts)
             assert part.whole == windows.numel()
             parts.append(part)
         assert torch.equal(torch.cat([part.windows for part in parts]), windows)
-    monkeypatch.setattr(distributed, "count", lambda: 5)
+    monkeypatch.setattr(distributed, "world_size", lambda: 5)
     with pytest.raises(RequestError, match="5 distributed cannot share"):
-        own_windows(windows, 3)
+        shard_windows(windows, 3)
 
 
 def test_the_largest_work_is_dealt_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "count", lambda: 2)
-    assert distributed.dealt({"q": 2.0, "down": 9.0, "k": 2.0, "up": 5.0}) == {"down": 0, "up": 1, "k": 1, "q": 1}
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert distributed.assign({"q": 2.0, "down": 9.0, "k": 2.0, "up": 5.0}) == {
+        "down": 0,
+        "up": 1,
+        "k": 1,
+        "q": 1,
+    }

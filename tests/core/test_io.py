@@ -22,4 +22,8 @@ def test_the_first_difference(before: Any, now: Any, expected: str) -> None:
 
 
 def test_leaves() -> None:
-    assert list(leaves({"a": {"b": [1, {"c": "x"}]}, "d": None})) == [(("a", "b"), 1), (("a", "b", "c"), "x"), (("d",), None)]
+    assert list(leaves({"a": {"b": [1, {"c": "x"}]}, "d": None})) == [
+        (("a", "b"), 1),
+        (("a", "b", "c"), "x"),
+        (("d",), None),
+    ]

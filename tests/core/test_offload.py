@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from spikellm.core.offload import let_go, one_at_a_time, page_out
+from spikellm.core.offload import offload, release, released_after_forward
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="advice of Linux")
 MIB = 1 << 20
@@ -38,7 +38,7 @@ def test_mapped_tensors_leave_memory_and_come_back(tmp_path: Path) -> None:
     assert torch.equal(tensor, expected)
     if resident(tensor) < 15 * MIB:
         pytest.skip("this version of safetensors does not map files")
-    page_out(tensor)
+    offload(tensor)
     assert resident(tensor) < 2 * MIB
     assert torch.equal(tensor, expected)
 
@@ -49,23 +49,23 @@ def test_what_was_written_to_stays(tmp_path: Path) -> None:
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         tensor = file.get_tensor("a")
     tensor += 7
-    page_out(tensor)
+    offload(tensor)
     assert (tensor == 7).all()
 
 
 def test_tensors_without_a_file_are_left_alone() -> None:
     layer = nn.Linear(2048, 1024)
     before = layer.weight.detach().clone()
-    let_go(layer)
+    release(layer)
     assert resident(layer.weight) >= layer.weight.nbytes
     assert torch.equal(layer.weight, before)
 
 
 def test_modules_are_let_go_of_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[nn.Module] = []
-    monkeypatch.setattr("spikellm.core.offload.let_go", seen.append)
+    monkeypatch.setattr("spikellm.core.offload.release", seen.append)
     layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
-    with one_at_a_time(layers):
+    with released_after_forward(layers):
         layers[1](layers[0](torch.ones(1, 3)))
     assert seen == list(layers)
     layers[0](torch.ones(1, 3))

@@ -1,4 +1,6 @@
-"""Standard output and standard error that are full, closed, left by their reader, or of few characters; and what the environment says."""
+"""Standard output and standard error that are full, closed, left by their reader, or of few
+characters; and what the environment says.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,42 @@ def shell(line: str, **surroundings: str) -> subprocess.CompletedProcess[str]:
     """A line of bash in which ``s`` is the program."""
     program = f'set -o pipefail; s() {{ "{sys.executable}" -m spikellm "$@"; }}; {line}'
     return subprocess.run(
-        ["/bin/bash", "-c", program], env={**os.environ, **surroundings}, capture_output=True, text=True, errors="replace", check=False
+        ["/bin/bash", "-c", program],
+        env={**os.environ, **surroundings},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
 
 
 @pytest.mark.parametrize(
     ("line", "status", "words"),
     [
-        pytest.param("s recipes > /dev/full", 1, "cannot write to standard output: No space left", marks=needs_full),
-        pytest.param("PYTHONIOENCODING=ascii s recipes w8a8 > /dev/full", 1, "cannot write to standard output", marks=needs_full),
-        pytest.param("s recipes --json - > /dev/full", 1, "cannot write to standard output: No space left", marks=needs_full),
-        pytest.param("s recipes --json /dev/full > /dev/null", 1, "cannot write /dev/full: No space left", marks=needs_full),
+        pytest.param(
+            "s recipes > /dev/full",
+            1,
+            "cannot write to standard output: No space left",
+            marks=needs_full,
+        ),
+        pytest.param(
+            "PYTHONIOENCODING=ascii s recipes w8a8 > /dev/full",
+            1,
+            "cannot write to standard output",
+            marks=needs_full,
+        ),
+        pytest.param(
+            "s recipes --json - > /dev/full",
+            1,
+            "cannot write to standard output: No space left",
+            marks=needs_full,
+        ),
+        pytest.param(
+            "s recipes --json /dev/full > /dev/null",
+            1,
+            "cannot write /dev/full: No space left",
+            marks=needs_full,
+        ),
         pytest.param("s recipes nope 2> /dev/full", 2, "", marks=needs_full),
         ("s recipes >&-", 1, "standard output is closed"),
         ("s recipes nope 2>&-", 2, ""),
@@ -65,7 +92,10 @@ def test_what_an_output_cannot_encode_is_escaped(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["prompt"] == "é"
     write_json({"half": "\udcff", "whole": "é"}, str(tmp_path / "x.json"))
-    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"half": "\udcff", "whole": "é"}
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {
+        "half": "\udcff",
+        "whole": "é",
+    }
     assert streams.encodes("é")
     assert not streams.encodes("é", "ascii")
 
@@ -89,10 +119,12 @@ def test_a_prompt_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_ranks_that_nothing_started(surroundings: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_nothing_started(
+    surroundings: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in surroundings.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RequestError, match=words), distributed.joined():
+    with pytest.raises(RequestError, match=words), distributed.process_group():
         pytest.fail("joined")

@@ -27,7 +27,9 @@ def test_stdlib_splits_are_disjoint_and_real() -> None:
 
 def test_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("second", encoding="utf-8")
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in ("one", "two")), encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps({"text": t}) for t in ("one", "two")), encoding="utf-8"
+    )
     (tmp_path / "ignored.bin").write_bytes(b"\xff")
     assert read_text(str(tmp_path / "b.txt"), "evaluation") == "second"
     assert read_text(str(tmp_path / "a.jsonl"), "evaluation") == "one\n\ntwo"
@@ -43,7 +45,11 @@ def test_files_and_folders(tmp_path: Path) -> None:
         ("x.jsonl", b"not json", "line 1"),
         ("x.jsonl", b'{"text": 3}', "expected a string"),
         ("x.jsonl", rb'{"text": "a \ud800 b"}', "half of a surrogate pair"),
-        ("x.jsonl", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1: expected a JSON object"),
+        (
+            "x.jsonl",
+            b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            "line 1: expected a JSON object",
+        ),
         ("folder", None, "holds no .txt or .jsonl"),
     ],
 )
@@ -111,7 +117,10 @@ def test_hub_texts_are_joined_as_the_field_does(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert read_text("wikitext2", "evaluation") == "a\n\n\n\nb"
     assert read_text("ptb", "evaluation") == "x y"
-    assert [(where["split"], where.get("name")) for where in asked] == [("test", "wikitext-2-raw-v1"), ("test", "penn_treebank")]
+    assert [(where["split"], where.get("name")) for where in asked] == [
+        ("test", "wikitext-2-raw-v1"),
+        ("test", "penn_treebank"),
+    ]
 
 
 def test_disjoint_windows_drop_the_tail() -> None:
@@ -155,5 +164,7 @@ def test_tokenize_once_with_the_tokenizers_own_special_tokens(tokenizer: Any) ->
 def test_fingerprints_are_of_bytes_in_order() -> None:
     x = torch.arange(12).reshape(3, 4)
     assert fingerprint(x.T) == fingerprint(x.T.contiguous()) != fingerprint(x)
-    assert fingerprint(torch.tensor(1.5)) != fingerprint(torch.tensor(2.5)), "numbers without an axis too, as some families hold them"
+    assert fingerprint(torch.tensor(1.5)) != fingerprint(torch.tensor(2.5)), (
+        "numbers without an axis too, as some families hold them"
+    )
     assert fingerprint(torch.empty(0)) == fingerprint(torch.empty(0, 3))

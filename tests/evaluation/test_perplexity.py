@@ -25,7 +25,12 @@ def test_against_a_loop_over_tokens(bundled: tuple[Any, Any], text_file: Path) -
             losses += [-float(log_probabilities[i, window[0, i + 1]]) for i in range(49)]
     seen: list[tuple[int, int]] = []
     result = spikellm.perplexity(
-        model, tokenizer, str(text_file), seqlen=50, limit=3, on_batch=lambda done, total: seen.append((done, total))
+        model,
+        tokenizer,
+        str(text_file),
+        seqlen=50,
+        limit=3,
+        on_batch=lambda done, total: seen.append((done, total)),
     )
     assert result.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-3)
     assert (result.tokens, result.windows, result.seqlen) == (147, 3, 50)
@@ -35,7 +40,9 @@ def test_against_a_loop_over_tokens(bundled: tuple[Any, Any], text_file: Path) -
 def test_uniform_model_has_the_vocabulary_as_perplexity(bundled: tuple[Any, Any]) -> None:
     model, _ = bundled
     model.model.norm.weight.data.zero_()
-    assert perplexity_of_windows(model, torch.randint(2, 2000, (2, 16))).value == pytest.approx(2048, rel=1e-5)
+    assert perplexity_of_windows(model, torch.randint(2, 2000, (2, 16))).value == pytest.approx(
+        2048, rel=1e-5
+    )
 
 
 def test_batches_do_not_matter(bundled: tuple[Any, Any]) -> None:
@@ -43,7 +50,9 @@ def test_batches_do_not_matter(bundled: tuple[Any, Any]) -> None:
     model.float()
     windows = torch.randint(2, 2000, (70, 64), generator=torch.Generator().manual_seed(0))
     alone = [math.log(perplexity_of_windows(model, window[None]).value) for window in windows]
-    assert math.log(perplexity_of_windows(model, windows).value) == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+    assert math.log(perplexity_of_windows(model, windows).value) == pytest.approx(
+        sum(alone) / len(alone), rel=1e-5
+    )
 
 
 def test_default_window_is_the_models_maximum(bundled: tuple[Any, Any], text_file: Path) -> None:

@@ -17,11 +17,31 @@ from spikellm.core.errors import DependencyError, RequestError, SpikeLLMError
 from spikellm.evaluation.zero_shot import PAPER, expand
 
 QUESTIONS = [
-    {"question": "Return a list of", "choices": ["all the names in the module", "purple elephants", "the"], "answer": 0},
-    {"question": "If the file does not exist, raise", "choices": ["a banana", "an exception of type OSError"], "answer": 1},
-    {"question": "This function is", "choices": ["deprecated", "deprecated since version 3", "sky"], "answer": 1},
-    {"question": "The default value is", "choices": ["None", "water and some other things that are long"], "answer": 0},
-    {"question": "Split the string at", "choices": ["the first occurrence of the separator", "noon"], "answer": 1},
+    {
+        "question": "Return a list of",
+        "choices": ["all the names in the module", "purple elephants", "the"],
+        "answer": 0,
+    },
+    {
+        "question": "If the file does not exist, raise",
+        "choices": ["a banana", "an exception of type OSError"],
+        "answer": 1,
+    },
+    {
+        "question": "This function is",
+        "choices": ["deprecated", "deprecated since version 3", "sky"],
+        "answer": 1,
+    },
+    {
+        "question": "The default value is",
+        "choices": ["None", "water and some other things that are long"],
+        "answer": 0,
+    },
+    {
+        "question": "Split the string at",
+        "choices": ["the first occurrence of the separator", "noon"],
+        "answer": 1,
+    },
 ]
 
 
@@ -55,8 +75,18 @@ def by_hand(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> tuple[flo
             prompt = tokenizer(row["question"]).input_ids
             whole = tokenizer(f"{row['question']} {choice}").input_ids
             with torch.no_grad():
-                logits = model(torch.tensor([whole[:-1]]), use_cache=False).logits[0].float().log_softmax(-1)
-            scores.append(sum(float(logits[place - 1, whole[place]]) for place in range(len(prompt), len(whole))))
+                logits = (
+                    model(torch.tensor([whole[:-1]]), use_cache=False)
+                    .logits[0]
+                    .float()
+                    .log_softmax(-1)
+                )
+            scores.append(
+                sum(
+                    float(logits[place - 1, whole[place]])
+                    for place in range(len(prompt), len(whole))
+                )
+            )
         sizes = [len(choice) for choice in row["choices"]]
         plain.append(scores.index(max(scores)) == row["answer"])
         per_letter = [score / size for score, size in zip(scores, sizes, strict=True)]
@@ -65,9 +95,13 @@ def by_hand(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> tuple[flo
 
 
 @pytest.mark.parametrize("converted", [False, True])
-def test_accuracy_is_that_of_log_likelihoods_by_hand(folder: Path, converted_folder: Path, converted: bool) -> None:
+def test_accuracy_is_that_of_log_likelihoods_by_hand(
+    folder: Path, converted_folder: Path, converted: bool
+) -> None:
     model, tokenizer = spikellm.load(converted_folder if converted else BUNDLED)
-    found = spikellm.zero_shot(model, tokenizer, "docstrings", folder=folder, trust_remote_code=True)["docstrings"]
+    found = spikellm.zero_shot(
+        model, tokenizer, "docstrings", folder=folder, trust_remote_code=True
+    )["docstrings"]
     assert (found.accuracy, found.normalised_accuracy) == by_hand(model, tokenizer, QUESTIONS)
     assert (found.version, found.shots, found.documents) == (3.0, 0, 5)
     share = found.accuracy
@@ -76,14 +110,23 @@ def test_accuracy_is_that_of_log_likelihoods_by_hand(folder: Path, converted_fol
 
 
 def test_limit_shots_and_batches(bundled: tuple[Any, Any], folder: Path) -> None:
-    one = spikellm.zero_shot(*bundled, ["docstrings"], folder=folder, trust_remote_code=True, limit=2)["docstrings"]
+    one = spikellm.zero_shot(
+        *bundled, ["docstrings"], folder=folder, trust_remote_code=True, limit=2
+    )["docstrings"]
     assert one.documents == 2
     assert one.accuracy == by_hand(*bundled, QUESTIONS[:2])[0]
-    shots = spikellm.zero_shot(*bundled, ["docstrings"], folder=folder, trust_remote_code=True, shots=2)["docstrings"]
+    shots = spikellm.zero_shot(
+        *bundled, ["docstrings"], folder=folder, trust_remote_code=True, shots=2
+    )["docstrings"]
     assert shots.shots == 2
     told: list[tuple[int, int]] = []
     batched = spikellm.zero_shot(
-        *bundled, ["docstrings"], folder=folder, trust_remote_code=True, batch_size=4, on_batch=lambda *progress: told.append(progress)
+        *bundled,
+        ["docstrings"],
+        folder=folder,
+        trust_remote_code=True,
+        batch_size=4,
+        on_batch=lambda *progress: told.append(progress),
     )["docstrings"]
     assert {total for _, total in told} == {sum(len(row["choices"]) for row in QUESTIONS)}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
@@ -94,7 +137,10 @@ def test_a_tokenizer_without_padding(bundled: tuple[Any, Any], folder: Path) -> 
     model, tokenizer = bundled
     tokenizer.pad_token = None
     assert (
-        spikellm.zero_shot(model, tokenizer, "docstrings", folder=folder, trust_remote_code=True, batch_size=3)["docstrings"].documents == 5
+        spikellm.zero_shot(
+            model, tokenizer, "docstrings", folder=folder, trust_remote_code=True, batch_size=3
+        )["docstrings"].documents
+        == 5
     )
 
 
@@ -120,9 +166,28 @@ def test_command(capsys: pytest.CaptureFixture[str], folder: Path, converted_fol
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert result["perplexity"] == {}
-    assert result["tasks"]["docstrings"].keys() >= {"accuracy", "normalised_accuracy", "version", "shots", "documents"}
+    assert result["tasks"]["docstrings"].keys() >= {
+        "accuracy",
+        "normalised_accuracy",
+        "version",
+        "shots",
+        "documents",
+    }
     assert "Traceback" not in captured.err
-    assert main(["eval", str(converted_folder), "--tasks", "docstrings", "--task-folder", str(folder), "--trust-remote-code"]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                str(converted_folder),
+                "--tasks",
+                "docstrings",
+                "--task-folder",
+                str(folder),
+                "--trust-remote-code",
+            ]
+        )
+        == 0
+    )
     table = capsys.readouterr().out
     assert "docstrings" in table
     assert "accuracy" in table
@@ -130,7 +195,15 @@ def test_command(capsys: pytest.CaptureFixture[str], folder: Path, converted_fol
 
 def test_names() -> None:
     assert expand("paper") == list(PAPER)
-    assert expand(" piqa , paper,x") == ["piqa", "arc_easy", "arc_challenge", "boolq", "hellaswag", "winogrande", "x"]
+    assert expand(" piqa , paper,x") == [
+        "piqa",
+        "arc_easy",
+        "arc_challenge",
+        "boolq",
+        "hellaswag",
+        "winogrande",
+        "x",
+    ]
     with pytest.raises(RequestError, match="no task is named"):
         expand(" , ")
 
@@ -146,8 +219,14 @@ def test_names() -> None:
         ([], "--perplexity or --tasks"),
     ],
 )
-def test_wrong_requests(capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], words: str) -> None:
-    place = [] if "--task-folder" in arguments or "--tasks" not in arguments else ["--task-folder", str(folder), "--trust-remote-code"]
+def test_wrong_requests(
+    capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], words: str
+) -> None:
+    place = (
+        []
+        if "--task-folder" in arguments or "--tasks" not in arguments
+        else ["--task-folder", str(folder), "--trust-remote-code"]
+    )
     assert main(["eval", str(BUNDLED), *arguments, *place]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert words in error[-1]
@@ -163,7 +242,8 @@ def test_data_that_is_not_here_ends_in_one_line(capsys: pytest.CaptureFixture[st
 
 def test_damaged_task_files(bundled: tuple[Any, Any], tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
-        "task: bad\ndataset_path: json\ndataset_kwargs: {data_files: {test: /nowhere/q.jsonl}}\ntest_split: test\n"
+        "task: bad\ndataset_path: json\ndataset_kwargs: {data_files: {test:"
+        " /nowhere/q.jsonl}}\ntest_split: test\n"
     )
     with pytest.raises((RequestError, DependencyError), match="bad"):
         spikellm.zero_shot(*bundled, "bad", folder=tmp_path, trust_remote_code=True)
@@ -176,28 +256,46 @@ output_type: multiple_choice
 doc_to_choice: [a, b]
 """
 ATTACKS = {
-    "function": {"bad.yaml": f"task: bad\n{BODY}doc_to_text: question\ndoc_to_target: !function helper.f\n"},
-    "tag": {"bad.yaml": f"%TAG !x! !func\n---\ntask: bad\n{BODY}doc_to_text: question\ndoc_to_target: !x!tion helper.f\n"},
+    "function": {
+        "bad.yaml": f"task: bad\n{BODY}doc_to_text: question\ndoc_to_target: !function helper.f\n"
+    },
+    "tag": {
+        "bad.yaml": (
+            f"%TAG !x! !func\n---\ntask: bad\n{BODY}doc_to_text: question\ndoc_to_target: !x!tion"
+            " helper.f\n"
+        )
+    },
     "include": {
         "bad.yaml": "task: bad\ninclude: hidden.txt\n",
         "hidden.txt": f"{BODY}doc_to_text: question\ndoc_to_target: !function helper.f\n",
     },
     "template": {
-        "bad.yaml": f"task: bad\n{BODY}doc_to_text: \"{{{{ cycler.__init__.__globals__.os.system('touch RAN') }}}}\"\ndoc_to_target: answer\n"
+        "bad.yaml": (
+            f"task: bad\n{BODY}doc_to_text: \"{{{{ cycler.__init__.__globals__.os.system('touch"
+            " RAN') }}\"\ndoc_to_target: answer\n"
+        )
     },
 }
 
 
 @pytest.mark.parametrize("attack", sorted(ATTACKS))
-def test_code_in_task_files_is_not_run_unasked(bundled: tuple[Any, Any], folder: Path, tmp_path: Path, attack: str) -> None:
+def test_code_in_task_files_is_not_run_unasked(
+    bundled: tuple[Any, Any], folder: Path, tmp_path: Path, attack: str
+) -> None:
     ran = tmp_path / "ran"
-    (tmp_path / "helper.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\ndef f(doc): return 0\n")
+    (tmp_path / "helper.py").write_text(
+        f"from pathlib import Path\nPath({str(ran)!r}).touch()\ndef f(doc): return 0\n"
+    )
     for name, text in ATTACKS[attack].items():
-        (tmp_path / name).write_text(text.replace("QUESTIONS", str(folder / "questions.jsonl")).replace("RAN", str(ran)))
+        (tmp_path / name).write_text(
+            text.replace("QUESTIONS", str(folder / "questions.jsonl")).replace("RAN", str(ran))
+        )
     with pytest.raises(RequestError, match="--trust-remote-code"):
         spikellm.zero_shot(*bundled, "bad", folder=tmp_path)
     assert not ran.exists()
-    with contextlib.suppress(SpikeLLMError):  # these tasks are no good, but their code has run by then: each attack is one
+    with contextlib.suppress(
+        SpikeLLMError
+    ):  # these tasks are no good, but their code has run by then: each attack is one
         spikellm.zero_shot(*bundled, "bad", folder=tmp_path, trust_remote_code=True)
     assert ran.exists()
 

@@ -16,19 +16,28 @@ from spikellm.profiling.population import layer_population
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
 
-def layer(seed: int = 0, columns: int = 11, *, signed: bool = False, rate: float = 0.3) -> tuple[SpikingLinear, torch.Tensor]:
+def layer(
+    seed: int = 0, columns: int = 11, *, signed: bool = False, rate: float = 0.3
+) -> tuple[SpikingLinear, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     dense = torch.nn.Linear(columns, 4)
     torch.nn.init.normal_(dense.weight, generator=generator)
     kind = {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"bits": 3}
     chosen = {"salient_rate": rate, "salient_steps": 2, "saliency": "rms"} if rate else {}
-    recipe = LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe.model_validate({**kind, **chosen}))
-    return fit(dense, recipe, sample=torch.randn(32, columns, generator=generator)), torch.randn(3, columns, generator=generator)
+    recipe = LinearRecipe(
+        weights=WeightRecipe(bits=4),
+        activations=ActivationRecipe.model_validate({**kind, **chosen}),
+    )
+    return fit(dense, recipe, sample=torch.randn(32, columns, generator=generator)), torch.randn(
+        3, columns, generator=generator
+    )
 
 
 @given(st.integers(0, 2**31), st.integers(1, 14), st.booleans(), st.sampled_from([0.0, 0.3]))
 @settings(max_examples=20)
-def test_a_graph_ends_in_the_layer_s_integers(seed: int, columns: int, signed: bool, rate: float) -> None:
+def test_a_graph_ends_in_the_layer_s_integers(
+    seed: int, columns: int, signed: bool, rate: float
+) -> None:
     one, x = layer(seed, columns, signed=signed, rate=rate)
     graph, population = layer_graph(one), layer_population("layer", one, x)
     for token in range(len(x)):
@@ -60,7 +69,9 @@ def test_a_changed_weight_changes_the_sums(tmp_path: Path) -> None:
     one, x = layer()
     graph, population = layer_graph(one), layer_population("layer", one, x)
     graph.nodes["synapses"].weight += 1
-    assert not torch.equal(run_graph(graph, population.of_token(0)), segment_weights(one) @ population.codes[0].long())
+    assert not torch.equal(
+        run_graph(graph, population.of_token(0)), segment_weights(one) @ population.codes[0].long()
+    )
 
 
 def test_damage_and_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

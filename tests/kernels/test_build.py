@@ -20,7 +20,7 @@ from native import additive, best_level, forget, needs_compiler
 from spikellm.core.errors import DependencyError
 from spikellm.kernels.native import build, ops
 from spikellm.nn import fast
-from spikellm.nn.fast_heads import CachedRows
+from spikellm.nn.fast_heads import PackedKV
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
@@ -29,7 +29,10 @@ pytestmark = pytest.mark.usefixtures("native_kernels")
 def test_without_a_compiler_torch_is_used_and_that_is_said_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layer = fit(nn.Linear(20, 6), LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)))
+    layer = fit(
+        nn.Linear(20, 6),
+        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+    )
     x = torch.randn(2, 20)
     monkeypatch.setenv("SPIKELLM_KERNELS", "torch")
     expected = layer(x)
@@ -38,7 +41,9 @@ def test_without_a_compiler_torch_is_used_and_that_is_said_once(
     monkeypatch.delenv("CC", raising=False)
     assert torch.equal(layer(x), expected)
     assert torch.equal(layer(x), expected)
-    assert [record.message for record in caplog.records if "native kernels are off" in record.message] == [caplog.records[0].message]
+    assert [
+        record.message for record in caplog.records if "native kernels are off" in record.message
+    ] == [caplog.records[0].message]
     assert "torch (native kernels need a C compiler" in ops.describe()
     monkeypatch.setenv("SPIKELLM_KERNELS", "native")
     with pytest.raises(DependencyError, match="C compiler"):
@@ -46,9 +51,14 @@ def test_without_a_compiler_torch_is_used_and_that_is_said_once(
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_written_or_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_or_trusted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
-    for folder, words in ((tmp_path / "file", "cannot be kept"), (tmp_path / "open", "written to by others")):
+    for folder, words in (
+        (tmp_path / "file", "cannot be kept"),
+        (tmp_path / "open", "written to by others"),
+    ):
         if folder.name == "open":
             folder.mkdir()
             folder.chmod(0o777)
@@ -72,7 +82,9 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         build.load_library()
 
 
-@pytest.mark.parametrize(("name", "value"), [("SPIKELLM_KERNELS", "fast"), ("SPIKELLM_KERNELS_LEVEL", "sse")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("SPIKELLM_KERNELS", "fast"), ("SPIKELLM_KERNELS_LEVEL", "sse")]
+)
 def test_unknown_choices(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(DependencyError, match=f"{name} is '{value}'"):
@@ -83,11 +95,18 @@ def test_unknown_choices(monkeypatch: pytest.MonkeyPatch, name: str, value: str)
 def test_two_processes_compile_at_once(tmp_path: Path) -> None:
     script = "from spikellm.kernels import build; print(build.compile_level('portable'))"
     surroundings = {**os.environ, "SPIKELLM_CACHE": str(tmp_path)}
-    running = [subprocess.Popen([sys.executable, "-c", script], env=surroundings, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], env=surroundings, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     paths = {process.communicate()[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0]
     assert len(paths) == 1
-    assert [path.name for path in tmp_path.iterdir()] == [Path(paths.pop()).name], "no temporary folder is left"
+    assert [path.name for path in tmp_path.iterdir()] == [Path(paths.pop()).name], (
+        "no temporary folder is left"
+    )
 
 
 class In(NamedTuple):
@@ -122,56 +141,169 @@ def linear_calls() -> Iterator[Call]:
     for columns, outputs, tokens, bits in sizes:
         activations = ActivationRecipe(bits=4, salient_rate=0.2, salient_steps=2, saliency="rms")
         recipe = LinearRecipe(weights=WeightRecipe(bits=bits), activations=activations)
-        layer = fit(nn.Linear(columns, outputs), recipe, sample=torch.randn(30, columns, generator=generator))
+        layer = fit(
+            nn.Linear(columns, outputs),
+            recipe,
+            sample=torch.randn(30, columns, generator=generator),
+        )
         ready, x = fast.prepare(layer), torch.randn(tokens, columns, generator=generator)
         assert layer.bias is not None
-        _, counts = ops.spike_linear(x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, None, True)
-        read = [ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, layer.bias.detach()]
-        yield "spikellm_spike_linear", [In(x), tokens, *map(In, read), Out(layer(x).detach()), Out(counts)]
+        _, counts = ops.spike_linear(
+            x,
+            ready.plan,
+            layer.weight_codes,
+            layer.weight_scale,
+            layer.weight_zero,
+            ready.beside,
+            None,
+            True,
+        )
+        read = [
+            ready.plan,
+            layer.weight_codes,
+            layer.weight_scale,
+            layer.weight_zero,
+            ready.beside,
+            layer.bias.detach(),
+        ]
+        yield (
+            "spikellm_spike_linear",
+            [
+                In(x),
+                tokens,
+                *map(In, read),
+                Out(layer(x).detach()),
+                Out(counts),
+            ],
+        )
     for columns, outputs, tokens in [(1, 1, 1), (19, 65, 2), (90, 64, 1), (55, 130, 3)]:
-        layer = additive(columns, outputs, torch.randint(1, 4, (columns,), generator=generator).to(torch.uint8), generator, bias=True)
-        ready, x = fast.prepare(layer), torch.randint(-9, 9, (tokens, columns), generator=generator).float()
+        layer = additive(
+            columns,
+            outputs,
+            torch.randint(1, 4, (columns,), generator=generator).to(torch.uint8),
+            generator,
+            bias=True,
+        )
+        ready, x = (
+            fast.prepare(layer),
+            torch.randint(-9, 9, (tokens, columns), generator=generator).float(),
+        )
         assert layer.bias is not None
         yield (
             "spikellm_additive_linear",
-            [In(x), tokens, *map(In, (ready.plan, ready.beside, layer.weight_scale, layer.bias.detach())), Out(layer(x).detach())],
+            [
+                In(x),
+                tokens,
+                *map(In, (ready.plan, ready.beside, layer.weight_scale, layer.bias.detach())),
+                Out(layer(x).detach()),
+            ],
         )
 
 
 def head_calls() -> Iterator[Call]:
     """Coders of awkward sizes."""
-    for bits, extra in [(4, {}), (4, {"thresholds": "split"}), (3, {"thresholds": "shared"}), (8, {})]:
+    for bits, extra in [
+        (4, {}),
+        (4, {"thresholds": "split"}),
+        (3, {"thresholds": "shared"}),
+        (8, {}),
+    ]:
         for channels in (2, 35, 70):
-            chosen = {"salient_rate": 0.3, "salient_steps": 2, "saliency": "rms", **extra} if extra else {}
-            coder, x, _ = coder_and_heads(ActivationRecipe.model_validate({"bits": bits, **chosen}), channels, 7)
-            plan, query, weights = coder.plan(channels), torch.randn(2, 6, 3, channels), torch.rand(2, 6, 3, 5)
+            chosen = (
+                {"salient_rate": 0.3, "salient_steps": 2, "saliency": "rms", **extra}
+                if extra
+                else {}
+            )
+            coder, x, _ = coder_and_heads(
+                ActivationRecipe.model_validate({"bits": bits, **chosen}), channels, 7
+            )
+            plan, query, weights = (
+                coder.plan(channels),
+                torch.randn(2, 6, 3, channels),
+                torch.rand(2, 6, 3, 5),
+            )
             assert plan is not None
-            cached = CachedRows(coder.to_rows(x), plan, channels)
-            sizes, shared = (2, 3, 5), (2, 3, 2, 3)  # batch, heads, tokens; batch, heads, query heads to each, queries
+            cached = PackedKV(coder.to_rows(x), plan, channels)
+            sizes, shared = (
+                (2, 3, 5),
+                (
+                    2,
+                    3,
+                    2,
+                    3,
+                ),
+            )  # batch, heads, tokens; batch, heads, query heads to each, queries
             yield "spikellm_code_heads", [In(x), *sizes, In(plan), Out(cached.rows), None]
-            yield "spikellm_code_heads", [In(x), *sizes, In(plan), None, Out(coder.recode(x))]
-            yield "spikellm_key_scores", [In(query), *shared, In(cached.rows), 5, In(plan), Out(cached.scores(query))]
-            yield "spikellm_value_sums", [In(weights), *shared, In(cached.rows), 5, In(plan), Out(cached.sums(weights))]
+            yield (
+                "spikellm_code_heads",
+                [
+                    In(x),
+                    *sizes,
+                    In(plan),
+                    None,
+                    Out(coder.fake_quantize(x)),
+                ],
+            )
+            yield (
+                "spikellm_key_scores",
+                [
+                    In(query),
+                    *shared,
+                    In(cached.rows),
+                    5,
+                    In(plan),
+                    Out(cached.scores(query)),
+                ],
+            )
+            yield (
+                "spikellm_value_sums",
+                [
+                    In(weights),
+                    *shared,
+                    In(cached.rows),
+                    5,
+                    In(plan),
+                    Out(cached.sums(weights)),
+                ],
+            )
 
 
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", build.LEVELS)
-def test_no_byte_is_read_or_written_out_of_bounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels compiled with AddressSanitizer and UndefinedBehaviorSanitizer, on arrays of exact size."""
+def test_no_byte_is_read_or_written_out_of_bounds(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels compiled with AddressSanitizer and UndefinedBehaviorSanitizer, on arrays of exact
+    size.
+    """
     if build.LEVELS.index(name) > best_level():
         return
     compiler = build.compiler()
     assert compiler is not None
     monkeypatch.setenv("SPIKELLM_CACHE", str(tmp_path / "cache"))
-    library = build.compile_level(name, ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"))
-    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    library = build.compile_level(
+        name, ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+    )
+    runtime = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     calls = [*linear_calls(), *head_calls()]
     for index, (_, arguments) in enumerate(calls):
-        arrays = {str(place): one.array.numpy() for place, one in enumerate(arguments) if isinstance(one, (In, Out))}
+        arrays = {
+            str(place): one.array.numpy()
+            for place, one in enumerate(arguments)
+            if isinstance(one, (In, Out))
+        }
         np.savez(tmp_path / f"{index}.npz", **arrays)
     kinds = [
-        (function, [one if isinstance(one, (int, type(None))) else type(one).__name__ for one in arguments])
+        (
+            function,
+            [
+                one if isinstance(one, (int, type(None))) else type(one).__name__
+                for one in arguments
+            ],
+        )
         for function, arguments in calls
     ]
     (tmp_path / "calls.json").write_text(json.dumps(kinds))
@@ -191,8 +323,19 @@ for index, (function, arguments) in enumerate(json.load(open({str(tmp_path / "ca
         assert np.array_equal(array, arrays[place]), (function, index)
 print("clean")
 """
-    surroundings = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0", "PYTHONMALLOC": "malloc"}
-    done = subprocess.run([sys.executable, "-c", script], env=surroundings, capture_output=True, text=True, check=False)
+    surroundings = {
+        **os.environ,
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=surroundings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "clean"
 
@@ -209,7 +352,11 @@ def test_sources_compile_without_a_warning(tmp_path: Path) -> None:
                 "-Wall",
                 "-Wextra",
                 "-Werror",
-                *(("-fopenmp",) if build._has_openmp(tool) else ("-Wno-unknown-pragmas", "-Wno-unused-parameter")),
+                *(
+                    ("-fopenmp",)
+                    if build._has_openmp(tool)
+                    else ("-Wno-unknown-pragmas", "-Wno-unused-parameter")
+                ),
                 *sorted(map(str, folder.glob("*.c"))),
                 "-o",
                 str(tmp_path / "k.so"),

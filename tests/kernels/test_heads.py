@@ -1,4 +1,6 @@
-"""Kernels of attention against torch: rows and values bit for bit, products exactly where sums are integers."""
+"""Kernels of attention against torch: rows and values bit for bit, products exactly where sums are
+integers.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from heads import CODERS, coder_and_heads
 from native import forget, needs_compiler
 from spikellm.kernels.native import build, ops
 from spikellm.models.cache import spiking_cache
-from spikellm.nn.fast_heads import CachedRows, rows_of
+from spikellm.nn.fast_heads import PackedKV, rows_of
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.recipe import ActivationRecipe
 
@@ -23,7 +25,9 @@ pytestmark = [pytest.mark.usefixtures("native_kernels"), needs_compiler]
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one.nan_to_num(12345.0), other.nan_to_num(12345.0)) and torch.equal(one.isnan(), other.isnan())
+    return torch.equal(one.nan_to_num(12345.0), other.nan_to_num(12345.0)) and torch.equal(
+        one.isnan(), other.isnan()
+    )
 
 
 def at_level(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,10 +51,10 @@ def test_rows_and_values_have_the_same_bits(
         coder, x, _ = coder_and_heads(recipe, channels, seed)
         if extreme is not None:
             x[1, 1, 1, channels // 2] = extreme
-        assert (coder.plan(channels) is not None) == (recipe.salient_steps * 2**recipe.bits <= 256), (
-            "the kernel is taken where codes are bytes"
-        )
-        rows, values = coder.to_rows(x), coder.recode(x)
+        assert (coder.plan(channels) is not None) == (
+            recipe.salient_steps * 2**recipe.bits <= 256
+        ), "the kernel is taken where codes are bytes"
+        rows, values = coder.to_rows(x), coder.fake_quantize(x)
         monkeypatch.setenv("SPIKELLM_KERNELS", "torch")
         assert torch.equal(coder.to_rows(x), rows)
         assert same(coder.decode(coder.encode(x)), values)
@@ -58,16 +62,24 @@ def test_rows_and_values_have_the_same_bits(
 
 
 @pytest.mark.parametrize("level_name", build.LEVELS)
-@given(recipe=CODERS, channels=st.integers(2, 70), shared=st.integers(1, 3), queries=st.integers(1, 4), seed=st.integers(0, 10**6))
+@given(
+    recipe=CODERS,
+    channels=st.integers(2, 70),
+    shared=st.integers(1, 3),
+    queries=st.integers(1, 4),
+    seed=st.integers(0, 10**6),
+)
 @settings(max_examples=60)
-def test_products_with_rows(level_name: str, recipe: ActivationRecipe, channels: int, shared: int, queries: int, seed: int) -> None:
+def test_products_with_rows(
+    level_name: str, recipe: ActivationRecipe, channels: int, shared: int, queries: int, seed: int
+) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         at_level(level_name, monkeypatch)
         coder, x, _ = coder_and_heads(recipe, channels, seed)
         plan = coder.plan(channels)
         assume(plan is not None)
         assert plan is not None
-        cached = CachedRows(coder.to_rows(x), plan, channels)
+        cached = PackedKV(coder.to_rows(x), plan, channels)
         values = coder.decode(coder.unpack(cached.rows, channels)).repeat_interleave(shared, dim=1)
         generator = torch.Generator().manual_seed(seed)
         query, weights = (
@@ -78,7 +90,9 @@ def test_products_with_rows(level_name: str, recipe: ActivationRecipe, channels:
         bound = 1e-5 * (query.abs() @ values.abs().transpose(2, 3)).max() * recipe.bits
         assert (cached.scores(query) - expected).abs().max() <= bound + 1e-30
         expected = weights.double() @ values.double()
-        assert (cached.sums(weights) - expected).abs().max() <= 1e-5 * values.abs().max() * 5 * recipe.bits + 1e-30
+        assert (
+            cached.sums(weights) - expected
+        ).abs().max() <= 1e-5 * values.abs().max() * 5 * recipe.bits + 1e-30
 
 
 @given(
@@ -89,20 +103,34 @@ def test_products_with_rows(level_name: str, recipe: ActivationRecipe, channels:
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=60)
-def test_products_are_exact_where_sums_are_integers(steps: int, bits: int, channels: int, thresholds: str, seed: int) -> None:
-    """With thresholds that are powers of two and queries and weights that are small integers, every sum is one float exactly."""
-    extra = {"salient_rate": 0.3, "salient_steps": steps, "thresholds": thresholds, "saliency": "rms"} if steps > 1 else {}
-    coder, _, group = coder_and_heads(ActivationRecipe.model_validate({"bits": bits, **extra}), channels, seed)
+def test_products_are_exact_where_sums_are_integers(
+    steps: int, bits: int, channels: int, thresholds: str, seed: int
+) -> None:
+    """With thresholds that are powers of two and queries and weights that are small integers, every
+    sum is one float exactly.
+    """
+    extra = (
+        {"salient_rate": 0.3, "salient_steps": steps, "thresholds": thresholds, "saliency": "rms"}
+        if steps > 1
+        else {}
+    )
+    coder, _, group = coder_and_heads(
+        ActivationRecipe.model_validate({"bits": bits, **extra}), channels, seed
+    )
     plan = coder.plan(channels)
     assert plan is not None
     generator = torch.Generator().manual_seed(seed)
     tops = torch.tensor(coder.settings.group_steps)[group.long()] * coder.neuron.levels
-    codes = (torch.rand(2, 3, 7, channels, generator=generator) * (tops + 1).unsqueeze(1)).floor().int()
+    codes = (
+        (torch.rand(2, 3, 7, channels, generator=generator) * (tops + 1).unsqueeze(1)).floor().int()
+    )
     ranges = len(set(coder.settings.group_ranges))
     theta = 2.0 ** torch.randint(-2, 3, (2, 3, 7, ranges), generator=generator)
     baseline = torch.randint(0, 2**bits, (2, 3, 7, ranges), generator=generator).float()
-    coded = coder.encode(torch.zeros(2, 3, 7, channels))._replace(codes=codes, theta=theta, baseline=baseline)
-    cached, values = CachedRows(coder.pack(coded), plan, channels), coder.decode(coded)
+    coded = coder.encode(torch.zeros(2, 3, 7, channels))._replace(
+        codes=codes, theta=theta, baseline=baseline
+    )
+    cached, values = PackedKV(coder.pack(coded), plan, channels), coder.decode(coded)
     query = torch.randint(-9, 10, (2, 3, 2, channels), generator=generator).float()
     assert torch.equal(cached.scores(query), query @ values.transpose(2, 3))
     weights = torch.randint(0, 9, (2, 3, 2, 7), generator=generator).float()
@@ -118,8 +146,10 @@ def test_threads_change_nothing() -> None:
             torch.set_num_threads(threads)
             plan = coder.plan(64)
             assert plan is not None
-            cached = CachedRows(coder.to_rows(x), plan, 64)
-            found.append((cached.rows, cached.scores(query), cached.sums(weights), coder.recode(x)))
+            cached = PackedKV(coder.to_rows(x), plan, 64)
+            found.append(
+                (cached.rows, cached.scores(query), cached.sums(weights), coder.fake_quantize(x))
+            )
     finally:
         torch.set_num_threads(before)
     for one, other in zip(*found, strict=True):
@@ -145,7 +175,11 @@ def test_decode_never_unpacks_the_cache(
     original = HeadCoder.unpack
     with torch.no_grad():
         model(tokens, past_key_values=cache)
-        monkeypatch.setattr(HeadCoder, "unpack", lambda self, *arguments: unpacked.append(1) or original(self, *arguments))
+        monkeypatch.setattr(
+            HeadCoder,
+            "unpack",
+            lambda self, *arguments: unpacked.append(1) or original(self, *arguments),
+        )
         found = model(tokens[:, -1:], past_key_values=cache).logits
         assert not unpacked
         cache.crop(-1)
@@ -155,7 +189,9 @@ def test_decode_never_unpacks_the_cache(
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def test_the_same_words(converted_attention: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_words(
+    converted_attention: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = []
     for choice in ("native", "torch"):
         monkeypatch.setenv("SPIKELLM_KERNELS", choice)
@@ -167,8 +203,8 @@ def test_a_stand_in_is_nan_to_whoever_computes_with_it() -> None:
     coder = HeadCoder(ActivationRecipe(bits=4), torch.zeros(2, 10, dtype=torch.uint8))
     plan = coder.plan(10)
     assert plan is not None
-    cached = CachedRows(coder.to_rows(torch.randn(1, 2, 3, 10)), plan, 10)
-    stand = cached.stand_in()
+    cached = PackedKV(coder.to_rows(torch.randn(1, 2, 3, 10)), plan, 10)
+    stand = cached.placeholder()
     assert stand.shape == (1, 2, 3, 10)
     assert rows_of(stand) is cached
     assert rows_of(stand * 1) is None
@@ -181,7 +217,11 @@ def converted_attention(text_file: Path) -> tuple[Any, Any]:
     from conftest import BUNDLED
 
     model, tokenizer = spikellm.load(BUNDLED)
-    spikes = "{bits: 4, salient_rate: 0.1, salient_steps: 2, saliency: first-order, thresholds: shared}"
+    spikes = (
+        "{bits: 4, salient_rate: 0.1, salient_steps: 2, saliency: first-order, thresholds: shared}"
+    )
     settings = [f"attention={{query: {{bits: 4}}, key: {spikes}, value: {spikes}}}"]
-    spikellm.convert(model, tokenizer, "w8a8", str(text_file), samples=2, seqlen=32, settings=settings)
+    spikellm.convert(
+        model, tokenizer, "w8a8", str(text_file), samples=2, seqlen=32, settings=settings
+    )
     return model, tokenizer

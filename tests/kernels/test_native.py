@@ -16,7 +16,7 @@ from native import additive, best_level, both, forget, needs_compiler
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.linear_plan import fits
 from spikellm.nn import fast
-from spikellm.nn.hooks import watching_spikes
+from spikellm.nn.hooks import observe_spikes
 from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
@@ -26,21 +26,39 @@ pytestmark = pytest.mark.usefixtures("native_kernels")
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[SpikingLinear, Tensor]:
     """Any layer that codes its inputs, and any inputs, extreme ones too."""
-    columns, outputs, tokens = draw(st.integers(1, 300)), draw(st.integers(1, 70)), draw(st.integers(0, 9))
+    columns, outputs, tokens = (
+        draw(st.integers(1, 300)),
+        draw(st.integers(1, 70)),
+        draw(st.integers(0, 9)),
+    )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     activations = draw(activation_recipes(st.integers(2, 6), st.booleans()))
     bias, kind = draw(st.booleans()), draw(st.sampled_from(["affine", "steps", "ternary"]))
     if kind == "ternary":
-        steps = torch.randint(1, draw(st.integers(1, 4)) + 1, (columns,), generator=generator).to(torch.uint8)
-        layer: SpikingLinear = additive(columns, outputs, steps, generator, bias=bias, activations=activations)
+        steps = torch.randint(1, draw(st.integers(1, 4)) + 1, (columns,), generator=generator).to(
+            torch.uint8
+        )
+        layer: SpikingLinear = additive(
+            columns, outputs, steps, generator, bias=bias, activations=activations
+        )
     else:
         group = draw(st.sampled_from([None, 16, 100])) if kind == "affine" else None
-        several = {"salient_rate": 0.2, "salient_steps": draw(st.integers(2, 4)), "saliency": "rms"} if kind == "steps" else {}
+        several = (
+            {"salient_rate": 0.2, "salient_steps": draw(st.integers(2, 4)), "saliency": "rms"}
+            if kind == "steps"
+            else {}
+        )
         bits = draw(st.integers(2, 6 if several else 8))
-        weights = WeightRecipe.model_validate({"bits": bits, "symmetric": draw(st.booleans()), "group_size": group, **several})
+        weights = WeightRecipe.model_validate(
+            {"bits": bits, "symmetric": draw(st.booleans()), "group_size": group, **several}
+        )
         dense = nn.Linear(columns, outputs, bias=bias)
         nn.init.normal_(dense.weight, generator=generator)
-        layer = fit(dense, LinearRecipe(weights=weights, activations=activations), sample=torch.randn(40, columns, generator=generator))
+        layer = fit(
+            dense,
+            LinearRecipe(weights=weights, activations=activations),
+            sample=torch.randn(40, columns, generator=generator),
+        )
     x = torch.randn(tokens, columns, generator=generator) * 10.0 ** draw(st.integers(-4, 4))
     if tokens and draw(st.booleans()):
         x[0] = draw(st.sampled_from([0.0, 1.0, -2.5, 3e38, -3e38, 1e-44]))
@@ -81,7 +99,9 @@ def test_what_is_not_finite_stays_visible(level: str, value: float) -> None:
         ActivationRecipe(bits=4, symmetric=True),
         ActivationRecipe(neuron="ternary", bits=2, symmetric=True),
     ):
-        layer = fit(nn.Linear(40, 5), LinearRecipe(weights=WeightRecipe(bits=4), activations=recipe))
+        layer = fit(
+            nn.Linear(40, 5), LinearRecipe(weights=WeightRecipe(bits=4), activations=recipe)
+        )
         x = torch.randn(3, 40)
         x[1, 7] = value
         found, expected = both(layer, x)
@@ -98,7 +118,12 @@ def test_extreme_codes(level: str) -> None:
     for bits in range(2, 9):
         dense = nn.Linear(257, 9, bias=False)
         dense.weight.data = torch.where(torch.rand(9, 257) < 0.5, -1.0, 1.0)
-        layer = fit(dense, LinearRecipe(weights=WeightRecipe(bits=bits), activations=ActivationRecipe(bits=6, steps=4)))
+        layer = fit(
+            dense,
+            LinearRecipe(
+                weights=WeightRecipe(bits=bits), activations=ActivationRecipe(bits=6, steps=4)
+            ),
+        )
         layer.weight_codes.fill_(255)
         if 257 * bits % 8:  # what is beyond the last code stays zero
             layer.weight_codes[:, -1] = 2 ** (257 * bits % 8) - 1
@@ -109,9 +134,18 @@ def test_extreme_codes(level: str) -> None:
 
 
 @needs_compiler
-@given(st.integers(1, 90), st.integers(1, 140), st.integers(0, 6), st.integers(1, 4), st.booleans(), st.integers(0, 2**31))
+@given(
+    st.integers(1, 90),
+    st.integers(1, 140),
+    st.integers(0, 6),
+    st.integers(1, 4),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
 @settings(max_examples=60)
-def test_additions_of_ternary_weights(columns: int, outputs: int, tokens: int, most: int, bias: bool, seed: int) -> None:
+def test_additions_of_ternary_weights(
+    columns: int, outputs: int, tokens: int, most: int, bias: bool, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randint(1, most + 1, (columns,), generator=generator).to(torch.uint8)
     layer = additive(columns, outputs, steps, generator, bias=bias)
@@ -120,7 +154,12 @@ def test_additions_of_ternary_weights(columns: int, outputs: int, tokens: int, m
     assert torch.equal(found, expected), "sums of integers are exact in any order"
     x = torch.randn(tokens, columns, generator=generator)
     found, expected = both(layer, x)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.abs().max()) if tokens else 1.0))
+    torch.testing.assert_close(
+        found,
+        expected,
+        rtol=1e-5,
+        atol=1e-5 * max(1.0, float(expected.abs().max()) if tokens else 1.0),
+    )
 
 
 @needs_compiler
@@ -142,7 +181,10 @@ def test_every_level_adds_alike(code: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @needs_compiler
 def test_threads_change_nothing() -> None:
-    layer = fit(nn.Linear(300, 130), LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)))
+    layer = fit(
+        nn.Linear(300, 130),
+        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+    )
     x, before = torch.randn(7, 300), torch.get_num_threads()
     try:
         outputs = []
@@ -157,26 +199,49 @@ def test_threads_change_nothing() -> None:
 
 @needs_compiler
 def test_operators_are_sound() -> None:
-    layer = fit(nn.Linear(20, 6), LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)))
+    layer = fit(
+        nn.Linear(20, 6),
+        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+    )
     ready, x = fast.prepare(layer), torch.randn(3, 20)
     assert layer.bias is not None
     for bias in (None, layer.bias.float()):
         torch.library.opcheck(
-            ops.spike_linear, (x, ready.plan, layer.weight_codes, layer.weight_scale, layer.weight_zero, ready.beside, bias, True)
+            ops.spike_linear,
+            (
+                x,
+                ready.plan,
+                layer.weight_codes,
+                layer.weight_scale,
+                layer.weight_zero,
+                ready.beside,
+                bias,
+                True,
+            ),
         )
     other = additive(20, 6, torch.ones(20, dtype=torch.uint8), torch.Generator().manual_seed(0))
     ready = fast.prepare(other)
-    torch.library.opcheck(ops.additive_linear, (x, ready.plan, ready.beside, other.weight_scale, None))
+    torch.library.opcheck(
+        ops.additive_linear, (x, ready.plan, ready.beside, other.weight_scale, None)
+    )
 
 
 @needs_compiler
 @pytest.mark.parametrize("signed", [False, True])
 def test_spikes_are_shown_to_whoever_watches(signed: bool) -> None:
-    kind: dict[str, Any] = {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"bits": 4}
-    recipe = ActivationRecipe.model_validate({**kind, "salient_rate": 0.2, "salient_steps": 3, "saliency": "rms"})
-    layer = fit(nn.Linear(40, 6), LinearRecipe(weights=WeightRecipe(bits=4), activations=recipe), sample=torch.randn(50, 40))
+    kind: dict[str, Any] = (
+        {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"bits": 4}
+    )
+    recipe = ActivationRecipe.model_validate(
+        {**kind, "salient_rate": 0.2, "salient_steps": 3, "saliency": "rms"}
+    )
+    layer = fit(
+        nn.Linear(40, 6),
+        LinearRecipe(weights=WeightRecipe(bits=4), activations=recipe),
+        sample=torch.randn(50, 40),
+    )
     x, seen = torch.randn(5, 40), []
-    with watching_spikes(seen.append):
+    with observe_spikes(seen.append):
         found, expected = both(layer, x)
     native, reference = seen[-2:]
     assert torch.equal(found, expected)
@@ -187,7 +252,10 @@ def test_spikes_are_shown_to_whoever_watches(signed: bool) -> None:
 
 @needs_compiler
 def test_changed_weights_are_seen(converted_folder: Path) -> None:
-    layer = fit(nn.Linear(20, 6), LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)))
+    layer = fit(
+        nn.Linear(20, 6),
+        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+    )
     x = torch.randn(2, 20)
     before = layer(x)
     layer.weight_zero += 1
@@ -201,13 +269,19 @@ def test_inference_mode() -> None:
     """Tensors made there count no versions."""
     x = torch.randn(2, 20)
     with torch.inference_mode():
-        layer = fit(nn.Linear(20, 6), LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)))
+        layer = fit(
+            nn.Linear(20, 6),
+            LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+        )
         assert torch.equal(*both(layer, x))
 
 
 @needs_compiler
 def test_gradients_and_compiled_models_take_torch() -> None:
-    layer = fit(nn.Linear(20, 6), LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)))
+    layer = fit(
+        nn.Linear(20, 6),
+        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+    )
     x = torch.randn(2, 20)
     assert fast.run(layer, x.clone().requires_grad_()) is None
     with torch.no_grad():
@@ -216,7 +290,9 @@ def test_gradients_and_compiled_models_take_torch() -> None:
 
 
 @needs_compiler
-def test_a_whole_model_says_the_same_words(converted_folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: Tensor) -> None:
+def test_a_whole_model_says_the_same_words(
+    converted_folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: Tensor
+) -> None:
     model, tokenizer = spikellm.load(converted_folder)
     told, logits = [], []
     for choice in ("native", "torch"):

@@ -21,17 +21,33 @@ from spikellm.recipe import ActivationRecipe
 SPIKES = "{bits: 4, salient_rate: 0.2, salient_steps: 2, saliency: first-order, thresholds: shared}"
 ATTENTION = [f"attention={{query: {{bits: 4}}, key: {SPIKES}, value: {SPIKES}}}"]
 MORE: dict[str, Any] = {
-    "gemma2": lambda: transformers.Gemma2Config(**GATED, head_dim=12, sliding_window=8, attn_logit_softcapping=5.0),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **GATED, head_dim=12, sliding_window=8, attn_logit_softcapping=5.0
+    ),
     "mixtral": lambda: transformers.MixtralConfig(**GATED, num_local_experts=4),
-    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**GATED, head_dim=12, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20),
-    "gpt_oss": lambda: transformers.GptOssConfig(**GATED, head_dim=12, num_local_experts=4, sliding_window=8),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **GATED, head_dim=12, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **GATED, head_dim=12, num_local_experts=4, sliding_window=8
+    ),
     "starcoder2": lambda: transformers.Starcoder2Config(**GATED),
     "granite": lambda: transformers.GraniteConfig(**GATED),
     "deepseek_v3": lambda: transformers.DeepseekV3Config(
-        **{**GATED, "num_key_value_heads": 4}, q_lora_rank=16, kv_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=6, n_routed_experts=4,
-        num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=20, first_k_dense_replace=1,
+        **{**GATED, "num_key_value_heads": 4},
+        q_lora_rank=16,
+        kv_lora_rank=12,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=6,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=20,
+        first_k_dense_replace=1,
     ),
-}  # fmt: skip
+}
 INTERFACE = {**{name: FAMILIES[name] for name in FAMILIES if name not in OWN_ATTENTION}, **MORE}
 
 
@@ -46,7 +62,9 @@ def random_model(config: Any) -> Any:
 
 @pytest.mark.parametrize("family", INTERFACE)
 def test_interface_changes_nothing_and_stays_causal(family: str, tokens: torch.Tensor) -> None:
-    """Without spikes the logits equal those of the family's own attention, padding and windows included."""
+    """Without spikes the logits equal those of the family's own attention, padding and windows
+    included.
+    """
     model = random_model(INTERFACE[family]())
     model.set_attn_implementation("eager")
     mask = torch.ones_like(tokens)
@@ -57,31 +75,50 @@ def test_interface_changes_nothing_and_stays_causal(family: str, tokens: torch.T
         found = find_attention(model)
         assert len(found) == model.config.num_hidden_layers
         torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(model(tokens, attention_mask=mask).logits[:, 5:], padded[:, 5:], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            model(tokens, attention_mask=mask).logits[:, 5:], padded[:, 5:], rtol=1e-5, atol=1e-5
+        )
         changed = tokens.clone()
         changed[:, -1] += 1
         # not bit for bit: experts are multiplied in groups whose size depends on all tokens
-        torch.testing.assert_close(model(changed).logits[:, :-1], model(tokens).logits[:, :-1], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            model(changed).logits[:, :-1], model(tokens).logits[:, :-1], rtol=1e-5, atol=1e-5
+        )
 
 
-@pytest.mark.parametrize("family", [name for name in INTERFACE if name not in {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}])
-def test_spiking_attention_end_to_end(family: str, tokenizer: Any, text_file: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "family",
+    [name for name in INTERFACE if name not in {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}],
+)
+def test_spiking_attention_end_to_end(
+    family: str, tokenizer: Any, text_file: Path, tokens: torch.Tensor, tmp_path: Path
+) -> None:
     """Converted, causal, cached like uncached, saved and reloaded bit for bit."""
     model = random_model(INTERFACE[family]())
-    spikellm.convert(model, tokenizer, "w8a8", str(text_file), samples=2, seqlen=24, settings=ATTENTION)
+    spikellm.convert(
+        model, tokenizer, "w8a8", str(text_file), samples=2, seqlen=24, settings=ATTENTION
+    )
     attentions = spiking_attentions(model)
     assert len(attentions) == model.config.num_hidden_layers
     for spikes in attentions.values():
-        assert (spikes.key_group.sum(1) == max(1, round(0.2 * spikes.shape.key_channels))).all(), "as many salient channels in every head"
+        assert (spikes.key_group.sum(1) == max(1, round(0.2 * spikes.shape.key_channels))).all(), (
+            "as many salient channels in every head"
+        )
     with torch.no_grad():
         logits = model(tokens, use_cache=False).logits
         changed = tokens.clone()
         changed[:, -1] += 1
-        assert torch.equal(model(changed, use_cache=False).logits[:, :-1], logits[:, :-1]), "K is coded causally"
+        assert torch.equal(model(changed, use_cache=False).logits[:, :-1], logits[:, :-1]), (
+            "K is coded causally"
+        )
         cache = spiking_cache(model)
         step_by_step = [model(tokens[:, :7], past_key_values=cache).logits]
-        step_by_step += [model(tokens[:, i : i + 1], past_key_values=cache).logits for i in range(7, tokens.shape[1])]
-        # products of other shapes may round otherwise in the last bit, and a value at the border of two codes then flips: small, but no rounding
+        step_by_step += [
+            model(tokens[:, i : i + 1], past_key_values=cache).logits
+            for i in range(7, tokens.shape[1])
+        ]
+        # products of other shapes may round otherwise in the last bit, and a value at the border of
+        # two codes then flips: small, but no rounding
         difference = torch.cat(step_by_step, 1) - logits
         assert float(difference.norm() / logits.norm()) < 0.01
         for arguments in ({}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}):
@@ -94,27 +131,38 @@ def test_spiking_attention_end_to_end(family: str, tokenizer: Any, text_file: Pa
         again, _ = spikellm.load(tmp_path / "out")
         assert torch.equal(again(tokens, use_cache=False).logits, logits)
         assert torch.equal(
-            again.generate(tokens, max_new_tokens=8, do_sample=False), model.generate(tokens, max_new_tokens=8, do_sample=False)
+            again.generate(tokens, max_new_tokens=8, do_sample=False),
+            model.generate(tokens, max_new_tokens=8, do_sample=False),
         )
 
 
-def converted(tokenizer: Any, text_file: Path, settings: list[str] = ATTENTION, family: str = "llama") -> Any:
+def converted(
+    tokenizer: Any, text_file: Path, settings: list[str] = ATTENTION, family: str = "llama"
+) -> Any:
     model = build(family)
-    spikellm.convert(model, tokenizer, "w8a8", str(text_file), samples=2, seqlen=24, settings=settings)
+    spikellm.convert(
+        model, tokenizer, "w8a8", str(text_file), samples=2, seqlen=24, settings=settings
+    )
     return model
 
 
-def test_left_padding_gives_what_no_padding_gives(tokenizer: Any, text_file: Path, tokens: torch.Tensor) -> None:
+def test_left_padding_gives_what_no_padding_gives(
+    tokenizer: Any, text_file: Path, tokens: torch.Tensor
+) -> None:
     model = converted(tokenizer, text_file)
     short = tokens[:1, 6:]
     padded = torch.cat([torch.ones(1, 6, dtype=torch.long), short], dim=1)
     mask = torch.cat([torch.zeros(1, 6, dtype=torch.long), torch.ones_like(short)], dim=1)
-    alone = model.generate(short, attention_mask=torch.ones_like(short), max_new_tokens=10, do_sample=False)
+    alone = model.generate(
+        short, attention_mask=torch.ones_like(short), max_new_tokens=10, do_sample=False
+    )
     together = model.generate(padded, attention_mask=mask, max_new_tokens=10, do_sample=False)
     assert torch.equal(together[:, 6:], alone)
 
 
-def test_sliding_window_keeps_only_the_window(tokenizer: Any, text_file: Path, tokens: torch.Tensor) -> None:
+def test_sliding_window_keeps_only_the_window(
+    tokenizer: Any, text_file: Path, tokens: torch.Tensor
+) -> None:
     model = converted(tokenizer, text_file, family="mistral")
     cache = spiking_cache(model)
     with torch.no_grad():
@@ -124,7 +172,9 @@ def test_sliding_window_keeps_only_the_window(tokenizer: Any, text_file: Path, t
     assert cache.layers[0].keys.dtype == torch.uint8
 
 
-def test_every_token_is_coded_once(tokenizer: Any, text_file: Path, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_is_coded_once(
+    tokenizer: Any, text_file: Path, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = converted(tokenizer, text_file, [f"attention={{key: {SPIKES}, value: {SPIKES}}}"])
     coded: list[int] = []
     original = HeadCoder.to_rows
@@ -147,16 +197,22 @@ def test_memory_of_the_cache(channels: int, most: float) -> None:
     assert rows.shape[-1] <= most * 2 * channels
 
 
-def test_cache_bytes_are_counted_as_packed(tokenizer: Any, text_file: Path, tokens: torch.Tensor) -> None:
+def test_cache_bytes_are_counted_as_packed(
+    tokenizer: Any, text_file: Path, tokens: torch.Tensor
+) -> None:
     model = converted(tokenizer, text_file, ["attention={key: {bits: 4}, value: {bits: 4}}"])
     cache = spiking_cache(model)
     with torch.no_grad():
         model(tokens, past_key_values=cache)
-    assert cache_bytes(cache) == 2 * 2 * tokens.numel() * 2 * (5 + 3)  # layers, K and V, tokens, heads, a row of 10 channels
+    assert cache_bytes(cache) == 2 * 2 * tokens.numel() * 2 * (
+        5 + 3
+    )  # layers, K and V, tokens, heads, a row of 10 channels
 
 
 @given(CODERS, st.integers(2, 11), st.integers(0, 10**6))
-def test_packed_rows_give_back_the_codes(settings: ActivationRecipe, channels: int, seed: int) -> None:
+def test_packed_rows_give_back_the_codes(
+    settings: ActivationRecipe, channels: int, seed: int
+) -> None:
     coder, x, group = coder_and_heads(settings, channels, seed)
     coded = coder.encode(x)
     back = coder.unpack(coder.pack(coded), channels)
@@ -172,28 +228,42 @@ def test_packed_rows_give_back_the_codes(settings: ActivationRecipe, channels: i
 
 def test_more_steps_lose_less_in_their_channels() -> None:
     group = torch.tensor([[0, 1] * 16], dtype=torch.uint8)
-    settings = ActivationRecipe(bits=4, salient_rate=0.5, salient_steps=4, saliency="rms", thresholds="shared")
+    settings = ActivationRecipe(
+        bits=4, salient_rate=0.5, salient_steps=4, saliency="rms", thresholds="shared"
+    )
     coder = HeadCoder(settings, group)
     x = torch.randn(1, 1, 500, 32)
     error = (coder.decode(coder.encode(x)) - x).square().mean((0, 1, 2))
     assert float(error[1::2].mean()) < float(error[::2].mean()) / 8
 
 
-def test_acausal_reference_evaluates_but_does_not_generate(tokenizer: Any, text_file: Path, tokens: torch.Tensor) -> None:
-    model = converted(tokenizer, text_file, [f"attention={{query: {{bits: 4}}, key: {SPIKES}, value: {SPIKES}, key_axis: sequence}}"])
+def test_acausal_reference_evaluates_but_does_not_generate(
+    tokenizer: Any, text_file: Path, tokens: torch.Tensor
+) -> None:
+    model = converted(
+        tokenizer,
+        text_file,
+        [f"attention={{query: {{bits: 4}}, key: {SPIKES}, value: {SPIKES}, key_axis: sequence}}"],
+    )
     with torch.no_grad():
         logits = model(tokens, use_cache=False).logits
         changed = tokens.clone()
         changed[:, -1] += 1
-        assert not torch.equal(model(changed, use_cache=False).logits[:, :-1], logits[:, :-1]), "as published, K depends on what follows"
+        assert not torch.equal(model(changed, use_cache=False).logits[:, :-1], logits[:, :-1]), (
+            "as published, K depends on what follows"
+        )
     with pytest.raises(RequestError, match="evaluation only"):
         model.generate(tokens, max_new_tokens=3)
     with pytest.raises(RequestError, match="evaluation only"):
         spikellm.generate(model, tokenizer, "Return a list", max_new_tokens=3)
 
 
-def test_groups_follow_the_published_score(tokenizer: Any, text_file: Path, bundled: tuple[Any, Any]) -> None:
-    """First block: K by K∘(QᵀQ K), V by V∘(PᵀP V), written out with loops over heads of the original model."""
+def test_groups_follow_the_published_score(
+    tokenizer: Any, text_file: Path, bundled: tuple[Any, Any]
+) -> None:
+    """First block: K by K∘(QᵀQ K), V by V∘(PᵀP V), written out with loops over heads of the
+    original model.
+    """
     from spikellm.data.datasets import read_text
     from spikellm.data.tokens import tokenize
     from spikellm.data.windows import random_windows
@@ -206,12 +276,16 @@ def test_groups_follow_the_published_score(tokenizer: Any, text_file: Path, bund
     seen: list[Any] = []
     with torch.no_grad(), observing(lambda module, observation: seen.append((module, observation))):
         model(windows, use_cache=False)
-    first = next(observation for module, observation in seen if module is model.model.layers[0].self_attn)
+    first = next(
+        observation for module, observation in seen if module is model.model.layers[0].self_attn
+    )
     spikellm.convert(model, tok, "w8a8", str(text_file), samples=2, seqlen=32, settings=ATTENTION)
     spikes = spiking_attentions(model)["model.layers.0.self_attn"]
     for head in range(3):
         key, value = first.key[:, head], first.value[:, head]
-        queries = torch.cat([first.query[:, 2 * head].flatten(0, 1), first.query[:, 2 * head + 1].flatten(0, 1)])
+        queries = torch.cat(
+            [first.query[:, 2 * head].flatten(0, 1), first.query[:, 2 * head + 1].flatten(0, 1)]
+        )
         key_score = (key.flatten(0, 1) * (key.flatten(0, 1) @ queries.T @ queries)).mean(0)
         value_score = torch.zeros(32)
         for window in range(2):
@@ -219,25 +293,37 @@ def test_groups_follow_the_published_score(tokenizer: Any, text_file: Path, bund
                 weights = first.weights[window, query_head]
                 value_score += (value[window] * (weights.T @ (weights @ value[window]))).sum(0)
         count = round(0.2 * 32)
-        assert set(spikes.key_group[head].nonzero().flatten().tolist()) == set(key_score.topk(count).indices.tolist())
-        assert set(spikes.value_group[head].nonzero().flatten().tolist()) == set(value_score.topk(count).indices.tolist())
+        assert set(spikes.key_group[head].nonzero().flatten().tolist()) == set(
+            key_score.topk(count).indices.tolist()
+        )
+        assert set(spikes.value_group[head].nonzero().flatten().tolist()) == set(
+            value_score.topk(count).indices.tolist()
+        )
 
 
 def test_probabilities_may_spike(tokenizer: Any, text_file: Path, tokens: torch.Tensor) -> None:
     with torch.no_grad():
         plain = converted(tokenizer, text_file, ["attention={query: {bits: 8}}"])(tokens).logits
-        coarse = converted(tokenizer, text_file, ["attention={query: {bits: 8}, probabilities: {bits: 2}}"])(tokens).logits
-        fine = converted(tokenizer, text_file, ["attention={query: {bits: 8}, probabilities: {bits: 8}}"])(tokens).logits
+        coarse = converted(
+            tokenizer, text_file, ["attention={query: {bits: 8}, probabilities: {bits: 2}}"]
+        )(tokens).logits
+        fine = converted(
+            tokenizer, text_file, ["attention={query: {bits: 8}, probabilities: {bits: 8}}"]
+        )(tokens).logits
     assert 0 < float((fine - plain).norm()) < float((coarse - plain).norm())
 
 
 def test_family_without_the_interface(tokenizer: Any, text_file: Path) -> None:
     model = build("bloom")
     with pytest.raises(UnsupportedModelError, match="convert the linear layers alone"):
-        spikellm.convert(model, tokenizer, "w8a8", str(text_file), samples=1, seqlen=16, settings=ATTENTION)
+        spikellm.convert(
+            model, tokenizer, "w8a8", str(text_file), samples=1, seqlen=16, settings=ATTENTION
+        )
 
 
-def test_error_leaves_attention_as_it_was(tokenizer: Any, text_file: Path, tokens: torch.Tensor) -> None:
+def test_error_leaves_attention_as_it_was(
+    tokenizer: Any, text_file: Path, tokens: torch.Tensor
+) -> None:
     model = build("llama")
     with torch.no_grad():
         before = model(tokens).logits
@@ -263,14 +349,28 @@ def test_other_caches_are_refused(tokenizer: Any, text_file: Path, tokens: torch
 
 def test_overrides_of_attention_can_only_skip(tokenizer: Any, text_file: Path) -> None:
     for settings in ("weights: {bits: 3}", "activations: {bits: 8}"):
-        with pytest.raises(RequestError, match="matches no layer; it matches attention, which an override can only skip"):
-            converted(tokenizer, text_file, [*ATTENTION, f"overrides=[{{match: '.*self_attn', {settings}}}]"])
-    model = converted(tokenizer, text_file, [*ATTENTION, "overrides=[{match: '.*layers.0.self_attn.*', weights: {bits: 3}}]"])
+        with pytest.raises(
+            RequestError,
+            match="matches no layer; it matches attention, which an override can only skip",
+        ):
+            converted(
+                tokenizer,
+                text_file,
+                [*ATTENTION, f"overrides=[{{match: '.*self_attn', {settings}}}]"],
+            )
+    model = converted(
+        tokenizer,
+        text_file,
+        [*ATTENTION, "overrides=[{match: '.*layers.0.self_attn.*', weights: {bits: 3}}]"],
+    )
     assert len(spiking_attentions(model)) == 2
 
 
 def test_attention_alone_and_skipped(tokenizer: Any, text_file: Path) -> None:
-    settings = [*ATTENTION, "overrides=[{match: '.*_proj', skip: true}, {match: '.*layers.0.self_attn', skip: true}]"]
+    settings = [
+        *ATTENTION,
+        "overrides=[{match: '.*_proj', skip: true}, {match: '.*layers.0.self_attn', skip: true}]",
+    ]
     model = converted(tokenizer, text_file, settings)
     assert list(spiking_attentions(model)) == ["model.layers.1.self_attn"]
     assert spikellm.summarize(model).spiking_layers == 0
@@ -283,7 +383,13 @@ def test_attention_alone_and_skipped(tokenizer: Any, text_file: Path) -> None:
         ("{query: {bits: 4, steps: 2}}", "query takes one step, not 2"),
         ("{probabilities: {bits: 4, steps: 3}}", "probabilities takes one step, not 3"),
         ("{key: {bits: 4}}", "key and value are coded together"),
-        ("{key: {bits: 4, salient_rate: 0.1, salient_steps: 2}, value: {bits: 4}, key_axis: sequence}", "shared thresholds"),
+        (
+            (
+                "{key: {bits: 4, salient_rate: 0.1, salient_steps: 2}, value: {bits: 4}, key_axis:"
+                " sequence}"
+            ),
+            "shared thresholds",
+        ),
         ("{keys: {bits: 4}}", "did you mean 'attention.key'"),
     ],
 )

@@ -1,4 +1,7 @@
-"""merged = stepped = binary, exactly, for every neuron, bits, steps, baseline and type; and both drives of the membrane agree with it."""
+"""merged = stepped = binary, exactly, for every neuron, bits, steps, baseline and type.
+
+And both drives of the membrane agree with it.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,36 @@ from hypothesis import strategies as st
 from spikellm.neurons import SoftResetNeuron, make_neuron, neurons
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-NEURONS = st.one_of(st.just(("if", 1)), st.just(("ternary", 2)), st.integers(1, 8).map(lambda bits: ("gif", bits)))
+NEURONS = st.one_of(
+    st.just(("if", 1)), st.just(("ternary", 2)), st.integers(1, 8).map(lambda bits: ("gif", bits))
+)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[SoftResetNeuron, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | int]:
-    """Neuron, current, threshold, baseline, steps. Ties, the top code, zeros and values out of range are likely."""
+def cases(
+    draw: st.DrawFn,
+) -> tuple[SoftResetNeuron, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | int]:
+    """Neuron, current, threshold, baseline, steps.
+
+    Ties, the top code, zeros and values out of range are likely.
+    """
     neuron = make_neuron(*draw(NEURONS))
     dtype = draw(st.sampled_from(DTYPES))
     channels = draw(st.integers(1, 9))
     per_channel = draw(st.booleans())
     steps: torch.Tensor | int = (
-        torch.tensor(draw(st.lists(st.integers(1, 5), min_size=channels, max_size=channels))) if per_channel else draw(st.integers(1, 7))
+        torch.tensor(draw(st.lists(st.integers(1, 5), min_size=channels, max_size=channels)))
+        if per_channel
+        else draw(st.integers(1, 7))
     )
     theta = torch.tensor(draw(st.sampled_from([1.0, 0.5, 0.1, 3.0, 2.0**-20, 1e4])), dtype=dtype)
     top = neuron.levels * 7
     units = draw(
         st.lists(
-            st.one_of(st.integers(-2 * top, 2 * top).map(lambda n: n / 2), st.floats(-top * 1.5, top * 1.5, width=32)),
+            st.one_of(
+                st.integers(-2 * top, 2 * top).map(lambda n: n / 2),
+                st.floats(-top * 1.5, top * 1.5, width=32),
+            ),
             min_size=channels,
             max_size=channels,
         )
@@ -53,10 +68,17 @@ def test_stepped_and_binary_forms_sum_to_the_code(case: tuple) -> None:  # type:
 def test_membrane_counts_the_code(case: tuple, drive: str) -> None:  # type: ignore[type-arg]
     neuron, current, theta, baseline, steps = case
     trace = neuron.simulate(current, theta, baseline, steps, drive)
-    assert torch.equal(trace.spikes.sum(0, dtype=torch.int32), neuron.encode(current, theta, baseline, steps))
+    assert torch.equal(
+        trace.spikes.sum(0, dtype=torch.int32), neuron.encode(current, theta, baseline, steps)
+    )
     assert int(trace.spikes.abs().max()) <= neuron.levels
     expected = trace.charged - trace.spikes * theta.double()
-    torch.testing.assert_close(trace.membrane, expected, rtol=1e-12, atol=1e-12 * float(trace.charged.abs().max() + theta.double()))
+    torch.testing.assert_close(
+        trace.membrane,
+        expected,
+        rtol=1e-12,
+        atol=1e-12 * float(trace.charged.abs().max() + theta.double()),
+    )
 
 
 @given(cases())
@@ -81,7 +103,9 @@ def test_the_code_is_the_nearest_level(case: tuple) -> None:  # type: ignore[typ
             assert code == max(0, min(floor(units + Fraction(1, 2)) + int(baseline), top))
 
 
-@pytest.mark.parametrize(("bits", "steps", "top"), [(4, 2, 30), (4, 4, 60), (8, 2, 510), (1, 3, 3), (2, 1, 3)])
+@pytest.mark.parametrize(
+    ("bits", "steps", "top"), [(4, 2, 30), (4, 4, 60), (8, 2, 510), (1, 3, 3), (2, 1, 3)]
+)
 def test_top_code_is_steps_times_levels(bits: int, steps: int, top: int) -> None:
     neuron = make_neuron("gif", bits)
     code = neuron.encode(torch.tensor([1e9, torch.inf]), torch.tensor(1.0), torch.tensor(0), steps)
@@ -106,15 +130,31 @@ def test_half_below_a_tie_rounds_down() -> None:
 def test_constant_current_spreads_spikes_and_drain_does_not() -> None:
     neuron = make_neuron("if", 1)
     arguments = (torch.tensor([3.0]), torch.tensor(1.0), torch.tensor(0), 6)
-    assert neuron.simulate(*arguments, drive="drain").spikes.flatten().tolist() == [1, 1, 1, 0, 0, 0]
-    assert neuron.simulate(*arguments, drive="constant").spikes.flatten().tolist() == [1, 0, 1, 0, 1, 0]
+    assert neuron.simulate(*arguments, drive="drain").spikes.flatten().tolist() == [
+        1,
+        1,
+        1,
+        0,
+        0,
+        0,
+    ]
+    assert neuron.simulate(*arguments, drive="constant").spikes.flatten().tolist() == [
+        1,
+        0,
+        1,
+        0,
+        1,
+        0,
+    ]
 
 
 def test_decode_inverts_encode_on_levels() -> None:
     neuron = make_neuron("gif", 3)
     theta, baseline, steps = torch.tensor(0.25), torch.tensor(4), 2
     codes = torch.arange(15, dtype=torch.int32)
-    assert torch.equal(neuron.encode(neuron.decode(codes, theta, baseline), theta, baseline, steps), codes)
+    assert torch.equal(
+        neuron.encode(neuron.decode(codes, theta, baseline), theta, baseline, steps), codes
+    )
 
 
 def test_wrong_use_is_refused() -> None:
@@ -127,7 +167,9 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         make_neuron("gif", 2).stepped(torch.tensor([4]), 1)
     with pytest.raises(ValueError, match="drive"):
-        make_neuron("gif", 2).simulate(torch.tensor([1.0]), torch.tensor(1.0), torch.tensor(0), 1, "pulse")  # type: ignore[arg-type]
+        make_neuron("gif", 2).simulate(
+            torch.tensor([1.0]), torch.tensor(1.0), torch.tensor(0), 1, "pulse"
+        )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("drive", ["drain", "constant"])
@@ -135,19 +177,34 @@ def test_very_many_steps(drive: str) -> None:
     neuron, steps = make_neuron("if", 1), 4095
     current = torch.tensor([1e30, 4094.5, 2048.0, 0.49, -1e30])
     spikes = neuron.simulate(current, torch.tensor(1.0), torch.tensor(0), steps, drive).spikes  # type: ignore[arg-type]
-    assert spikes.sum(0).tolist() == neuron.encode(current, torch.tensor(1.0), torch.tensor(0), steps).tolist() == [4095, 4095, 2048, 0, 0]
+    assert (
+        spikes.sum(0).tolist()
+        == neuron.encode(current, torch.tensor(1.0), torch.tensor(0), steps).tolist()
+        == [4095, 4095, 2048, 0, 0]
+    )
 
 
-@given(st.sampled_from([("gif", 1), ("gif", 4), ("if", 1), ("ternary", 2)]), st.integers(1, 5), st.booleans(), st.integers(0, 10**6))
-def test_recoding_is_decoding_of_codes(kind: tuple[str, int], steps: int, symmetric: bool, seed: int) -> None:
+@given(
+    st.sampled_from([("gif", 1), ("gif", 4), ("if", 1), ("ternary", 2)]),
+    st.integers(1, 5),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_recoding_is_decoding_of_codes(
+    kind: tuple[str, int], steps: int, symmetric: bool, seed: int
+) -> None:
     from spikellm.quantization.thresholds import threshold_for_range, token_range
 
     neuron = make_neuron(*kind)
-    x = (torch.randn(4, 9, generator=torch.Generator().manual_seed(seed)) * 4).round() / 8  # many ties
+    x = (
+        torch.randn(4, 9, generator=torch.Generator().manual_seed(seed)) * 4
+    ).round() / 8  # many ties
     top = neuron.levels * steps
-    theta, baseline = threshold_for_range(*token_range(x), top, symmetric=symmetric and top > 1, signed=neuron.signed)
+    theta, baseline = threshold_for_range(
+        *token_range(x), top, symmetric=symmetric and top > 1, signed=neuron.signed
+    )
     expected = neuron.decode(neuron.encode(x, theta, baseline, steps), theta, baseline)
-    assert torch.equal(neuron.recode(x, theta, baseline, steps), expected)
+    assert torch.equal(neuron.fake_quantize(x, theta, baseline, steps), expected)
 
 
 def test_published_top_code_is_out_of_reach_of_a_train() -> None:

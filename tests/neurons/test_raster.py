@@ -7,20 +7,24 @@ from spikellm.neurons import make_neuron, spike_raster
 from spikellm.quantization.thresholds import threshold_for_range, token_range
 
 
-@pytest.mark.parametrize(("name", "bits", "steps"), [("gif", 2, 3), ("if", 1, 5), ("ternary", 2, 4)])
+@pytest.mark.parametrize(
+    ("name", "bits", "steps"), [("gif", 2, 3), ("if", 1, 5), ("ternary", 2, 4)]
+)
 @pytest.mark.parametrize("drive", ["drain", "constant"])
 def test_raster_decodes_to_the_tensor(name: str, bits: int, steps: int, drive: str) -> None:
     x = torch.randn(4, 33, generator=torch.Generator().manual_seed(1))
     neuron = make_neuron(name, bits)
-    theta, baseline = threshold_for_range(*token_range(x), neuron.levels * steps, signed=neuron.signed)
+    theta, baseline = threshold_for_range(
+        *token_range(x), neuron.levels * steps, signed=neuron.signed
+    )
     binary = spike_raster(x, neuron, steps, drive=drive)
     stepped = spike_raster(x, neuron, steps, form="stepped", drive=drive)
     assert binary.shape == (steps * neuron.levels, 4, 33)
     assert set(binary.unique().tolist()) <= ({-1, 0, 1} if neuron.signed else {0, 1})
     assert torch.equal(binary.sum(0), stepped.sum(0))
-    assert float((neuron.decode(binary.sum(0), theta, baseline) - x).abs().max()) <= float(theta.max()) * (
-        1.01 if not neuron.signed else 0.51
-    )
+    assert float((neuron.decode(binary.sum(0), theta, baseline) - x).abs().max()) <= float(
+        theta.max()
+    ) * (1.01 if not neuron.signed else 0.51)
 
 
 def test_steps_by_channel() -> None:

@@ -12,7 +12,7 @@ from layers import fit
 from spikellm.core.errors import RequestError
 from spikellm.kernels.torch.product import integer_product
 from spikellm.nn.channels import Groups, coding_of, group_of
-from spikellm.nn.execution import set_form
+from spikellm.nn.execution import set_execution_mode
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import dequantize
 from spikellm.recipe import LinearRecipe
@@ -38,10 +38,21 @@ def make(
 
 
 ACTIVATIONS = st.one_of(
-    st.fixed_dictionaries({"bits": st.integers(1, 4), "steps": st.integers(1, 3), "symmetric": st.just(False)}),
+    st.fixed_dictionaries(
+        {"bits": st.integers(1, 4), "steps": st.integers(1, 3), "symmetric": st.just(False)}
+    ),
     st.fixed_dictionaries({"bits": st.integers(2, 4), "symmetric": st.booleans()}),
-    st.fixed_dictionaries({"bits": st.just(2), "neuron": st.just("ternary"), "symmetric": st.just(True), "steps": st.integers(1, 4)}),
-    st.fixed_dictionaries({"bits": st.just(1), "neuron": st.just("if"), "steps": st.integers(2, 9)}),
+    st.fixed_dictionaries(
+        {
+            "bits": st.just(2),
+            "neuron": st.just("ternary"),
+            "symmetric": st.just(True),
+            "steps": st.integers(1, 4),
+        }
+    ),
+    st.fixed_dictionaries(
+        {"bits": st.just(1), "neuron": st.just("if"), "steps": st.integers(2, 9)}
+    ),
     st.fixed_dictionaries(
         {
             "bits": st.integers(1, 4),
@@ -52,7 +63,13 @@ ACTIVATIONS = st.one_of(
         }
     ),
 )
-WEIGHTS = st.fixed_dictionaries({"bits": st.integers(2, 8), "group_size": st.sampled_from([None, 1, 4, 50]), "symmetric": st.booleans()})
+WEIGHTS = st.fixed_dictionaries(
+    {
+        "bits": st.integers(2, 8),
+        "group_size": st.sampled_from([None, 1, 4, 50]),
+        "symmetric": st.booleans(),
+    }
+)
 
 
 @given(
@@ -64,7 +81,12 @@ WEIGHTS = st.fixed_dictionaries({"bits": st.integers(2, 8), "group_size": st.sam
     st.integers(0, 10**6),
 )
 def test_merged_stepped_and_binary_agree_bit_for_bit(
-    weights: dict[str, Any], activations: dict[str, Any], inputs: int, outputs: int, dtype: torch.dtype, seed: int
+    weights: dict[str, Any],
+    activations: dict[str, Any],
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
     if inputs == 1 and "salient_rate" in activations:
         activations = {"bits": activations["bits"]}
@@ -99,12 +121,18 @@ def test_output_is_that_of_decoded_spikes_and_decoded_weights(
         values[:, channel] = neuron.decode(codes[:, column : column + 1], *thresholds[group])[:, 0]
     assert layer.bias is not None
     expected = values.double() @ layer.dense_weight().double().T + layer.bias.double()
-    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max() + 1e-6))
+    torch.testing.assert_close(
+        layer(x).double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max() + 1e-6)
+    )
 
 
 def test_baseline_is_taken_off_over_the_columns_of_its_group_alone() -> None:
-    """All inputs shifted up: a correction over all columns would be far off (relative error 3 in the published code)."""
-    layer, dense = make({"bits": 8}, {"bits": 8, "salient_rate": 0.3, "salient_steps": 2}, inputs=64, bias=False)
+    """All inputs shifted up: a correction over all columns would be far off (relative error 3 in
+    the published code).
+    """
+    layer, dense = make(
+        {"bits": 8}, {"bits": 8, "salient_rate": 0.3, "salient_steps": 2}, inputs=64, bias=False
+    )
     x = torch.randn(50, 64) + 5
     error = (layer(x) - dense(x)).norm() / dense(x).norm()
     assert float(error) < 0.02
@@ -118,7 +146,9 @@ def test_more_steps_lose_less() -> None:
         exact = x @ layer.dense_weight().T + layer.bias
         errors.append(float((layer(x) - exact).square().mean()))
     assert errors == sorted(errors, reverse=True)
-    assert errors[0] / errors[1] == pytest.approx(4, rel=0.25), "twice the steps, a quarter of the squared error"
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.25), (
+        "twice the steps, a quarter of the squared error"
+    )
 
 
 def test_groups_and_steps_are_what_was_chosen() -> None:
@@ -143,7 +173,7 @@ def test_weights_only() -> None:
     with pytest.raises(RequestError, match="does not code its inputs"):
         layer.encode(x)
     with pytest.raises(RequestError, match="no binary form"):
-        set_form(layer, "binary")
+        set_execution_mode(layer, "binary")
 
 
 def test_bad_tokens_give_nan_and_leave_the_others_alone() -> None:
@@ -160,7 +190,9 @@ def test_wide_layers_of_many_bits_stay_exact() -> None:
     torch.manual_seed(0)
     dense = nn.Linear(3000, 64, bias=False).requires_grad_(False)
     dense.weight.data.abs_()
-    settings = LinearRecipe.model_validate({"weights": {"bits": 8}, "activations": {"bits": 8, "steps": 3}})
+    settings = LinearRecipe.model_validate(
+        {"weights": {"bits": 8}, "activations": {"bits": 8, "steps": 3}}
+    )
     layer = fit(dense, settings)
     x = torch.rand(64, 3000)
     codes, [threshold] = layer.encode(x)
@@ -172,12 +204,16 @@ def test_wide_layers_of_many_bits_stay_exact() -> None:
     for form in ("merged", "stepped"):
         layer.form = form  # type: ignore[assignment]
         assert torch.equal(layer(x), layer(x.clone()))
-    assert torch.equal(integer_product(codes, weights, 2 * 765 * 255 * 3000).long(), codes.long() @ weights.T)
+    assert torch.equal(
+        integer_product(codes, weights, 2 * 765 * 255 * 3000).long(), codes.long() @ weights.T
+    )
 
 
 @pytest.mark.parametrize("bits", [(4, 4), (8, 8)])
 def test_faster_number_types_do_not_touch_the_integers(bits: tuple[int, int]) -> None:
-    layer, _ = make({"bits": bits[0]}, {"bits": bits[1], "salient_rate": 0.1, "salient_steps": 2}, inputs=64)
+    layer, _ = make(
+        {"bits": bits[0]}, {"bits": bits[1], "salient_rate": 0.1, "salient_steps": 2}, inputs=64
+    )
     only_weights, _ = make({"bits": 4}, {"bits": 16}, inputs=64)
     x = torch.randn(9, 64)
     expected, other = layer(x), only_weights(x)
@@ -206,7 +242,10 @@ def test_newer_precision_interface_of_torch(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_loading_other_state_changes_the_layout() -> None:
-    recipe = ({"bits": 4}, {"bits": 4, "salient_rate": 0.3, "salient_steps": 2, "saliency": "random"})
+    recipe = (
+        {"bits": 4},
+        {"bits": 4, "salient_rate": 0.3, "salient_steps": 2, "saliency": "random"},
+    )
     first, second = make(*recipe, seed=1)[0], make(*recipe, seed=2)[0]
     x = torch.randn(5, 13)
     first(x)
@@ -233,8 +272,12 @@ def test_bias_and_every_weight_setting_have_an_effect() -> None:
 def test_inverted_and_random_choices_reach_the_layer() -> None:
     def groups(name: str, seed: int = 0, **activations: Any) -> list[int]:
         dense = nn.Linear(40, 4)
-        settings = LinearRecipe.model_validate({"activations": {"bits": 4, "salient_rate": 0.2, "salient_steps": 2, **activations}})
-        return fit(dense, settings, torch.arange(1, 41).repeat(3, 1).float(), seed, name).channel_group.tolist()
+        settings = LinearRecipe.model_validate(
+            {"activations": {"bits": 4, "salient_rate": 0.2, "salient_steps": 2, **activations}}
+        )
+        return fit(
+            dense, settings, torch.arange(1, 41).repeat(3, 1).float(), seed, name
+        ).channel_group.tolist()
 
     assert groups("a", saliency="maximum") == [0] * 32 + [2] * 8
     assert groups("a", saliency="maximum", invert=True) == [2] * 8 + [0] * 32
@@ -260,17 +303,26 @@ def test_packed_size() -> None:
 
 def test_unknown_form_and_dense_model_are_refused() -> None:
     with pytest.raises(RequestError, match="valid: merged, stepped, binary"):
-        set_form(make({"bits": 4}, {"bits": 4})[0], "sideways")  # type: ignore[arg-type]
+        set_execution_mode(make({"bits": 4}, {"bits": 4})[0], "sideways")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="no spiking layer"):
-        set_form(nn.Linear(2, 2), "binary")
+        set_execution_mode(nn.Linear(2, 2), "binary")
 
 
 def test_published_top_code_has_the_merged_form_only() -> None:
-    layer, _ = make({"bits": 4}, {"bits": 4, "neuron": "gif-published", "salient_rate": 0.2, "salient_steps": 2, "saliency": "rms"})
+    layer, _ = make(
+        {"bits": 4},
+        {
+            "bits": 4,
+            "neuron": "gif-published",
+            "salient_rate": 0.2,
+            "salient_steps": 2,
+            "saliency": "rms",
+        },
+    )
     codes, _ = layer.encode(torch.randn(200, 13))
     assert int(codes.max()) == 31
     with pytest.raises(RequestError, match="merged form only"):
-        set_form(layer, "binary")
+        set_execution_mode(layer, "binary")
 
 
 @given(
@@ -282,10 +334,21 @@ def test_published_top_code_has_the_merged_form_only() -> None:
     st.integers(2, 17),
     st.integers(0, 999),
 )
-def test_weights_of_several_steps(bits: int, steps: int, size: int | None, symmetric: bool, spikes: int, inputs: int, seed: int) -> None:
+def test_weights_of_several_steps(
+    bits: int, steps: int, size: int | None, symmetric: bool, spikes: int, inputs: int, seed: int
+) -> None:
     """Codes survive packing, salient columns are finer, and all forms of the input agree."""
-    weights = {"bits": bits, "salient_rate": 0.3, "salient_steps": steps, "saliency": "rms", "group_size": size, "symmetric": symmetric}
-    activations = {"bits": 16} if spikes == 16 else {"bits": spikes, "salient_rate": 0.3, "salient_steps": 2}
+    weights = {
+        "bits": bits,
+        "salient_rate": 0.3,
+        "salient_steps": steps,
+        "saliency": "rms",
+        "group_size": size,
+        "symmetric": symmetric,
+    }
+    activations = (
+        {"bits": 16} if spikes == 16 else {"bits": spikes, "salient_rate": 0.3, "salient_steps": 2}
+    )
     layer, dense = make(weights, activations, inputs=inputs, seed=seed)
     fine = layer.column_steps == steps
     assert int(fine.sum()) == max(1, min(inputs - 1, round(0.3 * inputs))) == layer.salient_columns
@@ -294,15 +357,24 @@ def test_weights_of_several_steps(bits: int, steps: int, size: int | None, symme
     expected = coding.unstored(dequantize(coding.code(dense.weight, None), coding.groups))
     torch.testing.assert_close(layer.dense_weight(), expected)
     reach = dense.weight.abs().amax(1, keepdim=True) * (2 if symmetric else 1)
-    span = (dense.weight.amax(1, keepdim=True).clamp(min=0) - dense.weight.amin(1, keepdim=True).clamp(max=0)) if not symmetric else reach
-    top = steps * (2**bits - 1)
-    assert ((layer.dense_weight() - dense.weight).abs() <= 1.01 * span / (top - 1 if symmetric else top))[:, fine].all(), (
-        "salient columns are finer"
+    span = (
+        (
+            dense.weight.amax(1, keepdim=True).clamp(min=0)
+            - dense.weight.amin(1, keepdim=True).clamp(max=0)
+        )
+        if not symmetric
+        else reach
     )
+    top = steps * (2**bits - 1)
+    assert (
+        (layer.dense_weight() - dense.weight).abs() <= 1.01 * span / (top - 1 if symmetric else top)
+    )[:, fine].all(), "salient columns are finer"
     x = torch.randn(5, inputs)
     merged = layer(x)
     if spikes == 16:
-        torch.testing.assert_close(merged, x @ layer.dense_weight().T + layer.bias, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            merged, x @ layer.dense_weight().T + layer.bias, rtol=1e-4, atol=1e-4
+        )
         assert layer.average_steps == pytest.approx(1 + float(fine.float().mean()) * (steps - 1))
     else:
         layer.form = "binary"

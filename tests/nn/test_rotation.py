@@ -17,9 +17,13 @@ def rotation(signs: list[int]) -> Rotation:
     return made
 
 
-@given(signs=st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=60), seed=st.integers(0, 1000))
+@given(
+    signs=st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=60), seed=st.integers(0, 1000)
+)
 def test_chosen_channels_are_rotated_among_each_other(signs: list[int], seed: int) -> None:
-    x = torch.randn(4, len(signs), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.randn(
+        4, len(signs), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     found, chosen = rotation(signs)(x), torch.tensor(signs) > 0
     assert torch.equal(found[:, ~chosen], x[:, ~chosen])
     if chosen.any():
@@ -56,7 +60,12 @@ def test_names() -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("native_kernels")
-@given(power=st.integers(0, 10), size=st.integers(1, 700), rows=st.integers(1, 70), seed=st.integers(0, 1000))
+@given(
+    power=st.integers(0, 10),
+    size=st.integers(1, 700),
+    rows=st.integers(1, 70),
+    seed=st.integers(0, 1000),
+)
 def test_kernel_has_the_same_bits(power: int, size: int, rows: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, 2**power, generator=generator) * 100

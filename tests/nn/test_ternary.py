@@ -11,7 +11,7 @@ from spikellm.algorithms.gptq import fit_layer
 from spikellm.core.errors import RequestError
 from spikellm.nn.additive import AdditiveLinear, plane_sizes, sum_of_chosen
 from spikellm.nn.channels import Groups, salient_columns
-from spikellm.nn.execution import set_form
+from spikellm.nn.execution import set_execution_mode
 from spikellm.nn.partly_binary import PartlyBinaryLinear
 from spikellm.recipe import GptqRecipe, LinearRecipe
 
@@ -28,37 +28,70 @@ def fit(
     **options: Any,
 ) -> tuple[Any, Any, Any]:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(200, inputs, generator=generator) @ torch.randn(inputs, inputs, generator=generator)
+    x = torch.randn(200, inputs, generator=generator) @ torch.randn(
+        inputs, inputs, generator=generator
+    )
     dense = torch.nn.Linear(inputs, 6).requires_grad_(False)
     dense.weight.data = torch.randn(6, inputs, generator=generator)
-    settings = LinearRecipe.model_validate({"weights": weights, "activations": activations or {"bits": 16}})
+    settings = LinearRecipe.model_validate(
+        {"weights": weights, "activations": activations or {"bits": 16}}
+    )
     groups = Groups(torch.zeros(inputs, dtype=torch.uint8), steps)
-    return fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqRecipe(**options))[0], dense, x
+    return (
+        fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqRecipe(**options))[0],
+        dense,
+        x,
+    )
 
 
 def relative_error(layer: Any, dense: Any, x: torch.Tensor) -> float:
     return float((layer(x) - dense(x)).square().sum() / dense(x).square().sum())
 
 
-@given(st.sampled_from([1.0, 1.4, 2.0, 3.3]), st.sampled_from([None, 5]), st.integers(1, 30), st.booleans(), st.integers(0, 999))
-def test_planes_hold_the_codes_and_additions_give_the_product(budget: float, size: int | None, inputs: int, order: bool, seed: int) -> None:
-    layer, _, _ = fit({**TERNARY, "budget": budget, "group_size": size}, inputs=inputs, seed=seed, activation_order=order)
+@given(
+    st.sampled_from([1.0, 1.4, 2.0, 3.3]),
+    st.sampled_from([None, 5]),
+    st.integers(1, 30),
+    st.booleans(),
+    st.integers(0, 999),
+)
+def test_planes_hold_the_codes_and_additions_give_the_product(
+    budget: float, size: int | None, inputs: int, order: bool, seed: int
+) -> None:
+    layer, _, _ = fit(
+        {**TERNARY, "budget": budget, "group_size": size},
+        inputs=inputs,
+        seed=seed,
+        activation_order=order,
+    )
     assert isinstance(layer, AdditiveLinear)
     q = layer.integer_weights()
-    steps = layer.column_steps if layer.layout().order is None else layer.column_steps[layer.layout().order]
+    steps = (
+        layer.column_steps
+        if layer.layout().order is None
+        else layer.column_steps[layer.layout().order]
+    )
     assert (q.abs() <= steps).all()
     assert int(layer.column_steps.sum()) == max(round(budget * inputs), inputs)
     assert layer.average_steps == pytest.approx(float(layer.column_steps.float().mean()))
     assert layer.additive_share == 1.0
-    integers = torch.randint(-100, 100, (4, inputs), generator=torch.Generator().manual_seed(seed)).float()
+    integers = torch.randint(
+        -100, 100, (4, inputs), generator=torch.Generator().manual_seed(seed)
+    ).float()
     merged = layer(integers)
-    torch.testing.assert_close(merged, integers @ layer.dense_weight().T + layer.bias, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        merged, integers @ layer.dense_weight().T + layer.bias, rtol=1e-4, atol=1e-3
+    )
     for form in ("stepped", "binary"):
-        set_form(layer, form)  # type: ignore[arg-type]
+        set_execution_mode(layer, form)  # type: ignore[arg-type]
         assert torch.equal(layer(integers), merged), "integers: bit for bit"
         x = torch.randn(4, inputs)
-        torch.testing.assert_close(layer(x), x @ layer.dense_weight().T + layer.bias, rtol=1e-4, atol=1e-4)
-    again = AdditiveLinear(inputs, 6, layer.settings, sizes=AdditiveLinear.sizes_of(layer.state_dict()))
+        torch.testing.assert_close(
+            layer(x), x @ layer.dense_weight().T + layer.bias, rtol=1e-4, atol=1e-4
+        )
+    again = AdditiveLinear(
+        inputs, 6, layer.settings, sizes=AdditiveLinear.sizes_of(layer.state_dict())
+    )
     again.load_state_dict(layer.state_dict())
     assert again.damage() is None
     assert torch.equal(again(integers), merged)
@@ -68,11 +101,13 @@ def test_no_product_in_the_forms_by_additions(monkeypatch: pytest.MonkeyPatch) -
     """The only multiplications left are by scales, after the sums."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    monkeypatch.setenv("SPIKELLM_KERNELS", "torch")  # whose products are counted; the native kernel makes none
+    monkeypatch.setenv(
+        "SPIKELLM_KERNELS", "torch"
+    )  # whose products are counted; the native kernel makes none
     layer, _, x = fit({**TERNARY, "budget": 1.5})
     with FlopCounterMode(display=False) as merged:
         layer(x)
-    set_form(layer, "stepped")
+    set_execution_mode(layer, "stepped")
     with FlopCounterMode(display=False) as stepped:
         layer(x)
     assert merged.get_total_flops() > 0
@@ -80,8 +115,13 @@ def test_no_product_in_the_forms_by_additions(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_sum_of_chosen_with_rows_that_choose_nothing() -> None:
-    chosen = torch.tensor([[False, False], [True, True], [False, False], [False, True], [False, False]])
-    assert sum_of_chosen(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), chosen).tolist() == [[0, 3, 0, 2, 0], [0, 7, 0, 4, 0]]
+    chosen = torch.tensor(
+        [[False, False], [True, True], [False, False], [False, True], [False, False]]
+    )
+    assert sum_of_chosen(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), chosen).tolist() == [
+        [0, 3, 0, 2, 0],
+        [0, 7, 0, 4, 0],
+    ]
 
 
 @given(st.integers(1, 3), st.sampled_from(["merged", "stepped", "binary"]), st.integers(0, 99))
@@ -94,37 +134,60 @@ def test_coded_inputs_on_ternary_weights_stay_exact(bits: int, form: str, seed: 
     for segment in layer.layout().segments:
         part = slice(segment.start, segment.stop)
         charge = (codes[:, part].long() - threshold.baseline.long()) @ q[:, part].T
-        expected += charge.double() * threshold.theta.double() * layer.weight_scale[:, segment.weight_group].double()
-    set_form(layer, form)  # type: ignore[arg-type]
-    torch.testing.assert_close(layer(x[:9]).double(), expected + layer.bias.double(), rtol=1e-5, atol=1e-5)
+        expected += (
+            charge.double()
+            * threshold.theta.double()
+            * layer.weight_scale[:, segment.weight_group].double()
+        )
+    set_execution_mode(layer, form)  # type: ignore[arg-type]
+    torch.testing.assert_close(
+        layer(x[:9]).double(), expected + layer.bias.double(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_feedback_fitting_and_steps_each_lower_the_error() -> None:
     def mean(weights: dict[str, Any], **options: Any) -> float:
-        return sum(relative_error(*fit(weights, inputs=64, seed=seed, **options)) for seed in range(5)) / 5
+        return (
+            sum(relative_error(*fit(weights, inputs=64, seed=seed, **options)) for seed in range(5))
+            / 5
+        )
 
     one = mean(TERNARY, rounds=1)
     assert mean(TERNARY) < one, "scales refitted"
     assert mean({**TERNARY, "budget": 1.4}) < mean(TERNARY)
-    assert mean({**TERNARY, "budget": 2.4}) < mean({**TERNARY, "budget": 1.7}) < mean({**TERNARY, "budget": 1.4})
+    assert (
+        mean({**TERNARY, "budget": 2.4})
+        < mean({**TERNARY, "budget": 1.7})
+        < mean({**TERNARY, "budget": 1.4})
+    )
     assert mean({"bits": 4}) < mean({"bits": 3}) < mean({"bits": 2})
     rate = {"code": "partly-binary", "bits": 8}
     assert mean({**rate, "salient_rate": 0.2}) < mean({**rate, "salient_rate": 0.05})
-    assert mean({**TERNARY, "budget": 1.4}) < mean({**rate, "salient_rate": 0.05}), "at 1.4 and 1.35 steps"
+    assert mean({**TERNARY, "budget": 1.4}) < mean({**rate, "salient_rate": 0.05}), (
+        "at 1.4 and 1.35 steps"
+    )
 
 
 def test_allocation_beats_its_controls() -> None:
     """Inputs of very different size: steps for the salient columns help, for the others hardly."""
     generator = torch.Generator().manual_seed(0)
     inputs = 80
-    x = torch.randn(600, inputs, generator=generator) * torch.exp(torch.randn(inputs, generator=generator))
+    x = torch.randn(600, inputs, generator=generator) * torch.exp(
+        torch.randn(inputs, generator=generator)
+    )
     x = x + 0.3 * x.roll(1, dims=1)
     dense = torch.nn.Linear(inputs, 24).requires_grad_(False)
     dense.weight.data = torch.randn(24, inputs, generator=generator)
 
     def error(**weights: Any) -> float:
-        settings = LinearRecipe.model_validate({"weights": {**TERNARY, **weights}, "activations": {"bits": 16}})
-        steps = salient_columns(x, dense.weight, settings, 0, "layer") if "salient_rate" in weights else None
+        settings = LinearRecipe.model_validate(
+            {"weights": {**TERNARY, **weights}, "activations": {"bits": 16}}
+        )
+        steps = (
+            salient_columns(x, dense.weight, settings, 0, "layer")
+            if "salient_rate" in weights
+            else None
+        )
         groups = Groups(torch.zeros(inputs, dtype=torch.uint8), steps)
         layer, _ = fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqRecipe())
         assert layer.average_steps == pytest.approx(1.4)
@@ -137,7 +200,9 @@ def test_allocation_beats_its_controls() -> None:
 
 
 def test_partly_binary_counts_and_keeps_its_mask() -> None:
-    layer, _, x = fit({"code": "partly-binary", "bits": 8, "salient_rate": 0.1, "group_size": 8}, inputs=40)
+    layer, _, x = fit(
+        {"code": "partly-binary", "bits": 8, "salient_rate": 0.1, "group_size": 8}, inputs=40
+    )
     assert isinstance(layer, PartlyBinaryLinear)
     assert layer.salient_codes.shape == (24,)
     assert layer.additive_share == pytest.approx(0.9)
@@ -150,7 +215,7 @@ def test_partly_binary_counts_and_keeps_its_mask() -> None:
     again.salient_mask[0, 0] ^= 1
     assert "salient_mask marks" in str(again.damage())
     with pytest.raises(RequestError, match="no binary form"):
-        set_form(layer, "binary")
+        set_execution_mode(layer, "binary")
 
 
 def test_damage_is_seen() -> None:
@@ -165,9 +230,15 @@ def test_dead_channels_and_rows() -> None:
     dense = torch.nn.Linear(5, 3).requires_grad_(False)
     dense.weight.data[1] = 0
     groups = Groups(torch.zeros(5, dtype=torch.uint8), None)
-    for weights in (TERNARY, {"bits": 2}, {"code": "partly-binary", "bits": 8, "salient_rate": 0.2}):
+    for weights in (
+        TERNARY,
+        {"bits": 2},
+        {"code": "partly-binary", "bits": 8, "salient_rate": 0.2},
+    ):
         settings = LinearRecipe.model_validate({"weights": weights, "activations": {"bits": 16}})
-        layer = fit_layer("layer", dense, settings, groups, torch.zeros(5, 5, dtype=torch.float64), GptqRecipe())[0]
+        layer = fit_layer(
+            "layer", dense, settings, groups, torch.zeros(5, 5, dtype=torch.float64), GptqRecipe()
+        )[0]
         assert torch.isfinite(layer(torch.randn(2, 5))).all()
 
 

@@ -15,12 +15,19 @@ from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.counts import FORMS
-from spikellm.profiling.operations import OperationCounter, count_operations, count_spikes, operations_of_mix
+from spikellm.profiling.operations import (
+    OperationCounter,
+    count_operations,
+    count_spikes,
+    operations_of_mix,
+)
 
 
 def converted(recipe: str, text_file: Path, *settings: str) -> Any:
     model, tokenizer = spikellm.load(BUNDLED, dtype="float32")
-    spikellm.convert(model, tokenizer, recipe, str(text_file), samples=4, seqlen=64, settings=settings)
+    spikellm.convert(
+        model, tokenizer, recipe, str(text_file), samples=4, seqlen=64, settings=settings
+    )
     return model
 
 
@@ -34,7 +41,11 @@ def test_spikes_of_every_form_are_those_of_the_trains(name: str, bits: int) -> N
     neuron = make_neuron(name, bits)
     steps = torch.tensor([1, 2, 4, 1])
     low = -neuron.top(steps) if neuron.signed else torch.zeros_like(steps)
-    codes = (low + torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) * (neuron.top(steps) - low + 1)).int()
+    codes = (
+        low
+        + torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+        * (neuron.top(steps) - low + 1)
+    ).int()
     found = count_spikes(codes, neuron.levels)
     assert torch.equal(found["merged"], (codes != 0).sum(0))
     assert torch.equal(found["stepped"], (neuron.stepped(codes, steps) != 0).sum((0, 1)))
@@ -59,13 +70,24 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
             macs += layer.out_features
             ace += horizon * 4 * 4 * layer.out_features
             slots += horizon
-            stepped = [min(max(code - step * neuron.levels, 0), neuron.levels) for step in range(horizon)]
+            stepped = [
+                min(max(code - step * neuron.levels, 0), neuron.levels) for step in range(horizon)
+            ]
             assert sum(stepped) == code
-            for form, fired in (("merged", int(code > 0)), ("stepped", sum(s > 0 for s in stepped)), ("binary", code)):
+            for form, fired in (
+                ("merged", int(code > 0)),
+                ("stepped", sum(s > 0 for s in stepped)),
+                ("binary", code),
+            ):
                 spikes[form] += fired
                 sops[form] += fired * layer.out_features
     found = counts.layers[name]
-    assert (found.macs, found.slots, dict(found.spikes), dict(found.sops)) == (macs, slots, spikes, sops)
+    assert (found.macs, found.slots, dict(found.spikes), dict(found.sops)) == (
+        macs,
+        slots,
+        spikes,
+        sops,
+    )
     assert found.ace == pytest.approx(ace, rel=1e-6)
     assert found.spike_rate == spikes["stepped"] / slots
     firing = counts.firing[f"{name}.input"]
@@ -75,7 +97,10 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
 
 
 def test_steps_multiply_the_effort_and_forms_order_the_operations(text_file: Path) -> None:
-    model, one = converted("w4a4-t2", text_file), converted("w4a4-t2", text_file, "activations={bits: 4}")
+    model, one = (
+        converted("w4a4-t2", text_file),
+        converted("w4a4-t2", text_file, "activations={bits: 4}"),
+    )
     two, single = (count_operations(m, [tokens()])["prefill"].total("linear") for m in (model, one))
     assert two.ace / single.ace == pytest.approx(1.10, abs=0.005)
     assert two.average_steps == pytest.approx(spikellm.summarize(model).average_steps, abs=1e-6)
@@ -101,21 +126,31 @@ def test_ternary_weights_are_the_spikes_where_inputs_are_not_coded(text_file: Pa
     for name, layer in spiking_linears(model).items():
         assert counts.layers[name].average_steps == pytest.approx(layer.average_steps)
     partly = counts.total("linear")
-    assert partly.average_steps == pytest.approx(spikellm.summarize(model).average_steps) == pytest.approx(1.7, abs=0.005)
+    assert (
+        partly.average_steps
+        == pytest.approx(spikellm.summarize(model).average_steps)
+        == pytest.approx(1.7, abs=0.005)
+    )
     assert partly.additive_share == pytest.approx(0.9, abs=0.001)
     assert partly.by_bits[16, 8] / partly.executed == pytest.approx(0.1, abs=0.001)
-    assert partly.by_bits[16, 1] + partly.by_bits[16, 8] == pytest.approx(partly.macs, abs=len(spiking_linears(model)))
+    assert partly.by_bits[16, 1] + partly.by_bits[16, 8] == pytest.approx(
+        partly.macs, abs=len(spiking_linears(model))
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "phi", "bloom"])
 def test_products_are_those_that_torch_counts(family: str) -> None:
     model = build(family)
     if family != "bloom":
-        model.set_attn_implementation("eager")  # torch counts no flops of its fused attention on CPUs
+        model.set_attn_implementation(
+            "eager"
+        )  # torch counts no flops of its fused attention on CPUs
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         model(tokens(), use_cache=False)
     found = count_operations(model, [tokens()])["prefill"]
-    if family != "bloom":  # computes attention by itself, and torch counts products of positions too
+    if (
+        family != "bloom"
+    ):  # computes attention by itself, and torch counts products of positions too
         assert 2 * found.total().macs == flops.get_total_flops()
     assert found.tokens == 24
     assert found.total().additive_share == found.total().spike_rate == 0
@@ -161,17 +196,26 @@ def test_attention_and_head_are_named_and_decoding_is_apart(text_file: Path) -> 
 def test_attention_against_loops(text_file: Path) -> None:
     """Query spikes reach every key, value spikes every query of the heads that share them."""
     model = converted("spike-w4a4-t2", text_file, "omniquant.epochs=1")
-    from spikellm.nn.hooks import SpikeTrain, watching_spikes
+    from spikellm.nn.hooks import SpikeTrain, observe_spikes
 
     seen: dict[tuple[torch.nn.Module, str], SpikeTrain] = {}
-    with torch.no_grad(), watching_spikes(lambda train: seen.setdefault((train.source, train.part), train) and None):
+    with (
+        torch.no_grad(),
+        observe_spikes(lambda train: seen.setdefault((train.source, train.part), train) and None),
+    ):
         model(tokens((1, 6)), use_cache=False)
     counts = count_operations(model, [tokens((1, 6))])["prefill"]
     attention = model.model.layers[1].self_attn
     query, value = (seen[attention.spikes, part] for part in ("query", "value"))
     group = model.config.num_attention_heads // model.config.num_key_value_heads
-    assert counts.layers["model.layers.1.self_attn scores"].sops["binary"] == int(query.codes.abs().sum()) * 6
-    assert counts.layers["model.layers.1.self_attn values"].sops["binary"] == int(value.codes.abs().sum()) * 6 * group
+    assert (
+        counts.layers["model.layers.1.self_attn scores"].sops["binary"]
+        == int(query.codes.abs().sum()) * 6
+    )
+    assert (
+        counts.layers["model.layers.1.self_attn values"].sops["binary"]
+        == int(value.codes.abs().sum()) * 6 * group
+    )
     assert isinstance(next(iter(spiking_linears(model).values())), SpikingLinear)
 
 

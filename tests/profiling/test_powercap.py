@@ -7,10 +7,16 @@ import pytest
 from spikellm.profiling.powercap import Meter
 
 
-def zone(root: Path, name: str, energy: int, limit: int = 1_000_000, label: str = "package-0") -> Path:
+def zone(
+    root: Path, name: str, energy: int, limit: int = 1_000_000, label: str = "package-0"
+) -> Path:
     folder = root / name
     folder.mkdir(parents=True)
-    for file, content in (("name", label), ("energy_uj", str(energy)), ("max_energy_range_uj", str(limit))):
+    for file, content in (
+        ("name", label),
+        ("energy_uj", str(energy)),
+        ("max_energy_range_uj", str(limit)),
+    ):
         (folder / file).write_text(f"{content}\n")
     return folder
 

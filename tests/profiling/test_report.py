@@ -19,14 +19,43 @@ from spikellm.core.errors import DependencyError, RequestError
 from spikellm.profiling import page
 from spikellm.profiling.operations import count_operations
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-PICTURES = ["accuracy", "energy", "steps", "channels", "firing", "spread", "raster", "error", "sizes"]
-CONTRACT = {"average_steps", "ace", "dense_ace", "spike_rate", "sops", "additive_share", "energy_pj", "bytes", "layers"}
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
+PICTURES = [
+    "accuracy",
+    "energy",
+    "steps",
+    "channels",
+    "firing",
+    "spread",
+    "raster",
+    "error",
+    "sizes",
+]
+CONTRACT = {
+    "average_steps",
+    "ace",
+    "dense_ace",
+    "spike_rate",
+    "sops",
+    "additive_share",
+    "energy_pj",
+    "bytes",
+    "layers",
+}
 
 
 def reported(recipe: str, text_file: Path, *settings: str) -> Report:
     model, tokenizer = spikellm.load(BUNDLED)
-    spikellm.convert(model, tokenizer, recipe, str(text_file), samples=2, seqlen=64, settings=settings)
+    spikellm.convert(
+        model, tokenizer, recipe, str(text_file), samples=2, seqlen=64, settings=settings
+    )
     return spikellm.report(model, tokenizer, str(text_file), tokens=256, seqlen=64)
 
 
@@ -53,11 +82,17 @@ def test_ternary_weights_are_additive_throughout(text_file: Path) -> None:
 
 def test_coded_probabilities_have_one_rate(text_file: Path) -> None:
     """Their last dimension are keys, one more with every token that is decoded."""
-    report = reported("rtn-w4a4", text_file, "attention={key: {bits: 4}, value: {bits: 4}, probabilities: {bits: 8}}")
+    report = reported(
+        "rtn-w4a4",
+        text_file,
+        "attention={key: {bits: 4}, value: {bits: 4}, probabilities: {bits: 8}}",
+    )
     for counts in (report.prefill, report.decode):
         firing = counts.firing["model.layers.0.self_attn.probabilities"]
         assert firing.rates.shape == (1,)
-        assert float(firing.rates) == pytest.approx(firing.spikes["binary"] / (firing.slots * 255), rel=1e-5)
+        assert float(firing.rates) == pytest.approx(
+            firing.spikes["binary"] / (firing.slots * 255), rel=1e-5
+        )
     assert json.dumps(report.to_data())
     assert "probabilities" in page.render(report)
 
@@ -78,19 +113,28 @@ def test_data_has_the_keys_of_the_contract_and_sums_agree(t2: Report) -> None:
     assert data["recipe"]["name"] == "w4a4-t2"
 
 
-def test_counts_and_perplexity_are_those_of_the_other_commands(text_file: Path, converted_folder: Path) -> None:
+def test_counts_and_perplexity_are_those_of_the_other_commands(
+    text_file: Path, converted_folder: Path
+) -> None:
     model, tokenizer = spikellm.load(converted_folder)
     report = spikellm.report(model, tokenizer, str(text_file), tokens=200, seqlen=64)
     assert report.text.windows == 3
-    assert report.text.perplexity == spikellm.perplexity(model, tokenizer, str(text_file), seqlen=64, limit=3).value
-    windows = torch.cat([torch.tensor(tokenizer(text_file.read_text()).input_ids[:192]).view(3, 64)])
+    assert (
+        report.text.perplexity
+        == spikellm.perplexity(model, tokenizer, str(text_file), seqlen=64, limit=3).value
+    )
+    windows = torch.cat(
+        [torch.tensor(tokenizer(text_file.read_text()).input_ids[:192]).view(3, 64)]
+    )
     assert report.prefill.total().ace == count_operations(model, [windows])["prefill"].total().ace
 
 
 def test_energy_of_weights_read(t2: Report) -> None:
     """Weights of the blocks come from memory once a window."""
     spiking = sum(layer.weight_bytes for layer in t2.summary.layers if layer.spiking)
-    assert t2.energy_pj["weight_traffic"] == pytest.approx(spiking * t2.text.windows * t2.table.picojoules.dram_byte)
+    assert t2.energy_pj["weight_traffic"] == pytest.approx(
+        spiking * t2.text.windows * t2.table.picojoules.dram_byte
+    )
 
 
 class Page(HTMLParser):
@@ -110,8 +154,15 @@ class Page(HTMLParser):
             self.figures.append(found["id"] or "")
         if tag == "desc":
             self.described += 1
-        assert tag not in ("script", "iframe", "link", "object"), "nothing runs and nothing is loaded"
-        self.references += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href")]
+        assert tag not in (
+            "script",
+            "iframe",
+            "link",
+            "object",
+        ), "nothing runs and nothing is loaded"
+        self.references += [
+            value or "" for name, value in attributes if name in ("src", "href", "xlink:href")
+        ]
         self.ids += [value or "" for name, value in attributes if name == "id"]
 
 
@@ -120,7 +171,9 @@ def test_page_is_whole_and_refers_to_nothing_outside(t2: Report) -> None:
     found = Page(text)
     assert found.figures == PICTURES
     assert found.described == len(PICTURES), "every picture is told in words"
-    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in found.references)
+    assert all(
+        reference.startswith(("#", "data:image/png;base64,")) for reference in found.references
+    )
     assert len(found.ids) == len(set(found.ids))
     assert "estimated from operation counts" in text
     assert "http" not in text.replace("http://www.w3.org/", "")
@@ -140,7 +193,9 @@ def test_page_of_an_original(bundled: tuple[Any, Any], text_file: Path) -> None:
     assert "no spiking layer" in page.verdict(report)
 
 
-def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path, converted_folder: Path) -> None:
+def test_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: Path, converted_folder: Path
+) -> None:
     out = tmp_path / "report.html"
     arguments = [
         "report",
@@ -162,10 +217,29 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: 
     data = json.loads(capsys.readouterr().out)
     assert data["beside"][0]["converted"] is False
     original, tokenizer = spikellm.load(BUNDLED)
-    assert data["beside"][0]["perplexity"] == spikellm.perplexity(original, tokenizer, str(text_file), seqlen=64, limit=2).value
+    assert (
+        data["beside"][0]["perplexity"]
+        == spikellm.perplexity(original, tokenizer, str(text_file), seqlen=64, limit=2).value
+    )
     assert "times that of stdlib-2m" in out.read_text()
     assert list(tmp_path.iterdir()) == [out]
-    assert main(["report", str(converted_folder), "--text", str(text_file), "--tokens", "64", "--seqlen", "64", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(converted_folder),
+                "--text",
+                str(text_file),
+                "--tokens",
+                "64",
+                "--seqlen",
+                "64",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert "average steps" in capsys.readouterr().out
 
 
@@ -180,7 +254,11 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, text_file: 
     ],
 )
 def test_wrong_requests(
-    capsys: pytest.CaptureFixture[str], converted_folder: Path, tmp_path: Path, arguments: list[str], words: str
+    capsys: pytest.CaptureFixture[str],
+    converted_folder: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    words: str,
 ) -> None:
     given = arguments if "--out" in arguments else [*arguments, "--out", str(tmp_path / "x.html")]
     assert main(["report", str(converted_folder), *given]) == 2
@@ -217,12 +295,21 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium on this machine; on Debian: apt-get install chromium"
+    CHROMIUM is None and not os.environ.get("CI"),
+    reason="no Chromium on this machine; on Debian: apt-get install chromium",
 )
 @pytest.mark.parametrize(
-    ("width", "scheme", "media"), [(400, "light", "screen"), (400, "dark", "screen"), (1200, "light", "screen"), (800, "dark", "print")]
+    ("width", "scheme", "media"),
+    [
+        (400, "light", "screen"),
+        (400, "dark", "screen"),
+        (1200, "light", "screen"),
+        (800, "dark", "print"),
+    ],
 )
-def test_page_in_a_browser(browser: Any, t2: Report, tmp_path: Path, width: int, scheme: str, media: str) -> None:
+def test_page_in_a_browser(
+    browser: Any, t2: Report, tmp_path: Path, width: int, scheme: str, media: str
+) -> None:
     file = tmp_path / "report.html"
     file.write_text(page.render(t2), encoding="utf-8")
     complaints, requests = [], []
@@ -237,7 +324,8 @@ def test_page_in_a_browser(browser: Any, t2: Report, tmp_path: Path, width: int,
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert view.evaluate("document.documentElement.scrollWidth") <= width
     boxes = view.evaluate(
-        "[...document.querySelectorAll('figure svg')].map(s => { const b = s.getBoundingClientRect(); return [b.left, b.right, b.width, b.height] })"
+        "[...document.querySelectorAll('figure svg')].map(s => { const b ="
+        " s.getBoundingClientRect(); return [b.left, b.right, b.width, b.height] })"
     )
     assert len(boxes) == len(PICTURES)
     for left, right, wide, high in boxes:
@@ -245,14 +333,21 @@ def test_page_in_a_browser(browser: Any, t2: Report, tmp_path: Path, width: int,
         assert right <= width
         assert min(wide, high) > 100, "the picture has a size"
     cut = view.evaluate(
-        "[...document.querySelectorAll('body *')].filter(e => !e.closest('thead') && !e.closest('svg') && (e.getBoundingClientRect().right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0)).map(e => e.outerHTML.slice(0, 80))"
+        "[...document.querySelectorAll('body *')].filter(e => !e.closest('thead') &&"
+        " !e.closest('svg') && (e.getBoundingClientRect().right > innerWidth + 1 || e.scrollWidth >"
+        " e.clientWidth + 1 && e.clientWidth > 0)).map(e => e.outerHTML.slice(0, 80))"
     )
     assert cut == []
     spilled = view.evaluate(
-        "[...document.querySelectorAll('figure svg')].flatMap(s => { const b = s.getBoundingClientRect(); return [...s.querySelectorAll('text')].filter(t => { const c = t.getBoundingClientRect(); return c.width && (c.left < b.left - 2 || c.right > b.right + 2 || c.bottom > b.bottom + 2 || c.top < b.top - 2) }).map(t => t.textContent) })"
+        "[...document.querySelectorAll('figure svg')].flatMap(s => { const b ="
+        " s.getBoundingClientRect(); return [...s.querySelectorAll('text')].filter(t => { const c ="
+        " t.getBoundingClientRect(); return c.width && (c.left < b.left - 2 || c.right > b.right +"
+        " 2 || c.bottom > b.bottom + 2 || c.top < b.top - 2) }).map(t => t.textContent) })"
     )
     assert spilled == [], "no word is cut off at the edge of a picture"
-    ink, paper = view.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    ink, paper = view.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
     light = scheme == "light" or media == "print"
     assert (sum(_rgb(ink)) < sum(_rgb(paper))) == light
     view.close()

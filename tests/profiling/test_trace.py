@@ -26,16 +26,25 @@ from spikellm.profiling.trace import add_up, trace_block, weight_planes
 from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
 
 RECIPES = ["w4a4-t2", "spike-w4a4-t2", "ternary-1.4-a4-t2", "w8a8"]
-FAST = {"spike-w4a4-t2": ("omniquant.epochs=1",), "ternary-1.4-a4-t2": ("weights.budget_over=layer", "gptq.rounds=1")}
+FAST = {
+    "spike-w4a4-t2": ("omniquant.epochs=1",),
+    "ternary-1.4-a4-t2": ("weights.budget_over=layer", "gptq.rounds=1"),
+}
 
 
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[SpikingLinear, torch.Tensor]:
     """A layer of any shape with spikes of any kind, and inputs for it."""
-    columns, outputs, tokens = draw(st.integers(1, 19)), draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    columns, outputs, tokens = (
+        draw(st.integers(1, 19)),
+        draw(st.integers(1, 7)),
+        draw(st.integers(1, 4)),
+    )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     activations = draw(activation_recipes(st.integers(1, 5), st.just(False)))
-    recipe = LinearRecipe(weights=WeightRecipe(bits=draw(st.integers(2, 8))), activations=activations)
+    recipe = LinearRecipe(
+        weights=WeightRecipe(bits=draw(st.integers(2, 8))), activations=activations
+    )
     dense = torch.nn.Linear(columns, outputs, bias=draw(st.booleans()))
     torch.nn.init.normal_(dense.weight, generator=generator)
     x = torch.randn(tokens, columns, generator=generator)
@@ -44,7 +53,9 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, torch.Tensor]:
 
 @given(layers())
 @settings(max_examples=40)
-def test_additions_end_in_the_merged_integers_and_in_the_layer_s_output(drawn: tuple[SpikingLinear, torch.Tensor]) -> None:
+def test_additions_end_in_the_merged_integers_and_in_the_layer_s_output(
+    drawn: tuple[SpikingLinear, torch.Tensor],
+) -> None:
     layer, x = drawn
     population = layer_population("layer", layer, x)
     found = tracer._check_layer(population, layer, layer(x))
@@ -69,9 +80,9 @@ def one_layer() -> tuple[SpikingLinear, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     dense = torch.nn.Linear(12, 5)
     torch.nn.init.normal_(dense.weight, generator=generator)
-    return fit(dense, LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4))), torch.randn(
-        3, 12, generator=generator
-    )
+    return fit(
+        dense, LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4))
+    ), torch.randn(3, 12, generator=generator)
 
 
 def test_a_lost_spike_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +108,15 @@ def test_another_output_is_found() -> None:
 @pytest.fixture(scope="module", params=RECIPES)
 def model(request: pytest.FixtureRequest, text_file: Path) -> Any:
     loaded, tokenizer = spikellm.load(BUNDLED)
-    spikellm.convert(loaded, tokenizer, request.param, str(text_file), samples=2, seqlen=32, settings=FAST.get(request.param, ()))
+    spikellm.convert(
+        loaded,
+        tokenizer,
+        request.param,
+        str(text_file),
+        samples=2,
+        seqlen=32,
+        settings=FAST.get(request.param, ()),
+    )
     return loaded
 
 
@@ -111,10 +130,12 @@ def test_a_whole_block(model: Any, tmp_path: Path, tokens: torch.Tensor) -> None
     names = [population.name for population in found.populations]
     assert len(names) == (10 if model.config.quantization_config.attention else 7)
     assert torch.equal(model(tokens[:1], use_cache=False).logits, before), "the model is as it was"
-    spikellm.set_form(model, "stepped")
+    spikellm.set_execution_mode(model, "stepped")
     again = trace_block(model, tokens[:1], 1)
-    assert {layer.form for layer in spiking_linears(model).values()} == {"stepped"}, "each layer keeps its own form"
-    spikellm.set_form(model, "merged")
+    assert {layer.form for layer in spiking_linears(model).values()} == {"stepped"}, (
+        "each layer keeps its own form"
+    )
+    spikellm.set_execution_mode(model, "merged")
     assert again.traces == found.traces
 
     count = write_events(found.populations, tmp_path / "events.npz")
@@ -131,12 +152,21 @@ def test_experts_that_no_token_reaches_are_left_out(tokenizer: Any, text_file: P
 
     from families import GATED, randomized
 
-    model = randomized(transformers.AutoModelForCausalLM.from_config(transformers.MixtralConfig(**GATED, num_local_experts=4)))
+    model = randomized(
+        transformers.AutoModelForCausalLM.from_config(
+            transformers.MixtralConfig(**GATED, num_local_experts=4)
+        )
+    )
     spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=16)
     found = trace_block(model, torch.tensor([[5]]), 0)
     assert found.equal
     experts = [trace for trace in found.traces if "experts" in trace.name]
-    assert [trace.tokens for trace in experts] == [1, 1, 1, 1], "two of the four experts, two layers each"
+    assert [trace.tokens for trace in experts] == [
+        1,
+        1,
+        1,
+        1,
+    ], "two of the four experts, two layers each"
 
 
 def test_events_turn_back_into_values(tmp_path: Path) -> None:
@@ -148,7 +178,9 @@ def test_events_turn_back_into_values(tmp_path: Path) -> None:
     group = found["group.0"].astype(int)
     values = found["theta.0"][:, group] * (code - found["baseline.0"][:, group])
     assert np.abs(values - x.numpy()).max() <= found["theta.0"].max() / 2 + 1e-6
-    order = np.stack([found[name].astype(np.int64) for name in ("population", "time", "token", "channel")])
+    order = np.stack(
+        [found[name].astype(np.int64) for name in ("population", "time", "token", "channel")]
+    )
     assert np.array_equal(np.lexsort(order[::-1]), np.arange(order.shape[1]))
 
 
@@ -161,27 +193,37 @@ def test_damaged_events_are_refused(tmp_path: Path) -> None:
 
 
 @given(st.floats(-3, 3), st.integers(1, 4), st.integers(1, 3), st.booleans())
-def test_membrane_falls_by_a_threshold_at_every_spike(current: float, bits: int, steps: int, signed: bool) -> None:
+def test_membrane_falls_by_a_threshold_at_every_spike(
+    current: float, bits: int, steps: int, signed: bool
+) -> None:
     from spikellm.neurons import make_neuron
 
     neuron = make_neuron("ternary", 2) if signed else make_neuron("gif", bits)
     one = torch.tensor(0.25)
-    potential, spikes = membrane_in_moments(neuron, torch.tensor(current), one, torch.tensor(0.0), steps)
-    assert int(spikes.sum()) == int(neuron.encode(torch.tensor(current), one, torch.tensor(0.0), steps))
+    potential, spikes = membrane_in_moments(
+        neuron, torch.tensor(current), one, torch.tensor(0.0), steps
+    )
+    assert int(spikes.sum()) == int(
+        neuron.encode(torch.tensor(current), one, torch.tensor(0.0), steps)
+    )
     falls = potential[:-1] - potential[1:]
     torch.testing.assert_close(falls, spikes[:-1].double(), atol=1e-9, rtol=0)
     assert bool((potential[spikes > 0] >= 1 - 1e-9).all())
     assert bool((potential[spikes < 0] <= -1 + 1e-9).all())
 
 
-def test_nothing_to_trace(bundled: tuple[Any, Any], tokens: torch.Tensor, converted_folder: Path) -> None:
+def test_nothing_to_trace(
+    bundled: tuple[Any, Any], tokens: torch.Tensor, converted_folder: Path
+) -> None:
     with pytest.raises(RequestError, match="nothing in model.layers.0 codes"):
         trace_block(bundled[0], tokens[:1], 0)
     with pytest.raises(RequestError, match="blocks 0 to 4"):
         trace_block(spikellm.load(converted_folder)[0], tokens[:1], 5)
 
 
-def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_folder: Path, text_file: Path) -> None:
+def test_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_folder: Path, text_file: Path
+) -> None:
     out = tmp_path / "trace"
     assert (
         main(
@@ -204,7 +246,13 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_f
         == 0
     )
     assert "same bits in binary and in merged form" in capsys.readouterr().out
-    assert sorted(path.name for path in out.iterdir()) == ["events.npz", "layer.nir", "membrane.svg", "raster.svg", "trace.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "events.npz",
+        "layer.nir",
+        "membrane.svg",
+        "raster.svg",
+        "trace.json",
+    ]
     result = json.loads((out / "trace.json").read_text())
     assert result["equal"]
     assert result["nir"]["mismatches"] == 0
@@ -215,7 +263,16 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_f
         told = {child.tag.rpartition("}")[2] for child in root}
         assert {"title", "desc"} <= told
         assert "http" not in (out / picture).read_text().replace("http://www.w3.org/", "")
-    arguments = ["trace", str(converted_folder), "--text", str(text_file), "--seqlen", "16", "--out", str(out)]
+    arguments = [
+        "trace",
+        str(converted_folder),
+        "--text",
+        str(text_file),
+        "--seqlen",
+        "16",
+        "--out",
+        str(out),
+    ]
     assert main(arguments) == 2, "the folder is not empty"
     assert main([*arguments, "--force", "--part", "mlp.down_proj", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["drawn"] == "mlp.down_proj"
@@ -237,16 +294,38 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_f
     ],
 )
 def test_wrong_requests(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_folder: Path, text_file: Path, arguments: list[str], words: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    converted_folder: Path,
+    text_file: Path,
+    arguments: list[str],
+    words: str,
 ) -> None:
     given = arguments if "--text" in arguments else ["--text", str(text_file), *arguments]
-    assert main(["trace", str(converted_folder), "--seqlen", "16", "--out", str(tmp_path / "out"), *given]) == 2
+    assert (
+        main(
+            [
+                "trace",
+                str(converted_folder),
+                "--seqlen",
+                "16",
+                "--out",
+                str(tmp_path / "out"),
+                *given,
+            ]
+        )
+        == 2
+    )
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_a_mismatch_ends_with_status_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, converted_folder: Path, text_file: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    converted_folder: Path,
+    text_file: Path,
 ) -> None:
     planes = weight_planes
 
@@ -256,7 +335,21 @@ def test_a_mismatch_ends_with_status_1(
         return found
 
     monkeypatch.setattr(tracer, "weight_planes", broken)
-    assert main(["trace", str(converted_folder), "--text", str(text_file), "--seqlen", "16", "--out", str(tmp_path / "out")]) == 1
+    assert (
+        main(
+            [
+                "trace",
+                str(converted_folder),
+                "--text",
+                str(text_file),
+                "--seqlen",
+                "16",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 1
+    )
     captured = capsys.readouterr()
     assert "NO: " in captured.out
     assert "differ" in captured.err.splitlines()[-1]

@@ -6,20 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikellm.core.errors import NumericalError
-from spikellm.quantization.column_update import feed_back, inverse_factor
+from spikellm.quantization.column_update import inverse_factor, propagate_error
 
 
 def inputs(columns: int, seed: int = 0, tokens: int = 400) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tokens, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    return torch.randn(tokens, columns, generator=generator) @ torch.randn(
+        columns, columns, generator=generator
+    )
 
 
 def coarse(_: int, w: torch.Tensor) -> torch.Tensor:
     return (w * 2).round() / 2
 
 
-def by_elimination(weight: torch.Tensor, hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """GPTQ as OBS states it: after each column the inverse Hessian of the remaining ones is computed anew."""
+def by_elimination(
+    weight: torch.Tensor, hessian: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GPTQ as OBS states it: after each column the inverse Hessian of the remaining ones is
+    computed anew.
+    """
     weight, hessian = weight.double().clone(), hessian.double()
     coded, loss = torch.empty_like(weight), torch.zeros(len(weight), dtype=torch.float64)
     for column in range(weight.shape[1]):
@@ -42,9 +48,11 @@ def test_it_is_optimal_brain_surgery_column_by_column(columns: int, seed: int) -
         coded[:, column] = coarse(column, w)
         error.copy_(w - coded[:, column])
 
-    loss = feed_back(weight, inverse_factor(hessian, 1e-12, "layer").upper, code)
+    loss = propagate_error(weight, inverse_factor(hessian, 1e-12, "layer").upper, code)
     expected, expected_loss = by_elimination(weight, hessian)
-    same = (coded.double() - expected).abs().amax(1) < 1e-3  # a weight at the border of two codes may fall on either side
+    same = (coded.double() - expected).abs().amax(
+        1
+    ) < 1e-3  # a weight at the border of two codes may fall on either side
     assert same.float().mean() >= 0.6
     torch.testing.assert_close(loss.double()[same], expected_loss[same], rtol=1e-2, atol=1e-3)
 
@@ -58,7 +66,7 @@ def test_the_loss_is_that_of_the_output_and_feedback_lowers_it() -> None:
         error.copy_(w - coded[:, column])
 
     hessian = x.T @ x
-    loss = feed_back(weight, inverse_factor(hessian, 1e-9, "layer").upper, code)
+    loss = propagate_error(weight, inverse_factor(hessian, 1e-9, "layer").upper, code)
     difference = weight - coded
     measured = (x @ difference.T).square().sum(0)
     torch.testing.assert_close(loss, measured, rtol=1e-2, atol=1e-2)
@@ -73,17 +81,23 @@ def test_dead_channels_are_independent() -> None:
     assert torch.isfinite(factor).all()
     assert factor[5, 6:].abs().max() == 0
     assert factor[:5, 5].abs().max() == 0
-    assert torch.isfinite(inverse_factor(torch.zeros(4, 4), 0.01, "layer").upper).all(), "no input ever"
+    assert torch.isfinite(inverse_factor(torch.zeros(4, 4), 0.01, "layer").upper).all(), (
+        "no input ever"
+    )
 
 
 def test_a_hessian_that_is_not_positive_definite_raises_damping_and_says_so() -> None:
     x = inputs(6)
     hessian = x.T @ x
-    hessian -= 1.05 * torch.linalg.eigvalsh(hessian)[0] * torch.eye(6) + 0.02 * hessian.diagonal().mean() * torch.eye(6)
+    hessian -= 1.05 * torch.linalg.eigvalsh(hessian)[0] * torch.eye(
+        6
+    ) + 0.02 * hessian.diagonal().mean() * torch.eye(6)
     factor, damping = inverse_factor(hessian, 0.01, "a.b")
     assert torch.isfinite(factor).all()
     assert damping >= 0.1
-    with pytest.raises(NumericalError, match=r"layer a\.b: its Hessian is not positive definite, even with damping"):
+    with pytest.raises(
+        NumericalError, match=r"layer a\.b: its Hessian is not positive definite, even with damping"
+    ):
         inverse_factor(torch.diag(torch.tensor([1.0, -1e12])), 0.01, "a.b")
     with pytest.raises(NumericalError, match=r"layer a\.b: .*NaN or infinity"):
         inverse_factor(torch.full((2, 2), torch.nan), 0.01, "a.b")

@@ -5,13 +5,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikellm.quantization.hadamard import factors, largest_power, mix, random_signs, shapiro, spread, turn
+from spikellm.quantization.hadamard import (
+    factors,
+    largest_power,
+    mix,
+    random_signs,
+    shapiro,
+    spread,
+    turn,
+)
 
 
 def dense(size: int) -> torch.Tensor:
     """The matrix by its definition."""
     power, rest = factors(size)
-    sylvester = torch.tensor([[(-1.0) ** bin(i & j).count("1") for j in range(power)] for i in range(power)], dtype=torch.float64)
+    sylvester = torch.tensor(
+        [[(-1.0) ** bin(i & j).count("1") for j in range(power)] for i in range(power)],
+        dtype=torch.float64,
+    )
     angle = 2 * torch.pi * torch.outer(torch.arange(rest), torch.arange(rest)).double() / rest
     return torch.kron(sylvester, angle.cos() + angle.sin()) / size**0.5
 
@@ -38,7 +49,10 @@ def test_a_mix_is_a_rotation_by_two_of_hadamards_matrices(size: int) -> None:
 
 @given(size=st.integers(1, 200), seed=st.integers(0, 10**6))
 def test_a_turn_is_a_rotation_that_layer_norm_commutes_with(size: int, seed: int) -> None:
-    signs, x = random_signs(size, seed), torch.randn(3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    signs, x = (
+        random_signs(size, seed),
+        torch.randn(3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)),
+    )
     turned = turn(x, signs)
     assert torch.allclose(turn(turned, signs), x, atol=1e-10)
     assert torch.allclose(turned.norm(dim=1), x.norm(dim=1))

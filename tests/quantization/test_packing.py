@@ -10,7 +10,9 @@ from spikellm.quantization.packing import pack, packed_length, unpack
 
 @given(st.integers(1, 16), st.integers(0, 5), st.integers(0, 40), st.integers(0, 2**31))
 def test_round_trip_and_size(bits: int, rows: int, length: int, seed: int) -> None:
-    codes = torch.randint(0, 2**bits, (rows, length), dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+    codes = torch.randint(
+        0, 2**bits, (rows, length), dtype=torch.int32, generator=torch.Generator().manual_seed(seed)
+    )
     packed = pack(codes, bits)
     assert packed.shape == (rows, packed_length(length, bits))
     assert packed.shape[1] * 8 - length * bits in range(8)
@@ -22,7 +24,9 @@ def test_layout_is_a_little_endian_bit_stream(bits: int, length: int) -> None:
     """Against Python's big integers: whoever writes a kernel can rely on it."""
     codes = torch.arange(length, dtype=torch.int64).mul(3737).remainder(2**bits)
     number = sum(int(code) << (place * bits) for place, code in enumerate(codes))
-    assert bytes(pack(codes, bits).tolist()) == number.to_bytes(packed_length(length, bits), "little")
+    assert bytes(pack(codes, bits).tolist()) == number.to_bytes(
+        packed_length(length, bits), "little"
+    )
 
 
 def test_codes_that_do_not_fit_are_refused() -> None:

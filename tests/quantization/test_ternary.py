@@ -19,14 +19,20 @@ def test_codes_are_the_nearest(steps: int, seed: int) -> None:
 
 
 def test_searched_scale_beats_the_usual_guesses() -> None:
-    weight, importance = torch.randn(20, 300, generator=torch.Generator().manual_seed(0)), torch.rand(300)
+    weight, importance = (
+        torch.randn(20, 300, generator=torch.Generator().manual_seed(0)),
+        torch.rand(300),
+    )
     for steps in (1, 2, 4):
         scale = search_scale(weight, importance, steps)
 
         def error(s: torch.Tensor, steps: int = steps) -> torch.Tensor:
             return (weight - s * ternary_codes(weight, s, steps)).square() @ importance
 
-        for guess in (weight.abs().amax(1, keepdim=True) / steps, weight.abs().mean(1, keepdim=True)):
+        for guess in (
+            weight.abs().amax(1, keepdim=True) / steps,
+            weight.abs().mean(1, keepdim=True),
+        ):
             assert (error(scale) <= error(guess) * 1.02).all()
     assert (search_scale(torch.zeros(3, 5), torch.ones(5), 1) > 0).all(), "a dead row"
 
@@ -50,14 +56,20 @@ def test_refitted_scales_solve_the_least_squares_problem() -> None:
 
 
 def test_more_steps_err_less() -> None:
-    errors = step_errors(torch.randn(30, 50, generator=torch.Generator().manual_seed(0)), torch.ones(50), 5)
+    errors = step_errors(
+        torch.randn(30, 50, generator=torch.Generator().manual_seed(0)), torch.ones(50), 5
+    )
     assert (errors.sum(1).diff() < 0).all()
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.floats(1.0, 4.0), st.integers(0, 999))
-def test_budget_is_spent_to_the_last_step_and_as_well_as_can_be(columns: int, most: int, budget: float, seed: int) -> None:
+def test_budget_is_spent_to_the_last_step_and_as_well_as_can_be(
+    columns: int, most: int, budget: float, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    gains = torch.rand(most, columns, generator=generator).sort(0, descending=True).values  # convex errors
+    gains = (
+        torch.rand(most, columns, generator=generator).sort(0, descending=True).values
+    )  # convex errors
     errors = 10 - gains.cumsum(0)
     steps = spend(errors, budget)
     total = min(round(budget * columns), most * columns)
@@ -74,8 +86,13 @@ def test_a_step_that_pays_only_with_the_next_one_is_not_missed() -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.floats(1.0, 4.0), st.integers(0, 999))
-def test_columns_of_several_layers_cost_what_they_hold(columns: int, most: int, budget: float, seed: int) -> None:
-    """No more is spent than there is; what is left buys nothing; no affordable choice is better by more than the steps that did not fit."""
+def test_columns_of_several_layers_cost_what_they_hold(
+    columns: int, most: int, budget: float, seed: int
+) -> None:
+    """No more is spent than there is; what is left buys nothing.
+
+    No affordable choice is better by more than the steps that did not fit.
+    """
     generator = torch.Generator().manual_seed(seed)
     costs = torch.randint(1, 6, (columns,), generator=generator)
     gains = torch.rand(most, columns, generator=generator).sort(0, descending=True).values
@@ -88,10 +105,18 @@ def test_columns_of_several_layers_cost_what_they_hold(columns: int, most: int, 
     every = torch.cartesian_prod(*[torch.arange(1, most + 1)] * columns).view(-1, columns)
     every = every[(every * costs).sum(1) <= limit]
     best = min(float(errors[choice - 1, torch.arange(columns)].sum()) for choice in every)
-    assert float(errors[steps - 1, torch.arange(columns)].sum()) <= best + float(gains[1:].max() if most > 1 else 0) + 1e-5
+    assert (
+        float(errors[steps - 1, torch.arange(columns)].sum())
+        <= best + float(gains[1:].max() if most > 1 else 0) + 1e-5
+    )
 
 
 def test_rows_that_count_more_weigh_more() -> None:
-    weight, importance = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), torch.rand(10) + 0.1
+    weight, importance = (
+        torch.randn(6, 10, generator=torch.Generator().manual_seed(0)),
+        torch.rand(10) + 0.1,
+    )
     rows = torch.tensor([0.0, 0.0, 3.0, 0.0, 0.0, 0.0])
-    torch.testing.assert_close(step_errors(weight, importance, 3, rows), 3 * step_errors(weight[2:3], importance, 3))
+    torch.testing.assert_close(
+        step_errors(weight, importance, 3, rows), 3 * step_errors(weight[2:3], importance, 3)
+    )

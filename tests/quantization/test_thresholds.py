@@ -14,16 +14,25 @@ from spikellm.quantization.thresholds import threshold_for_range, token_range
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
-@given(st.lists(FINITE, min_size=1, max_size=20), st.integers(2, 60), st.sampled_from(["asymmetric", "symmetric", "signed"]))
+@given(
+    st.lists(FINITE, min_size=1, max_size=20),
+    st.integers(2, 60),
+    st.sampled_from(["asymmetric", "symmetric", "signed"]),
+)
 def test_every_value_is_within_half_a_step(values: list[float], top: int, kind: str) -> None:
     x = torch.tensor([values])
-    neuron = make_neuron("ternary" if kind == "signed" else "gif", 2 if kind == "signed" else 1)  # L = 1, so T is the top code
-    theta, baseline = threshold_for_range(*token_range(x), top, symmetric=kind == "symmetric", signed=kind == "signed")
+    neuron = make_neuron(
+        "ternary" if kind == "signed" else "gif", 2 if kind == "signed" else 1
+    )  # L = 1, so T is the top code
+    theta, baseline = threshold_for_range(
+        *token_range(x), top, symmetric=kind == "symmetric", signed=kind == "signed"
+    )
     code = neuron.encode(x, theta, baseline, top)
     assert float(theta) > 0
     assert float(baseline) == int(baseline)
     assert 0 <= float(baseline) <= top
-    # the baseline is rounded to a whole code, so the very ends of an asymmetric range may be clipped by half a step more
+    # the baseline is rounded to a whole code, so the very ends of an asymmetric range may be
+    # clipped by half a step more
     bound = (1.0 if kind == "asymmetric" else 0.5) * float(theta) * (1 + 1e-4)
     assert float((neuron.decode(code, theta, baseline) - x).abs().max()) <= bound
 
@@ -37,7 +46,9 @@ def test_silent_tokens_are_exactly_zero(kind: dict[str, bool]) -> None:
     assert neuron.decode(neuron.encode(x, theta, baseline, 3), theta, baseline).abs().max() == 0
 
 
-@given(st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda v: abs(v) > 1e-30), st.integers(1, 255))
+@given(
+    st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda v: abs(v) > 1e-30), st.integers(1, 255)
+)
 def test_constant_tokens_are_kept(value: float, top: int) -> None:
     x = torch.full((1, 5), value)
     theta, baseline = threshold_for_range(*token_range(x), top)

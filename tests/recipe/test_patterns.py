@@ -12,13 +12,44 @@ from spikellm.recipe.patterns import MOST_WAYS, ways
 
 NAME = "a" * 200
 ORDINARY = [
-    ".*", ".*(up|down)_proj", r"layers\.[0-9]+\..*", ".*2.mlp.(up|down)_proj", r".*layers\..*\.mlp\..*proj", r"model\.layers\.(0|1|10|11|2|23)\..*", r"(?!.*down).*_proj",
-    r"model\.layers\.\d{1,2}\.(self_attn\.)?[qk]_proj", "(?i)MODEL.*", "(up|down)*", ".*a.*a.*a.*a!", "(.*)(.*)(.*)(.*)!", ".*?.*?.*?.*?!", "[^!]*[^!]*[^!]*[^!]*!", "a*+b", "(a?b?c?){2}",
-]  # fmt: skip
+    ".*",
+    ".*(up|down)_proj",
+    r"layers\.[0-9]+\..*",
+    ".*2.mlp.(up|down)_proj",
+    r".*layers\..*\.mlp\..*proj",
+    r"model\.layers\.(0|1|10|11|2|23)\..*",
+    r"(?!.*down).*_proj",
+    r"model\.layers\.\d{1,2}\.(self_attn\.)?[qk]_proj",
+    "(?i)MODEL.*",
+    "(up|down)*",
+    ".*a.*a.*a.*a!",
+    "(.*)(.*)(.*)(.*)!",
+    ".*?.*?.*?.*?!",
+    "[^!]*[^!]*[^!]*[^!]*!",
+    "a*+b",
+    "(a?b?c?){2}",
+]
 HOSTILE = [
-    "(.+)+!", "(.*)*!", "(a|aa)+!", "(a|a)*!", "(a|ab|b)*!", "(?:.a|a.)*!", "(?i)(?:ax|Ax)*!", "(x+x+)+y", "(a?){100}!", "a?" * 30 + "a" * 30, "(?:(?:(?:){1000}){1000}){1000}",
-    ".*" * 6 + "!", "(.{1,150}){3,150}!", "(.*)" * 5 + "!", ".{0,199}" * 6, "(?=(a+)+!)", "(?!(a+)+!).*", r"((.*)\2)+!", "((a{1,9}){1,9}){1,9}!",
-]  # fmt: skip
+    "(.+)+!",
+    "(.*)*!",
+    "(a|aa)+!",
+    "(a|a)*!",
+    "(a|ab|b)*!",
+    "(?:.a|a.)*!",
+    "(?i)(?:ax|Ax)*!",
+    "(x+x+)+y",
+    "(a?){100}!",
+    "a?" * 30 + "a" * 30,
+    "(?:(?:(?:){1000}){1000}){1000}",
+    ".*" * 6 + "!",
+    "(.{1,150}){3,150}!",
+    "(.*)" * 5 + "!",
+    ".{0,199}" * 6,
+    "(?=(a+)+!)",
+    "(?!(a+)+!).*",
+    r"((.*)\2)+!",
+    "((a{1,9}){1,9}){1,9}!",
+]
 
 
 @pytest.mark.parametrize("pattern", ORDINARY)
@@ -58,7 +89,9 @@ PATTERNS = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, min_size=1, max_size=4).map("".join),
         st.lists(inner, min_size=2, max_size=3).map(lambda parts: f"(?:{'|'.join(parts)})"),
-        st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{0,3}", "*?", "{2,150}"])).map(lambda pair: f"(?:{pair[0]}){pair[1]}"),
+        st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{0,3}", "*?", "{2,150}"])).map(
+            lambda pair: f"(?:{pair[0]}){pair[1]}"
+        ),
     ),
     max_leaves=12,
 )

@@ -23,13 +23,27 @@ def test_presets_are_valid_and_round_trip(name: str, tmp_path: Path) -> None:
 
 
 def test_presets_of_the_contract_exist() -> None:
-    assert {"rtn-w4a4", "w4a4-t2", "w4a4-t4", "w2a8-t2", "w8a8", "w4a16", "reference-w4a4-t2", "reference-w4a4-t4"} <= set(preset_names())
+    assert {
+        "rtn-w4a4",
+        "w4a4-t2",
+        "w4a4-t4",
+        "w2a8-t2",
+        "w8a8",
+        "w4a16",
+        "reference-w4a4-t2",
+        "reference-w4a4-t4",
+    } <= set(preset_names())
 
 
 def test_reference_presets_follow_the_paper() -> None:
     for steps, rate in ((2, 0.10), (4, 0.05)):
         activations = load_recipe(f"reference-w4a4-t{steps}").activations
-        assert (activations.saliency, activations.thresholds, activations.salient_rate, activations.salient_steps) == (
+        assert (
+            activations.saliency,
+            activations.thresholds,
+            activations.salient_rate,
+            activations.salient_steps,
+        ) == (
             "first-order",
             "shared",
             rate,
@@ -88,7 +102,11 @@ def test_shared_thresholds_with_equal_steps_are_refused() -> None:
         ("w4a16", "activations.thresholds=shared", "thresholds would have no effect"),
         ("w4a16", "activations.symmetric=true", "symmetric would have no effect"),
         ("w4a4-t2", "activations.bits=true", "valid integer"),
-        ("gptq-w4a16", "gptq.rounds=1", "gptq.rounds would have no effect on weights of code 'affine', only on 'ternary'"),
+        (
+            "gptq-w4a16",
+            "gptq.rounds=1",
+            "gptq.rounds would have no effect on weights of code 'affine', only on 'ternary'",
+        ),
         ("pbllm-90", "gptq.rounds=1", "of code 'partly-binary', only on 'ternary'"),
         (
             "ternary-1.4",
@@ -112,7 +130,9 @@ def test_partly_binary_weights_take_no_spikes() -> None:
     with pytest.raises(RecipeError, match=reason):
         load_recipe("pbllm-90", ["overrides=[{match: '.*q', activations: {bits: 4}}]"])
     with pytest.raises(RecipeError, match=reason):
-        load_recipe("rtn-w4a4", ["pipeline=gptq", f"overrides=[{{match: '.*q', weights: {weights}}}]"])
+        load_recipe(
+            "rtn-w4a4", ["pipeline=gptq", f"overrides=[{{match: '.*q', weights: {weights}}}]"]
+        )
     mixed = f"overrides=[{{match: '.*q', weights: {weights}, activations: {{bits: 16}}}}]"
     assert load_recipe("rtn-w4a4", ["pipeline=gptq", mixed]).for_module("q") is not None
 
@@ -121,15 +141,27 @@ def test_overrides_bring_codes_that_have_an_effect() -> None:
     ternary = "{match: '.*q', weights: {code: ternary, bits: 2, symmetric: true}}"
     assert load_recipe("gptq-w4a16", ["gptq.rounds=1", f"overrides=[{ternary}]"]).gptq.rounds == 1
     with pytest.raises(RecipeError, match="gptq.rounds would have no effect"):
-        load_recipe("gptq-w4a16", ["gptq.rounds=1", "overrides=[{match: '.*q', weights: {bits: 3}}]"])
+        load_recipe(
+            "gptq-w4a16", ["gptq.rounds=1", "overrides=[{match: '.*q', weights: {bits: 3}}]"]
+        )
     affine = "{match: '.*q', weights: {code: affine, bits: 4, budget: null, budget_over: layer}}"
-    assert load_recipe("ternary-1.4", ["gptq.search_range=true", f"overrides=[{affine}]"]).gptq.search_range
+    assert load_recipe(
+        "ternary-1.4", ["gptq.search_range=true", f"overrides=[{affine}]"]
+    ).gptq.search_range
 
 
 def test_overrides_that_only_clash_together() -> None:
-    recipe = load_recipe("rtn-w4a4", ["overrides=[{match: '.*', activations: {bits: 16}}, {match: '.*q', activations: {steps: 2}}]"])
+    recipe = load_recipe(
+        "rtn-w4a4",
+        [
+            "overrides=[{match: '.*', activations: {bits: 16}}, {match: '.*q', activations: {steps:"
+            " 2}}]"
+        ],
+    )
     assert recipe.for_module("k") is not None
-    with pytest.raises(RecipeError, match=r"override '\.\*q': activations: steps would have no effect"):
+    with pytest.raises(
+        RecipeError, match=r"override '\.\*q': activations: steps would have no effect"
+    ):
         recipe.for_module("q")
 
 
@@ -143,10 +175,15 @@ def test_overrides_are_merged_in_order_and_matched_whole() -> None:
     recipe = load_recipe(
         "w4a4-t2",
         [
-            "overrides=[{match: '.*down', weights: {bits: 8}}, {match: 'b.*', skip: true}, {match: '.*down', activations: {salient_steps: 4}}]"
+            "overrides=[{match: '.*down', weights: {bits: 8}}, {match: 'b.*', skip: true}, {match:"
+            " '.*down', activations: {salient_steps: 4}}]"
         ],
     )
-    plain, down, skipped = recipe.for_module("x.up"), recipe.for_module("x.down"), recipe.for_module("b.up")
+    plain, down, skipped = (
+        recipe.for_module("x.up"),
+        recipe.for_module("x.down"),
+        recipe.for_module("b.up"),
+    )
     assert plain is not None
     assert down is not None
     assert (plain.weights.bits, plain.activations.salient_steps) == (4, 2)
@@ -173,8 +210,14 @@ def test_overrides_are_merged_in_order_and_matched_whole() -> None:
         ('name="a\\nb"', r"name: holds '\\n', which means something to a terminal"),
         ('name="a\\ud800"', "name: holds half a character"),
         ('calibration.text="a\\udc80.txt"', r"calibration\.text: holds half a character"),
-        ("overrides=[{match: '.*', skip: true}, {match: \"a\\ud800\", skip: true}]", r"overrides\.1\.match: holds half a character"),
-        ('description="a\\e[2J"', r"description: holds '\\x1b', which means something to a terminal"),
+        (
+            "overrides=[{match: '.*', skip: true}, {match: \"a\\ud800\", skip: true}]",
+            r"overrides\.1\.match: holds half a character",
+        ),
+        (
+            'description="a\\e[2J"',
+            r"description: holds '\\x1b', which means something to a terminal",
+        ),
     ],
 )
 def test_what_no_machine_bears_is_refused(setting: str, message: str) -> None:
@@ -185,14 +228,24 @@ def test_what_no_machine_bears_is_refused(setting: str, message: str) -> None:
 
 
 def test_names_and_descriptions() -> None:
-    assert load_recipe("w4a4-t2", ['description="two\\nlines, é, \\u3000, 👩‍🚀"']).description.startswith("two\nlines")
-    assert load_recipe("w4a4-t2", ["weights={bits: 3,\n  group_size: 32}"]).name == "w4a4-t2 with weights={bits: 3, group_size: 32}"
+    assert load_recipe(
+        "w4a4-t2", ['description="two\\nlines, é, \\u3000, 👩‍🚀"']
+    ).description.startswith("two\nlines")
+    assert (
+        load_recipe("w4a4-t2", ["weights={bits: 3,\n  group_size: 32}"]).name
+        == "w4a4-t2 with weights={bits: 3, group_size: 32}"
+    )
     with pytest.raises(RecipeError, match="name: holds half a character"):
         recipe_from({"name": "a\ud800"}, "recipe")
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("- 1", "holds list"), ("a: [", "cannot be read as YAML"), ("weigths: {bits: 4}", "did you mean 'weights'")]
+    ("content", "message"),
+    [
+        ("- 1", "holds list"),
+        ("a: [", "cannot be read as YAML"),
+        ("weigths: {bits: 4}", "did you mean 'weights'"),
+    ],
 )
 def test_broken_files(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "mine.yaml"

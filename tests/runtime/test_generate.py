@@ -11,7 +11,9 @@ from spikellm.core.errors import NumericalError, RequestError
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_damaged_weights_are_named_not_decoded(bundled: tuple[Any, Any], temperature: float) -> None:
+def test_damaged_weights_are_named_not_decoded(
+    bundled: tuple[Any, Any], temperature: float
+) -> None:
     model, tokenizer = bundled
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(NumericalError, match="NaN or infinity on this prompt"):
@@ -39,4 +41,6 @@ def test_nothing_is_dropped_out_and_the_mode_stays(bundled: tuple[Any, Any]) -> 
 def test_the_tokenizer_of_another_model_is_refused(bundled: tuple[Any, Any]) -> None:
     _, other = spikellm.load(SHARED / "models" / "llama-wt2-8m")
     with pytest.raises(RequestError, match=r"gives token \d+ and the model knows 2048"):
-        spikellm.generate(bundled[0], other, "Extraordinarily unusual circumstances", max_new_tokens=2)
+        spikellm.generate(
+            bundled[0], other, "Extraordinarily unusual circumstances", max_new_tokens=2
+        )

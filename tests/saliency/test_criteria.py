@@ -30,11 +30,22 @@ def evidence(
 ) -> Evidence:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, channels, generator=generator)
-    weight = torch.randn(9, channels, generator=generator) * torch.rand(channels, generator=generator)
+    weight = torch.randn(9, channels, generator=generator) * torch.rand(
+        channels, generator=generator
+    )
     x[:, :outliers] *= 30
     weight[:, :outliers] /= 30
     return Evidence(
-        x, weight, make_neuron("gif", 4), steps, salient_steps, count, split, symmetric, False, torch.Generator().manual_seed(seed)
+        x,
+        weight,
+        make_neuron("gif", 4),
+        steps,
+        salient_steps,
+        count,
+        split,
+        symmetric,
+        False,
+        torch.Generator().manual_seed(seed),
     )
 
 
@@ -43,9 +54,14 @@ def output_error(case: Evidence, salient: torch.Tensor, own: torch.Tensor) -> fl
     coded = torch.empty_like(case.x)
     for members in (~own, own):
         low, high = token_range(case.x[:, members])
-        for steps, part in ((case.steps, members & ~salient), (case.salient_steps, members & salient)):
+        for steps, part in (
+            (case.steps, members & ~salient),
+            (case.salient_steps, members & salient),
+        ):
             theta, baseline = threshold_for_range(low, high, case.neuron.levels * steps)
-            coded[:, part] = case.neuron.decode(case.neuron.encode(case.x[:, part], theta, baseline, steps), theta, baseline)
+            coded[:, part] = case.neuron.decode(
+                case.neuron.encode(case.x[:, part], theta, baseline, steps), theta, baseline
+            )
     return float(((coded - case.x) @ case.weight.T).square().sum(1).mean())
 
 
@@ -76,7 +92,9 @@ def test_expected_error_is_the_measured_one_channel_by_channel() -> None:
         assert score == pytest.approx(loss, rel=1e-3)
 
 
-@pytest.mark.parametrize(("split", "steps", "salient_steps"), [(True, 1, 2), (True, 1, 1), (True, 2, 4), (False, 1, 3)])
+@pytest.mark.parametrize(
+    ("split", "steps", "salient_steps"), [(True, 1, 2), (True, 1, 1), (True, 2, 4), (False, 1, 3)]
+)
 def test_layer_loss_of_every_cut_against_loops(split: bool, steps: int, salient_steps: int) -> None:
     case = evidence(outliers=2, count=4, split=split, steps=steps, salient_steps=salient_steps)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
@@ -90,7 +108,9 @@ def test_layer_loss_of_every_cut_against_loops(split: bool, steps: int, salient_
             group = own if channel in own else others
             spread = case.x[:, group].amax(1).clamp(min=0) - case.x[:, group].amin(1).clamp(max=0)
             horizon = salient_steps if channel in own or channel in finer else steps
-            expected += float((spread.double() / (15 * horizon)).square().mean() / 12 * energy[channel])
+            expected += float(
+                (spread.double() / (15 * horizon)).square().mean() / 12 * energy[channel]
+            )
         assert loss == pytest.approx(expected, rel=1e-6)
     assert len(loss_of_cuts(case, order)) == (case.count + 1 if split else 1)
 
@@ -104,7 +124,9 @@ def test_symmetric_ranges_are_those_of_the_coder() -> None:
     finer = torch.zeros(12, dtype=torch.bool).index_fill(0, 2 + energy[2:].topk(2).indices, True)
     weighted = reach[0].double().square().mean() * energy[:2].sum() / 4
     weighted += reach[1].double().square().mean() * (energy[2:].sum() - 0.75 * energy[finer].sum())
-    assert float(loss_of_cuts(case, order)[2]) == pytest.approx(float(weighted) / (12 * 15**2), rel=1e-6)
+    assert float(loss_of_cuts(case, order)[2]) == pytest.approx(
+        float(weighted) / (12 * 15**2), rel=1e-6
+    )
     assert not torch.allclose(plain, loss_of_cuts(case, order))
     assert not torch.allclose(expected_error(case), expected_error(replace(case, symmetric=False)))
 
@@ -140,7 +162,9 @@ def test_every_criterion_chooses_its_count_and_is_repeatable(name: str) -> None:
 def test_inverted_ranking_takes_the_other_end() -> None:
     case = evidence()
     lowest = criteria["maximum"](replace(case, invert=True)).salient
-    assert set(lowest.nonzero().flatten().tolist()) == set(maximum(case).topk(3, largest=False).indices.tolist())
+    assert set(lowest.nonzero().flatten().tolist()) == set(
+        maximum(case).topk(3, largest=False).indices.tolist()
+    )
 
 
 @given(st.floats(0, 0.999), st.integers(2, 300))

@@ -8,7 +8,7 @@ import transformers
 from torch.func import functional_call
 
 from families import FAMILIES, GATED, OWN_ATTENTION, build
-from spikellm.conversion.block_runner import BlockReplay
+from spikellm.conversion.block_runner import BlockRunner
 from spikellm.models.attention_interface import find_attention, use_interface
 from spikellm.models.families import find_blocks
 from spikellm.nn.attention import HeadShape
@@ -32,11 +32,11 @@ def pairs_of(model: Any) -> tuple[list[Pair], list[str], torch.nn.Module, Any]:
         use_interface(model)
         shape: HeadShape = next(iter(find_attention(model).values()))
         windows = torch.randint(2, 2000, (2, 16), generator=torch.Generator().manual_seed(0))
-        replay = BlockReplay(model, find_blocks(model), windows)
+        runner = BlockRunner(model, find_blocks(model), windows)
         block = find_blocks(model).modules[0]
 
         def run(module: torch.nn.Module, state: State) -> torch.Tensor:
-            return replay.forward(0, Runner(module, state), next(replay.first_inputs()))
+            return runner.forward(0, Runner(module, state), next(runner.first_inputs()))
 
         kept, dropped = find_pairs(block, shape, ALL, run, seed=1)
     return kept, dropped, block, run
@@ -64,10 +64,25 @@ EXPECTED: dict[str, set[str]] = {
         "up-down",
         "q <-> k",
     },
-    "qwen3": {"input_layernorm -> q_proj, k_proj, v_proj", "post_attention_layernorm -> gate_proj, up_proj", "v -> o", "up-down"},
-    "gemma3": {"input_layernorm -> q_proj, k_proj, v_proj", "pre_feedforward_layernorm -> gate_proj, up_proj", "v -> o", "up-down"},
+    "qwen3": {
+        "input_layernorm -> q_proj, k_proj, v_proj",
+        "post_attention_layernorm -> gate_proj, up_proj",
+        "v -> o",
+        "up-down",
+    },
+    "gemma3": {
+        "input_layernorm -> q_proj, k_proj, v_proj",
+        "pre_feedforward_layernorm -> gate_proj, up_proj",
+        "v -> o",
+        "up-down",
+    },
     "phi3": {"input_layernorm -> qkv_proj", "post_attention_layernorm -> gate_up_proj"},
-    "opt": {"self_attn_layer_norm -> q_proj, k_proj, v_proj", "final_layer_norm -> fc1", "v -> o", "q <-> k"},
+    "opt": {
+        "self_attn_layer_norm -> q_proj, k_proj, v_proj",
+        "final_layer_norm -> fc1",
+        "v -> o",
+        "q <-> k",
+    },
 }
 
 
@@ -78,14 +93,21 @@ def test_pairs_of_a_family(family: str) -> None:
     assert set(dropped).isdisjoint(EXPECTED[family])
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in OWN_ATTENTION | {"gpt2"}])
+@pytest.mark.parametrize(
+    "family", [name for name in FAMILIES if name not in OWN_ATTENTION | {"gpt2"}]
+)
 def test_whatever_is_kept_changes_nothing(family: str) -> None:
     """All kept pairs together, with large random scales, in the whole block."""
     kept, _, block, run = pairs_of(build(family))
     state: State = {name: parameter.detach() for name, parameter in block.named_parameters()}
-    scales = {pair.name: torch.exp(torch.randn(pair.length, generator=torch.Generator().manual_seed(3))) for pair in kept}
+    scales = {
+        pair.name: torch.exp(torch.randn(pair.length, generator=torch.Generator().manual_seed(3)))
+        for pair in kept
+    }
     with torch.no_grad():
-        torch.testing.assert_close(run(block, apply_pairs(state, kept, scales)), run(block, state), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            run(block, apply_pairs(state, kept, scales)), run(block, state), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_a_pair_that_does_not_hold_is_dropped_and_named() -> None:
@@ -97,7 +119,9 @@ def test_a_pair_that_does_not_hold_is_dropped_and_named() -> None:
 def test_untied_rotary_dimensions_would_not_hold() -> None:
     kept, _, block, run = pairs_of(build("llama"))
     tied = next(pair for pair in kept if pair.name == "q <-> k")
-    free = [scaling._replace(spread=torch.arange(len(scaling.spread)) % 20) for scaling in tied.scalings]
+    free = [
+        scaling._replace(spread=torch.arange(len(scaling.spread)) % 20) for scaling in tied.scalings
+    ]
     assert holds(block, tied, run, 5)
     assert not holds(block, tied._replace(length=20, scalings=tuple(free)), run, 5)
 
@@ -105,7 +129,11 @@ def test_untied_rotary_dimensions_would_not_hold() -> None:
 def test_scaling_of_one_plus_weight() -> None:
     state = {"w": torch.tensor([0.0, 1.0, -0.5])}
     pair = Pair("p", 3, (Scaling("w", 0, -1, torch.arange(3), 1.0),))
-    assert apply_pairs(state, [pair], {"p": torch.tensor([2.0, 4.0, 0.5])})["w"].tolist() == [-0.5, -0.5, 0.0]
+    assert apply_pairs(state, [pair], {"p": torch.tensor([2.0, 4.0, 0.5])})["w"].tolist() == [
+        -0.5,
+        -0.5,
+        0.0,
+    ]
 
 
 def test_smooth_scale() -> None:
@@ -121,11 +149,24 @@ def test_smooth_scale() -> None:
 
 def test_missing_parameter_does_not_hold() -> None:
     _, _, block, run = pairs_of(build("llama"))
-    assert not holds(block, Pair("p", 1, (Scaling("nothing.weight", 0, 1, torch.zeros(1, dtype=torch.long)),)), run, 0)
+    assert not holds(
+        block,
+        Pair("p", 1, (Scaling("nothing.weight", 0, 1, torch.zeros(1, dtype=torch.long)),)),
+        run,
+        0,
+    )
 
 
 def test_grouped_query_heads_share_a_scale() -> None:
-    kept, _, _, _ = pairs_of(transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**GATED, head_dim=10)).eval())
+    kept, _, _, _ = pairs_of(
+        transformers.AutoModelForCausalLM.from_config(
+            transformers.LlamaConfig(**GATED, head_dim=10)
+        ).eval()
+    )
     output = next(pair for pair in kept if pair.name == "v -> o").scalings[-1]
-    assert output.spread.view(4, 10)[0].tolist() == output.spread.view(4, 10)[1].tolist() == list(range(10))
+    assert (
+        output.spread.view(4, 10)[0].tolist()
+        == output.spread.view(4, 10)[1].tolist()
+        == list(range(10))
+    )
     assert output.spread.view(4, 10)[2].tolist() == list(range(10, 20))

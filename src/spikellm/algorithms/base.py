@@ -1,7 +1,7 @@
 """What a pipeline is: which inputs it asks to see, and how it fits one block.
 
-The block loop (:mod:`spikellm.conversion.loop`) does everything else. Adding a pipeline is adding a file with a class under
-``@pipelines.register(name)``.
+The block loop (:mod:`spikellm.conversion.loop`) does everything else. Adding a pipeline is adding a
+file with a class under ``@pipelines.register(name)``.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ class BlockContext:
         samples: input tokens of the layers that the pipeline asked for, from the converted stream.
         inputs: converted stream: what the block will be fed.
         targets: full-precision stream: what the block should give.
-        entering: full-precision stream in front of the block, for pipelines that ask for it (``wants_entering``); the converted one otherwise.
-        forward: ``forward(module, hidden)`` runs a block on the windows of a batch, or on the part of it that one gradient step takes.
+        entering: full-precision stream in front of the block, for pipelines that ask for it
+            (``needs_fp_input``); the converted one otherwise.
+        forward: ``forward(module, hidden)`` runs a block on the windows of a batch, or on the part
+            of it that one gradient step takes.
         recipe: the whole recipe.
         salient: how many channels of a layer are salient, where that was decided over the model.
     """
@@ -50,8 +52,8 @@ class BlockContext:
     settings: dict[str, LinearRecipe]
     samples: SampledInputs
     inputs: ActivationStore
-    targets: ActivationStore
-    entering: ActivationStore
+    fp_output: ActivationStore
+    fp_input: ActivationStore
     forward: Callable[[nn.Module, Tensor], Tensor]
     recipe: Recipe
     device: torch.device
@@ -66,12 +68,15 @@ class BlockContext:
         sample = self.samples.get(name)
         if sample is None:
             raise UnsupportedModelError(
-                f"layer {name} was not run on the calibration text, so its channels cannot be ranked; leave it out with an override (skip: true)"
+                f"layer {name} was not run on the calibration text, so its channels cannot be"
+                " ranked; leave it out with an override (skip: true)"
             )
         return sample
 
     def hessian(self, name: str) -> Tensor:
-        """``XᵀX`` of all calibration inputs of a layer, float64, ``(in, in)``; for pipelines that sum it up.
+        """``XᵀX`` of all calibration inputs of a layer, float64, ``(in, in)``.
+
+        For pipelines that sum it up.
 
         Raises:
             UnsupportedModelError: the layer was not run on the calibration text.
@@ -82,15 +87,22 @@ class BlockContext:
         return found
 
     def turn(self, name: str) -> int:
-        """The place of a layer in the order in which watched layers run; behind all of them where it was not run."""
+        """The place of a layer in the order in which watched layers run.
+
+        Behind all of them where it was not run.
+        """
         return self.samples.turn(name)
 
     def readers(self, name: str) -> list[str]:
-        """Layers that read the same tensor as this one and code it by the same settings, this one first; itself alone where inputs were not watched."""
+        """Layers that read the same tensor as this one and code it by the same settings, this one
+        first; itself alone where inputs were not watched.
+        """
         if self.samples.get(name) is None:
             return [name]
         same = self.samples.readers(name) & {
-            other for other in self.layers if self.settings[other].activations == self.settings[name].activations
+            other
+            for other in self.layers
+            if self.settings[other].activations == self.settings[name].activations
         }
         return [name, *(other for other in self.layers if other in same and other != name)]
 
@@ -100,7 +112,8 @@ class FittedBlock(NamedTuple):
 
     Attributes:
         layers: spiking layers by full name.
-        dense: new values of parameters that stay dense (norms that take over scales), float32, by full name.
+        dense: new values of parameters that stay dense (norms that take over scales), float32, by
+            full name.
         dropped: equivalent transforms that do not hold in this block.
         notes: what a user should know of how the fit went.
         rotated: how many input channels are rotated while the model runs, by layer.
@@ -113,12 +126,13 @@ class FittedBlock(NamedTuple):
     rotated: dict[str, int] = {}  # noqa: RUF012
 
 
-class Pipeline(ABC):
+class Algorithm(ABC):
     """How weights and channel groups of a block are fitted.
 
     Attributes:
         codes: kinds of weight codes (``weights.code``) that it can fit.
-        fits_alone: whether it can fit a layer without a block around it: the output projection, which is rounded to nearest otherwise.
+        fits_alone: whether it can fit a layer without a block around it: the output projection,
+            which is rounded to nearest otherwise.
     """
 
     codes: ClassVar[tuple[str, ...]] = ("affine",)
@@ -128,24 +142,29 @@ class Pipeline(ABC):
     def observes(self, settings: LinearRecipe) -> bool:
         """Whether the inputs of a layer with these settings are needed."""
 
-    def sums_hessians(self, recipe: Recipe) -> bool:
+    def needs_hessian(self, recipe: Recipe) -> bool:
         """Whether ``XᵀX`` of the observed inputs is to be summed up."""
         return False
 
-    def wants_entering(self, recipe: Recipe) -> bool:
+    def needs_fp_input(self, recipe: Recipe) -> bool:
         """Whether the full-precision stream in front of a block is needed too."""
         return False
 
-    def surveys(self, settings: LinearRecipe) -> bool:
+    def needs_survey(self, settings: LinearRecipe) -> bool:
         """Whether a layer with these settings is to be seen before any block is converted."""
         return False
 
     def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:
-        """Look at all layers that it surveys; called once, before the first block, if there are any."""
+        """Look at all layers that it surveys.
+
+        Called once, before the first block, if there are any.
+        """
         raise NotImplementedError
 
     def check_share(self, windows: Sequence[int], recipe: Recipe) -> None:  # noqa: B027  most can share any text
-        """Refuse a share of the calibration text that would make several ranks fit other than one; ``windows`` are this rank's, batch by batch.
+        """Refuse a share of the calibration text that would make several ranks fit other than one.
+
+        ``windows`` are this rank's, batch by batch.
 
         Raises:
             RequestError: says what would do.
@@ -156,4 +175,4 @@ class Pipeline(ABC):
         """A spiking layer for every layer of the context."""
 
 
-pipelines: Registry[Callable[[], Pipeline]] = Registry("pipeline")
+algorithms: Registry[Callable[[], Algorithm]] = Registry("pipeline")

@@ -12,15 +12,19 @@ from spikellm.models.families import weight_and_bias
 from spikellm.nn.channels import Groups, group_of, salient_channels, salient_columns
 
 
-def choose_groups(context: BlockContext, evidence: Callable[[str], tuple[Tensor, Tensor]]) -> Iterator[tuple[list[str], dict[str, Groups]]]:
+def choose_groups(
+    context: BlockContext, evidence: Callable[[str], tuple[Tensor, Tensor]]
+) -> Iterator[tuple[list[str], dict[str, Groups]]]:
     """Channel groups of all layers of a block.
 
-    Layers that read the same tensor with the same settings are fed by one population of neurons, so its salient channels are chosen once for
-    all of them, by what they cost together; with ``salient_for: layer`` each layer chooses for itself, as published. Columns whose weights take
+    Layers that read the same tensor with the same settings are fed by one population of neurons, so
+    its salient channels are chosen once for all of them, by what they cost together; with
+    ``salient_for: layer`` each layer chooses for itself, as published. Columns whose weights take
     several steps are each layer's own.
 
     Args:
-        evidence: ``evidence(name)`` gives the sampled inputs ``(tokens, in)`` of a layer and its weight ``(out, in)``.
+        evidence: ``evidence(name)`` gives the sampled inputs ``(tokens, in)`` of a layer and its
+            weight ``(out, in)``.
 
     Yields:
         ``(names, groups)``: layers that share their channel groups, and the groups of each.
@@ -35,7 +39,14 @@ def choose_groups(context: BlockContext, evidence: Callable[[str], tuple[Tensor,
         if activations.salient_rate > 0 and context.salient.get(first) != 0:
             weights = torch.cat([evidence(name)[1] for name in names])
             group = group_of(
-                salient_channels(evidence(first)[0], weights, activations, context.recipe.seed, first, count=context.salient.get(first))
+                salient_channels(
+                    evidence(first)[0],
+                    weights,
+                    activations,
+                    context.recipe.seed,
+                    first,
+                    count=context.salient.get(first),
+                )
             )
         else:
             weight, _ = weight_and_bias(context.layers[first])
@@ -43,6 +54,12 @@ def choose_groups(context: BlockContext, evidence: Callable[[str], tuple[Tensor,
         yield names, {name: Groups(group, _column_steps(name, context, evidence)) for name in names}
 
 
-def _column_steps(name: str, context: BlockContext, evidence: Callable[[str], tuple[Tensor, Tensor]]) -> Tensor | None:
+def _column_steps(
+    name: str, context: BlockContext, evidence: Callable[[str], tuple[Tensor, Tensor]]
+) -> Tensor | None:
     settings = context.settings[name]
-    return salient_columns(*evidence(name), settings, context.recipe.seed, name) if settings.weights.salient_rate > 0 else None
+    return (
+        salient_columns(*evidence(name), settings, context.recipe.seed, name)
+        if settings.weights.salient_rate > 0
+        else None
+    )

@@ -1,11 +1,15 @@
-"""Fitting the layers of a block one after the other, on inputs as the spikes bring them, towards what the full-precision stream gives.
+"""Fitting the layers of a block one after the other, on inputs as the spikes bring them, towards
+what the full-precision stream gives.
 
-A layer with weights Ŵ is fed q, the coded inputs of the converted stream, and should give ``W x``, x the inputs of the full-precision stream. Of all weights
+A layer with weights Ŵ is fed q, the coded inputs of the converted stream, and should give ``W x``,
+x the inputs of the full-precision stream. Of all weights
 
     W* = W · E[x qᵀ] · E[q qᵀ]⁻¹
 
-come nearest, and ``E‖W x − Ŵ q‖² = E‖(Ŵ − W*) q‖² + const``: error feedback on W* with the Hessian of q finds codes for the whole error, that of the
-inputs' coding and of all layers before included (the asymmetric calibration of GPTAQ, here with spikes). ``E[(x − q) qᵀ]`` is damped, so that what a short text happens to show is not learned.
+come nearest, and ``E‖W x − Ŵ q‖² = E‖(Ŵ − W*) q‖² + const``: error feedback on W* with the Hessian
+of q finds codes for the whole error, that of the inputs' coding and of all layers before included
+(the asymmetric calibration of GPTAQ, here with spikes). ``E[(x − q) qᵀ]`` is damped, so that what a
+short text happens to show is not learned.
 """
 
 from __future__ import annotations
@@ -33,18 +37,21 @@ class Moments(NamedTuple):
     """Of a layer's inputs, float64 ``(in, in)``: ``Σ q qᵀ``, and ``Σ (x − q) qᵀ``."""
 
     hessian: Tensor
-    lead: Tensor
+    cross_moment: Tensor
 
 
-class InTurn:
-    """A block whose layers are replaced as they are fitted. Use as a context manager: afterwards the block is as it was."""
+class SequentialFit:
+    """A block whose layers are replaced as they are fitted.
+
+    Use as a context manager: afterwards the block is as it was.
+    """
 
     def __init__(self, context: BlockContext) -> None:
         self._context = context
         self._inside = {full: full.removeprefix(f"{context.name}.") for full in context.layers}
         self._fitted: dict[str, SpikingLinear] = {}
 
-    def __enter__(self) -> InTurn:
+    def __enter__(self) -> SequentialFit:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,24 +63,30 @@ class InTurn:
         self._put(layers)
 
     def moments(self, name: str, groups: Groups) -> Moments:
-        """Moments of the inputs of a layer that is fed what all layers put so far give; of several ranks over all of them."""
+        """Moments of the inputs of a layer that is fed what all layers put so far give.
+
+        Of several ranks over all of them.
+        """
         context, activations = self._context, self._context.settings[name].activations
         coder = InputCoder(activations, groups.channel) if activations.spiking else None
-        hessian = lead = torch.zeros(())
+        hessian = cross_moment = torch.zeros(())
         for batch in range(len(context.inputs)):
             x = self._input(name, context.inputs[batch])
             with self._full_precision():
-                exact = self._input(name, context.entering[batch])
+                exact = self._input(name, context.fp_input[batch])
             q = x if coder is None else coder.values(x)
             hessian = (q.T @ q).double() + hessian
-            lead = ((exact - q).T @ q).double() + lead
-        return Moments(distributed.summed(hessian), distributed.summed(lead))
+            cross_moment = ((exact - q).T @ q).double() + cross_moment
+        return Moments(distributed.all_reduce(hessian), distributed.all_reduce(cross_moment))
 
     def _input(self, name: str, hidden: Tensor) -> Tensor:
         """What a layer is fed on some windows: float32, ``(tokens, in)``."""
         block = self._context.module
         with every_expert_sees_every_token():
-            found = first_input(block.get_submodule(self._inside[name]), lambda: self._context.forward(block, hidden))
+            found = first_input(
+                block.get_submodule(self._inside[name]),
+                lambda: self._context.forward(block, hidden),
+            )
         return found.flatten(0, -2).float()
 
     @contextmanager
@@ -95,7 +108,8 @@ def target_weight(name: str, weight: Tensor, moments: Moments, damping: float) -
 
     Args:
         name: of the layer, for errors.
-        damping: added to the diagonal of ``Σ q qᵀ``, as a share of its mean; raised up to a thousandfold where that is not enough.
+        damping: added to the diagonal of ``Σ q qᵀ``, as a share of its mean; raised up to a
+            thousandfold where that is not enough.
 
     Raises:
         NumericalError: it is never enough.
@@ -109,7 +123,9 @@ def target_weight(name: str, weight: Tensor, moments: Moments, damping: float) -
             break
     else:
         raise NumericalError(
-            f"layer {name}: the second moments of its inputs are not positive definite, even with damping {share:.2g} of their mean diagonal; give more calibration text or raise gptq.compensation_damping"
+            f"layer {name}: the second moments of its inputs are not positive definite, even with"
+            f" damping {share:.2g} of their mean diagonal; give more calibration text or raise"
+            " gptq.compensation_damping"
         )
-    lead = weight.double() @ moments.lead
-    return (weight.double() + torch.cholesky_solve(lead.T, factor).T).float()
+    cross_moment = weight.double() @ moments.cross_moment
+    return (weight.double() + torch.cholesky_solve(cross_moment.T, factor).T).float()

@@ -1,4 +1,6 @@
-"""One layer to be coded with error feedback, as the coders of :mod:`spikellm.algorithms.gptq` see it."""
+"""One layer to be coded with error feedback, as the coders of :mod:`spikellm.algorithms.gptq` see
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from spikellm.models.swap import spiking_like
 from spikellm.nn.channels import Groups
 from spikellm.nn.partly_binary import PartlyBinaryLinear, PartlyBinaryWeights
 from spikellm.quantization.affine import codes_in_range, weight_range
-from spikellm.quantization.column_update import CodeColumn, feed_back
+from spikellm.quantization.column_update import CodeColumn, propagate_error
 from spikellm.quantization.rounding import half_up
 from spikellm.recipe import GptqRecipe, LinearRecipe
 
 
-class Problem(NamedTuple):
+class GPTQProblem(NamedTuple):
     """One layer to be coded, columns in stored order.
 
     Attributes:
@@ -46,10 +48,14 @@ class Problem(NamedTuple):
         """What a squared error in a stored column costs, ``(in,)``."""
         return importance_of(self.factor, self.order)
 
-    def feed_back(self, code: CodeColumn) -> None:
+    def propagate_error(self, code: CodeColumn) -> None:
         """Error feedback, with columns named by their stored place."""
         places = self.order.tolist()
-        feed_back(self.weight[:, self.order], self.factor, lambda column, w, error: code(places[column], w, error))
+        propagate_error(
+            self.weight[:, self.order],
+            self.factor,
+            lambda column, w, error: code(places[column], w, error),
+        )
 
     def error(self, values: Tensor) -> float:
         """Squared error of the layer's output with these weights in the place of its own."""
@@ -57,8 +63,13 @@ class Problem(NamedTuple):
         return float(((difference @ self.hessian) * difference).sum(dtype=torch.float64))
 
 
-def partly_binary_layer(module: nn.Module, problem: Problem, groups: Groups) -> PartlyBinaryLinear:
-    """PB-LLM: salient by ``w²/[U]_jj²``, the others ``±mean|w|`` of their row (and group); error feedback over both."""
+def partly_binary_layer(
+    module: nn.Module, problem: GPTQProblem, groups: Groups
+) -> PartlyBinaryLinear:
+    """PB-LLM: salient by ``w²/[U]_jj²``, the others ``±mean|w|`` of their row (and group).
+
+    Error feedback over both.
+    """
     weight, settings = problem.weight, problem.settings.weights
     score = weight.square() * problem.importance
     count = max(1, round(settings.salient_rate * weight.numel()))
@@ -67,7 +78,11 @@ def partly_binary_layer(module: nn.Module, problem: Problem, groups: Groups) -> 
     salient = salient.view_as(weight)
     binary = (~salient).float()
     scale = torch.stack(
-        [(weight.abs() * binary)[:, a:b].sum(1) / binary[:, a:b].sum(1).clamp(min=1) for a, b in problem.groups], dim=1
+        [
+            (weight.abs() * binary)[:, a:b].sum(1) / binary[:, a:b].sum(1).clamp(min=1)
+            for a, b in problem.groups
+        ],
+        dim=1,
     ).clamp(min=torch.finfo(torch.float32).tiny)
     whole = [(0, weight.shape[1])]
     top = settings.top(1)
@@ -78,11 +93,19 @@ def partly_binary_layer(module: nn.Module, problem: Problem, groups: Groups) -> 
         q = half_up(w / fine_scale[:, 0]).add_(fine_zero[:, 0]).clamp_(0, top)
         codes[:, column], positive[:, column] = q, w >= 0
         coarse = torch.where(w >= 0, 1.0, -1.0) * scale[:, problem.owner[column]]
-        torch.sub(w, torch.where(salient[:, column], (q - fine_zero[:, 0]) * fine_scale[:, 0], coarse), out=error)
+        torch.sub(
+            w,
+            torch.where(salient[:, column], (q - fine_zero[:, 0]) * fine_scale[:, 0], coarse),
+            out=error,
+        )
 
-    problem.feed_back(code)
+    problem.propagate_error(code)
     layer = spiking_like(module, problem.settings, sizes=(count,))
     assert isinstance(layer, PartlyBinaryLinear)
     layer.set_groups(groups.channel)
-    layer.set_partly_binary(PartlyBinaryWeights(salient, positive, scale, codes.to(torch.uint8), fine_scale, fine_zero.to(torch.uint8)))
+    layer.set_partly_binary(
+        PartlyBinaryWeights(
+            salient, positive, scale, codes.to(torch.uint8), fine_scale, fine_zero.to(torch.uint8)
+        )
+    )
     return layer

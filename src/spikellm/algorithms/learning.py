@@ -1,4 +1,5 @@
-"""What is learned of a block, and how: by gradient steps over the calibration text, shared by all ranks.
+"""What is learned of a block, and how: by gradient steps over the calibration text, shared by all
+ranks.
 
 The best state is kept; a loss that is not finite restores it and halves the rates.
 """
@@ -31,24 +32,34 @@ class Learned(NamedTuple):
         """A copy that later steps do not touch."""
         return Learned(
             {name: tensor.detach().clone() for name, tensor in self.scales.items()},
-            {name: (gamma.detach().clone(), beta.detach().clone()) for name, (gamma, beta) in self.logits.items()},
+            {
+                name: (gamma.detach().clone(), beta.detach().clone())
+                for name, (gamma, beta) in self.logits.items()
+            },
         )
 
 
 def check_share(options: OmniQuantRecipe, windows: Sequence[int]) -> None:
-    """Refuse a share of the text that does not let ranks take the steps that one would take; see :meth:`spikellm.algorithms.Pipeline.check_share`."""
-    found = distributed.of_each(sum(-(-count // options.batch_size) for count in windows))
+    """Refuse a share of the text that does not let ranks take the steps that one would take.
+
+    See :meth:`spikellm.algorithms.Pipeline.check_share`.
+    """
+    found = distributed.gather_counts(sum(-(-count // options.batch_size) for count in windows))
     if options.epochs == 0:
         return
-    if options.accumulate % distributed.count():
+    if options.accumulate % distributed.world_size():
         raise RequestError(
-            f"omniquant.accumulate is {options.accumulate}: {distributed.count()} ranks share the batches of each step, so it must be a multiple of {distributed.count()}; "
-            f"add --set omniquant.accumulate={distributed.count()}, or run it without torchrun"
+            f"omniquant.accumulate is {options.accumulate}: {distributed.world_size()} ranks share"
+            f" the batches of each step, so it must be a multiple of {distributed.world_size()};"
+            f" add --set omniquant.accumulate={distributed.world_size()}, or run it without"
+            " torchrun"
         )
-    if len(set(found)) > 1 or found[0] % (options.accumulate // distributed.count()):
+    if len(set(found)) > 1 or found[0] % (options.accumulate // distributed.world_size()):
         raise RequestError(
-            f"ranks would learn from {', '.join(map(str, found))} batches of {options.batch_size} windows; each needs the same number, a multiple of "
-            f"{options.accumulate // distributed.count()}, so give another number of --samples, or run it without torchrun"
+            f"ranks would learn from {', '.join(map(str, found))} batches of {options.batch_size}"
+            " windows; each needs the same number, a multiple of"
+            f" {options.accumulate // distributed.world_size()}, so give another number of"
+            " --samples, or run it without torchrun"
         )
 
 
@@ -73,7 +84,13 @@ class Learning:
         state_of: Callable[[Learned], State],
         run: Callable[[State, Tensor], Tensor],
     ) -> None:
-        self._name, self._options, self._batches, self._state_of, self._run = name, options, batches, state_of, run
+        self._name, self._options, self._batches, self._state_of, self._run = (
+            name,
+            options,
+            batches,
+            state_of,
+            run,
+        )
         self.notes: list[str] = []
 
     def from_start(self, start: Learned) -> Learned:
@@ -94,26 +111,45 @@ class Learning:
                 if loss < best_loss:
                     best, best_loss = current.clone(), loss
             else:
-                losses = [(self._loss(state), place, state) for place, state in enumerate((start, best, current.clone()))]
-                _, place, found = min((entry for entry in losses if math.isfinite(entry[0])), default=(0.0, 0, start))
+                losses = [
+                    (self._loss(state), place, state)
+                    for place, state in enumerate((start, best, current.clone()))
+                ]
+                _, place, found = min(
+                    (entry for entry in losses if math.isfinite(entry[0])), default=(0.0, 0, start)
+                )
                 if place == 0:
-                    self.notes.append("learning lowered no loss, so the start is kept; lower omniquant.let_rate and omniquant.lwc_rate")
+                    self.notes.append(
+                        "learning lowered no loss, so the start is kept; lower omniquant.let_rate"
+                        " and omniquant.lwc_rate"
+                    )
                 return found
             factor /= 2
-            self.notes.append(f"the loss was NaN or infinite in epoch {epoch + 1}; learned again at {factor:g} of the rates")
-            if not math.isfinite(self._loss(best)):  # its own loss was measured before its last step
+            self.notes.append(
+                f"the loss was NaN or infinite in epoch {epoch + 1}; learned again at {factor:g} of"
+                " the rates"
+            )
+            if not math.isfinite(
+                self._loss(best)
+            ):  # its own loss was measured before its last step
                 best, best_loss = start.clone(), math.inf
         raise NumericalError(
-            f"omniquant: the loss of block {self._name} is NaN or infinite in epoch {epoch + 1}, also after lowering the rates {_RETRIES} times; "
-            "lower omniquant.let_rate and omniquant.lwc_rate, or set omniquant.let to false"
+            f"omniquant: the loss of block {self._name} is NaN or infinite in epoch {epoch + 1},"
+            f" also after lowering the rates {_RETRIES} times; lower omniquant.let_rate and"
+            " omniquant.lwc_rate, or set omniquant.let to false"
         )
 
     @torch.no_grad()
     def _loss(self, learned: Learned) -> float:
-        """Mean loss over the batches with these scales and logits; infinite where it is not finite."""
+        """Mean loss over the batches with these scales and logits.
+
+        Infinite where it is not finite.
+        """
         state = self._state_of(learned)
         losses = [float(self._error(state, hidden, target)) for hidden, target in self._batches()]
-        mean = distributed.total(math.fsum(losses) if all(map(math.isfinite, losses)) else math.inf) / distributed.total(len(losses))
+        mean = distributed.sum_scalar(
+            math.fsum(losses) if all(map(math.isfinite, losses)) else math.inf
+        ) / distributed.sum_scalar(len(losses))
         return mean if math.isfinite(mean) else math.inf
 
     def _error(self, state: State, hidden: Tensor, target: Tensor) -> Tensor:
@@ -121,31 +157,40 @@ class Learning:
         return nn.functional.mse_loss(output, target.to(output.device).float())
 
     def _optimizer(self, learned: Learned, factor: float) -> torch.optim.Optimizer:
-        scales, logits = list(learned.scales.values()), [tensor for pair in learned.logits.values() for tensor in pair]
+        scales, logits = (
+            list(learned.scales.values()),
+            [tensor for pair in learned.logits.values() for tensor in pair],
+        )
         for tensor in (*scales, *logits):
             tensor.requires_grad_(True)
-        groups = [{"params": scales, "lr": self._options.let_rate * factor}, {"params": logits, "lr": self._options.lwc_rate * factor}]
+        groups = [
+            {"params": scales, "lr": self._options.let_rate * factor},
+            {"params": logits, "lr": self._options.lwc_rate * factor},
+        ]
         return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
 
     def _epoch(self, learned: Learned, optimizer: torch.optim.Optimizer) -> float:
         """One pass over the batches; mean loss, measured before each step.
 
-        The batches of a step lie evenly over the text, so that several ranks, which share the text, share each step.
+        The batches of a step lie evenly over the text, so that several ranks, which share the text,
+        share each step.
         """
         total, batches = 0.0, list(self._batches())
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        steps = -(-len(batches) * distributed.count() // self._options.accumulate)
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
+        steps = -(-len(batches) * distributed.world_size() // self._options.accumulate)
         for place in range(steps):
             step, lost = batches[place::steps], 0.0
             for hidden, target in step:
                 loss = self._error(self._state_of(learned), hidden, target)
                 lost += float(loss.detach())
-                (loss / (len(step) * distributed.count())).backward()
-            total += distributed.total(lost)
+                (loss / (len(step) * distributed.world_size())).backward()
+            total += distributed.sum_scalar(lost)
             if not math.isfinite(total):
                 return total
-            distributed.sum_gradients(parameters)
+            distributed.all_reduce_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, _LONGEST_STEP * max(1.0, len(parameters) ** 0.5))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return total / (len(batches) * distributed.count())
+        return total / (len(batches) * distributed.world_size())

@@ -1,16 +1,19 @@
-"""Round to nearest: weights coded by the range of each row (and group), nothing learned. The fastest pipeline and everyone's baseline."""
+"""Round to nearest: weights coded by the range of each row (and group), nothing learned.
+
+The fastest pipeline and everyone's baseline.
+"""
 
 from __future__ import annotations
 
-from spikellm.algorithms.base import BlockContext, FittedBlock, Pipeline, pipelines
+from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
 from spikellm.algorithms.channel_choice import choose_groups
 from spikellm.models.families import weight_and_bias
 from spikellm.models.rounding import fit_layer
 from spikellm.recipe import LinearRecipe
 
 
-@pipelines.register("rtn")
-class RoundToNearest(Pipeline):
+@algorithms.register("rtn")
+class RoundToNearest(Algorithm):
     """Needs inputs only where channels are to be ranked."""
 
     fits_alone = True
@@ -19,7 +22,13 @@ class RoundToNearest(Pipeline):
         return settings.activations.salient_rate + settings.weights.salient_rate > 0
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
-        groups = choose_groups(context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0]))
+        groups = choose_groups(
+            context, lambda name: (context.sample(name), weight_and_bias(context.layers[name])[0])
+        )
         return FittedBlock(
-            {name: fit_layer(context.layers[name], context.settings[name], own) for _, shared in groups for name, own in shared.items()}
+            {
+                name: fit_layer(context.layers[name], context.settings[name], own)
+                for _, shared in groups
+                for name, own in shared.items()
+            }
         )

@@ -1,4 +1,6 @@
-"""How many steps each column of ternary weights gets from a budget: over the columns of a layer, or over those of all layers by what they cost the loss."""
+"""How many steps each column of ternary weights gets from a budget: over the columns of a layer, or
+over those of all layers by what they cost the loss.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,22 @@ _MOST_STEPS = 6  # of one column, or one more than the budget's average
 
 
 def order_of_coding(hessian: Tensor, *, by_power: bool) -> Tensor:
-    """Channels in the order in which their columns are coded, ``(in,)``: falling power of the inputs, or as they are."""
+    """Channels in the order in which their columns are coded, ``(in,)``: falling power of the
+    inputs, or as they are.
+    """
     diagonal = hessian.diagonal()
-    return torch.sort(diagonal, descending=True, stable=True).indices if by_power else torch.arange(len(diagonal), device=diagonal.device)
+    return (
+        torch.sort(diagonal, descending=True, stable=True).indices
+        if by_power
+        else torch.arange(len(diagonal), device=diagonal.device)
+    )
 
 
 def importance_of(factor: Tensor, order: Tensor) -> Tensor:
-    """What a squared error in each column costs under error feedback, ``1 / U_jj²``, ``(in,)``; ``order`` names the channels of the factor."""
+    """What a squared error in each column costs under error feedback, ``1 / U_jj²``, ``(in,)``.
+
+    ``order`` names the channels of the factor.
+    """
     costs = 1 / factor.diagonal().square()
     return torch.empty_like(costs).index_copy_(0, order, costs)
 
@@ -41,8 +52,11 @@ def over_model(settings: LinearRecipe) -> bool:
     return settings.weights.budget is not None and settings.weights.budget_over == "model"
 
 
-def spend_over_model(layers: Iterable[SurveyedLayer], damping: float, *, by_power: bool) -> dict[str, Tensor]:
-    """Steps of every column of all layers that take part, uint8 ``(in,)`` each: a step goes where it lowers the expected loss most for the weights it takes.
+def spend_over_model(
+    layers: Iterable[SurveyedLayer], damping: float, *, by_power: bool
+) -> dict[str, Tensor]:
+    """Steps of every column of all layers that take part, uint8 ``(in,)`` each: a step goes where
+    it lowers the expected loss most for the weights it takes.
 
     Layers with different budgets spend each their own.
 
@@ -63,7 +77,9 @@ def spend_over_model(layers: Iterable[SurveyedLayer], damping: float, *, by_powe
     for budget, table in tables.items():
         widths = [errors.shape[1] for errors, _ in table.values()]
         costs = [outputs for errors, outputs in table.values() for _ in range(errors.shape[1])]
-        found = spend(torch.cat([errors for errors, _ in table.values()], 1), budget, costs).to(torch.uint8)
+        found = spend(torch.cat([errors for errors, _ in table.values()], 1), budget, costs).to(
+            torch.uint8
+        )
         steps.update(zip(table, found.split(widths), strict=True))
     return steps
 

@@ -21,10 +21,13 @@ class SurveyedLayer:
         name: its full name.
         module: the layer, in full precision.
         settings: its recipe.
-        hessian: ``XᵀX`` of its inputs in the full-precision model, float64, ``(in, in)``; None where nobody asked for it.
-        sensitivity: of its outputs (see :mod:`spikellm.observers.sensitivity`), float32, ``(out,)``.
+        hessian: ``XᵀX`` of its inputs in the full-precision model, float64, ``(in, in)``; None
+            where nobody asked for it.
+        sensitivity: of its outputs (see :mod:`spikellm.observers.sensitivity`), float32,
+            ``(out,)``.
         sample: some of its inputs, float32, ``(tokens, in)``.
-        readers: the layers that read the same tensor and code it by the same settings, itself included.
+        readers: the layers that read the same tensor and code it by the same settings, itself
+            included.
     """
 
     name: str

@@ -11,7 +11,10 @@ from spikellm.models.summary import summarize
 def model_card(name: str, model: Any, config: SpikeConfig) -> str:
     """Markdown with how to load the model, its figures and its recipe."""
     recipe, summary = config.parsed_recipe(), summarize(model)
-    rows = "\n".join(f"| `{block['name']}` | {block['loss']:.4g} | {block['relative_loss']:.2%} |" for block in config.record["blocks"])
+    rows = "\n".join(
+        f"| `{block['name']}` | {block['loss']:.4g} | {block['relative_loss']:.2%} |"
+        for block in config.record["blocks"]
+    )
     measured = "\n".join(f"- {key}: {value}" for key, value in config.record["versions"].items())
     return f"""---
 library_name: transformers

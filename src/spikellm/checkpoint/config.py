@@ -1,4 +1,6 @@
-"""What is written under ``quantization_config`` in ``config.json``: the recipe, the converted modules, and what converting them did."""
+"""What is written under ``quantization_config`` in ``config.json``: the recipe, the converted
+modules, and what converting them did.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
     Attributes:
         recipe: the whole recipe, as plain data.
         modules: full names of the converted layers.
-        sizes: of layers whose buffers have shapes that the recipe does not decide (see ``SpikingLinear.sizes``).
-        attention: spiking attention modules: key-value heads, channels of a key and of a value head.
+        sizes: of layers whose buffers have shapes that the recipe does not decide (see
+            ``SpikingLinear.sizes``).
+        attention: spiking attention modules: key-value heads, channels of a key and of a value
+            head.
         record: errors behind each block, fingerprint of the calibration text, versions.
 
     Raises:
@@ -43,30 +47,50 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
     ) -> None:
         if version != CONFIG_VERSION or unknown or quant_method != METHOD:
             raise CheckpointError(
-                f"quantization_config has version {version} and keys {sorted(unknown)} that this spikellm does not know (expected version {CONFIG_VERSION}); upgrade spikellm"
+                f"quantization_config has version {version} and keys {sorted(unknown)} that this"
+                f" spikellm does not know (expected version {CONFIG_VERSION}); upgrade spikellm"
             )
-        if not (isinstance(recipe, dict) and isinstance(modules, list) and all(isinstance(name, str) for name in modules)):
-            raise CheckpointError("quantization_config in config.json has no valid recipe and list of modules; the folder is damaged")
+        if not (
+            isinstance(recipe, dict)
+            and isinstance(modules, list)
+            and all(isinstance(name, str) for name in modules)
+        ):
+            raise CheckpointError(
+                "quantization_config in config.json has no valid recipe and list of modules; the"
+                " folder is damaged"
+            )
         problem = wrong_in_record(record)
         if record is None or problem:
             raise CheckpointError(
-                f"quantization_config in config.json has no valid record of the conversion ({problem}); the folder is damaged"
+                "quantization_config in config.json has no valid record of the conversion"
+                f" ({problem}); the folder is damaged"
             )
         attention = {} if attention is None else attention
         if not (
             isinstance(attention, dict)
             and all(
-                isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
+                isinstance(shape, list)
+                and len(shape) == 3
+                and all(isinstance(n, int) and n > 0 for n in shape)
                 for shape in attention.values()
             )
         ):
-            raise CheckpointError("quantization_config in config.json has no valid shapes of attention heads; the folder is damaged")
+            raise CheckpointError(
+                "quantization_config in config.json has no valid shapes of attention heads; the"
+                " folder is damaged"
+            )
         sizes = {} if sizes is None else sizes
         if not (
             isinstance(sizes, dict)
-            and all(isinstance(one, list) and all(isinstance(n, int) and 0 <= n < 2**40 for n in one) for one in sizes.values())
+            and all(
+                isinstance(one, list) and all(isinstance(n, int) and 0 <= n < 2**40 for n in one)
+                for one in sizes.values()
+            )
         ):
-            raise CheckpointError("quantization_config in config.json has no valid sizes of layers; the folder is damaged")
+            raise CheckpointError(
+                "quantization_config in config.json has no valid sizes of layers; the folder is"
+                " damaged"
+            )
         self.quant_method = METHOD
         self.version = version
         self.recipe = recipe
@@ -81,7 +105,10 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 def read_config(folder: Path) -> SpikeConfig | None:
-    """Configuration of the converted model in a folder; None where there is none that can be read."""
+    """Configuration of the converted model in a folder.
+
+    None where there is none that can be read.
+    """
     try:
         found = read_json(folder / "config.json")["quantization_config"]
         return SpikeConfig(**found) if found["quant_method"] == METHOD else None

@@ -1,4 +1,6 @@
-"""Load a model, converted or not, from a folder or the hub: strictly, and with one clear line when it cannot be done."""
+"""Load a model, converted or not, from a folder or the hub: strictly, and with one clear line when
+it cannot be done.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,34 @@ from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.declared import Held, require_held
 from spikellm.checkpoint.integrity import check_folder
 from spikellm.core.devices import find_device
-from spikellm.core.errors import CheckpointError, DependencyError, RequestError, SpikeLLMError, UnsupportedModelError
+from spikellm.core.errors import (
+    CheckpointError,
+    DependencyError,
+    RequestError,
+    SpikeLLMError,
+    UnsupportedModelError,
+)
 from spikellm.core.files import exists
 
-_VOCABULARIES = ("tokenizer.json", "tokenizer.*.json", "*.model", "*vocab*", "*merges*", "*.tiktoken", "tekken.json")
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.*.json",
+    "*.model",
+    "*vocab*",
+    "*merges*",
+    "*.tiktoken",
+    "tekken.json",
+)
 _BYTES = 256  # tokens of the smallest tokenizers that need no file
 _LONGEST_NAME = 255  # bytes; the hub allows fewer
 
 
 def load(
-    source: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
+    source: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer.
 
@@ -53,9 +73,14 @@ def load(
     if local:
         held = check_folder(Path(where))
     elif _is_path(source):
-        raise RequestError(f"folder {where} does not exist; give a model folder, or a hub name such as 'organisation/model'")
+        raise RequestError(
+            f"folder {where} does not exist; give a model folder, or a hub name such as"
+            " 'organisation/model'"
+        )
     try:
-        if held is not None and read_config(Path(where)) is None:  # of a converted model see ``SpikeQuantizer``
+        if (
+            held is not None and read_config(Path(where)) is None
+        ):  # of a converted model see ``SpikeQuantizer``
             _require_outline(where, held, trust_remote_code=trust_remote_code)
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             where,
@@ -70,34 +95,55 @@ def load(
         raise
     except (SafetensorError, EOFError) as error:
         raise CheckpointError(f"weights of {where} cannot be read: {_line(error)}") from None
-    except Exception as error:  # whatever a damaged configuration makes the model library stumble over
+    except (
+        Exception
+    ) as error:  # whatever a damaged configuration makes the model library stumble over
         raise _explain(where, local, error) from None
-    problems = [f"{kind.split('_')[0]} {sorted(map(str, info[kind]))[0]}" for kind in ("missing_keys", "mismatched_keys") if info.get(kind)]
+    problems = [
+        f"{kind.split('_')[0]} {sorted(map(str, info[kind]))[0]}"
+        for kind in ("missing_keys", "mismatched_keys")
+        if info.get(kind)
+    ]
     if problems or (info.get("unexpected_keys") and getattr(model, "is_quantized", False)):
-        problems += [f"unexpected {sorted(info['unexpected_keys'])[0]}"] if info.get("unexpected_keys") else []
+        problems += (
+            [f"unexpected {sorted(info['unexpected_keys'])[0]}"]
+            if info.get("unexpected_keys")
+            else []
+        )
         raise CheckpointError(
-            f"weights of {where} do not fit its configuration ({'; '.join(problems)}); restore the folder or convert again"
+            f"weights of {where} do not fit its configuration ({'; '.join(problems)}); restore the"
+            " folder or convert again"
         )
     return model.to(place).eval(), tokenizer
 
 
 def _require_outline(where: str, held: Held, *, trust_remote_code: bool) -> None:
-    """Refuse a folder whose configuration makes a model, tried without memory, that is far larger than its shards."""
+    """Refuse a folder whose configuration makes a model, tried without memory, that is far larger
+    than its shards.
+    """
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        outline = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    require_held(outline, held, where, packed=getattr(config, "quantization_config", None) is not None)
+        outline = transformers.AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code
+        )
+    require_held(
+        outline, held, where, packed=getattr(config, "quantization_config", None) is not None
+    )
 
 
 def _tokenizer(where: str, *, local: bool, trust_remote_code: bool) -> Any:
     import transformers
 
     unnamed = local and not any(next(Path(where).glob(pattern), None) for pattern in _VOCABULARIES)
-    lacking = CheckpointError(f"{where} has no tokenizer.json (nor another vocabulary); copy the tokenizer's files there")
+    lacking = CheckpointError(
+        f"{where} has no tokenizer.json (nor another vocabulary); copy the tokenizer's files there"
+    )
     try:
-        found = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        found = transformers.AutoTokenizer.from_pretrained(
+            where, trust_remote_code=trust_remote_code
+        )
     except Exception as error:
         raise lacking if unnamed and "trust_remote_code" not in str(error) else error from None
     if unnamed and len(found) < _BYTES:
@@ -107,21 +153,37 @@ def _tokenizer(where: str, *, local: bool, trust_remote_code: bool) -> Any:
 
 def _is_path(source: str | Path) -> bool:
     text = str(source)
-    written = text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or "\\" in text
+    written = (
+        text.startswith((".", "/", "~"))
+        or text.endswith("/")
+        or text.count("/") > 1
+        or "\\" in text
+    )
     return isinstance(source, Path) or written or len(os.fsencode(text)) > _LONGEST_NAME
 
 
 def _explain(where: str, local: bool, error: Exception) -> SpikeLLMError:
     text = _line(error)
     if "trust_remote_code" in text:
-        return RequestError(f"{where} brings its own Python code, which is run only with --trust-remote-code; read it first")
+        return RequestError(
+            f"{where} brings its own Python code, which is run only with --trust-remote-code; read"
+            " it first"
+        )
     if not local and isinstance(error, OSError):
         reason = shorten(text, 100, placeholder="…")
         return DependencyError(
-            f"{where!r} is no folder here, and the hub could not give it ({reason}); give the path of a local model folder instead"
+            f"{where!r} is no folder here, and the hub could not give it ({reason}); give the path"
+            " of a local model folder instead"
         )
-    if "Unrecognized configuration class" in text or "does not recognize this architecture" in text or "Unrecognized model" in text:
-        return UnsupportedModelError(f"{where} is not a causal language model that the installed transformers knows ({text[:160]})")
+    if (
+        "Unrecognized configuration class" in text
+        or "does not recognize this architecture" in text
+        or "Unrecognized model" in text
+    ):
+        return UnsupportedModelError(
+            f"{where} is not a causal language model that the installed transformers knows"
+            f" ({text[:160]})"
+        )
     return CheckpointError(f"{where} cannot be loaded: {text[:300]}")
 
 

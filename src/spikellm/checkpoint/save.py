@@ -1,7 +1,9 @@
-"""Save and load through the model library's own methods: ordinary safetensors shards that ``from_pretrained`` reloads, strictly.
+"""Save and load through the model library's own methods: ordinary safetensors shards that
+``from_pretrained`` reloads, strictly.
 
-``import spikellm`` registers the classes below as soon as the model library is imported. Where that import is missing, the library itself
-only warns and fills the layers with random numbers; the model card says so.
+``import spikellm`` registers the classes below as soon as the model library is imported. Where that
+import is missing, the library itself only warns and fills the layers with random numbers; the model
+card says so.
 """
 
 from __future__ import annotations
@@ -26,42 +28,63 @@ from spikellm.models.families import is_linear, weight_and_bias
 from spikellm.models.swap import replace_module, spiking_like
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.rotation import Rotated, Rotation, layer_name
-from spikellm.nn.validation import damage_of, wrongly_stored
+from spikellm.nn.validation import validation_error, wrong_stored_type
 
 register_quantization_config(METHOD)(SpikeConfig)
 
 
 @register_quantizer(METHOD)
 class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Puts spiking layers into an empty model before its weights are read, and checks them afterwards."""
+    """Puts spiking layers into an empty model before its weights are read, and checks them
+    afterwards.
+    """
 
     quantization_config: SpikeConfig
 
-    def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files: list[str] | None = None, **_: Any) -> nn.Module:
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **_: Any
+    ) -> nn.Module:
         recipe = self.quantization_config.parsed_recipe()
         unfuse_experts(model)
         for name in self.quantization_config.modules:
             outer = layer_name(name)
             if outer != name and is_linear(found := _listed_module(model, outer)):
-                replace_module(model, outer, Rotated(Rotation(weight_and_bias(found)[0].shape[1], "meta"), found))
+                replace_module(
+                    model,
+                    outer,
+                    Rotated(Rotation(weight_and_bias(found)[0].shape[1], "meta"), found),
+                )
             module, settings = _listed_module(model, name), recipe.for_module(outer)
             if settings is None or not is_linear(module):
                 raise CheckpointError(
-                    f"config.json lists {name!r} as converted, but its recipe or the model says otherwise; the folder is damaged"
+                    f"config.json lists {name!r} as converted, but its recipe or the model says"
+                    " otherwise; the folder is damaged"
                 )
-            replace_module(model, name, spiking_like(module, settings, "meta", tuple(self.quantization_config.sizes.get(name, ()))))
+            replace_module(
+                model,
+                name,
+                spiking_like(
+                    module, settings, "meta", tuple(self.quantization_config.sizes.get(name, ()))
+                ),
+            )
             parent = model.get_submodule(name.rpartition(".")[0])
-            if not parent._non_persistent_buffers_set:  # (tables of positions, masks: these do want their initialisation)
-                # some families initialise a layer's weight from the module around it; there is nothing left to initialise
+            if (
+                not parent._non_persistent_buffers_set
+            ):  # (tables of positions, masks: these do want their initialisation)
+                # some families initialise a layer's weight from the module around it; there is
+                # nothing left to initialise
                 parent._is_hf_initialized = True  # type: ignore[assignment]
         for name, shape in self.quantization_config.attention.items():
             module, spiking = _listed_module(model, name), recipe.attention_for(name)
             if spiking is None:
-                raise CheckpointError(f"config.json lists {name!r} as spiking, but its recipe says otherwise; the folder is damaged")
+                raise CheckpointError(
+                    f"config.json lists {name!r} as spiking, but its recipe says otherwise; the"
+                    " folder is damaged"
+                )
             setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
         shards = [Path(shard) for shard in checkpoint_files or () if shard.endswith(".safetensors")]
         for shard in shards:
-            _require_none(wrongly_stored(model, read_shard(shard).types))
+            _require_none(wrong_stored_type(model, read_shard(shard).types))
         if shards:
             require_held(model, sum_of(shards), str(shards[0].parent))
         return model
@@ -81,12 +104,17 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         ]
         if missing:
             raise CheckpointError(
-                f"the checkpoint lacks {len(missing)} tensors ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); it is incomplete, convert again"
+                f"the checkpoint lacks {len(missing)} tensors"
+                f" ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); it is incomplete,"
+                " convert again"
             )
         for name, parameter in model.named_parameters():
             if not parameter.is_floating_point():
-                raise CheckpointError(f"{name} holds {parameter.dtype}, expected floating-point numbers; the checkpoint is damaged")
-        _require_none(damage_of(model))
+                raise CheckpointError(
+                    f"{name} holds {parameter.dtype}, expected floating-point numbers; the"
+                    " checkpoint is damaged"
+                )
+        _require_none(validation_error(model))
         if self.quantization_config.attention:
             install_cache(model)
         return model
@@ -109,7 +137,8 @@ def _listed_module(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError:
         raise CheckpointError(
-            f"config.json lists the converted module {name!r}, which {type(model).__name__} does not have; the folder is damaged"
+            f"config.json lists the converted module {name!r}, which {type(model).__name__} does"
+            " not have; the folder is damaged"
         ) from None
 
 
@@ -129,11 +158,20 @@ def spike_config(model: Any) -> SpikeConfig | None:
     return config if isinstance(config, SpikeConfig) else None
 
 
-def save(model: Any, tokenizer: Any, out: str | Path, *, overwrite: bool = False, max_shard_size: str | int = "1GB") -> Path:
-    """Write a converted model, its tokenizer and a model card to a folder, which appears only once it is complete.
+def save(
+    model: Any,
+    tokenizer: Any,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    max_shard_size: str | int = "1GB",
+) -> Path:
+    """Write a converted model, its tokenizer and a model card to a folder, which appears only once
+    it is complete.
 
     Raises:
-        RequestError: the model was not converted, or ``out`` is not empty, and may not be overwritten or is no model.
+        RequestError: the model was not converted, or ``out`` is not empty, and may not be
+            overwritten or is no model.
         SpikeLLMError: the disk refused.
     """
     config = spike_config(model)

@@ -8,7 +8,10 @@ import typer
 
 app = typer.Typer(
     name="spikellm",
-    help="Turn a pretrained language model into a spike-driven one, see what that costs, and run it.\n\nTry `spikellm demo` first: it needs no download.",
+    help=(
+        "Turn a pretrained language model into a spike-driven one, see what that costs, and run"
+        " it.\n\nTry `spikellm demo` first: it needs no download."
+    ),
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -15,16 +15,32 @@ from spikellm.core import console
 @app.command()
 def bench(
     model: Model,
-    original: Annotated[str | None, typer.Option("--original", metavar="MODEL", help="Time this model beside it, in the same run.")] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            "--original", metavar="MODEL", help="Time this model beside it, in the same run."
+        ),
+    ] = None,
     prompt: Annotated[int, typer.Option("--prompt-tokens", help="Tokens of the prompt.")] = 128,
-    new: Annotated[int, typer.Option("--new-tokens", help="Tokens decoded after it, one at a time.")] = 64,
-    repeat: Annotated[int, typer.Option("--repeat", help="Turns of each model; medians are shown.")] = 3,
+    new: Annotated[
+        int, typer.Option("--new-tokens", help="Tokens decoded after it, one at a time.")
+    ] = 64,
+    repeat: Annotated[
+        int, typer.Option("--repeat", help="Turns of each model; medians are shown.")
+    ] = 3,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch.")] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Type that an original runs in: bfloat16 (default), float16, float32.")
+        str | None,
+        typer.Option(
+            "--dtype", help="Type that an original runs in: bfloat16 (default), float16, float32."
+        ),
     ] = None,
     energy: Annotated[
-        bool, typer.Option("--energy", help="Read the machine's energy counters (Linux powercap), where there are any.")
+        bool,
+        typer.Option(
+            "--energy",
+            help="Read the machine's energy counters (Linux powercap), where there are any.",
+        ),
     ] = False,
     json: Json = None,
     trust_remote_code: Trust = False,

@@ -31,7 +31,12 @@ from spikellm.core import console
 @app.command()
 def compare(
     model: Model,
-    recipes: Annotated[str, typer.Option("--recipes", metavar="A,B,…", help="Presets or YAML files, separated by commas.")],
+    recipes: Annotated[
+        str,
+        typer.Option(
+            "--recipes", metavar="A,B,…", help="Presets or YAML files, separated by commas."
+        ),
+    ],
     perplexity: Texts,
     calibration: Calibration = None,
     samples: Samples = None,
@@ -49,12 +54,20 @@ def compare(
 
     Examples:
 
-      spikellm compare ./model --recipes rtn-w4a4,w4a4-t2 --calibration train.txt --perplexity test.txt
+      spikellm compare ./model --recipes rtn-w4a4,w4a4-t2 --calibration train.txt --perplexity
+      test.txt
 
-      spikellm compare ./model --recipes pbllm-90,ternary-1.7 --seeds 2,3,4 --perplexity test.txt --table latex > table.tex
+      spikellm compare ./model --recipes pbllm-90,ternary-1.7 --seeds 2,3,4 --perplexity test.txt
+      --table latex > table.tex
     """
     names = [name.strip() for name in recipes.split(",") if name.strip()]
-    reads = sources(models=[model], texts=[*perplexity, calibration], recipes=names, settings=settings or (), files=[energy_table])
+    reads = sources(
+        models=[model],
+        texts=[*perplexity, calibration],
+        recipes=names,
+        settings=settings or (),
+        files=[energy_table],
+    )
     console.check_json_target(json, reads)
     style = require_style(table, json)
     from spikellm.commands import compare

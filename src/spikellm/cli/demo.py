@@ -14,9 +14,13 @@ from spikellm.core import console
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", help="Keep the converted models in this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Keep the converted models in this folder.")
+    ] = None,
     json: Json = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the models of these recipes in --out.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the models of these recipes in --out.")
+    ] = False,
 ) -> None:
     """Convert the bundled model with several recipes and compare them. No download, about a minute.
 
@@ -24,7 +28,9 @@ def demo(
     """
     from spikellm.commands.demo import RECIPES, run
 
-    console.check_json_target(json, writes={f"--out, {name}:": out / name for name in RECIPES} if out else None)
+    console.check_json_target(
+        json, writes={f"--out, {name}:": out / name for name in RECIPES} if out else None
+    )
     result = run(out, overwrite=force)
     if json:
         console.write_json(result, json)

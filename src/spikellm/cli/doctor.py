@@ -17,4 +17,9 @@ def doctor(json: Json = None) -> None:
     if json:
         console.write_json(result, json)
     if json != "-":
-        console.table("spikellm doctor", ["what", "found"], [[key, str(value)] for key, value in result.items()], left=2)
+        console.table(
+            "spikellm doctor",
+            ["what", "found"],
+            [[key, str(value)] for key, value in result.items()],
+            left=2,
+        )

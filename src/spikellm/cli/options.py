@@ -17,27 +17,50 @@ def filled(expected: str) -> Callable[[typer.CallbackParam, str | None], str | N
 
     def check(parameter: typer.CallbackParam, value: str | None) -> str | None:
         if value is not None and not value.strip():
-            raise RequestError(f"{parameter.opts[0]} is empty; expected {expected}, or leave it out")
+            raise RequestError(
+                f"{parameter.opts[0]} is empty; expected {expected}, or leave it out"
+            )
         return value
 
     return check
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, converted or not.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, converted or not.")
+]
 Json = Annotated[
-    str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON to a file, or to standard output (-).")
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="FILE|-",
+        help="Write the result as JSON to a file, or to standard output (-).",
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", callback=filled("a device, for example cpu"), help="Where to run, for example cpu or cuda:0.")
+    str | None,
+    typer.Option(
+        "--device",
+        callback=filled("a device, for example cpu"),
+        help="Where to run, for example cpu or cuda:0.",
+    ),
 ]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe field, for example weights.bits=3. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a recipe field, for example weights.bits=3. May be repeated.",
+    ),
 ]
 Calibration = Annotated[
     str | None,
     typer.Option(
-        "--calibration", metavar="NAME|PATH", help="wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder."
+        "--calibration",
+        metavar="NAME|PATH",
+        help="wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder.",
     ),
 ]
 EnergyTable = Annotated[
@@ -49,12 +72,21 @@ EnergyTable = Annotated[
         help="Energies per operation; horowitz-45nm by default.",
     ),
 ]
-Texts = Annotated[list[str], typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated.")]
-Seeds = Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Convert once for each; mean and deviation.")]
+Texts = Annotated[
+    list[str],
+    typer.Option("--perplexity", metavar="NAME|PATH", help="Text to measure on. May be repeated."),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="1,2,…", help="Convert once for each; mean and deviation."),
+]
 Limit = Annotated[int | None, typer.Option("--limit", help="Use the first N windows only.")]
 Table = Annotated[str, typer.Option("--table", help="How to print: table, markdown, csv or latex.")]
 Samples = Annotated[int | None, typer.Option("--samples", help="Windows of calibration text.")]
-Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens of a window; min(2048, the model's maximum) by default.")]
+Seqlen = Annotated[
+    int | None,
+    typer.Option("--seqlen", help="Tokens of a window; min(2048, the model's maximum) by default."),
+]
 
 
 def require_style(table: str, json: str | None) -> Style:
@@ -65,7 +97,10 @@ def require_style(table: str, json: str | None) -> Style:
     """
     style = console.table_style(table)
     if json == "-" and style != "table":
-        raise RequestError(f"--table {table} has no effect with --json -, which prints no table; leave one of them out")
+        raise RequestError(
+            f"--table {table} has no effect with --json -, which prints no table; leave one of"
+            " them out"
+        )
     return style
 
 
@@ -78,7 +113,9 @@ def whole_numbers(option: str, text: str | None) -> list[int]:
     try:
         numbers = [] if text is None else [int(number) for number in text.split(",")]
     except ValueError:
-        raise RequestError(f"{option} {text!r}: expected whole numbers separated by commas, for example 1,2,3") from None
+        raise RequestError(
+            f"{option} {text!r}: expected whole numbers separated by commas, for example 1,2,3"
+        ) from None
     if len(set(numbers)) < len(numbers):
         raise RequestError(f"{option} {text}: expected each number once")
     return numbers

@@ -16,7 +16,10 @@ from spikellm.recipe.settings import require_apart
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Preset or file to print as YAML; all presets are listed without it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Preset or file to print as YAML; all presets are listed without it."),
+    ] = None,
     settings: Set = None,
     json: Json = None,
 ) -> None:
@@ -28,7 +31,10 @@ def recipes(
     from spikellm.recipe.load import load_recipe, preset_names
 
     if name is None and settings:
-        raise RequestError("--set changes one recipe; name it, for example `spikellm recipes w4a4-t2 --set weights.bits=3`")
+        raise RequestError(
+            "--set changes one recipe; name it, for example `spikellm recipes w4a4-t2 --set"
+            " weights.bits=3`"
+        )
     if name is not None:
         require_apart(settings or ())
         recipe = load_recipe(name, settings or ())
@@ -41,4 +47,9 @@ def recipes(
     if json:
         console.write_json(presets, json)
     if json != "-":
-        console.table("Presets", ["name", "what it does"], [[preset, text] for preset, text in presets.items()], left=2)
+        console.table(
+            "Presets",
+            ["name", "what it does"],
+            [[preset, text] for preset, text in presets.items()],
+            left=2,
+        )

@@ -16,22 +16,34 @@ from spikellm.core import console
 @app.command()
 def report(
     model: Model,
-    text: Annotated[str, typer.Option("--text", metavar="NAME|PATH", help="Text to measure on.")] = "stdlib",
+    text: Annotated[
+        str, typer.Option("--text", metavar="NAME|PATH", help="Text to measure on.")
+    ] = "stdlib",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Page to write; report.html unless --json is given alone.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Page to write; report.html unless --json is given alone."
+        ),
     ] = None,
     beside: Annotated[
         list[str] | None,
-        typer.Option("--beside", metavar="MODEL", help="Show this model beside it, the original for example. May be repeated."),
+        typer.Option(
+            "--beside",
+            metavar="MODEL",
+            help="Show this model beside it, the original for example. May be repeated.",
+        ),
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens to measure on, in whole windows.")] = 4096,
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="Tokens to measure on, in whole windows.")
+    ] = 4096,
     seqlen: Seqlen = None,
     energy_table: EnergyTable = None,
     json: Json = None,
     device: Device = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Write one page with what a model costs: operations, spikes, energy estimated from operation counts, sizes, errors.
+    """Write one page with what a model costs: operations, spikes, energy estimated from operation
+    counts, sizes, errors.
 
     Examples:
 
@@ -47,8 +59,16 @@ def report(
     from spikellm.profiling.page import figures, verdict
 
     found = report_to_page(
-        model, text, page, beside=beside or (), tokens=tokens, seqlen=seqlen, energy_table=energy_table, device=device, trust_remote_code=trust_remote_code
-    )  # fmt: skip
+        model,
+        text,
+        page,
+        beside=beside or (),
+        tokens=tokens,
+        seqlen=seqlen,
+        energy_table=energy_table,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     if json:
         console.write_json(found.to_data(), json)
     if json != "-":

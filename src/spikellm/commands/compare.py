@@ -47,18 +47,23 @@ def compare(
         model: folder or hub name.
         recipes: presets or YAML files.
         texts: texts to measure perplexity on.
-        seeds: one conversion for each; the mean and the standard deviation are given. The recipe's own seed by default.
+        seeds: one conversion for each; the mean and the standard deviation are given. The recipe's
+            own seed by default.
         energy_table: see :func:`spikellm.profiling.energy.load_table`.
         limit: use the first ``limit`` windows only.
         visit: see :data:`Visitor`.
 
     Returns:
-        ``{"model", "settings", "texts", "rows": [{"recipe", "perplexity": {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
-        "weight_ratio", "ace_ratio", "energy_ratio": {form: …}, "seconds", …}]}``; ``ratio`` is to the original, ``seconds`` of one conversion. Operations are counted
-        over the whole model, attention and output projection included, on the first 2,048 tokens of the first text; energy is estimated from them.
+        ``{"model", "settings", "texts", "rows": [{"recipe", "perplexity": {text: {"value",
+        "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes", "weight_ratio",
+        "ace_ratio", "energy_ratio": {form: …}, "seconds", …}]}``; ``ratio`` is to the original,
+        ``seconds`` of one conversion. Operations are counted over the whole model, attention and
+        output projection included, on the first 2,048 tokens of the first text; energy is estimated
+        from them.
 
     Raises:
-        RequestError: nothing to compare; whatever :func:`spikellm.convert` and :func:`spikellm.perplexity` raise.
+        RequestError: nothing to compare; whatever :func:`spikellm.convert` and
+            :func:`spikellm.perplexity` raise.
     """
     settings = list(settings)
     if not recipes or not texts:
@@ -66,9 +71,12 @@ def compare(
     require_texts(texts, limit)
     if ORIGINAL in recipes:
         raise RequestError(
-            f"--recipes {ORIGINAL}: the row of that name is the model before conversion, which is always there; rename the recipe"
+            f"--recipes {ORIGINAL}: the row of that name is the model before conversion, which is"
+            " always there; rename the recipe"
         )
-    for recipe, seed in itertools.product(recipes, seeds or (None,)):  # all are checked before anything slow
+    for recipe, seed in itertools.product(
+        recipes, seeds or (None,)
+    ):  # all are checked before anything slow
         api.resolve_recipe(recipe, calibration, samples, seqlen, seed, settings)
     table = load_table(energy_table)
     windows: dict[str, Tensor] = {}
@@ -79,8 +87,17 @@ def compare(
         if recipe != ORIGINAL:
             console.note(f"{recipe}{'' if seed is None else f', seed {seed}'}")
             api.convert(
-                loaded, tokenizer, recipe, calibration, samples=samples, seqlen=seqlen, seed=seed, settings=settings, on_block=report_block(), on_stage=console.note
-            )  # fmt: skip
+                loaded,
+                tokenizer,
+                recipe,
+                calibration,
+                samples=samples,
+                seqlen=seqlen,
+                seed=seed,
+                settings=settings,
+                on_block=report_block(),
+                on_stage=console.note,
+            )
         seconds = time.monotonic() - started
         for text in texts:
             if text not in windows:
@@ -92,7 +109,10 @@ def compare(
     base: dict[str, float] | None = None
     dense = 0
     for recipe in (ORIGINAL, *recipes):
-        runs, extras = zip(*(run(recipe, seed) for seed in ((None,) if recipe == ORIGINAL else seeds or (None,))), strict=True)
+        runs, extras = zip(
+            *(run(recipe, seed) for seed in ((None,) if recipe == ORIGINAL else seeds or (None,))),
+            strict=True,
+        )
         dense = runs[0].summary.dense_bytes or dense
         rows.append({**row_of(recipe, runs, base), **extras[0]})
         base = base or runs[0].perplexity
@@ -119,13 +139,35 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.1f} s"
         energy = "/".join(f"{row['energy_ratio'][form]:.2f}" for form in FORMS)
         weights = f"{console.size(row['weight_bytes'])} ({row['weight_ratio']:.2f}×)"
-        rows.append([row["recipe"], *measured, steps, share, f"{row['ace_ratio']:.3f}×", energy, weights, seconds])
+        rows.append(
+            [
+                row["recipe"],
+                *measured,
+                steps,
+                share,
+                f"{row['ace_ratio']:.3f}×",
+                energy,
+                weights,
+                seconds,
+            ]
+        )
     names = [Path(text).name for text in result["texts"]]
-    columns = ["recipe", *(f"perplexity on {name}" for name in names), "steps", "additive", "ACE", "energy*", "block weights", "conversion"]
+    columns = [
+        "recipe",
+        *(f"perplexity on {name}" for name in names),
+        "steps",
+        "additive",
+        "ACE",
+        "energy*",
+        "block weights",
+        "conversion",
+    ]
     changed = f", all with {', '.join(result['settings'])}" if result["settings"] else ""
     console.table(f"{Path(result['model']).name}{changed}", columns, rows, style=style)
     if style == "table":
         console.out.print(
-            f"* merged/stepped/binary over the original, estimated from operation counts of the whole model ({result['energy_table']['name']}); leaves out {OMITTED}",
-            highlight=False, markup=False,
-        )  # fmt: skip
+            "* merged/stepped/binary over the original, estimated from operation counts of the"
+            f" whole model ({result['energy_table']['name']}); leaves out {OMITTED}",
+            highlight=False,
+            markup=False,
+        )

@@ -21,10 +21,12 @@ def run(out: Path | None = None, *, overwrite: bool = False) -> dict[str, Any]:
     """Convert the bundled model with each recipe; measure and sample the original and every result.
 
     Args:
-        out: folder that receives each converted model, under the name of its recipe; None keeps none.
+        out: folder that receives each converted model, under the name of its recipe; None keeps
+            none.
 
     Returns:
-        What :func:`spikellm.commands.compare.compare` gives on held-out docstrings, with a ``"sample"`` in every row.
+        What :func:`spikellm.commands.compare.compare` gives on held-out docstrings, with a
+        ``"sample"`` in every row.
     """
     if out is not None:
         for name in RECIPES:
@@ -35,9 +37,14 @@ def run(out: Path | None = None, *, overwrite: bool = False) -> dict[str, Any]:
             api.save(model, tokenizer, out / recipe, overwrite=overwrite)
         return {"sample": api.generate(model, tokenizer, PROMPT, max_new_tokens=32)}
 
-    console.note("the bundled model (2.4M parameters) on docstrings of the standard library that it has not seen")
+    console.note(
+        "the bundled model (2.4M parameters) on docstrings of the standard library that it has not"
+        " seen"
+    )
     with resources.as_file(resources.files("spikellm") / "assets" / "stdlib-2m") as source:
-        return compare.compare(source, RECIPES, ["stdlib"], "stdlib", samples=_SAMPLES, limit=_WINDOWS, visit=visit)
+        return compare.compare(
+            source, RECIPES, ["stdlib"], "stdlib", samples=_SAMPLES, limit=_WINDOWS, visit=visit
+        )
 
 
 def show(result: dict[str, Any]) -> None:

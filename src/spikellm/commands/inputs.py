@@ -22,7 +22,9 @@ def sources(
     files: Iterable[str | None] = (),
     tasks: str | None = None,
 ) -> list[Source]:
-    """The files and folders of this machine among what a command is told to read; names of sets, presets and models on the hub are none.
+    """The files and folders of this machine among what a command is told to read.
+
+    Names of sets, presets and models on the hub are none.
 
     Args:
         recipes, settings: recipes are read, and the calibration text that each names.
@@ -38,7 +40,11 @@ def sources(
         except RequestError:  # told where the recipe is used
             continue
     found = [Source(Path(name)) for name in (*models, *own, *files) if name]
-    found += [Source(Path(name), _TEXT_SUFFIXES) for name in named if name and exists(Path(name)) and not _is_named(name)]
+    found += [
+        Source(Path(name), _TEXT_SUFFIXES)
+        for name in named
+        if name and exists(Path(name)) and not _is_named(name)
+    ]
     return found + ([Source(Path(tasks), _TASK_SUFFIXES)] if tasks else [])
 
 
@@ -77,7 +83,8 @@ def require_models(models: Iterable[str]) -> None:
         except (OSError, ValueError) as error:
             reason = shorten(str(error), 100, placeholder="…")
             raise DependencyError(
-                f"{model!r} is no folder here, and the hub could not give it ({reason}); give the path of a local model folder instead"
+                f"{model!r} is no folder here, and the hub could not give it ({reason}); give the"
+                " path of a local model folder instead"
             ) from None
 
 

@@ -1,4 +1,6 @@
-"""Figures of one converted model that tables are made of: perplexity, steps, arithmetic effort, estimated energy, size, time."""
+"""Figures of one converted model that tables are made of: perplexity, steps, arithmetic effort,
+estimated energy, size, time.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Measured(NamedTuple):
     Attributes:
         perplexity: by text.
         seconds: that the conversion took.
-        ace: of the whole model over that of the original at 16 bits, on the first 2,048 tokens of the first text; energy estimated from the same counts.
+        ace: of the whole model over that of the original at 16 bits, on the first 2,048 tokens of
+            the first text; energy estimated from the same counts.
     """
 
     perplexity: dict[str, float]
@@ -35,20 +38,33 @@ class Measured(NamedTuple):
     energy: Energy
 
 
-def measure(model: Any, windows: Mapping[str, Tensor], table: EnergyTable, seconds: float, label: str) -> Measured:
-    """Measure a model on windows ``(windows, seqlen)`` of each text; ``label`` names it in the progress bar."""
+def measure(
+    model: Any, windows: Mapping[str, Tensor], table: EnergyTable, seconds: float, label: str
+) -> Measured:
+    """Measure a model on windows ``(windows, seqlen)`` of each text.
+
+    ``label`` names it in the progress bar.
+    """
     values = {}
     for text, own in windows.items():
         with console.bar(f"{label}: perplexity on {text}") as update:
             values[text] = perplexity_of_windows(model, own, update).value
     sample = next(iter(windows.values()))
-    counts = count_operations(model, [sample[: max(1, _COUNTED_TOKENS // sample.shape[1])]])["prefill"]
+    counts = count_operations(model, [sample[: max(1, _COUNTED_TOKENS // sample.shape[1])]])[
+        "prefill"
+    ]
     whole = counts.total()
-    return Measured(values, seconds, api.summarize(model), whole.ace / whole.dense_ace, estimate(counts, table))
+    return Measured(
+        values, seconds, api.summarize(model), whole.ace / whole.dense_ace, estimate(counts, table)
+    )
 
 
-def row_of(recipe: str, runs: Sequence[Measured], base: Mapping[str, float] | None) -> dict[str, Any]:
-    """A row of a table from the runs of one recipe, one a seed: means, deviations, ratios to ``base``, the original's perplexity by text (None for the original)."""
+def row_of(
+    recipe: str, runs: Sequence[Measured], base: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """A row of a table from the runs of one recipe, one a seed: means, deviations, ratios to
+    ``base``, the original's perplexity by text (None for the original).
+    """
     summary, spiking = runs[0].summary, bool(runs[0].summary.spiking_layers)
     perplexity = {}
     for text in runs[0].perplexity:
@@ -62,13 +78,19 @@ def row_of(recipe: str, runs: Sequence[Measured], base: Mapping[str, float] | No
             "seeds": len(values),
         }
     return {
-        "recipe": recipe, "perplexity": perplexity,
-        "average_steps": summary.average_steps if spiking else None, "additive_share": summary.additive_share if spiking else None,
-        "weight_bytes": summary.weight_bytes if spiking else None, "weight_ratio": summary.weight_bytes / summary.dense_bytes if spiking else 1.0,
+        "recipe": recipe,
+        "perplexity": perplexity,
+        "average_steps": summary.average_steps if spiking else None,
+        "additive_share": summary.additive_share if spiking else None,
+        "weight_bytes": summary.weight_bytes if spiking else None,
+        "weight_ratio": summary.weight_bytes / summary.dense_bytes if spiking else 1.0,
         "ace_ratio": statistics.fmean(run.ace for run in runs),
-        "energy_ratio": {form: statistics.fmean(getattr(run.energy, form) / run.energy.dense for run in runs) for form in FORMS},
+        "energy_ratio": {
+            form: statistics.fmean(getattr(run.energy, form) / run.energy.dense for run in runs)
+            for form in FORMS
+        },
         "seconds": None if base is None else statistics.fmean(run.seconds for run in runs),
-    }  # fmt: skip
+    }
 
 
 def perplexity_in_words(row: dict[str, Any], text: str) -> str:

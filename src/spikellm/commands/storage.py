@@ -24,20 +24,34 @@ def choose_store(needs: Needs, wanted: str, folder: Path) -> Path | None:
     """
     import psutil
 
-    free, place = int(psutil.virtual_memory().available), next(path for path in (folder, *folder.parents) if path.is_dir())
+    free, place = (
+        int(psutil.virtual_memory().available),
+        next(path for path in (folder, *folder.parents) if path.is_dir()),
+    )
     room = shutil.disk_usage(place).free
-    on_disk = wanted == "disk" or (wanted == "auto" and needs.streams > _SHARE * (free - needs.block))
+    on_disk = wanted == "disk" or (
+        wanted == "auto" and needs.streams > _SHARE * (free - needs.block)
+    )
     memory = needs.block + (0 if on_disk else needs.streams)
     disk = needs.journal + needs.result + (needs.streams if on_disk else 0)
     kept = f"hidden states ({console.size(needs.streams)}) {'on disk' if on_disk else 'in RAM'}"
     console.note(
-        f"needs about {console.size(memory)} of RAM beside the program ({console.size(free)} free) and {console.size(disk)} of disk ({console.size(room)} free); {kept}"
+        f"needs about {console.size(memory)} of RAM beside the program ({console.size(free)} free)"
+        f" and {console.size(disk)} of disk ({console.size(room)} free); {kept}"
     )
     if memory > free:
-        advice = "take fewer --samples, or --store disk" if not on_disk else "free some, or convert on a machine with more"
-        raise RequestError(f"the conversion needs about {console.size(memory)} of RAM and {console.size(free)} are free; {advice}")
+        advice = (
+            "take fewer --samples, or --store disk"
+            if not on_disk
+            else "free some, or convert on a machine with more"
+        )
+        raise RequestError(
+            f"the conversion needs about {console.size(memory)} of RAM and {console.size(free)} are"
+            f" free; {advice}"
+        )
     if disk > room:
         raise RequestError(
-            f"the conversion needs about {console.size(disk)} of disk and {place} has {console.size(room)}; free some, or choose another OUT"
+            f"the conversion needs about {console.size(disk)} of disk and {place} has"
+            f" {console.size(room)}; free some, or choose another OUT"
         )
     return folder if on_disk else None

@@ -20,7 +20,8 @@ _IDENTITY, _POINTS = "sweep.json", "points"
 
 
 def require_sweep_folder(out: Path) -> None:
-    """Refuse a folder that is no sweep's and not empty, or in which something stands where a sweep writes.
+    """Refuse a folder that is no sweep's and not empty, or in which something stands where a sweep
+    writes.
 
     Raises:
         RequestError: says what is there.
@@ -28,15 +29,27 @@ def require_sweep_folder(out: Path) -> None:
     require_name(out.absolute())
     for part in (out, *out.parents):
         if part.exists() and not part.is_dir():
-            raise RequestError(f"{part} is a file, expected a folder to keep the sweep in; choose another --out")
+            raise RequestError(
+                f"{part} is a file, expected a folder to keep the sweep in; choose another --out"
+            )
     if not out.is_dir():
         return
     if (out / _POINTS).exists() and not (out / _POINTS).is_dir():
-        raise RequestError(f"{out / _POINTS} is a file, expected the folder of finished points; move it or choose another --out")
+        raise RequestError(
+            f"{out / _POINTS} is a file, expected the folder of finished points; move it or choose"
+            " another --out"
+        )
     for name in (_IDENTITY, RESULT, PLOT):
         if (out / name).is_dir():
-            raise RequestError(f"{out / name} is a folder, expected a file that this sweep writes; move it or choose another --out")
-    others = [path for path in out.iterdir() if not (path.name.startswith(f".{_IDENTITY}.") and path.suffix == ".tmp")]
+            raise RequestError(
+                f"{out / name} is a folder, expected a file that this sweep writes; move it or"
+                " choose another --out"
+            )
+    others = [
+        path
+        for path in out.iterdir()
+        if not (path.name.startswith(f".{_IDENTITY}.") and path.suffix == ".tmp")
+    ]
     if others and not (out / _IDENTITY).exists():
         raise RequestError(f"{out} is not empty and holds no sweep; choose another --out")
 
@@ -61,7 +74,12 @@ class SweepFolder:
             if path.exists():
                 self._compare(out, identity)
             else:  # before the points, so that whatever is interrupted is known for a sweep
-                write_atomically(path, lambda temporary: temporary.write_text(json.dumps(identity, indent=2), encoding="utf-8"))
+                write_atomically(
+                    path,
+                    lambda temporary: temporary.write_text(
+                        json.dumps(identity, indent=2), encoding="utf-8"
+                    ),
+                )
             self._points.mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(out, error) from None
@@ -74,11 +92,16 @@ class SweepFolder:
         except PlainDataError as error:
             raise RequestError(f"{path} is damaged ({error}); delete {out} to start anew") from None
         if not isinstance(known, dict):
-            raise RequestError(f"{path} is damaged (it holds {type(known).__name__}, expected keys and values); delete {out} to start anew")
+            raise RequestError(
+                f"{path} is damaged (it holds {type(known).__name__}, expected keys and values);"
+                f" delete {out} to start anew"
+            )
         differing = next((key for key in identity if known.get(key) != identity[key]), None)
         if differing:
             raise RequestError(
-                f"{out} holds a sweep with another {difference_in_words(differing, known.get(differing), identity[differing])}; choose another --out"
+                f"{out} holds a sweep with another"
+                f" {difference_in_words(differing, known.get(differing), identity[differing])};"
+                " choose another --out"
             )
 
     def _path(self, identity: dict[str, Any]) -> Path | None:
@@ -107,13 +130,30 @@ class SweepFolder:
     def keep(self, identity: dict[str, Any], found: Measured) -> Measured:
         """Write a point, as it is read again."""
         if path := self._path(identity):
-            data = {**identity, "measured": {**found._asdict(), "summary": asdict(found.summary), "energy": found.energy._asdict()}}
-            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data, indent=1), encoding="utf-8"))
+            data = {
+                **identity,
+                "measured": {
+                    **found._asdict(),
+                    "summary": asdict(found.summary),
+                    "energy": found.energy._asdict(),
+                },
+            }
+            write_atomically(
+                path,
+                lambda temporary: temporary.write_text(
+                    json.dumps(data, indent=1), encoding="utf-8"
+                ),
+            )
         return found
 
 
 def _from_data(data: dict[str, Any]) -> Measured:
     summary = data["summary"]
-    layers, attentions = [LayerSummary(**one) for one in summary["layers"]], [AttentionSummary(**one) for one in summary["attentions"]]
+    layers, attentions = (
+        [LayerSummary(**one) for one in summary["layers"]],
+        [AttentionSummary(**one) for one in summary["attentions"]],
+    )
     whole = ModelSummary(summary["kind"], layers, attentions, summary["total_bytes"])
-    return Measured(data["perplexity"], data["seconds"], whole, data["ace"], Energy(**data["energy"]))
+    return Measured(
+        data["perplexity"], data["seconds"], whole, data["ace"], Energy(**data["energy"])
+    )

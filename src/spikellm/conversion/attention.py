@@ -11,12 +11,18 @@ from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
 
 def fit_attention(
-    name: str, shape: HeadShape, settings: AttentionRecipe, sample: dict[str, Tensor] | None, seed: int, device: torch.device
+    name: str,
+    shape: HeadShape,
+    settings: AttentionRecipe,
+    sample: dict[str, Tensor] | None,
+    seed: int,
+    device: torch.device,
 ) -> SpikingAttention:
     """Spiking attention with its salient channels chosen, head by head.
 
-    First order, as published (SpikeLLM §3.3): K by ``K ∘ (QᵀQ K)``, with Q of all query heads that share the key head; V by ``V ∘ (PᵀP V)``. Criteria that weigh errors take
-    Q as the weight of K, and 1 for every channel of V.
+    First order, as published (SpikeLLM §3.3): K by ``K ∘ (QᵀQ K)``, with Q of all query heads that
+    share the key head; V by ``V ∘ (PᵀP V)``. Criteria that weigh errors take Q as the weight of K,
+    and 1 for every channel of V.
 
     Args:
         sample: from :class:`AttentionSample`; needed where K or V have salient channels.
@@ -26,7 +32,9 @@ def fit_attention(
         return spikes
     queries = sample["query"].unflatten(1, (-1, shape.key_channels))
     per_head = queries.shape[1] // shape.heads
-    keys, values, gradients = (sample[part].unflatten(1, (shape.heads, -1)) for part in ("key", "value", "value_gradient"))
+    keys, values, gradients = (
+        sample[part].unflatten(1, (shape.heads, -1)) for part in ("key", "value", "value_gradient")
+    )
     if settings.center:
         spikes.key_mean.copy_(keys.mean(0))
         keys = keys - spikes.key_mean
@@ -34,14 +42,32 @@ def fit_attention(
     key_groups, value_groups = [], []
     for head in range(shape.heads):
         query = queries[:, head * per_head : (head + 1) * per_head].flatten(0, 1)
-        key_groups.append(_group(keys[:, head], query, None, settings.key, seed, f"{name}.key.{head}"))
+        key_groups.append(
+            _group(keys[:, head], query, None, settings.key, seed, f"{name}.key.{head}")
+        )
         ones = torch.eye(shape.value_channels, device=values.device)
-        value_groups.append(_group(values[:, head], ones, gradients[:, head], settings.value, seed, f"{name}.value.{head}"))
+        value_groups.append(
+            _group(
+                values[:, head],
+                ones,
+                gradients[:, head],
+                settings.value,
+                seed,
+                f"{name}.value.{head}",
+            )
+        )
     spikes.set_groups(torch.stack(key_groups), torch.stack(value_groups))
     return spikes
 
 
-def _group(x: Tensor, weight: Tensor, gradient: Tensor | None, settings: ActivationRecipe, seed: int, name: str) -> Tensor:
+def _group(
+    x: Tensor,
+    weight: Tensor,
+    gradient: Tensor | None,
+    settings: ActivationRecipe,
+    seed: int,
+    name: str,
+) -> Tensor:
     if settings.salient_rate == 0:
         return torch.zeros(x.shape[1], dtype=torch.uint8, device=x.device)
     return group_of(salient_channels(x, weight, settings, seed, name, gradient))

@@ -1,6 +1,8 @@
-"""Journal of a conversion: finished blocks on disk, so that an interrupted run goes on where it stopped and ends in the same bytes.
+"""Journal of a conversion: finished blocks on disk, so that an interrupted run goes on where it
+stopped and ends in the same bytes.
 
-Activations are not kept: on resuming, the streams are run through the finished blocks again, which gives them back exactly.
+Activations are not kept: on resuming, the streams are run through the finished blocks again, which
+gives them back exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from spikellm.core.errors import CheckpointError, RequestError
 from spikellm.core.files import cannot_write, write_atomically
 from spikellm.core.io import PlainDataError, difference_in_words, parse_json, read_json
-from spikellm.core.offload import let_go
+from spikellm.core.offload import release
 
 _MANIFEST, _REPLACES = "manifest.json", "replaces"
 
@@ -29,7 +31,8 @@ class Journal:
 
     Args:
         folder: created with the first finished block.
-        identity: what must be equal for a resumed run to end in the same bytes (recipe, fingerprints, versions).
+        identity: what must be equal for a resumed run to end in the same bytes (recipe,
+            fingerprints, versions).
         replaces: the result takes the place of what is there; a resumed run may do so too.
 
     Raises:
@@ -37,7 +40,9 @@ class Journal:
     """
 
     class Entry(NamedTuple):
-        """A finished block as its file has it, unchecked: tensors of its layers under full names, and its record."""
+        """A finished block as its file has it, unchecked: tensors of its layers under full names,
+        and its record.
+        """
 
         tensors: dict[str, Tensor]
         record: Any
@@ -52,9 +57,18 @@ class Journal:
         if not self.path(index).exists():
             return None
         with self._reading(index) as file:
-            return self.Entry({key: file.get_tensor(key) for key in list(file.keys())}, parse_json(file.metadata()["record"]))
+            return self.Entry(
+                {key: file.get_tensor(key) for key in list(file.keys())},
+                parse_json(file.metadata()["record"]),
+            )
 
-    def write(self, index: int, modules: Mapping[str, nn.Module], dense: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+    def write(
+        self,
+        index: int,
+        modules: Mapping[str, nn.Module],
+        dense: Mapping[str, Tensor],
+        record: dict[str, Any],
+    ) -> None:
         """Keep a finished block; the first one creates the folder and its manifest."""
         if not is_journal(self.folder):
             try:
@@ -64,17 +78,33 @@ class Journal:
             except OSError as error:
                 raise cannot_write(self.folder, error) from None
             text = json.dumps(self._identity, indent=1)
-            write_atomically(self.folder / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-        tensors = {f"{name}.{key}": tensor.contiguous() for name, module in modules.items() for key, tensor in module.state_dict().items()}
+            write_atomically(
+                self.folder / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8")
+            )
+        tensors = {
+            f"{name}.{key}": tensor.contiguous()
+            for name, module in modules.items()
+            for key, tensor in module.state_dict().items()
+        }
         tensors.update(dense)
-        write_atomically(self.path(index), lambda path: save_file(tensors, path, metadata={"record": json.dumps(record)}))
+        write_atomically(
+            self.path(index),
+            lambda path: save_file(tensors, path, metadata={"record": json.dumps(record)}),
+        )
 
-    def hand_back(self, index: int, modules: Mapping[str, nn.Module], dense: Mapping[str, nn.Parameter]) -> None:
-        """Let modules and parameters of a finished block, all on the CPU, read their tensors from the journal's file, so that they need no memory of their own."""
+    def hand_back(
+        self, index: int, modules: Mapping[str, nn.Module], dense: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Let modules and parameters of a finished block, all on the CPU, read their tensors from
+        the journal's file, so that they need no memory of their own.
+        """
         with self._reading(index) as file:
             for name, module in modules.items():
-                module.load_state_dict({key: file.get_tensor(f"{name}.{key}") for key in module.state_dict()}, assign=True)
-                let_go(module)
+                module.load_state_dict(
+                    {key: file.get_tensor(f"{name}.{key}") for key in module.state_dict()},
+                    assign=True,
+                )
+                release(module)
             for name, parameter in dense.items():
                 parameter.data = file.get_tensor(name)
 
@@ -85,7 +115,9 @@ class Journal:
             with safe_open(path, framework="pt") as file:
                 yield file
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); delete it to convert that block again") from None
+            raise CheckpointError(
+                f"{path} is damaged ({error}); delete it to convert that block again"
+            ) from None
 
     def path(self, index: int) -> Path:
         """The file of a block."""
@@ -95,8 +127,9 @@ class Journal:
         for key in sorted(found.keys() | expected.keys()):
             if found.get(key) != expected.get(key):
                 raise RequestError(
-                    f"{self.folder} holds an interrupted conversion with another {difference_in_words(key, found.get(key), expected.get(key))}; "
-                    "resume with the same settings, or start afresh with --force"
+                    f"{self.folder} holds an interrupted conversion with another"
+                    f" {difference_in_words(key, found.get(key), expected.get(key))}; resume with"
+                    " the same settings, or start afresh with --force"
                 )
 
 
@@ -114,8 +147,13 @@ def is_journal(folder: Path) -> bool:
 
 
 def is_leftover(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a conversion leaves that was interrupted before its first block was finished."""
-    return folder.is_dir() and all(path.name == _REPLACES or path.name.startswith((".", "states-")) for path in folder.iterdir())
+    """Whether a folder holds nothing but what a conversion leaves that was interrupted before its
+    first block was finished.
+    """
+    return folder.is_dir() and all(
+        path.name == _REPLACES or path.name.startswith((".", "states-"))
+        for path in folder.iterdir()
+    )
 
 
 def replaces(folder: Path) -> bool:
@@ -124,7 +162,9 @@ def replaces(folder: Path) -> bool:
 
 
 def forget(folder: Path) -> None:
-    """Remove a journal: it is gone under its name at once, so that an interruption leaves no half of it."""
+    """Remove a journal: it is gone under its name at once, so that an interruption leaves no half
+    of it.
+    """
     gone = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(gone, ignore_errors=True)
     if not folder.exists():

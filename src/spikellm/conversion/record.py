@@ -61,17 +61,23 @@ def record_of(
     pairs: Iterable[tuple[Tensor, Tensor]],
     fitted: FittedBlock,
 ) -> BlockRecord:
-    """Difference of the two streams, from pairs of converted and exact states; of several ranks over all of them."""
+    """Difference of the two streams, from pairs of converted and exact states.
+
+    Of several ranks over all of them.
+    """
     squared, power, count = 0.0, 0.0, 0
     for converted, exact in pairs:
         target = exact.double()
         squared += float((converted.double() - target).square().sum())
         power += float(target.square().sum())
         count += target.numel()
-    squared, power, count = distributed.summed(torch.tensor([squared, power, count], dtype=torch.float64)).tolist()
+    squared, power, count = distributed.all_reduce(
+        torch.tensor([squared, power, count], dtype=torch.float64)
+    ).tolist()
     if not math.isfinite(squared):
         raise NumericalError(
-            f"the converted model gives NaN or infinity behind {name}; raise bits or leave its layers out with an override"
+            f"the converted model gives NaN or infinity behind {name}; raise bits or leave its"
+            " layers out with an override"
         )
     return BlockRecord(
         name,
@@ -93,8 +99,13 @@ def record_from(data: Any, name: str, modules: Mapping[str, nn.Module]) -> Block
     if problem := wrong_in_block(data):
         raise ValueError(problem)
     rotated = {rotation_of(key) for key in data.get("rotated", ())}
-    if data["name"] != name or sorted(data["layers"]) != sorted(modules) or not rotated <= modules.keys():
+    if (
+        data["name"] != name
+        or sorted(data["layers"]) != sorted(modules)
+        or not rotated <= modules.keys()
+    ):
         raise ValueError(
-            f"it holds the record of {data['name'][:80]!r}, of {len(data['layers'])} modules, expected {name}, of {len(modules)}"
+            f"it holds the record of {data['name'][:80]!r}, of {len(data['layers'])} modules,"
+            f" expected {name}, of {len(modules)}"
         )
     return BlockRecord(**data)

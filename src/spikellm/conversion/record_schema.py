@@ -1,4 +1,6 @@
-"""The record of a conversion, as plain data that may be anything: in ``config.json``, and block by block in the journal of a conversion that was interrupted."""
+"""The record of a conversion, as plain data that may be anything: in ``config.json``, and block by
+block in the journal of a conversion that was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,23 @@ def wrong_in_block(data: Any) -> str | None:
         "layers": _are_lines,
         "dropped": _are_lines,
         "notes": _are_lines,
-        "rotated": lambda value: isinstance(value, dict) and all(_is_line(key) and _is_count(count) for key, count in value.items()),
+        "rotated": (
+            lambda value: (
+                isinstance(value, dict)
+                and all(_is_line(key) and _is_count(count) for key, count in value.items())
+            )
+        ),
     }
     if not isinstance(data, dict) or not _BLOCK <= data.keys() <= checks.keys():
         return f"a record of a block does not hold {', '.join(checks)}"
-    return next((f"{key} in the record of a block is {str(data[key])[:80]!r}" for key in data if not checks[key](data[key])), None)
+    return next(
+        (
+            f"{key} in the record of a block is {str(data[key])[:80]!r}"
+            for key in data
+            if not checks[key](data[key])
+        ),
+        None,
+    )
 
 
 def wrong_in_record(data: Any) -> str | None:
@@ -34,10 +48,13 @@ def wrong_in_record(data: Any) -> str | None:
     if not isinstance(blocks, list):
         return "blocks is no list"
     if not isinstance(calibration, dict) or not all(
-        _is_line(calibration.get(key)) if kind is str else _is_count(calibration.get(key)) for key, kind in _CALIBRATION.items()
+        _is_line(calibration.get(key)) if kind is str else _is_count(calibration.get(key))
+        for key, kind in _CALIBRATION.items()
     ):
         return f"calibration does not hold {', '.join(_CALIBRATION)}"
-    if not isinstance(versions, dict) or not all(_is_line(key) and _is_line(value) for key, value in versions.items()):
+    if not isinstance(versions, dict) or not all(
+        _is_line(key) and _is_line(value) for key, value in versions.items()
+    ):
         return "versions does not hold one by package"
     if not all(_is_line(data.get(key, "")) for key in ("model", "device")):
         return "model or device is no line of text"

@@ -1,4 +1,6 @@
-"""How many input channels of each layer take more steps, for one mean over the whole model: more where a step lowers the final loss more for what it costs."""
+"""How many input channels of each layer take more steps, for one mean over the whole model: more
+where a step lowers the final loss more for what it costs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _MOST = 0.5
 
 
 class _Tensor(NamedTuple):
-    """One tensor that layers read: who, channels, expected loss at 0, 1, 2 … shares, products that a share costs."""
+    """One tensor that layers read: who, channels, expected loss at 0, 1, 2 … shares, products that
+    a share costs.
+    """
 
     readers: tuple[str, ...]
     channels: int
@@ -44,12 +48,18 @@ class StepShares:
         """Take note of the layers of one block whose settings say ``salient_over: model``."""
         by_reader: dict[tuple[str, ...], list[SurveyedLayer]] = {}
         for layer in layers:
-            if layer.settings.activations.shared_out:
+            if layer.settings.activations.allocated_over_model:
                 by_reader.setdefault(layer.readers, []).append(layer)
         for readers, group in by_reader.items():
             settings, sample = group[0].settings.activations, group[0].sample
-            weights = [weight_and_bias(layer.module)[0].detach().float() * layer.sensitivity.sqrt().unsqueeze(1) for layer in group]
-            evidence = evidence_of(sample, torch.cat(weights), settings, 0.0, self._seed, readers[0])
+            weights = [
+                weight_and_bias(layer.module)[0].detach().float()
+                * layer.sensitivity.sqrt().unsqueeze(1)
+                for layer in group
+            ]
+            evidence = evidence_of(
+                sample, torch.cat(weights), settings, 0.0, self._seed, readers[0]
+            )
             channels = sample.shape[1]
             losses = [least_loss(replace(evidence, count=count)) for count in _counts(channels)]
             self._tensors.setdefault(settings, []).append(
@@ -57,11 +67,19 @@ class StepShares:
             )
 
     def counts(self) -> dict[str, int]:
-        """Salient channels of every layer; layers with different settings share each their own mean."""
+        """Salient channels of every layer.
+
+        Layers with different settings share each their own mean.
+        """
         found: dict[str, int] = {}
         for settings, tensors in self._tensors.items():
             errors = torch.stack([tensor.losses for tensor in tensors], 1)
-            shares = spend(errors, 1 + settings.salient_rate / SHARE, [tensor.cost for tensor in tensors]) - 1
+            shares = (
+                spend(
+                    errors, 1 + settings.salient_rate / SHARE, [tensor.cost for tensor in tensors]
+                )
+                - 1
+            )
             for tensor, share in zip(tensors, shares.tolist(), strict=True):
                 found.update(dict.fromkeys(tensor.readers, _counts(tensor.channels)[share]))
         return found

@@ -1,4 +1,6 @@
-"""A look at the whole full-precision model before any block is converted, for pipelines that decide over all layers at once."""
+"""A look at the whole full-precision model before any block is converted, for pipelines that decide
+over all layers at once.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import torch
 from torch import nn
 
 from spikellm.algorithms.survey import SurveyedLayer
-from spikellm.conversion.block_runner import BlockReplay
-from spikellm.data.shards import OwnWindows
+from spikellm.conversion.block_runner import BlockRunner
+from spikellm.data.shards import WindowShard
 from spikellm.models.experts import every_expert_sees_every_token
 from spikellm.models.families import Blocks
 from spikellm.models.plan import BlockPlan
@@ -22,16 +24,16 @@ from spikellm.observers.sensitivity import output_sensitivity
 from spikellm.recipe import LinearRecipe
 
 if TYPE_CHECKING:
-    from spikellm.transforms.residual_rotation import Rotating
+    from spikellm.transforms.residual_rotation import ModelRotation
 
 
 def survey(
     model: nn.Module,
-    part: OwnWindows,
+    part: WindowShard,
     blocks: Blocks,
     plan: Sequence[BlockPlan],
-    replay: BlockReplay,
-    rotating: Rotating,
+    runner: BlockRunner,
+    rotation: ModelRotation,
     device: torch.device,
     wanted: Callable[[LinearRecipe], bool],
     on_stage: Callable[[str], object] = lambda _: None,
@@ -40,7 +42,9 @@ def survey(
     sampled: int = 1,
     hessian: bool = True,
 ) -> Iterator[list[SurveyedLayer]]:
-    """The wanted layers, block after block; Hessians and samples live for one block. Where the recipe rotates, all blocks are rotated first.
+    """The wanted layers, block after block; Hessians and samples live for one block.
+
+    Where the recipe rotates, all blocks are rotated first.
 
     Args:
         part: calibration tokens of this rank.
@@ -55,31 +59,45 @@ def survey(
     Raises:
         NumericalError, RequestError: see :func:`spikellm.observers.sensitivity.output_sensitivity`.
     """
-    names = {name: settings for block in plan for name, settings in block.linears.items() if wanted(settings)}
-    rotating.ends(part.windows[:1])
-    if rotating.active:
+    names = {
+        name: settings
+        for block in plan
+        for name, settings in block.linears.items()
+        if wanted(settings)
+    }
+    rotation.ends(part.windows[:1])
+    if rotation.active:
         on_stage("rotating all blocks, which stay in memory")
-        states = ActivationStore(replay.first_inputs(), folder)
+        states = ActivationStore(runner.first_inputs(), folder)
         for index, (block, module) in enumerate(zip(plan, blocks.modules, strict=True)):
-            forward = partial(replay.forward, index)
-            rotating.stream(index, module, states[0][:1], forward)
-            rotating.inside(block, module, states, forward, part)
+            forward = partial(runner.forward, index)
+            rotation.stream(index, module, states[0][:1], forward)
+            rotation.inside(block, module, states, forward, part)
             states.advance(partial(forward, module))
-    on_stage("weighing layers against each other: a backward pass of the whole model, then a look at each block")
+    on_stage(
+        "weighing layers against each other: a backward pass of the whole model, then a look at"
+        " each block"
+    )
     sensitivity = output_sensitivity(model, part, names)
-    states = ActivationStore(replay.first_inputs(), folder)
+    states = ActivationStore(runner.first_inputs(), folder)
     for index, (block, module) in enumerate(zip(plan, blocks.modules, strict=True)):
         on_stage(f"looking at block {index + 1}/{len(plan)}")
         layers = {name: model.get_submodule(name) for name in block.linears if name in names}
         home = next(module.parameters()).device
         module.to(device)
         samples = SampledInputs(layers, part.whole, sampled, hessian=hessian, before=part.before)
-        with samples.watching(), every_expert_sees_every_token():
-            states.advance(partial(replay.forward, index, module))
-        samples.put_together()
+        with samples.hooks(), every_expert_sees_every_token():
+            states.advance(partial(runner.forward, index, module))
+        samples.all_gather()
         yield [
             SurveyedLayer(
-                name, layer, names[name], samples.hessian(name), sensitivity[name].to(sample.device), sample, _readers(name, samples, names)
+                name,
+                layer,
+                names[name],
+                samples.hessian(name),
+                sensitivity[name].to(sample.device),
+                sample,
+                _readers(name, samples, names),
             )
             for name, layer in layers.items()
             if (sample := samples.get(name)) is not None
@@ -87,5 +105,13 @@ def survey(
         module.to(home)
 
 
-def _readers(name: str, samples: SampledInputs, names: Mapping[str, LinearRecipe]) -> tuple[str, ...]:
-    return tuple(sorted(other for other in samples.readers(name) if names[other].activations == names[name].activations))
+def _readers(
+    name: str, samples: SampledInputs, names: Mapping[str, LinearRecipe]
+) -> tuple[str, ...]:
+    return tuple(
+        sorted(
+            other
+            for other in samples.readers(name)
+            if names[other].activations == names[name].activations
+        )
+    )

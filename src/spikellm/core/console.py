@@ -13,7 +13,14 @@ from typing import Any, Literal, cast, get_args
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from spikellm.core.errors import RequestError
@@ -34,7 +41,11 @@ def note(text: str) -> None:
     err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def check_json_target(target: str | None, reads: Iterable[Source] = (), writes: Mapping[str, Path | None] | None = None) -> None:
+def check_json_target(
+    target: str | None,
+    reads: Iterable[Source] = (),
+    writes: Mapping[str, Path | None] | None = None,
+) -> None:
     """The file of ``--json``, as :func:`check_file_target` has it; ``-`` is standard output."""
     if target != "-":
         check_file_target("--json", target, reads, writes, ", or - for standard output")
@@ -47,14 +58,16 @@ def check_file_target(
     writes: Mapping[str, Path | None] | None = None,
     otherwise: str = "",
 ) -> None:
-    """Refuse a file that could not be written, or that would destroy another one, before the work that would fill it.
+    """Refuse a file that could not be written, or that would destroy another one, before the work
+    that would fill it.
 
     Args:
         reads: what the command reads.
         writes: files and folders that the command writes besides, by the option that names them.
 
     Raises:
-        RequestError: the folder of the file does not exist, the target is a folder, a part of what is read, or a part of what is written besides.
+        RequestError: the folder of the file does not exist, the target is a folder, a part of what
+            is read, or a part of what is written besides.
     """
     path = None if target is None else Path(target)
     if path is None:
@@ -69,16 +82,26 @@ def check_file_target(
         if source.includes(path):
             if source.path.resolve() == path.resolve():
                 raise RequestError(
-                    f"{option} {target} is what this command reads, and would be overwritten; choose another file{otherwise}"
+                    f"{option} {target} is what this command reads, and would be overwritten;"
+                    f" choose another file{otherwise}"
                 )
-            raise RequestError(f"{option} {target} lies in {source.path}, which this command reads; choose a file elsewhere{otherwise}")
+            raise RequestError(
+                f"{option} {target} lies in {source.path}, which this command reads; choose a file"
+                f" elsewhere{otherwise}"
+            )
     for other, written in (writes or {}).items():
         if written is not None and path.resolve().is_relative_to(written.resolve()):
-            raise RequestError(f"{option} {target} and {other} {written} would overwrite each other; choose another file for one of them")
+            raise RequestError(
+                f"{option} {target} and {other} {written} would overwrite each other; choose"
+                " another file for one of them"
+            )
 
 
 def write_json(data: Any, target: str) -> None:
-    """JSON to a file, or to standard output where the target is ``-``; characters that have no place there are escaped."""
+    """JSON to a file, or to standard output where the target is ``-``.
+
+    Characters that have no place there are escaped.
+    """
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     if not encodes(text, sys.stdout.encoding if target == "-" else "utf-8"):
         text = json.dumps(data, indent=2) + "\n"
@@ -91,14 +114,21 @@ def write_json(data: Any, target: str) -> None:
 Style = Literal["table", "markdown", "csv", "latex"]
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 1, style: Style = "table") -> None:
-    """A table on standard output; the first ``left`` columns are flush left, the others right. Titles are for people only."""
+def table(
+    title: str, columns: list[str], rows: list[list[str]], *, left: int = 1, style: Style = "table"
+) -> None:
+    """A table on standard output; the first ``left`` columns are flush left, the others right.
+
+    Titles are for people only.
+    """
     if style != "table":
         sys.stdout.write(_plain_table(columns, rows, left, style))
         return
     sheet = Table(title=escape(title), title_justify="left")
     for place, column in enumerate(columns):
-        sheet.add_column(escape(column), justify="left" if place < left else "right", overflow="fold")
+        sheet.add_column(
+            escape(column), justify="left" if place < left else "right", overflow="fold"
+        )
     for row in rows:
         sheet.add_row(*map(escape, row))
     Console(width=None if sys.stdout.isatty() else 160).print(sheet)
@@ -126,11 +156,31 @@ def _plain_table(columns: list[str], rows: list[list[str]], left: int, style: St
         lines = [[cell.replace("|", "\\|") for cell in row] for row in (columns, *rows)]
         rule = [":--" if side == "l" else "--:" for side in sides]
         return "".join(f"| {' | '.join(row)} |\n" for row in (lines[0], rule, *lines[1:]))
-    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
     special.update({sign: f"\\{sign}" for sign in "&%$#_{}"})
-    lines = [["".join(special.get(sign, sign) for sign in cell) for cell in row] for row in (columns, *rows)]
+    lines = [
+        ["".join(special.get(sign, sign) for sign in cell) for cell in row]
+        for row in (columns, *rows)
+    ]
     body = [" & ".join(row) + r" \\" for row in lines]
-    return "\n".join([rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}", ""])
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{''.join(sides)}}}",
+            r"\hline",
+            body[0],
+            r"\hline",
+            *body[1:],
+            r"\hline",
+            r"\end{tabular}",
+            "",
+        ]
+    )
 
 
 @contextmanager

@@ -20,5 +20,8 @@ def find_device(name: str | torch.device) -> torch.device:
             raise ValueError("it holds no values")
     except Exception as error:  # each backend raises its own kind
         reason = " ".join(str(error).split())[:120]
-        raise RequestError(f"device {str(name)!r} is not available here ({reason}); give cpu, or cuda:0 where there is one") from None
+        raise RequestError(
+            f"device {str(name)!r} is not available here ({reason}); give cpu, or cuda:0 where"
+            " there is one"
+        ) from None
     return device

@@ -1,6 +1,8 @@
-"""One conversion on several processes (``torchrun``): each runs its share of the calibration text, sums and samples are put together, layers are dealt out.
+"""One conversion on several processes (``torchrun``): each runs its share of the calibration text,
+sums and samples are put together, layers are dealt out.
 
-Without ``torch.distributed`` there is one rank, and everything here gives back what it is given. What goes between ranks are tensors, never pickled objects.
+Without ``torch.distributed`` there is one rank, and everything here gives back what it is given.
+What goes between ranks are tensors, never pickled objects.
 """
 
 from __future__ import annotations
@@ -19,23 +21,23 @@ from spikellm.core.errors import RequestError, SpikeLLMError
 _START = "start ranks with torchrun, which sets it, or unset WORLD_SIZE for one process"
 
 
-def count() -> int:
+def world_size() -> int:
     """How many ranks there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def own() -> int:
+def rank() -> int:
     """The rank of this process, from 0."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def first() -> bool:
+def is_main() -> bool:
     """Whether this is the rank that writes and speaks."""
-    return own() == 0
+    return rank() == 0
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the other ranks, where ``torchrun`` started several.
 
     Raises:
@@ -61,78 +63,91 @@ def joined() -> Iterator[None]:
 def _number(name: str, least: int, most: int | None = None) -> int:
     """A whole number of the environment."""
     text = os.environ.get(name)
-    if text is None or not (text.isascii() and text.isdigit() and least <= int(text) <= (most or int(text))):
+    if text is None or not (
+        text.isascii() and text.isdigit() and least <= int(text) <= (most or int(text))
+    ):
         found = "not set" if text is None else repr(text)
         upper = "" if most is None else f" to {most}"
-        raise RequestError(f"{name} is {found}, expected a whole number from {least}{upper}; {_START}")
+        raise RequestError(
+            f"{name} is {found}, expected a whole number from {least}{upper}; {_START}"
+        )
     return int(text)
 
 
-def summed(tensor: Tensor) -> Tensor:
+def all_reduce(tensor: Tensor) -> Tensor:
     """Sum over all ranks, in place."""
-    if count() > 1:
+    if world_size() > 1:
         _told(lambda: dist.all_reduce(tensor))
     return tensor
 
 
-def total(number: float) -> float:
+def sum_scalar(number: float) -> float:
     """Sum of one number of each rank."""
-    return float(summed(torch.tensor(number, dtype=torch.float64))) if count() > 1 else number
+    return (
+        float(all_reduce(torch.tensor(number, dtype=torch.float64))) if world_size() > 1 else number
+    )
 
 
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
+def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
     """Put the sum over all ranks in the place of each gradient; one exchange for all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    whole = summed(torch.cat([gradient.flatten().cpu() for gradient in gradients]))
-    for gradient, part in zip(gradients, whole.split([gradient.numel() for gradient in gradients]), strict=True):
+    whole = all_reduce(torch.cat([gradient.flatten().cpu() for gradient in gradients]))
+    for gradient, part in zip(
+        gradients, whole.split([gradient.numel() for gradient in gradients]), strict=True
+    ):
         gradient.copy_(part.view_as(gradient))
 
 
-def of_each(number: int) -> list[int]:
+def gather_counts(number: int) -> list[int]:
     """A number of every rank, in order of ranks."""
-    numbers = torch.zeros(count(), dtype=torch.int64)
-    numbers[own()] = number
-    found: list[int] = summed(numbers).tolist()
+    numbers = torch.zeros(world_size(), dtype=torch.int64)
+    numbers[rank()] = number
+    found: list[int] = all_reduce(numbers).tolist()
     return found
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def all_gather(tensor: Tensor) -> Tensor:
     """Rows of all ranks, ``(rows, …)``, in order of ranks."""
-    if count() == 1:
+    if world_size() == 1:
         return tensor
-    sizes = of_each(len(tensor))
-    padded = torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, max(sizes) - len(tensor))).contiguous()
+    sizes = gather_counts(len(tensor))
+    padded = torch.nn.functional.pad(
+        tensor, (0, 0) * (tensor.dim() - 1) + (0, max(sizes) - len(tensor))
+    ).contiguous()
     parts = [torch.empty_like(padded) for _ in sizes]
     _told(lambda: dist.all_gather(parts, padded))
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
-def dealt(costs: Mapping[str, float]) -> dict[str, int]:
+def assign(costs: Mapping[str, float]) -> dict[str, int]:
     """Which rank takes which piece of work: the largest first, each to the rank with least to do."""
-    load_of, owner = [0.0] * count(), {}
+    load_of, owner = [0.0] * world_size(), {}
     for name in sorted(costs, key=lambda name: (-costs[name], name)):
         owner[name] = load_of.index(min(load_of))
         load_of[owner[name]] += costs[name]
     return owner
 
 
-def from_owner(owner: int, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def broadcast(owner: int, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Tensors that one rank has and all need."""
-    if count() == 1:
+    if world_size() == 1:
         return dict(tensors or {})
-    data = torch.frombuffer(bytearray(save({key: tensor.contiguous() for key, tensor in (tensors or {}).items()})), dtype=torch.uint8)
+    data = torch.frombuffer(
+        bytearray(save({key: tensor.contiguous() for key, tensor in (tensors or {}).items()})),
+        dtype=torch.uint8,
+    )
     size = torch.tensor([len(data)])
     _told(lambda: dist.broadcast(size, owner))
-    data = data if own() == owner else torch.empty(int(size), dtype=torch.uint8)
+    data = data if rank() == owner else torch.empty(int(size), dtype=torch.uint8)
     _told(lambda: dist.broadcast(data, owner))
     return load(data.numpy().tobytes())
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all ranks are here."""
-    if count() > 1:
+    if world_size() > 1:
         _told(dist.barrier)
 
 
@@ -142,5 +157,6 @@ def _told(work: Callable[[], object]) -> None:
     except RuntimeError as error:
         words = " ".join(str(error).split())[:200]
         raise SpikeLLMError(
-            f"another rank has ended or cannot be reached ({words}); finished blocks are kept, run again with --resume"
+            f"another rank has ended or cannot be reached ({words}); finished blocks are kept, run"
+            " again with --resume"
         ) from None

@@ -1,4 +1,7 @@
-"""The project's own errors. Each message says what was found, what was expected and what to do next, in one line."""
+"""The project's own errors.
+
+Each message says what was found, what was expected and what to do next, in one line.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,19 @@ _LONGEST = 1200  # characters of a message
 class SpikeLLMError(Exception):
     """Base of every error that this package raises on purpose.
 
-    ``exit_status`` is what the command line returns: 2 where the request was wrong, 1 where the work failed. What is quoted from a file may be of any length, so long
+    ``exit_status`` is what the command line returns: 2 where the request was wrong, 1 where the
+        work failed. What is quoted from a file may be of any length, so long
     messages lose their middle.
     """
 
     exit_status = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 3 :]}")
+        super().__init__(
+            message
+            if len(message) <= _LONGEST
+            else f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 3 :]}"
+        )
 
 
 class RequestError(SpikeLLMError, ValueError):
@@ -37,7 +45,10 @@ class CheckpointError(SpikeLLMError):
 
 
 class NumericalError(SpikeLLMError):
-    """NaN or infinity where a finite number is needed; the message names the tensor or the block."""
+    """NaN or infinity where a finite number is needed.
+
+    The message names the tensor or the block.
+    """
 
 
 class DependencyError(SpikeLLMError):

@@ -25,5 +25,8 @@ def require(work: str, extra: str, *packages: str, otherwise: str = "") -> Modul
     try:
         modules = [importlib.import_module(package) for package in packages]
     except ImportError as error:
-        raise DependencyError(f"{work} need {error.name}, which is not installed; pip install 'spikellm[{extra}]'{otherwise}") from None
+        raise DependencyError(
+            f"{work} need {error.name}, which is not installed; pip install"
+            f" 'spikellm[{extra}]'{otherwise}"
+        ) from None
     return modules[0]

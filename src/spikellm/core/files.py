@@ -58,17 +58,21 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def folder_when_done(target: Path, *, overwrite: bool = False, mark: str = MODEL) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that becomes ``target`` when the block ends well and vanishes when it does not.
+    """A temporary folder beside ``target`` that becomes ``target`` when the block ends well and
+    vanishes when it does not.
 
     Raises:
-        RequestError: ``target`` exists, is not empty, and may not be overwritten (see :func:`require_free`).
+        RequestError: ``target`` exists, is not empty, and may not be overwritten (see
+            :func:`require_free`).
         SpikeLLMError: the file system refused.
     """
     target = target.resolve()
     require_free(target, overwrite=overwrite, mark=mark)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        )
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
         raise cannot_write(target, error) from None
@@ -85,7 +89,10 @@ def folder_when_done(target: Path, *, overwrite: bool = False, mark: str = MODEL
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something at a path; not at one that the system refuses, such as a name that is too long."""
+    """Whether there is something at a path.
+
+    Not at one that the system refuses, such as a name that is too long.
+    """
     try:
         return path.exists()
     except OSError:
@@ -103,11 +110,15 @@ class Source(NamedTuple):
         if not exists(self.path):
             return False
         own, found = self.path.resolve(), target.resolve()
-        return found == own or (found.is_relative_to(own) and (not self.suffixes or found.suffix in self.suffixes))
+        return found == own or (
+            found.is_relative_to(own) and (not self.suffixes or found.suffix in self.suffixes)
+        )
 
 
 def require_name(target: Path, *beside: str) -> None:
-    """Refuse a target whose name, or names that are needed beside it, the file system does not take."""
+    """Refuse a target whose name, or names that are needed beside it, the file system does not
+    take.
+    """
     for name in (target.name, *beside):
         try:
             target.with_name(name).is_symlink()
@@ -121,27 +132,34 @@ def require_folder_name(target: Path) -> None:
 
 
 def require_free(target: Path, *, overwrite: bool = False, mark: str = MODEL) -> None:
-    """Refuse a target that is no folder, that is or holds the current one, or that holds something, unless it is to be overwritten and holds the file ``mark``, as what
+    """Refuse a target that is no folder, that is or holds the current one, or that holds something,
+    unless it is to be overwritten and holds the file ``mark``, as what
     is written will."""
     require_folder_name(target)
     if not is_gone() and Path.cwd().is_relative_to(target.resolve()):
         raise RequestError(
-            f"{target} is, or holds, the current folder, which a new one would take the place of; give another folder, or run from elsewhere"
+            f"{target} is, or holds, the current folder, which a new one would take the place of;"
+            " give another folder, or run from elsewhere"
         )
     for part in (target, *target.parents):
         if part.exists() or part.is_symlink():
             if not part.is_dir():
-                raise RequestError(f"{part} is a file, expected a folder to write {'to' if part == target else 'in'}; choose another name")
+                raise RequestError(
+                    f"{part} is a file, expected a folder to write"
+                    f" {'to' if part == target else 'in'}; choose another name"
+                )
             break
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not (target / mark).is_file():
         raise RequestError(
-            f"folder {target} is not empty and holds no {mark}, so it is nothing that may be overwritten; choose another one, or empty it"
+            f"folder {target} is not empty and holds no {mark}, so it is nothing that may be"
+            " overwritten; choose another one, or empty it"
         )
     if not overwrite:
         raise RequestError(
-            f"folder {target} exists and is not empty; choose another one, or overwrite it (--force on the command line, overwrite=True in Python)"
+            f"folder {target} exists and is not empty; choose another one, or overwrite it (--force"
+            " on the command line, overwrite=True in Python)"
         )
 
 
@@ -155,16 +173,22 @@ def is_gone() -> bool:
 
 
 def require_outside(target: Path, *sources: str | Path) -> None:
-    """Refuse a target that is, or holds, one of the files and folders to be read: overwriting it would remove them."""
+    """Refuse a target that is, or holds, one of the files and folders to be read: overwriting it
+    would remove them.
+    """
     for source in map(Path, sources):
         if exists(source) and source.resolve().is_relative_to(target.resolve()):
-            raise RequestError(f"{target} holds {source}, which is to be read; choose another folder to write to")
+            raise RequestError(
+                f"{target} holds {source}, which is to be read; choose another folder to write to"
+            )
 
 
 def remove_leftovers(target: Path) -> None:
     """Remove temporary folders that interrupted writers of ``target`` left beside it."""
     target = target.resolve()
-    own = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.tmp(\.old)?")  # in the middle what mkdtemp makes up
+    own = re.compile(
+        rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.tmp(\.old)?"
+    )  # in the middle what mkdtemp makes up
     for path in target.parent.glob(".*"):
         if own.fullmatch(path.name) and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -172,7 +196,10 @@ def remove_leftovers(target: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> SpikeLLMError:
     """One line for a refusal of the file system."""
-    return SpikeLLMError(f"cannot write {path}: {error.strerror or error}; free space or choose another place, then run again")
+    return SpikeLLMError(
+        f"cannot write {path}: {error.strerror or error}; free space or choose another place, then"
+        " run again"
+    )
 
 
 def _swap_in(temporary: Path, target: Path) -> None:

@@ -1,4 +1,6 @@
-"""YAML and JSON from files that nobody vouches for: of bounded size, also once aliases are followed, and not nested without end."""
+"""YAML and JSON from files that nobody vouches for: of bounded size, also once aliases are
+followed, and not nested without end.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def read_yaml(text: str) -> Any:
     """YAML by the safe loader.
 
     Raises:
-        PlainDataError: not YAML; larger than :data:`MOST_BYTES` or, with aliases followed, than :data:`MOST_NODES` values; nested deeper than :data:`MOST_DEPTH`.
+        PlainDataError: not YAML; larger than :data:`MOST_BYTES` or, with aliases followed, than
+            :data:`MOST_NODES` values; nested deeper than :data:`MOST_DEPTH`.
     """
     if len(text) > MOST_BYTES:
         raise PlainDataError(f"{len(text):,} characters, expected at most {MOST_BYTES:,}")
@@ -56,7 +59,8 @@ def read_json(path: Path) -> Any:
     """JSON of a file.
 
     Raises:
-        PlainDataError: not JSON, larger than :data:`MOST_JSON_BYTES`, or nested deeper than :data:`MOST_DEPTH`.
+        PlainDataError: not JSON, larger than :data:`MOST_JSON_BYTES`, or nested deeper than
+            :data:`MOST_DEPTH`.
         OSError: it cannot be read.
     """
     return parse_json(read_text(path, MOST_JSON_BYTES))
@@ -68,7 +72,9 @@ def parse_json(text: str) -> Any:
     Raises:
         PlainDataError: not JSON, or nested deeper than :data:`MOST_DEPTH`.
     """
-    return _bounded(lambda: json.loads(text), "JSON", len(text) + 1)  # it has no aliases, so no more values than characters
+    return _bounded(
+        lambda: json.loads(text), "JSON", len(text) + 1
+    )  # it has no aliases, so no more values than characters
 
 
 def _bounded(read: Callable[[], Any], kind: str, most: int = MOST_NODES) -> Any:
@@ -84,7 +90,8 @@ def _bounded(read: Callable[[], Any], kind: str, most: int = MOST_NODES) -> Any:
         seen += 1
         if seen + len(waiting) > most or depth > MOST_DEPTH:
             raise PlainDataError(
-                f"{kind} that grows beyond all bounds once its aliases are followed, or is nested deeper than {MOST_DEPTH}"
+                f"{kind} that grows beyond all bounds once its aliases are followed, or is nested"
+                f" deeper than {MOST_DEPTH}"
             )
         if isinstance(value, dict):
             waiting += [(part, depth + 1) for part in value.values()]
@@ -94,7 +101,10 @@ def _bounded(read: Callable[[], Any], kind: str, most: int = MOST_NODES) -> Any:
 
 
 def leaves(data: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All values within plain data that hold no others, each with the keys that lead to it; places in lists are no keys."""
+    """All values within plain data that hold no others, each with the keys that lead to it.
+
+    Places in lists are no keys.
+    """
     if isinstance(data, dict):
         for key, part in data.items():
             yield from leaves(part, (*place, str(key)))
@@ -106,11 +116,17 @@ def leaves(data: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def difference_in_words(field: str, before: Any, now: Any) -> str:
-    """The first field, by its name with dots, in which two different values of plain data differ, and its values. Names and descriptions come last: they tell of the others."""
+    """The first field, by its name with dots, in which two different values of plain data differ,
+    and its values. Names and descriptions come last: they tell of the others.
+    """
     if not (isinstance(before, dict) and isinstance(now, dict)):
-        return f"{field if field.isprintable() else repr(field)} ({_short(before)}, now {_short(now)})"
+        return (
+            f"{field if field.isprintable() else repr(field)} ({_short(before)}, now {_short(now)})"
+        )
     keys = sorted(before.keys() | now.keys(), key=lambda key: (key in {"name", "description"}, key))
-    differing = next(key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key)))
+    differing = next(
+        key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key))
+    )
     return difference_in_words(f"{field}.{differing}", before.get(differing), now.get(differing))
 
 

@@ -12,7 +12,9 @@ def peak_memory() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
-    if sys.platform == "linux":  # getrusage would count what the parent held when this process was started
+    if (
+        sys.platform == "linux"
+    ):  # getrusage would count what the parent held when this process was started
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

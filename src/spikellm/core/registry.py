@@ -1,4 +1,6 @@
-"""Named parts (neurons, saliency criteria, pipelines): a decorator puts one in, a lookup takes it out and lists the valid names if it is not there."""
+"""Named parts (neurons, saliency criteria, pipelines): a decorator puts one in, a lookup takes it
+out and lists the valid names if it is not there.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +51,8 @@ class Registry(Generic[T]):
 
 
 def import_parts(package: str, path: Iterable[str]) -> None:
-    """Import every module of a package, so that each enters what it has into the registry: adding a part is adding a file."""
+    """Import every module of a package, so that each enters what it has into the registry: adding a
+    part is adding a file.
+    """
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")

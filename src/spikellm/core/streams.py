@@ -1,4 +1,6 @@
-"""Standard output and standard error as a program finds them: full, closed, without a reader, or of few characters."""
+"""Standard output and standard error as a program finds them: full, closed, without a reader, or of
+few characters.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from spikellm.core.errors import SpikeLLMError
 
 
 class ReaderGone(Exception):  # noqa: N818  nothing is wrong: who read our output has seen enough
-    """The reader of standard output went away. No error of the system's, which libraries between here and there would act on."""
+    """The reader of standard output went away.
+
+    No error of the system's, which libraries between here and there would act on.
+    """
 
 
 class _Guarded:
@@ -50,7 +55,10 @@ class _Output(_Guarded):
         super()._fail(error)
         if isinstance(error, BrokenPipeError):
             raise ReaderGone from None
-        raise SpikeLLMError(f"cannot write to standard output: {error.strerror or error}; free space, or send it elsewhere") from None
+        raise SpikeLLMError(
+            f"cannot write to standard output: {error.strerror or error}; free space, or send it"
+            " elsewhere"
+        ) from None
 
 
 class _Progress(_Guarded):
@@ -59,7 +67,9 @@ class _Progress(_Guarded):
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Within, a standard output that fails raises :class:`ReaderGone` or one line, a standard error that fails is silent, and what neither can encode is written as an escape."""
+    """Within, a standard output that fails raises :class:`ReaderGone` or one line, a standard error
+    that fails is silent, and what neither can encode is written as an escape.
+    """
     own = sys.stdout, sys.stderr
     for stream in own:
         if isinstance(stream, io.TextIOWrapper):

@@ -1,7 +1,8 @@
 """Text that every Python carries: the docstrings of the running interpreter's standard library.
 
-Files are parsed, never imported, so that reading them has no side effect and needs no optional component. The text differs a little from
-one Python version to the next; a figure measured on it names the version.
+Files are parsed, never imported, so that reading them has no side effect and needs no optional
+component. The text differs a little from one Python version to the next; a figure measured on it
+names the version.
 """
 
 from __future__ import annotations
@@ -39,10 +40,13 @@ def stdlib_docstrings(split: Split) -> str:
     """Docstrings of the standard library, blank line between them, in a fixed order.
 
     Args:
-        split: ``"evaluation"`` for the held-out modules (one in eight, by checksum of the top-level name), ``"calibration"`` for the others.
+        split: ``"evaluation"`` for the held-out modules (one in eight, by checksum of the top-level
+            name), ``"calibration"`` for the others.
     """
     held_out = split == "evaluation"
-    return "\n\n".join(doc for module, doc in iterate_docstrings() if is_held_out(module) == held_out)
+    return "\n\n".join(
+        doc for module, doc in iterate_docstrings() if is_held_out(module) == held_out
+    )
 
 
 def is_held_out(module: str) -> bool:

@@ -20,17 +20,25 @@ _recent: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
 
 
 def tokenize(tokenizer: Any, text: str) -> Tensor:
-    """Tokens of a whole text, tokenized once with the tokenizer's own special tokens: int64, ``(tokens,)``."""
+    """Tokens of a whole text, tokenized once with the tokenizer's own special tokens: int64,
+    ``(tokens,)``.
+    """
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
 
 
 def read_tokens(tokenizer: Any, source: str, split: Split) -> Tensor:
-    """Tokens of a source, ``(tokens,)``; the last few are remembered, since comparisons read the same text again and again."""
+    """Tokens of a source, ``(tokens,)``.
+
+    The last few are remembered, since comparisons read the same text again and again.
+    """
     text = read_text(source, split)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return tokenize(tokenizer, text)
-    key = (hashlib.sha256(text.encode()).hexdigest(), hashlib.sha256(backend.to_str().encode()).hexdigest())
+    key = (
+        hashlib.sha256(text.encode()).hexdigest(),
+        hashlib.sha256(backend.to_str().encode()).hexdigest(),
+    )
     if key not in _recent:
         _recent[key] = tokenize(tokenizer, text)
     _recent.move_to_end(key)
@@ -45,6 +53,12 @@ def require_known(tokens: Tensor, model: Any) -> None:
     Raises:
         RequestError: the tokenizer is that of another model.
     """
-    known, largest = int(model.get_input_embeddings().weight.shape[0]), int(tokens.max()) if tokens.numel() else 0
+    known, largest = (
+        int(model.get_input_embeddings().weight.shape[0]),
+        (int(tokens.max()) if tokens.numel() else 0),
+    )
     if largest >= known:
-        raise RequestError(f"the tokenizer gives token {largest} and the model knows {known}; give the tokenizer that belongs to the model")
+        raise RequestError(
+            f"the tokenizer gives token {largest} and the model knows {known}; give the tokenizer"
+            " that belongs to the model"
+        )

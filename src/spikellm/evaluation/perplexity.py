@@ -1,4 +1,5 @@
-"""Perplexity as the field reports it: the text tokenized once, disjoint windows, the tail dropped, the mean loss over all targets.
+"""Perplexity as the field reports it: the text tokenized once, disjoint windows, the tail dropped,
+the mean loss over all targets.
 
 (The *word* perplexity of evaluation harnesses is another number.)
 """
@@ -50,20 +51,29 @@ def perplexity(
     """Perplexity of a model on a text.
 
     Args:
-        source: ``wikitext2``, ``c4``, ``ptb``, ``stdlib`` or a path (see :mod:`spikellm.data.datasets`).
+        source: ``wikitext2``, ``c4``, ``ptb``, ``stdlib`` or a path (see
+            :mod:`spikellm.data.datasets`).
         seqlen: tokens of a window; min(2048, the model's maximum) by default.
         limit: use the first ``limit`` windows only.
         on_batch: called with ``(windows done, windows in all)``.
 
     Raises:
-        RequestError: unknown text, a text shorter than one window, a window longer than the model's maximum.
+        RequestError: unknown text, a text shorter than one window, a window longer than the model's
+            maximum.
         NumericalError: the model's loss is not finite.
     """
-    return perplexity_of_windows(model, text_windows(model, tokenizer, source, seqlen=seqlen, limit=limit), on_batch)
+    return perplexity_of_windows(
+        model, text_windows(model, tokenizer, source, seqlen=seqlen, limit=limit), on_batch
+    )
 
 
-def text_windows(model: Any, tokenizer: Any, source: str, *, seqlen: int | None = None, limit: int | None = None) -> Tensor:
-    """The windows that :func:`perplexity` measures on, ``(windows, seqlen)``; arguments and errors are the same."""
+def text_windows(
+    model: Any, tokenizer: Any, source: str, *, seqlen: int | None = None, limit: int | None = None
+) -> Tensor:
+    """The windows that :func:`perplexity` measures on, ``(windows, seqlen)``.
+
+    Arguments and errors are the same.
+    """
     if limit is not None and limit < 1:
         raise RequestError(f"limit is {limit}; expected at least one window")
     length = window_length(model.config, seqlen)
@@ -74,19 +84,28 @@ def text_windows(model: Any, tokenizer: Any, source: str, *, seqlen: int | None 
 
 
 @torch.no_grad()
-def perplexity_of_windows(model: Any, windows: Tensor, on_batch: Callable[[int, int], None] | None = None) -> Perplexity:
+def perplexity_of_windows(
+    model: Any, windows: Tensor, on_batch: Callable[[int, int], None] | None = None
+) -> Perplexity:
     """Perplexity on given windows, ``(windows, seqlen)``."""
     device = next(model.parameters()).device
     total, done = 0.0, 0
     with evaluating(model):
         for batch in windows.to(device).split(max(1, _BATCH_TOKENS // windows.shape[1])):
             logits = model(batch, use_cache=False).logits[:, :-1].float()
-            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
+            total += float(
+                torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
+                )
+            )
             done += batch.shape[0]
             if on_batch:
                 on_batch(done, windows.shape[0])
     count, length = windows.shape
     targets = count * (length - 1)
     if not math.isfinite(total):
-        raise NumericalError("the model's loss is NaN or infinite on this text; its weights are damaged or its number type overflows")
+        raise NumericalError(
+            "the model's loss is NaN or infinite on this text; its weights are damaged or its"
+            " number type overflows"
+        )
     return Perplexity(math.exp(min(total / targets, 700.0)), targets, count, length)

@@ -1,7 +1,8 @@
-"""Zero-shot and few-shot tasks with the evaluation harness of the field (lm-eval), which is used as it is: its prompts, metrics and task versions.
+"""Zero-shot and few-shot tasks with the evaluation harness of the field (lm-eval), which is used as
+it is: its prompts, metrics and task versions.
 
-Task files are programs, not data: they name Python functions, dataset loaders and metrics, and their templates are evaluated. A folder of them is read only
-where the user says so.
+Task files are programs, not data: they name Python functions, dataset loaders and metrics, and
+their templates are evaluated. A folder of them is read only where the user says so.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ class TaskResult:
     """One task.
 
     Attributes:
-        accuracy, accuracy_stderr: share of documents whose likeliest choice is right, and its standard error; None where the task has no such metric.
-        normalised_accuracy, normalised_accuracy_stderr: with log-likelihoods divided by the bytes of each choice.
+        accuracy, accuracy_stderr: share of documents whose likeliest choice is right, and its
+            standard error; None where the task has no such metric.
+        normalised_accuracy, normalised_accuracy_stderr: with log-likelihoods divided by the bytes
+            of each choice.
         version: of the task, as the harness gives it.
         shots: examples before each question.
         documents: how many were asked.
@@ -68,34 +71,52 @@ def zero_shot(
         limit: documents of each task, the first ones; all by default.
         shots: examples before each question; as the task says by default.
         batch_size: sequences at a time.
-        trust_remote_code: run what the files of ``folder`` name, and Python code that comes with the model; needed for every folder.
-        on_batch: called with ``(sequences done, sequences in all)``; the harness runs some of them together.
+        trust_remote_code: run what the files of ``folder`` name, and Python code that comes with
+            the model; needed for every folder.
+        on_batch: called with ``(sequences done, sequences in all)``; the harness runs some of them
+            together.
 
     Returns:
         Results by task; a name that stands for several tasks gives them all.
 
     Raises:
-        RequestError: an unknown task, a folder that is none or that is not trusted, a number below its least.
+        RequestError: an unknown task, a folder that is none or that is not trusted, a number below
+            its least.
         DependencyError: lm-eval is not installed, or a task's data cannot be reached.
         SpikeLLMError: the harness fails on a task.
     """
     names = expand(tasks)
     if (limit is not None and limit < 1) or batch_size < 1 or (shots is not None and shots < 0):
-        raise RequestError(f"limit {limit}, batch size {batch_size}, shots {shots}: expected at least 1 document, 1 sequence and 0 shots")
+        raise RequestError(
+            f"limit {limit}, batch size {batch_size}, shots {shots}: expected at least 1 document,"
+            " 1 sequence and 0 shots"
+        )
     folder = None if folder is None else _checked(Path(folder), trust_remote_code)
     with _quiet(), evaluating(model):
         require("tasks", "eval", "lm_eval")
         harness = _Harness()
         built = _build(harness, names, folder)
         wrapped = harness.counting(on_batch)(
-            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, trust_remote_code=trust_remote_code
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
         )
         try:
             found = harness.simple_evaluate(
-                model=wrapped, tasks=built, num_fewshot=shots, limit=limit, task_manager=harness.TaskManager(include_defaults=False), log_samples=False, bootstrap_iters=1000
-            )  # fmt: skip
+                model=wrapped,
+                tasks=built,
+                num_fewshot=shots,
+                limit=limit,
+                task_manager=harness.TaskManager(include_defaults=False),
+                log_samples=False,
+                bootstrap_iters=1000,
+            )
         except Exception as error:
-            raise SpikeLLMError(f"the harness failed on {', '.join(names)}: {type(error).__name__}: {_one_line(error)}") from error
+            raise SpikeLLMError(
+                f"the harness failed on {', '.join(names)}: {type(error).__name__}:"
+                f" {_one_line(error)}"
+            ) from error
     return {name: _result(name, found) for name in found["results"]}
 
 
@@ -106,9 +127,17 @@ def expand(tasks: str | Iterable[str]) -> list[str]:
         RequestError: there is none.
     """
     given = tasks.split(",") if isinstance(tasks, str) else list(tasks)
-    names = [name for one in given if one.strip() for name in (PAPER if one.strip() == "paper" else [one.strip()])]
+    names = [
+        name
+        for one in given
+        if one.strip()
+        for name in (PAPER if one.strip() == "paper" else [one.strip()])
+    ]
     if not names:
-        raise RequestError("no task is named; give names of lm-eval separated by commas, or paper for the six of the paper")
+        raise RequestError(
+            "no task is named; give names of lm-eval separated by commas, or paper for the six of"
+            " the paper"
+        )
     return list(dict.fromkeys(names))
 
 
@@ -143,22 +172,32 @@ class _Harness:
 def _checked(folder: Path, trusted: bool) -> Path:
     """A folder of task files that the user trusts.
 
-    No look at the files can replace that: code comes in by functions, included files, templates, pickled data and metric scripts.
+    No look at the files can replace that: code comes in by functions, included files, templates,
+    pickled data and metric scripts.
     """
     files = [*folder.rglob("*.yaml"), *folder.rglob("*.yml")] if folder.is_dir() else []
     if not files:
         raise RequestError(
-            f"task folder {folder}: expected a folder with task files (*.yaml), found {'none in it' if folder.is_dir() else 'no folder'}"
+            f"task folder {folder}: expected a folder with task files (*.yaml), found"
+            f" {'none in it' if folder.is_dir() else 'no folder'}"
         )
     if not trusted:
-        raise RequestError(f"task folder {folder}: task files can run any Python code; read them, then allow it with --trust-remote-code")
+        raise RequestError(
+            f"task folder {folder}: task files can run any Python code; read them, then allow it"
+            " with --trust-remote-code"
+        )
     return folder
 
 
 def _build(harness: _Harness, names: list[str], folder: Path | None) -> list[Any]:
-    """Task objects; the harness's own list is read, which takes some seconds, only if a name is not in the folder."""
+    """Task objects.
+
+    The harness's own list is read, which takes some seconds, only if a name is not in the folder.
+    """
     try:
-        manager = harness.TaskManager(include_path=str(folder) if folder else None, include_defaults=False)
+        manager = harness.TaskManager(
+            include_path=str(folder) if folder else None, include_defaults=False
+        )
         if any(name not in manager.all_tasks for name in names):
             manager = harness.TaskManager(include_path=str(folder) if folder else None)
     except Exception as error:
@@ -167,7 +206,11 @@ def _build(harness: _Harness, names: list[str], folder: Path | None) -> list[Any
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "; `lm-eval ls tasks` lists what the harness has"
+            hint = (
+                f"; did you mean {' or '.join(near)}?"
+                if near
+                else "; `lm-eval ls tasks` lists what the harness has"
+            )
             raise RequestError(f"unknown task {name!r}{hint}")
         try:
             built.update(manager.load([name])["tasks"])
@@ -178,12 +221,17 @@ def _build(harness: _Harness, names: list[str], folder: Path | None) -> list[Any
 
 def _cannot_load(name: str, error: Exception) -> SpikeLLMError:
     words = f"{type(error).__name__}: {_one_line(error)}"
-    network = isinstance(error, ConnectionError) or re.search(r"connect|offline|resolve|reach|hub", words, re.IGNORECASE)
+    network = isinstance(error, ConnectionError) or re.search(
+        r"connect|offline|resolve|reach|hub", words, re.IGNORECASE
+    )
     if network:
         return DependencyError(
-            f"the data of task {name!r} is not here and could not be fetched ({words}); connect to the hub, or name tasks of a folder of your own (--task-folder)"
+            f"the data of task {name!r} is not here and could not be fetched ({words}); connect to"
+            " the hub, or name tasks of a folder of your own (--task-folder)"
         )
-    return RequestError(f"task {name!r} cannot be made from its file ({words}); correct its YAML or its data")
+    return RequestError(
+        f"task {name!r} cannot be made from its file ({words}); correct its YAML or its data"
+    )
 
 
 def _one_line(error: Exception) -> str:
@@ -197,14 +245,22 @@ def _result(name: str, found: dict[str, Any]) -> TaskResult:
         if isinstance(value, (int, float)) and "," in key
     }
     return TaskResult(
-        metrics.get("acc"), metrics.get("acc_stderr"), metrics.get("acc_norm"), metrics.get("acc_norm_stderr"), found["versions"].get(name), int(found["n-shot"].get(name) or 0),
-        int(found["n-samples"][name]["effective"]), metrics,
-    )  # fmt: skip
+        metrics.get("acc"),
+        metrics.get("acc_stderr"),
+        metrics.get("acc_norm"),
+        metrics.get("acc_norm_stderr"),
+        found["versions"].get(name),
+        int(found["n-shot"].get(name) or 0),
+        int(found["n-samples"][name]["effective"]),
+        metrics,
+    )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the harness says for itself away from standard output, and its warnings from standard error."""
+    """Keep what the harness says for itself away from standard output, and its warnings from
+    standard error.
+    """
     import warnings
 
     levels = {name: logging.getLogger(name).level for name in _LOUD}

@@ -1,9 +1,12 @@
-"""Layers as NIR graphs (Neuromorphic Intermediate Representation, Pedersen et al. 2024): neurons that pass binary spikes on, integer weights, integrators.
+"""Layers as NIR graphs (Neuromorphic Intermediate Representation, Pedersen et al. 2024): neurons
+that pass binary spikes on, integer weights, integrators.
 
-    input ─▶ IF ─▶ Linear ─▶ I (integrator) ─▶ output         and, where spikes are negative too,   input ─▶ Scale(−1) ─▶ IF ─▶ Linear(−W) ─▶ I
+    input ─▶ IF ─▶ Linear ─▶ I (integrator) ─▶ output         and, where spikes are negative too,
+    input ─▶ Scale(−1) ─▶ IF ─▶ Linear(−W) ─▶ I
 
-A moment of the binary form is one time step. Fed with the spikes of a token the integrators end in the layer's integer sums, one for each output and segment (columns that
-share a threshold and a weight scale). What NIR has no words for is listed in :data:`NOT_EXPRESSED`.
+A moment of the binary form is one time step. Fed with the spikes of a token the integrators end in
+the layer's integer sums, one for each output and segment (columns that share a threshold and a
+weight scale). What NIR has no words for is listed in :data:`NOT_EXPRESSED`.
 """
 
 from __future__ import annotations
@@ -22,15 +25,23 @@ from spikellm.profiling.population import channel_order
 
 NOT_EXPRESSED = (
     "spikes of several levels (GIF): unrolled to binary ones",
-    "the soft reset and the start at half a threshold with which a current becomes spikes: NIR's IF resets to a constant, so the graph begins with spikes, not with currents",
-    "thresholds and baselines found anew for every token, and with them the scaling of sums to values",
+    (
+        "the soft reset and the start at half a threshold with which a current becomes spikes:"
+        " NIR's IF resets to a constant, so the graph begins with spikes, not with currents"
+    ),
+    (
+        "thresholds and baselines found anew for every token, and with them the scaling of sums to"
+        " values"
+    ),
     "steps that differ by channel: the spikes of a channel with fewer steps end earlier",
     "ranges, softmax, norms, residual sums: the graph is one layer",
 )
 
 
 def layer_graph(layer: SpikingLinear) -> Any:
-    """NIR graph of one layer; channels in their own order, outputs ``segments · out``, one segment after the other.
+    """NIR graph of one layer.
+
+    Channels in their own order, outputs ``segments · out``, one segment after the other.
 
     Raises:
         DependencyError: the package ``nir`` is not installed.
@@ -45,22 +56,35 @@ def layer_graph(layer: SpikingLinear) -> Any:
 
     neuron = layer.neuron
     signed = neuron is not None and neuron.signed
-    nodes = {"input": nir.Input({"input": np.array([inputs])}), "neurons": relay(), "synapses": nir.Linear(weights)}
+    nodes = {
+        "input": nir.Input({"input": np.array([inputs])}),
+        "neurons": relay(),
+        "synapses": nir.Linear(weights),
+    }
     edges = [("input", "neurons"), ("neurons", "synapses"), ("synapses", "sums")]
     if signed:
-        nodes |= {"negate": nir.Scale(-ones), "negative_neurons": relay(), "negative_synapses": nir.Linear(-weights)}
+        nodes |= {
+            "negate": nir.Scale(-ones),
+            "negative_neurons": relay(),
+            "negative_synapses": nir.Linear(-weights),
+        }
         edges += [
             ("input", "negate"),
             ("negate", "negative_neurons"),
             ("negative_neurons", "negative_synapses"),
             ("negative_synapses", "sums"),
         ]
-    nodes |= {"sums": nir.I(np.ones(outputs, np.float32)), "output": nir.Output({"output": np.array([outputs])})}
+    nodes |= {
+        "sums": nir.I(np.ones(outputs, np.float32)),
+        "output": nir.Output({"output": np.array([outputs])}),
+    }
     return nir.NIRGraph(nodes, [*edges, ("sums", "output")])
 
 
 def segment_weights(layer: SpikingLinear) -> Tensor:
-    """Integer weights ``(segments · out, in)``, int64: the rows of a segment are zero outside its columns."""
+    """Integer weights ``(segments · out, in)``, int64: the rows of a segment are zero outside its
+    columns.
+    """
     stored, layout = layer.integer_weights().long().cpu(), layer.layout()
     order = channel_order(layer)
     parts = []
@@ -93,7 +117,8 @@ def read_graph(path: Path) -> Any:
         return nir.read(str(path))
     except Exception as error:  # whatever HDF5 or the package says of a damaged file
         raise CheckpointError(
-            f"{path} is not a NIR graph ({' '.join(str(error).split())[:120]}); write one with spikellm trace --nir"
+            f"{path} is not a NIR graph ({' '.join(str(error).split())[:120]}); write one with"
+            " spikellm trace --nir"
         ) from None
 
 
@@ -115,7 +140,11 @@ def run_graph(graph: Any, spikes: Tensor) -> Tensor:
         sources[target].append(source)
     order: list[str] = []
     while len(order) < len(graph.nodes):
-        ready = [name for name in graph.nodes if name not in order and all(source in order for source in sources[name])]
+        ready = [
+            name
+            for name in graph.nodes
+            if name not in order and all(source in order for source in sources[name])
+        ]
         if not ready:
             raise CheckpointError("the NIR graph has a loop, which no layer has")
         order += ready
@@ -133,13 +162,18 @@ def run_graph(graph: Any, spikes: Tensor) -> Tensor:
             elif isinstance(node, nir.IF):
                 charged = state[name] + node.r * arriving
                 fires = charged > node.v_threshold
-                state[name], value[name] = np.where(fires, node.v_reset, charged), fires.astype(np.float64)
+                state[name], value[name] = (
+                    np.where(fires, node.v_reset, charged),
+                    fires.astype(np.float64),
+                )
             elif isinstance(node, nir.I):
                 state[name] = value[name] = state[name] + node.r * arriving
             elif isinstance(node, nir.Output):
                 value[name] = arriving
             else:
-                raise CheckpointError(f"the NIR graph has a node {type(node).__name__}, which no layer has")
+                raise CheckpointError(
+                    f"the NIR graph has a node {type(node).__name__}, which no layer has"
+                )
     return torch.from_numpy(np.rint(value["output"]).astype(np.int64))
 
 

@@ -1,7 +1,9 @@
-"""Spiking self-attention through the model library's attention interface: Q, K, V (and, if asked for, probabilities) are spikes.
+"""Spiking self-attention through the model library's attention interface: Q, K, V (and, if asked
+for, probabilities) are spikes.
 
-No layer is copied: the library calls :func:`spike_attention` with Q, K and V after rotary embedding. A :class:`SpikingAttention` that hangs
-in an attention module as ``spikes`` says how they are coded; a module without one computes plain attention.
+No layer is copied: the library calls :func:`spike_attention` with Q, K and V after rotary
+embedding. A :class:`SpikingAttention` that hangs in an attention module as ``spikes`` says how they
+are coded; a module without one computes plain attention.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ CHILD = "spikes"
 
 
 class Observation(NamedTuple):
-    """One pass through an attention module, as computed: ``(batch, heads, tokens, channels)`` each, ``weights`` ``(batch, heads, queries, keys)``
+    """One pass through an attention module, as computed: ``(batch, heads, tokens, channels)`` each,
+    ``weights`` ``(batch, heads, queries, keys)``
     after the softmax, ``output`` ``(batch, heads, queries, channels)``."""
 
     query: Tensor
@@ -57,7 +60,11 @@ def observed() -> bool:
 @contextmanager
 def uncoded(root: nn.Module) -> Iterator[None]:
     """While this holds, attention within ``root`` codes nothing."""
-    spikes = [(module, module._modules.pop(CHILD)) for module in root.modules() if CHILD in module._modules]
+    spikes = [
+        (module, module._modules.pop(CHILD))
+        for module in root.modules()
+        if CHILD in module._modules
+    ]
     try:
         yield
     finally:
@@ -83,10 +90,13 @@ def spike_attention(
     s_aux: Tensor | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention function for the library's interface; grouped-query heads, soft caps and sinks included.
+    """Attention function for the library's interface.
+
+    Grouped-query heads, soft caps and sinks included.
 
     Returns:
-        ``(output, weights)``: ``(batch, queries, heads, channels)`` and ``(batch, heads, queries, keys)``.
+        ``(output, weights)``: ``(batch, queries, heads, channels)`` and ``(batch, heads, queries,
+        keys)``.
 
     Raises:
         RequestError: the acausal reference coding of K in generation.
@@ -94,14 +104,16 @@ def spike_attention(
     """
     if keywords.get("position_bias") is not None:
         raise UnsupportedModelError(
-            f"{type(module).__name__} adds a position bias, which spiking attention does not implement; leave attention out of the recipe"
+            f"{type(module).__name__} adds a position bias, which spiking attention does not"
+            " implement; leave attention out of the recipe"
         )
     dtype = query.dtype
     spikes = getattr(module, CHILD, None)
     if spikes is not None:
         if spikes.settings.center and (softcap is not None or s_aux is not None):
             raise UnsupportedModelError(
-                f"{type(module).__name__} does more with scores than a softmax (a soft cap or a sink), so K cannot be centered; set attention.center to false"
+                f"{type(module).__name__} does more with scores than a softmax (a soft cap or a"
+                " sink), so K cannot be centered; set attention.center to false"
             )
         query, key, value = _coded(module, spikes, query, key, value)
     scores = _key_scores(query, key) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -110,7 +122,15 @@ def spike_attention(
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[-2]]
     if s_aux is not None:
-        scores = torch.cat([scores, s_aux.to(scores.dtype).reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)], dim=-1)
+        scores = torch.cat(
+            [
+                scores,
+                s_aux.to(scores.dtype)
+                .reshape(1, -1, 1, 1)
+                .expand(scores.shape[0], -1, scores.shape[2], 1),
+            ],
+            dim=-1,
+        )
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     if s_aux is not None:
         weights = weights[..., :-1]
@@ -140,27 +160,35 @@ def _repeated(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
-def _coded(module: nn.Module, spikes: SpikingAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _coded(
+    module: nn.Module, spikes: SpikingAttention, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     if spikes.settings.key_axis == "sequence" and query.shape[2] != key.shape[2]:
         raise RequestError(
-            "this recipe codes K over the whole sequence, future tokens included, as published (attention.key_axis: sequence); "
-            "that is for evaluation only: generate with a recipe that has key_axis: token"
+            "this recipe codes K over the whole sequence, future tokens included, as published"
+            " (attention.key_axis: sequence); that is for evaluation only: generate with a recipe"
+            " that has key_axis: token"
         )
     query = spikes.turned(query)
     if rows_of(key) is not None and rows_of(value) is not None:
         return spikes.code("query", query).float(), key, value
     from_cache = [getattr(t, "spikellm_coded", False) for t in (key, value)]
     if not all(from_cache):
-        if any(from_cache) or (spikes.caches and not caches_latents(module) and query.shape[2] != key.shape[2]):
+        if any(from_cache) or (
+            spikes.caches and not caches_latents(module) and query.shape[2] != key.shape[2]
+        ):
             raise UnsupportedModelError(
-                f"{type(module).__name__} changes K or V between the cache and attention, so they would be coded twice; generate with use_cache=False"
+                f"{type(module).__name__} changes K or V between the cache and attention, so they"
+                " would be coded twice; generate with use_cache=False"
             )
         key, value = spikes.code_key_value(key, value)
     return spikes.code("query", query).float(), key.float(), value.float()
 
 
 def register() -> None:
-    """Make the function known to the model library, with the mask it needs: without it causality would silently break."""
+    """Make the function known to the model library, with the mask it needs: without it causality
+    would silently break.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
@@ -176,7 +204,9 @@ def use_interface(model: Any) -> str:
     """
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
-            f"{type(model).__name__} computes attention by itself, not through the library's interface, so it cannot spike; convert the linear layers alone (a recipe without an attention section)"
+            f"{type(model).__name__} computes attention by itself, not through the library's"
+            " interface, so it cannot spike; convert the linear layers alone (a recipe without an"
+            " attention section)"
         )
     register()
     before = str(model.config._attn_implementation)
@@ -186,22 +216,34 @@ def use_interface(model: Any) -> str:
 
 @torch.no_grad()
 def find_attention(model: Any) -> dict[str, HeadShape]:
-    """Attention modules by full name, found by running two tokens through a model that uses :func:`spike_attention`."""
+    """Attention modules by full name, found by running two tokens through a model that uses
+    :func:`spike_attention`.
+    """
     names = {module: name for name, module in model.named_modules()}
     found: dict[str, HeadShape] = {}
 
     def note(module: nn.Module, seen: Observation) -> None:
-        found[names[module]] = HeadShape(seen.key.shape[1], seen.key.shape[-1], seen.value.shape[-1])
+        found[names[module]] = HeadShape(
+            seen.key.shape[1], seen.key.shape[-1], seen.value.shape[-1]
+        )
 
     with observing(note):
-        model(torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
+        model(
+            torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device),
+            use_cache=False,
+        )
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__} never calls the library's attention interface; convert the linear layers alone (a recipe without an attention section)"
+            f"{type(model).__name__} never calls the library's attention interface; convert the"
+            " linear layers alone (a recipe without an attention section)"
         )
     return found
 
 
 def spiking_attentions(model: nn.Module) -> dict[str, SpikingAttention]:
     """Spiking attention of a model, by full name of the module it hangs in."""
-    return {name.removesuffix(f".{CHILD}"): module for name, module in model.named_modules() if isinstance(module, SpikingAttention)}
+    return {
+        name.removesuffix(f".{CHILD}"): module
+        for name, module in model.named_modules()
+        if isinstance(module, SpikingAttention)
+    }

@@ -1,6 +1,8 @@
-"""A key-value cache that holds spikes: every cached token of a head is one row of bytes, packed codes followed by thresholds and baselines.
+"""A key-value cache that holds spikes: every cached token of a head is one row of bytes, packed
+codes followed by thresholds and baselines.
 
-The library's own layers keep, crop, reorder and select rows; only what goes in is coded and what comes out decoded. Each token is coded once.
+The library's own layers keep, crop, reorder and select rows; only what goes in is coded and what
+comes out decoded. Each token is coded once.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from spikellm.core.errors import UnsupportedModelError
 from spikellm.models.attention_interface import mark_coded, observed, spiking_attentions
 from spikellm.models.families import caches_latents
 from spikellm.nn.attention import SpikingAttention
-from spikellm.nn.fast_heads import MOST_QUERIES, CachedRows, plan_for
+from spikellm.nn.fast_heads import MOST_QUERIES, PackedKV, plan_for
 
 
 class _SpikingRows:
@@ -23,16 +25,24 @@ class _SpikingRows:
     spikes: SpikingAttention
     channels: tuple[int, int]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any
+    ) -> tuple[Tensor, Tensor]:
         key, value = self.spikes.key_coder(), self.spikes.value_coder()
         self.channels = key_states.shape[-1], value_states.shape[-1]
-        rows = super().update(key.to_rows(self.spikes.turned_key(key_states)), value.to_rows(value_states), *arguments, **keywords)  # type: ignore[misc]
+        rows = super().update(
+            key.to_rows(self.spikes.turned_key(key_states)),
+            value.to_rows(value_states),
+            *arguments,
+            **keywords,
+        )  # type: ignore[misc]
         if key_states.shape[2] < min(rows[0].shape[2], MOST_QUERIES + 1) and not observed():
             key_plan, value_plan = plan_for(key, key_states), plan_for(value, value_states)
             if key_plan is not None and value_plan is not None:
-                return CachedRows(rows[0], key_plan, self.channels[0]).stand_in(), CachedRows(
-                    rows[1], value_plan, self.channels[1]
-                ).stand_in()
+                return (
+                    PackedKV(rows[0], key_plan, self.channels[0]).placeholder(),
+                    PackedKV(rows[1], value_plan, self.channels[1]).placeholder(),
+                )
         coded = key.unpack(rows[0], self.channels[0]), value.unpack(rows[1], self.channels[1])
         self.spikes.show("key", key, coded[0].codes)
         self.spikes.show("value", value, coded[1].codes)
@@ -63,7 +73,8 @@ def spiking_cache(model: Any) -> Cache:
 
 
 def fill_cache(model: nn.Module, cache: Cache) -> None:
-    """Replace the layers of an empty dynamic cache by spiking ones, where the model's attention spikes.
+    """Replace the layers of an empty dynamic cache by spiking ones, where the model's attention
+    spikes.
 
     Raises:
         UnsupportedModelError: a cache of another kind (static, offloaded, quantized).
@@ -73,7 +84,8 @@ def fill_cache(model: nn.Module, cache: Cache) -> None:
             return
     if type(cache) is not DynamicCache or cache.offloading:
         raise UnsupportedModelError(
-            f"a model with a spiking cache generates with a DynamicCache, not with {type(cache).__name__}; leave cache_implementation unset"
+            "a model with a spiking cache generates with a DynamicCache, not with"
+            f" {type(cache).__name__}; leave cache_implementation unset"
         )
     for name, spikes in spiking_attentions(model).items():
         index = int(model.get_submodule(name).layer_idx)  # type: ignore[arg-type]
@@ -86,19 +98,28 @@ def fill_cache(model: nn.Module, cache: Cache) -> None:
             cache.layers[index] = SpikingLayer(spikes)
         else:
             raise UnsupportedModelError(
-                f"layer {name} caches in a {type(layer).__name__}, which has no spiking form; generate with use_cache=False"
+                f"layer {name} caches in a {type(layer).__name__}, which has no spiking form;"
+                " generate with use_cache=False"
             )
     cache.layer_class_to_replicate = None
 
 
 def install_cache(model: nn.Module) -> None:
-    """Let every forward pass that starts an empty dynamic cache fill it with spiking layers, so that ``generate`` uses them by itself."""
+    """Let every forward pass that starts an empty dynamic cache fill it with spiking layers, so
+    that ``generate`` uses them by itself.
+    """
 
-    def before(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before(
+        module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = keywords.get("past_key_values")
         if cache is None and keywords.get("use_cache", module.config.use_cache):
             return arguments, {**keywords, "past_key_values": spiking_cache(module)}
-        if isinstance(cache, Cache) and cache.get_seq_length() == 0 and not any(isinstance(layer, _SpikingRows) for layer in cache.layers):
+        if (
+            isinstance(cache, Cache)
+            and cache.get_seq_length() == 0
+            and not any(isinstance(layer, _SpikingRows) for layer in cache.layers)
+        ):
             fill_cache(module, cache)
         return arguments, keywords
 
@@ -107,5 +128,10 @@ def install_cache(model: nn.Module) -> None:
 
 def cache_bytes(cache: Cache) -> int:
     """Bytes that the cached keys and values take."""
-    tensors = [tensor for layer in cache.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
+    tensors = [
+        tensor
+        for layer in cache.layers
+        if layer.is_initialized
+        for tensor in (layer.keys, layer.values)
+    ]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,7 +1,9 @@
-"""Mixture-of-experts layers, whose experts the model library fuses into 3-D parameters: taken apart into one linear layer an expert.
+"""Mixture-of-experts layers, whose experts the model library fuses into 3-D parameters: taken apart
+into one linear layer an expert.
 
-After :func:`unfuse_experts` an expert's matrices are ordinary ``nn.Linear`` layers that share the storage of the fused parameter, so that every
-pipeline converts them like any other, and the module computes through the library's experts interface. The router is left alone.
+After :func:`unfuse_experts` an expert's matrices are ordinary ``nn.Linear`` layers that share the
+storage of the fused parameter, so that every pipeline converts them like any other, and the module
+computes through the library's experts interface. The router is left alone.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class Fused(NamedTuple):
 
 @contextmanager
 def every_expert_sees_every_token() -> Iterator[None]:
-    """While this holds, experts compute on all tokens, so that those the router seldom asks are observed too; outputs stay as they are."""
+    """While this holds, experts compute on all tokens, so that those the router seldom asks are
+    observed too; outputs stay as they are.
+    """
     token = _everywhere.set(True)
     try:
         yield
@@ -36,12 +40,15 @@ def every_expert_sees_every_token() -> Iterator[None]:
         _everywhere.reset(token)
 
 
-def spike_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def spike_experts(
+    module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
     """Experts function for the library's interface.
 
     Args:
         hidden_states: ``(tokens, channels)``.
-        top_k_index, top_k_weights: experts of every token and their weights, ``(tokens, k)``; an index beyond the experts is skipped.
+        top_k_index, top_k_weights: experts of every token and their weights, ``(tokens, k)``; an
+            index beyond the experts is skipped.
 
     Returns:
         ``(tokens, channels)``.
@@ -55,15 +62,21 @@ def spike_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
         if not 0 <= expert < len(up):
             continue
         token, place = (top_k_index == expert).nonzero(as_tuple=True)
-        output = down[expert](finish(up[expert](hidden_states if everywhere else hidden_states[token])))
+        output = down[expert](
+            finish(up[expert](hidden_states if everywhere else hidden_states[token]))
+        )
         if getattr(module, "has_post_expert_norm", False):
             output = module_any.post_expert_norm(output)
-        chosen.index_put_((token, place), (output[token] if everywhere else output).to(chosen.dtype))
+        chosen.index_put_(
+            (token, place), (output[token] if everywhere else output).to(chosen.dtype)
+        )
     return (chosen * top_k_weights.unsqueeze(-1)).sum(1).to(hidden_states.dtype)
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Whether a module holds experts in 3-D parameters and computes through the library's interface."""
+    """Whether a module holds experts in 3-D parameters and computes through the library's
+    interface.
+    """
     parameters = dict(module.named_parameters(recurse=False))
     fused = [name for name in _PARTS if name in parameters and parameters[name].dim() == 3]
     return hasattr(module, "is_transposed") and "down_proj" in fused and len(fused) == 2
@@ -71,11 +84,14 @@ def is_fused(module: nn.Module) -> bool:
 
 def is_unfused(module: nn.Module) -> bool:
     """Whether a module's experts were taken apart."""
-    return isinstance(getattr(module, "gate_up", None), nn.ModuleList) and hasattr(module, "is_transposed")
+    return isinstance(getattr(module, "gate_up", None), nn.ModuleList) and hasattr(
+        module, "is_transposed"
+    )
 
 
 def routers_of(block: nn.Module) -> set[str]:
-    """Modules beside experts that were taken apart which route or gate, and stay as they are: linear layers directly there, and modules all of whose
+    """Modules beside experts that were taken apart which route or gate, and stay as they are:
+    linear layers directly there, and modules all of whose
     matrices have one row an expert."""
     found = set()
     for name, parent in block.named_modules():
@@ -89,7 +105,9 @@ def routers_of(block: nn.Module) -> set[str]:
 
 
 def unfuse_experts(model: Any) -> list[Fused]:
-    """Take all experts of a model apart, on any device (meta too); nothing happens to a model without experts.
+    """Take all experts of a model apart, on any device (meta too).
+
+    Nothing happens to a model without experts.
 
     Returns:
         What :func:`fuse_again` needs.
@@ -118,13 +136,21 @@ def fuse_again(model: Any, taken: list[Fused], implementation: str | None) -> No
 
 
 def _unfuse(module: nn.Module) -> Fused:
-    parameters = {name: parameter for name, parameter in module.named_parameters(recurse=False) if name.removesuffix("_bias") in _PARTS}
+    parameters = {
+        name: parameter
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.removesuffix("_bias") in _PARTS
+    }
     for name, part in _PARTS.items():
         if name in parameters:
             weight, bias = parameters[name].data, parameters.get(f"{name}_bias")
             matrices = weight.transpose(1, 2) if module.is_transposed else weight
             biases = [None] * len(matrices) if bias is None else list(bias.data)
-            setattr(module, part, nn.ModuleList(_linear(*pair) for pair in zip(matrices, biases, strict=True)))
+            setattr(
+                module,
+                part,
+                nn.ModuleList(_linear(*pair) for pair in zip(matrices, biases, strict=True)),
+            )
     for name in parameters:
         delattr(module, name)
     module._is_hf_initialized = True  # type: ignore[assignment]  # its own initialisation would look for the fused parameters

@@ -1,7 +1,8 @@
-"""What the package knows of model families: where the decoder blocks are and which layers in them are linear.
+"""What the package knows of model families: where the decoder blocks are and which layers in them
+are linear.
 
-Found by structure: ``_no_split_modules`` as the model library declares it, else the largest ``ModuleList`` of one class. This is the only
-place where the name of a family may appear.
+Found by structure: ``_no_split_modules`` as the model library declares it, else the largest
+``ModuleList`` of one class. This is the only place where the name of a family may appear.
 """
 
 from __future__ import annotations
@@ -31,50 +32,77 @@ def find_blocks(model: nn.Module) -> Blocks:
     """
     kind = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{kind} is an encoder-decoder; only decoder-only causal language models can be converted")
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+        raise UnsupportedModelError(
+            f"{kind} is an encoder-decoder; only decoder-only causal language models can be"
+            " converted"
+        )
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    ]
     whole = set(getattr(model, "_no_split_modules", None) or ())
     declared = [entry for entry in lists if {type(block).__name__ for block in entry[1]} <= whole]
     uniform = [entry for entry in lists if len({type(block) for block in entry[1]}) == 1]
     candidates = declared or uniform
     if not candidates:
         raise UnsupportedModelError(
-            f"{kind} has no list of equal decoder blocks; only decoder-only causal language models built of such blocks can be converted"
+            f"{kind} has no list of equal decoder blocks; only decoder-only causal language models"
+            " built of such blocks can be converted"
         )
-    name, modules = max(candidates, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))
+    name, modules = max(
+        candidates, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters())
+    )
     return Blocks(name, modules)
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
     """Linear layers of a block by name within it: ``nn.Linear``, and ``Conv1D`` as GPT-2 has it.
 
-    Routers of mixture-of-experts layers are left out; experts must have been taken apart (:mod:`spikellm.models.experts`).
+    Routers of mixture-of-experts layers are left out; experts must have been taken apart
+    (:mod:`spikellm.models.experts`).
 
     Raises:
-        UnsupportedModelError: the block holds matrix weights in another shape, which would stay dense unsaid.
+        UnsupportedModelError: the block holds matrix weights in another shape, which would stay
+            dense unsaid.
     """
     routers = routers_of(block)
 
     def routes(name: str) -> bool:
         return any(name == router or name.startswith(f"{router}.") for router in routers)
 
-    found = {name: module for name, module in block.named_modules() if is_linear(module) and not routes(name)}
-    owners = {name: block.get_submodule(name.rpartition(".")[0]) for name, parameter in block.named_parameters() if parameter.dim() > 1}
+    found = {
+        name: module
+        for name, module in block.named_modules()
+        if is_linear(module) and not routes(name)
+    }
+    owners = {
+        name: block.get_submodule(name.rpartition(".")[0])
+        for name, parameter in block.named_parameters()
+        if parameter.dim() > 1
+    }
     dense = [
-        name for name, owner in owners.items() if not (is_linear(owner) or routes(name) or isinstance(owner, (nn.Conv1d, nn.Embedding)))
+        name
+        for name, owner in owners.items()
+        if not (is_linear(owner) or routes(name) or isinstance(owner, (nn.Conv1d, nn.Embedding)))
     ]
     if dense:
         raise UnsupportedModelError(
-            f"{type(block).__name__} keeps matrices where no layer of a known kind is ({dense[0]}; experts fused in a way that the library's interface does not reach, for example), "
-            "so they would stay dense; this family cannot be converted"
+            f"{type(block).__name__} keeps matrices where no layer of a known kind is ({dense[0]};"
+            " experts fused in a way that the library's interface does not reach, for example), so"
+            " they would stay dense; this family cannot be converted"
         )
     if not found:
-        raise UnsupportedModelError(f"{type(block).__name__} has no linear layer of a known kind (nn.Linear, Conv1D)")
+        raise UnsupportedModelError(
+            f"{type(block).__name__} has no linear layer of a known kind (nn.Linear, Conv1D)"
+        )
     return found
 
 
 def caches_latents(attention: nn.Module) -> bool:
-    """Whether an attention module caches compressed latents from which it makes K and V anew (multi-head latent attention)."""
+    """Whether an attention module caches compressed latents from which it makes K and V anew
+    (multi-head latent attention).
+    """
     return hasattr(attention, "kv_b_proj")
 
 
@@ -98,7 +126,9 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
 def has_tied_head(model: nn.Module) -> bool:
     """Whether the output projection shares its weight with the input embedding."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
-    return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", torch.empty(0))
+    return head is not None and getattr(head, "weight", None) is getattr(
+        embedding, "weight", torch.empty(0)
+    )
 
 
 def longest_window(config: object) -> int | None:
@@ -111,15 +141,27 @@ def longest_window(config: object) -> int | None:
     return None
 
 
-# Names of the parts of a decoder block, as families call them. What a name promises is checked numerically before it is relied on.
+# Names of the parts of a decoder block, as families call them. What a name promises is checked
+# numerically before it is relied on.
 _ROLES: dict[str, tuple[str, ...]] = {
     "attention_norm": ("input_layernorm", "ln_1", "self_attn_layer_norm"),
-    "feedforward_norm": ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "final_layer_norm"),
+    "feedforward_norm": (
+        "pre_feedforward_layernorm",
+        "post_attention_layernorm",
+        "ln_2",
+        "final_layer_norm",
+    ),
     "query": ("self_attn.q_proj",),
     "key": ("self_attn.k_proj",),
     "value": ("self_attn.v_proj",),
     "fused": ("self_attn.qkv_proj", "attention.query_key_value", "attn.c_attn"),
-    "output": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attention.dense", "attn.c_proj"),
+    "output": (
+        "self_attn.o_proj",
+        "self_attn.out_proj",
+        "self_attn.dense",
+        "attention.dense",
+        "attn.c_proj",
+    ),
     "gate": ("mlp.gate_proj",),
     "up": ("mlp.up_proj", "mlp.fc1", "mlp.c_fc", "fc1", "mlp.gate_up_proj", "mlp.dense_h_to_4h"),
     "down": ("mlp.down_proj", "mlp.fc2", "mlp.c_proj", "fc2", "mlp.dense_4h_to_h"),
@@ -127,7 +169,18 @@ _ROLES: dict[str, tuple[str, ...]] = {
 
 
 def block_roles(block: nn.Module) -> dict[str, str]:
-    """Names within a block of the parts that equivalent transforms work on; roles that the family lacks are left out."""
+    """Names within a block of the parts that equivalent transforms work on.
+
+    Roles that the family lacks are left out.
+    """
     names = dict(block.named_modules())
-    inner = {name: f"{name}.{LINEAR}" if isinstance(module, Rotated) else name for name, module in names.items()}
-    return {role: inner[name] for role, candidates in _ROLES.items() for name in candidates[::-1] if name in names}
+    inner = {
+        name: f"{name}.{LINEAR}" if isinstance(module, Rotated) else name
+        for name, module in names.items()
+    }
+    return {
+        role: inner[name]
+        for role, candidates in _ROLES.items()
+        for name in candidates[::-1]
+        if name in names
+    }

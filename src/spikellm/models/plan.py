@@ -18,7 +18,10 @@ from spikellm.recipe import AttentionRecipe, LinearRecipe, Recipe
 
 
 class BlockPlan(NamedTuple):
-    """Settings by full name: of the linear layers of a block, and of its attention modules; heads of its attention where they are known."""
+    """Settings by full name: of the linear layers of a block, and of its attention modules.
+
+    Heads of its attention where they are known.
+    """
 
     name: str
     linears: dict[str, LinearRecipe]
@@ -26,31 +29,49 @@ class BlockPlan(NamedTuple):
     heads: HeadShape | None
 
     def empty_modules(
-        self, model: nn.Module, tensors: Mapping[str, Tensor], device: torch.device | str | None = None
+        self,
+        model: nn.Module,
+        tensors: Mapping[str, Tensor],
+        device: torch.device | str | None = None,
     ) -> dict[str, nn.Module]:
-        """Modules of the converted block without their state (which is in ``tensors``, under full names), by the name under which they go into the model."""
+        """Modules of the converted block without their state (which is in ``tensors``, under full
+        names), by the name under which they go into the model.
+        """
         modules: dict[str, nn.Module] = {}
         for name, settings in self.linears.items():
-            state = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+            state = {
+                key.removeprefix(f"{name}."): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(f"{name}.")
+            }
             modules[name] = layer = spiking_for(model.get_submodule(name), settings, state, device)
             if layer_name(name) != name:
                 modules[rotation_of(name)] = Rotation(layer.in_features, layer.weight_scale.device)
         for name, (shape, spiking) in self.attentions.items():
-            place = device if device is not None else next(model.get_submodule(name).parameters()).device
+            place = (
+                device
+                if device is not None
+                else next(model.get_submodule(name).parameters()).device
+            )
             modules[f"{name}.{CHILD}"] = SpikingAttention(shape, spiking, place)
         return modules
 
 
 def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
-    """What each block becomes. Where attention is to spike, the model must use the attention interface already.
+    """What each block becomes.
+
+    Where attention is to spike, the model must use the attention interface already.
 
     Raises:
         UnsupportedModelError: a part that cannot be converted as asked.
         RequestError: an override that matches nothing, or nothing left to convert.
     """
-    if recipe.lm_head and has_tied_head(model) and not recipe.rotation.residual:  # which parts the two
+    if (
+        recipe.lm_head and has_tied_head(model) and not recipe.rotation.residual
+    ):  # which parts the two
         raise UnsupportedModelError(
-            "lm_head is true, but the output projection shares its weight with the input embedding; leave lm_head false"
+            "lm_head is true, but the output projection shares its weight with the input embedding;"
+            " leave lm_head false"
         )
     sites = find_attention(model) if recipe.attention.spiking else {}
     plan: list[BlockPlan] = []
@@ -59,16 +80,31 @@ def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
         prefix = f"{blocks.name}.{index}"
         full = [f"{prefix}.{name}" for name in linear_layers(block)]
         names += map(layer_name, full)
-        linears = {name: settings for name in full if (settings := recipe.for_module(layer_name(name))) is not None}
+        linears = {
+            name: settings
+            for name in full
+            if (settings := recipe.for_module(layer_name(name))) is not None
+        }
         inside = {name: shape for name, shape in sites.items() if name.startswith(f"{prefix}.")}
-        attentions = {name: (shape, spiking) for name, shape in inside.items() if (spiking := recipe.attention_for(name)) is not None}
+        attentions = {
+            name: (shape, spiking)
+            for name, shape in inside.items()
+            if (spiking := recipe.attention_for(name)) is not None
+        }
         plan.append(BlockPlan(prefix, linears, attentions, next(iter(inside.values()), None)))
     head = output_head(model)
     if recipe.lm_head and head is not None:
         names.append(head)
     if unmatched := recipe.unmatched_overrides(names, sites):
-        hint = "; it matches attention, which an override can only skip" if unmatched[0] not in recipe.unmatched_overrides(sites) else ""
-        raise RequestError(f"the override {unmatched[0]!r} matches no layer{hint}; names are like {[*sites, *names][-1]!r}")
+        hint = (
+            "; it matches attention, which an override can only skip"
+            if unmatched[0] not in recipe.unmatched_overrides(sites)
+            else ""
+        )
+        raise RequestError(
+            f"the override {unmatched[0]!r} matches no layer{hint}; names are like"
+            f" {[*sites, *names][-1]!r}"
+        )
     if not any(block.linears or block.attentions for block in plan):
         raise RequestError("the recipe skips every layer, so there is nothing to convert")
     return plan
@@ -85,7 +121,9 @@ def plan_head(model: nn.Module, recipe: Recipe) -> BlockPlan | None:
     name = output_head(model)
     settings = recipe.for_module(name) if name else None
     if name is None or settings is None:
-        raise RequestError("lm_head is true, but the model has no output projection or an override skips it")
+        raise RequestError(
+            "lm_head is true, but the model has no output projection or an override skips it"
+        )
     return BlockPlan(name, {name: settings}, {}, None)
 
 

@@ -16,7 +16,10 @@ from spikellm.models.swap import replace_module
 
 @contextmanager
 def evaluating(model: nn.Module, *, stays: bool = False) -> Iterator[None]:
-    """A model in evaluation mode: nothing is dropped out. Afterwards every module is in the mode it was in; with ``stays`` only after an error."""
+    """A model in evaluation mode: nothing is dropped out.
+
+    Afterwards every module is in the mode it was in; with ``stays`` only after an error.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -32,7 +35,8 @@ def evaluating(model: nn.Module, *, stays: bool = False) -> Iterator[None]:
 
 @contextmanager
 def prepared(model: Any, *, attention: bool) -> Iterator[None]:
-    """Take experts apart and, where attention is to spike, compute it through the library's interface; after an error undo that and all that was converted.
+    """Take experts apart and, where attention is to spike, compute it through the library's
+    interface; after an error undo that and all that was converted.
 
     Raises:
         UnsupportedModelError: see :func:`spikellm.models.attention_interface.use_interface`.
@@ -41,9 +45,15 @@ def prepared(model: Any, *, attention: bool) -> Iterator[None]:
     attention_before = str(model.config._attn_implementation)
     experts = unfuse_experts(model)
     linears = {name: module for name, module in model.named_modules() if is_linear(module)}
-    tables = {module: module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = {
+        module: module.weight for module in model.modules() if isinstance(module, nn.Embedding)
+    }
     tied = getattr(model.config, "tie_word_embeddings", None)
-    vectors = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.dim() == 1}
+    vectors = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 1
+    }
     try:
         if attention:
             use_interface(model)

@@ -1,4 +1,7 @@
-"""What a model consists of: its linear layers, their bits, steps and sizes. Read off the modules, not off the recipe."""
+"""What a model consists of: its linear layers, their bits, steps and sizes.
+
+Read off the modules, not off the recipe.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,11 @@ _DENSE_BYTES = 2  # a weight of the 16-bit original
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One linear layer. ``weight_bytes`` counts codes with scales and all that replaces the weight; ``dense_bytes`` 16 bits a weight."""
+    """One linear layer.
+
+    ``weight_bytes`` counts codes with scales and all that replaces the weight; ``dense_bytes`` 16
+    bits a weight.
+    """
 
     name: str
     spiking: bool
@@ -40,7 +47,10 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class AttentionSummary:
-    """One spiking attention module; bits are 16 where a part is not coded. ``cache_bytes`` of K and V of one token and key-value head, 0 if not cached as spikes."""
+    """One spiking attention module; bits are 16 where a part is not coded.
+
+    ``cache_bytes`` of K and V of one token and key-value head, 0 if not cached as spikes.
+    """
 
     name: str
     query_bits: int
@@ -67,17 +77,33 @@ class ModelSummary:
 
     @property
     def average_steps(self) -> float:
-        """Mean steps over the multiply-accumulates of converted layers; 1 where none is converted."""
+        """Mean steps over the multiply-accumulates of converted layers.
+
+        1 where none is converted.
+        """
         spiking = [layer for layer in self.layers if layer.spiking]
         products = sum(layer.in_features * layer.out_features for layer in spiking)
-        return sum(layer.average_steps * layer.in_features * layer.out_features for layer in spiking) / products if products else 1.0
+        return (
+            sum(layer.average_steps * layer.in_features * layer.out_features for layer in spiking)
+            / products
+            if products
+            else 1.0
+        )
 
     @property
     def additive_share(self) -> float:
-        """Share of the multiply-accumulates of converted layers that are additions or subtractions; 0 where none is converted."""
+        """Share of the multiply-accumulates of converted layers that are additions or subtractions.
+
+        0 where none is converted.
+        """
         spiking = [layer for layer in self.layers if layer.spiking]
         products = sum(layer.in_features * layer.out_features for layer in spiking)
-        return sum(layer.additive_share * layer.in_features * layer.out_features for layer in spiking) / products if products else 0.0
+        return (
+            sum(layer.additive_share * layer.in_features * layer.out_features for layer in spiking)
+            / products
+            if products
+            else 0.0
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -90,23 +116,45 @@ class ModelSummary:
 
 def summarize(model: nn.Module) -> ModelSummary:
     """Summary of a model, converted or not."""
-    turned = {name.rpartition(".")[0]: rotation.rotated for name, rotation in rotations(model).items()}
+    turned = {
+        name.rpartition(".")[0]: rotation.rotated for name, rotation in rotations(model).items()
+    }
     layers = [
-        replace(_summarize(layer_name(name), module), rotated_channels=turned.get(layer_name(name), 0))
+        replace(
+            _summarize(layer_name(name), module), rotated_channels=turned.get(layer_name(name), 0)
+        )
         for name, module in model.named_modules()
         if isinstance(module, SpikingLinear) or is_linear(module)
     ]
-    tensors = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()}
-    attentions = [_summarize_attention(name, spikes) for name, spikes in spiking_attentions(model).items()]
+    tensors = {
+        tensor.data_ptr(): tensor.numel() * tensor.element_size()
+        for tensor in model.state_dict().values()
+    }
+    attentions = [
+        _summarize_attention(name, spikes) for name, spikes in spiking_attentions(model).items()
+    ]
     return ModelSummary(type(model).__name__, layers, attentions, sum(tensors.values()))
 
 
 def _summarize_attention(name: str, spikes: SpikingAttention) -> AttentionSummary:
     settings, (heads, key, value) = spikes.settings, spikes.shape
-    cached = spikes.key_coder().row_bytes(key) + spikes.value_coder().row_bytes(value) if spikes.caches else 0
-    salient_key, salient_value = (int((group > 0).sum()) // heads for group in (spikes.key_group, spikes.value_group))
+    cached = (
+        spikes.key_coder().row_bytes(key) + spikes.value_coder().row_bytes(value)
+        if spikes.caches
+        else 0
+    )
+    salient_key, salient_value = (
+        int((group > 0).sum()) // heads for group in (spikes.key_group, spikes.value_group)
+    )
     return AttentionSummary(
-        name, settings.query.bits, settings.key.bits, settings.value.bits, salient_key, salient_value, cached, _DENSE_BYTES * (key + value)
+        name,
+        settings.query.bits,
+        settings.key.bits,
+        settings.value.bits,
+        salient_key,
+        salient_value,
+        cached,
+        _DENSE_BYTES * (key + value),
     )
 
 
@@ -116,11 +164,29 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
         dense = module.in_features * module.out_features * _DENSE_BYTES
         columns = 0 if module.weight_steps is None else int((module.weight_steps > 1).sum())
         salient, own = (int((module.channel_group >= group).sum()) for group in (1, 2))
-        neuron, thresholds = (activations.neuron, activations.thresholds if salient else None) if activations.spiking else (None, None)
+        neuron, thresholds = (
+            (activations.neuron, activations.thresholds if salient else None)
+            if activations.spiking
+            else (None, None)
+        )
         return LayerSummary(
-            name, True, module.in_features, module.out_features, module.settings.weights.bits, activations.bits, neuron, thresholds, salient, own, module.average_steps,
-            module.weight_bytes, dense, columns, module.settings.weights.code, module.additive_share,
-        )  # fmt: skip
+            name,
+            True,
+            module.in_features,
+            module.out_features,
+            module.settings.weights.bits,
+            activations.bits,
+            neuron,
+            thresholds,
+            salient,
+            own,
+            module.average_steps,
+            module.weight_bytes,
+            dense,
+            columns,
+            module.settings.weights.code,
+            module.additive_share,
+        )
     weight, _ = weight_and_bias(module)
     bits = weight.element_size() * 8
     return LayerSummary(

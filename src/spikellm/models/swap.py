@@ -13,8 +13,12 @@ from spikellm.nn.linear import SpikingLinear, layer_kinds
 from spikellm.recipe import LinearRecipe
 
 
-def spiking_like(module: nn.Module, settings: LinearRecipe, device: object = None, sizes: tuple[int, ...] = ()) -> SpikingLinear:
-    """An empty spiking layer of the shape, bias and type of a linear one, on ``device`` (the module's own by default)."""
+def spiking_like(
+    module: nn.Module, settings: LinearRecipe, device: object = None, sizes: tuple[int, ...] = ()
+) -> SpikingLinear:
+    """An empty spiking layer of the shape, bias and type of a linear one, on ``device`` (the
+    module's own by default).
+    """
     weight, bias = weight_and_bias(module)
     layer = layer_kinds[settings.weights.code](
         weight.shape[1],
@@ -30,15 +34,22 @@ def spiking_like(module: nn.Module, settings: LinearRecipe, device: object = Non
     return layer
 
 
-def spiking_for(module: nn.Module, settings: LinearRecipe, state: Mapping[str, Tensor], device: object = None) -> SpikingLinear:
+def spiking_for(
+    module: nn.Module, settings: LinearRecipe, state: Mapping[str, Tensor], device: object = None
+) -> SpikingLinear:
     """An empty spiking layer, see :func:`spiking_like`, of the sizes that a state has."""
-    return spiking_like(module, settings, device, layer_kinds[settings.weights.code].sizes_of(state))  # type: ignore[attr-defined]
+    return spiking_like(
+        module, settings, device, layer_kinds[settings.weights.code].sizes_of(state)
+    )  # type: ignore[attr-defined]
 
 
 def with_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     """A module like another, which is not changed, with other parameters of its own."""
     new = copy.copy(module)
-    new._parameters = {**module._parameters, **{name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}}
+    new._parameters = {
+        **module._parameters,
+        **{name: nn.Parameter(value, requires_grad=False) for name, value in values.items()},
+    }
     return new
 
 

@@ -1,4 +1,6 @@
-"""Spiking neurons: how a current becomes an integer number of spikes, and how that number unrolls in time."""
+"""Spiking neurons: how a current becomes an integer number of spikes, and how that number unrolls
+in time.
+"""
 
 from spikellm.core.registry import import_parts
 from spikellm.neurons.base import Drive, Neuron, SoftResetNeuron, Trace, make_neuron, neurons

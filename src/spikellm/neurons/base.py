@@ -1,10 +1,13 @@
-"""What a spiking neuron is here: a protocol, and the membrane dynamics that all soft-reset neurons share.
+"""What a spiking neuron is here: a protocol, and the membrane dynamics that all soft-reset neurons
+share.
 
-A spike train is stored *merged*: one integer code for each value. Its *stepped* form (T spikes of at most L) and its *binary* form (every
-spike unrolled to {0, 1} or {−1, 0, 1}) are derived and sum to the code exactly, so one integer product stands for all steps.
+A spike train is stored *merged*: one integer code for each value. Its *stepped* form (T spikes of
+at most L) and its *binary* form (every spike unrolled to {0, 1} or {−1, 0, 1}) are derived and sum
+to the code exactly, so one integer product stands for all steps.
 
-Membrane potentials are computed in 64-bit fixed point, in units of the threshold with 30 fractional bits and scaled by T, so that a
-constant current x/T is represented without rounding and the spike count agrees with the merged code bit for bit, ties included.
+Membrane potentials are computed in 64-bit fixed point, in units of the threshold with 30 fractional
+bits and scaled by T, so that a constant current x/T is represented without rounding and the spike
+count agrees with the merged code bit for bit, ties included.
 """
 
 from __future__ import annotations
@@ -21,9 +24,13 @@ from spikellm.quantization.rounding import half_up
 
 Drive = Literal["drain", "constant"]
 Steps = Tensor | int
-"""Steps T of a train: one number, or one for each channel (an integer tensor that broadcasts to the last axis)."""
+"""Steps T of a train: one number, or one for each channel (an integer tensor that broadcasts to the
+last axis).
+"""
 
-_FRACTION = 30  # fractional bits of the membrane: every float32 in [2**-7, 2**22] is represented exactly
+_FRACTION = (
+    30  # fractional bits of the membrane: every float32 in [2**-7, 2**22] is represented exactly
+)
 _CHARGE_LIMIT = 2.0**22  # thresholds; beyond any code, so clamping here changes nothing
 
 
@@ -32,7 +39,8 @@ class Trace(NamedTuple):
 
     Attributes:
         spikes: int32, spike of each step.
-        charged: float64, membrane potential after charging, before firing, in the units of the input.
+        charged: float64, membrane potential after charging, before firing, in the units of the
+            input.
         membrane: float64, membrane potential after the soft reset.
     """
 
@@ -55,7 +63,9 @@ class Neuron(Protocol):
     @property
     def signed(self) -> bool: ...
 
-    def encode(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1) -> Tensor: ...
+    def encode(
+        self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1
+    ) -> Tensor: ...
 
     def decode(self, code: Tensor, theta: Tensor, baseline: Tensor) -> Tensor: ...
 
@@ -63,20 +73,32 @@ class Neuron(Protocol):
 
     def binary(self, code: Tensor, steps: Steps = 1) -> Tensor: ...
 
-    def simulate(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1, drive: Drive = "drain") -> Trace: ...
+    def simulate(
+        self,
+        current: Tensor,
+        theta: Tensor,
+        baseline: Tensor,
+        steps: Steps = 1,
+        drive: Drive = "drain",
+    ) -> Trace: ...
 
 
 neurons: Registry[Callable[[int], SoftResetNeuron]] = Registry("neuron")
-"""Factories by name: bits of a spike → neuron. A factory raises ValueError where the bits do not fit the neuron."""
+"""Factories by name: bits of a spike → neuron.
+
+A factory raises ValueError where the bits do not fit the neuron.
+"""
 
 
 @dataclass(frozen=True)
 class SoftResetNeuron:
-    """Integrate, fire ``clip(floor(v/θ), 0, L)``, subtract ``θ·s``: the neuron from which IF, GIF and ternary GIF are made.
+    """Integrate, fire ``clip(floor(v/θ), 0, L)``, subtract ``θ·s``: the neuron from which IF, GIF
+    and ternary GIF are made.
 
-    The membrane starts at θ/2 plus the baseline's charge. With a constant current x/T, or with all of x at the first step, the spike
-    count over T steps is ``clip(floor(x/θ + 1/2) + z, 0, T·L)`` (SpikeLLM, §3.1): a uniform quantizer. A signed neuron is a positive and a
-    negative one merged; each sees the current with its own sign, and only one of them ever reaches threshold.
+    The membrane starts at θ/2 plus the baseline's charge. With a constant current x/T, or with all
+    of x at the first step, the spike count over T steps is ``clip(floor(x/θ + 1/2) + z, 0, T·L)``
+    (SpikeLLM, §3.1): a uniform quantizer. A signed neuron is a positive and a negative one merged;
+    each sees the current with its own sign, and only one of them ever reaches threshold.
     """
 
     levels: int
@@ -93,16 +115,21 @@ class SoftResetNeuron:
         Args:
             current: ``(..., channels)``, float16, bfloat16 or float32; computed in float32.
             theta: threshold θ > 0, broadcast to ``current``.
-            baseline: z, the code of zero current, integers of any dtype; must be 0 for a signed neuron.
+            baseline: z, the code of zero current, integers of any dtype; must be 0 for a signed
+                neuron.
             steps: T, one number or one for each channel.
 
         Returns:
-            int32 codes of the shape of ``current``, in ``[0, T·L]`` or ``[−T·L, T·L]``. Infinite current saturates; NaN gives 0.
+            int32 codes of the shape of ``current``, in ``[0, T·L]`` or ``[−T·L, T·L]``. Infinite
+            current saturates; NaN gives 0.
         """
         top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=current.device)
         units = (current.float() / theta.float()).nan_to_num(0.0, torch.inf, -torch.inf)
         if self.signed:
-            return (torch.sign(units) * torch.minimum(half_up(units.abs().clamp(max=_CHARGE_LIMIT)), top)).to(torch.int32)
+            return (
+                torch.sign(units)
+                * torch.minimum(half_up(units.abs().clamp(max=_CHARGE_LIMIT)), top)
+            ).to(torch.int32)
         code = half_up(units.clamp(-_CHARGE_LIMIT, _CHARGE_LIMIT)) + baseline
         return torch.minimum(code.clamp(min=0), top).to(torch.int32)
 
@@ -110,8 +137,12 @@ class SoftResetNeuron:
         """Value that a code stands for, ``θ·(q − z)``, float32."""
         return theta.float() * (code - baseline).float()
 
-    def recode(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1) -> Tensor:
-        """``decode(encode(current))`` in fewer passes, for finite currents within the range that θ and z were made for."""
+    def fake_quantize(
+        self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1
+    ) -> Tensor:
+        """``decode(encode(current))`` in fewer passes, for finite currents within the range that θ
+        and z were made for.
+        """
         top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=current.device)
         units = current.float() / theta
         if self.signed:
@@ -122,11 +153,15 @@ class SoftResetNeuron:
         return code.mul_(theta)
 
     def stepped(self, code: Tensor, steps: Steps = 1) -> Tensor:
-        """Spikes of the drained train, first steps fullest: int32 ``(T, *code.shape)``, each at most L; ``sum(0) == code`` exactly."""
+        """Spikes of the drained train, first steps fullest: int32 ``(T, *code.shape)``, each at
+        most L; ``sum(0) == code`` exactly.
+        """
         return torch.stack(list(self.iterate_stepped(code, steps)))
 
     def binary(self, code: Tensor, steps: Steps = 1) -> Tensor:
-        """Every spike unrolled to L binary ones: int8 ``(T·L, *code.shape)`` of {0, 1}, or {−1, 0, 1} if signed; ``sum(0) == code`` exactly."""
+        """Every spike unrolled to L binary ones: int8 ``(T·L, *code.shape)`` of {0, 1}, or {−1, 0,
+        1} if signed; ``sum(0) == code`` exactly.
+        """
         return torch.stack(list(self.iterate_binary(code, steps)))
 
     def iterate_stepped(self, code: Tensor, steps: Steps = 1) -> Iterator[Tensor]:
@@ -138,13 +173,22 @@ class SoftResetNeuron:
             yield (sign * spike if self.signed else spike).to(torch.int32)
 
     def iterate_binary(self, code: Tensor, steps: Steps = 1) -> Iterator[Tensor]:
-        """The slices of :meth:`binary`, one at a time: spike k of a step fires where the step's level is above k."""
+        """The slices of :meth:`binary`, one at a time: spike k of a step fires where the step's
+        level is above k.
+        """
         for spike in self.iterate_stepped(code, steps):
             for level in range(self.levels):
                 plane = (spike.abs() > level).to(torch.int8)
                 yield plane * torch.sign(spike).to(torch.int8) if self.signed else plane
 
-    def simulate(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1, drive: Drive = "drain") -> Trace:
+    def simulate(
+        self,
+        current: Tensor,
+        theta: Tensor,
+        baseline: Tensor,
+        steps: Steps = 1,
+        drive: Drive = "drain",
+    ) -> Trace:
         """Run the membrane step by step.
 
         Args:
@@ -161,12 +205,19 @@ class SoftResetNeuron:
             float(torch.as_tensor(self.top(steps)).max() + baseline.abs().max()) + 1
         )  # beyond any code: nothing changes, nothing overflows
         units = (current.float() / theta).clamp(-limit, limit).double()
-        sign = torch.sign(units).long() if self.signed else torch.ones((), dtype=torch.long, device=current.device)
+        sign = (
+            torch.sign(units).long()
+            if self.signed
+            else torch.ones((), dtype=torch.long, device=current.device)
+        )
         total = (units * 2.0**_FRACTION).round().long() * sign
         if not self.signed:
             total = total + (baseline.long() << _FRACTION)
-        horizon = torch.as_tensor(steps, dtype=torch.long, device=current.device).expand(total.shape)
-        # units of θ / (T · 2**30): the charge of one step of a constant current is then `total`, the threshold T · 2**30
+        horizon = torch.as_tensor(steps, dtype=torch.long, device=current.device).expand(
+            total.shape
+        )
+        # units of θ / (T · 2**30): the charge of one step of a constant current is then `total`,
+        # the threshold T · 2**30
         threshold = horizon << _FRACTION
         v = (threshold // 2).clone()
         scale = theta.double() / threshold.double() * sign
@@ -187,7 +238,8 @@ class SoftResetNeuron:
         low = -top if self.signed else torch.zeros_like(top)
         if bool(((code > top) | (code < low)).any()):
             raise ValueError(
-                f"codes from {int(code.min())} to {int(code.max())} do not fit {int(low.min())} … {int(top.max())}, which {_horizon(steps)} steps reach"
+                f"codes from {int(code.min())} to {int(code.max())} do not fit {int(low.min())} …"
+                f" {int(top.max())}, which {_horizon(steps)} steps reach"
             )
 
 

@@ -1,6 +1,8 @@
-"""GIF with the top code of the authors' published code: ``2**(bits + log2 T) − 1`` (31 for T = 2 at 4 bits) instead of T·L (30).
+"""GIF with the top code of the authors' published code: ``2**(bits + log2 T) − 1`` (31 for T = 2 at
+4 bits) instead of T·L (30).
 
-No train of T spikes of at most L reaches that code, so this neuron exists in merged form only: for comparing figures, not for running spikes.
+No train of T spikes of at most L reaches that code, so this neuron exists in merged form only: for
+comparing figures, not for running spikes.
 """
 
 from __future__ import annotations
@@ -12,12 +14,18 @@ from torch import Tensor
 
 from spikellm.neurons.base import Drive, SoftResetNeuron, Steps, Trace, neurons
 
-_MERGED_ONLY = "gif-published has codes that no train of spikes reaches, so it exists in merged form only; use gif"
+_MERGED_ONLY = (
+    "gif-published has codes that no train of spikes reaches, so it exists in merged form only;"
+    " use gif"
+)
 
 
 @dataclass(frozen=True)
 class PublishedNeuron(SoftResetNeuron):
-    """A soft-reset neuron with codes that no train reaches. Whatever unrolls a code raises ValueError."""
+    """A soft-reset neuron with codes that no train reaches.
+
+    Whatever unrolls a code raises ValueError.
+    """
 
     unrolls: bool = False
 
@@ -28,7 +36,14 @@ class PublishedNeuron(SoftResetNeuron):
     def iterate_stepped(self, code: Tensor, steps: Steps = 1) -> Iterator[Tensor]:
         raise ValueError(_MERGED_ONLY)
 
-    def simulate(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1, drive: Drive = "drain") -> Trace:
+    def simulate(
+        self,
+        current: Tensor,
+        theta: Tensor,
+        baseline: Tensor,
+        steps: Steps = 1,
+        drive: Drive = "drain",
+    ) -> Trace:
         raise ValueError(_MERGED_ONLY)
 
 

@@ -12,13 +12,19 @@ from spikellm.quantization.thresholds import threshold_for_range, token_range
 
 
 def spike_raster(
-    x: Tensor, neuron: SoftResetNeuron, steps: Steps = 1, *, form: Literal["stepped", "binary"] = "binary", drive: Drive = "drain"
+    x: Tensor,
+    neuron: SoftResetNeuron,
+    steps: Steps = 1,
+    *,
+    form: Literal["stepped", "binary"] = "binary",
+    drive: Drive = "drain",
 ) -> Tensor:
     """Raster of a tensor under its own per-token thresholds.
 
     Args:
         x: ``(..., channels)``, finite; the range of each token over its channels sets θ and z.
-        steps: T, one number or one for each channel (θ is then divided so that every channel spans the range).
+        steps: T, one number or one for each channel (θ is then divided so that every channel spans
+            the range).
         form: ``"stepped"`` for multi-level spikes, ``"binary"`` for {0, 1} or {−1, 0, 1}.
         drive: in what order the spikes come; their sum is the same.
 

@@ -2,7 +2,8 @@
 
     s(t) ∈ {−1, 0, +1};  T steps code ``−T … T``
 
-Every step adds, skips or subtracts, so a product with ternary spikes needs additions only. A spike takes 2 bits. Its baseline is 0.
+Every step adds, skips or subtracts, so a product with ternary spikes needs additions only. A spike
+takes 2 bits. Its baseline is 0.
 """
 
 from __future__ import annotations

@@ -26,27 +26,40 @@ class HeadShape(NamedTuple):
 class SpikingAttention(nn.Module):
     """How one attention module codes Q, K and V.
 
-    Persistent state: ``key_group`` and ``value_group``, uint8 ``(key-value heads, channels)``, the group of every channel; ``key_mean``, float32 of the same shape,
-    where K is centered.
+    Persistent state: ``key_group`` and ``value_group``, uint8 ``(key-value heads, channels)``, the
+    group of every channel; ``key_mean``, float32 of the same shape, where K is centered.
     """
 
     key_group: Tensor
     value_group: Tensor
     key_mean: Tensor
 
-    def __init__(self, shape: HeadShape, settings: AttentionRecipe, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, shape: HeadShape, settings: AttentionRecipe, device: torch.device | str | None = None
+    ) -> None:
         super().__init__()
         self.shape, self.settings = shape, settings
-        self.register_buffer("key_group", torch.zeros(shape.heads, shape.key_channels, dtype=torch.uint8, device=device))
-        self.register_buffer("value_group", torch.zeros(shape.heads, shape.value_channels, dtype=torch.uint8, device=device))
+        self.register_buffer(
+            "key_group",
+            torch.zeros(shape.heads, shape.key_channels, dtype=torch.uint8, device=device),
+        )
+        self.register_buffer(
+            "value_group",
+            torch.zeros(shape.heads, shape.value_channels, dtype=torch.uint8, device=device),
+        )
         if settings.center:
-            self.register_buffer("key_mean", torch.zeros(shape.heads, shape.key_channels, dtype=torch.float32, device=device))
+            self.register_buffer(
+                "key_mean",
+                torch.zeros(shape.heads, shape.key_channels, dtype=torch.float32, device=device),
+            )
         self._coders: dict[str, HeadCoder] = {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingAttention:
         mean = self._buffers.get("key_mean")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if mean is not None and self.key_mean.dtype != torch.float32:  # casting a model must not change what is coded
+        if (
+            mean is not None and self.key_mean.dtype != torch.float32
+        ):  # casting a model must not change what is coded
             self.key_mean = mean.to(self.key_mean.device)
         self._coders = {}
         return self
@@ -65,18 +78,28 @@ class SpikingAttention(nn.Module):
     @property
     def caches(self) -> bool:
         """Whether K and V can live in a cache as spikes: both are coded, token by token."""
-        return self.settings.key.spiking and self.settings.value.spiking and self.settings.key_axis == "token"
+        return (
+            self.settings.key.spiking
+            and self.settings.value.spiking
+            and self.settings.key_axis == "token"
+        )
 
     def turned(self, x: Tensor) -> Tensor:
-        """Q, or K once it is centered, as it is coded: each head's channels rotated among each other, where the recipe says so."""
+        """Q, or K once it is centered, as it is coded: each head's channels rotated among each
+        other, where the recipe says so.
+        """
         return mix(x.float()) if self.settings.rotate else x
 
     def turned_key(self, key: Tensor) -> Tensor:
-        """K as it is coded, ``(batch, heads, tokens, channels)``: centered, where the recipe says so, and rotated.
+        """K as it is coded, ``(batch, heads, tokens, channels)``: centered, where the recipe says
+        so, and rotated.
 
-        A query's products with all keys lose the same number, which the softmax does not see (SageAttention); nothing is added again.
+        A query's products with all keys lose the same number, which the softmax does not see
+        (SageAttention); nothing is added again.
         """
-        return self.turned(key.float() - self.key_mean.unsqueeze(1) if self.settings.center else key)
+        return self.turned(
+            key.float() - self.key_mean.unsqueeze(1) if self.settings.center else key
+        )
 
     def key_coder(self) -> HeadCoder:
         """Coder of K, by key-value head."""
@@ -87,13 +110,19 @@ class SpikingAttention(nn.Module):
         return self._coder("value", self.value_group, "token")
 
     def code(self, name: str, x: Tensor) -> Tensor:
-        """Values of Q or of probabilities after coding, one step a channel; as they came where they are not coded."""
+        """Values of Q or of probabilities after coding, one step a channel.
+
+        As they came where they are not coded.
+        """
         settings = getattr(self.settings, name)
         if not settings.spiking:
             return x
         if name not in self._coders:
             self._coders[name] = HeadCoder(
-                settings, torch.zeros(1, x.shape[-1] if name == "query" else 1, dtype=torch.uint8, device=x.device)
+                settings,
+                torch.zeros(
+                    1, x.shape[-1] if name == "query" else 1, dtype=torch.uint8, device=x.device
+                ),
             )
         return self._through(name, self._coders[name], x)
 
@@ -118,9 +147,9 @@ class SpikingAttention(nn.Module):
             self.show(part, coder, coded.codes)
             return coder.decode(coded)
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return coder.recode(x)
+            return coder.fake_quantize(x)
         with torch.no_grad():
-            recoded = coder.recode(x)
+            recoded = coder.fake_quantize(x)
         return pass_through(x, recoded)
 
     def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:

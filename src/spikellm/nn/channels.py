@@ -1,4 +1,6 @@
-"""From input samples to channel groups: which channels of a layer are salient, and how many steps each group gets."""
+"""From input samples to channel groups: which channels of a layer are salient, and how many steps
+each group gets.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from spikellm.saliency import Evidence, Selection, criteria, salient_count
 
 
 def salient_channels(
-    x: Tensor, weight: Tensor, settings: ActivationRecipe, seed: int, name: str, gradient: Tensor | None = None, count: int | None = None
+    x: Tensor,
+    weight: Tensor,
+    settings: ActivationRecipe,
+    seed: int,
+    name: str,
+    gradient: Tensor | None = None,
+    count: int | None = None,
 ) -> Selection:
     """The channels that get ``salient_steps``, and those with a range of their own.
 
@@ -30,11 +38,18 @@ def salient_channels(
         count: how many; by default what the settings' rate stands for.
     """
     evidence = evidence_of(x, weight, settings, settings.salient_rate, seed, name, gradient)
-    return criteria[settings.saliency](evidence if count is None else replace(evidence, count=count))
+    return criteria[settings.saliency](
+        evidence if count is None else replace(evidence, count=count)
+    )
 
 
-def salient_columns(x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int, name: str) -> Tensor:
-    """Steps T of the weights of every column, uint8 ``(in,)``; arguments as for :func:`salient_channels`."""
+def salient_columns(
+    x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int, name: str
+) -> Tensor:
+    """Steps T of the weights of every column, uint8 ``(in,)``.
+
+    Arguments as for :func:`salient_channels`.
+    """
     plain = ActivationRecipe(bits=8)
     evidence = evidence_of(x, weight, plain, settings.weights.salient_rate, seed, f"{name}.weight")
     evidence = replace(evidence, invert=settings.weights.invert)
@@ -43,9 +58,18 @@ def salient_columns(x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int
 
 
 def evidence_of(
-    x: Tensor, weight: Tensor, settings: ActivationRecipe, rate: float, seed: int, name: str, gradient: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    settings: ActivationRecipe,
+    rate: float,
+    seed: int,
+    name: str,
+    gradient: Tensor | None = None,
 ) -> Evidence:
-    """What criteria see; arguments as for :func:`salient_channels`, ``rate`` the share of channels to be chosen."""
+    """What criteria see.
+
+    Arguments as for :func:`salient_channels`, ``rate`` the share of channels to be chosen.
+    """
     return Evidence(
         x=x,
         weight=weight.detach().float().to(x.device),
@@ -67,7 +91,9 @@ def seed_of(name: str, seed: int) -> int:
 
 
 class Groups(NamedTuple):
-    """Of every input channel of a layer, uint8 ``(in,)`` each: its activation group, and the steps T of its weights (None: one each)."""
+    """Of every input channel of a layer, uint8 ``(in,)`` each: its activation group, and the steps
+    T of its weights (None: one each).
+    """
 
     channel: Tensor
     column_steps: Tensor | None

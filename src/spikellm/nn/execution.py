@@ -7,35 +7,45 @@ from typing import get_args
 from torch import nn
 
 from spikellm.core.errors import RequestError
-from spikellm.nn.linear import Form, SpikingLinear
+from spikellm.nn.linear import ExecutionMode, SpikingLinear
 from spikellm.nn.rotation import layer_name
 
 
 def spiking_linears(model: nn.Module) -> dict[str, SpikingLinear]:
     """Spiking linear layers of a model by full name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SpikingLinear)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, SpikingLinear)
+    }
 
 
-def set_form(model: nn.Module, form: Form) -> None:
+def set_execution_mode(model: nn.Module, form: ExecutionMode) -> None:
     """Run every spiking layer of a model in one form.
 
     Raises:
         RequestError: unknown form, no spiking layer, or a layer that does not code its inputs.
     """
     layers = spiking_linears(model)
-    if form not in get_args(Form):
-        raise RequestError(f"unknown form {form!r} (valid: {', '.join(get_args(Form))})")
+    if form not in get_args(ExecutionMode):
+        raise RequestError(f"unknown form {form!r} (valid: {', '.join(get_args(ExecutionMode))})")
     if not layers:
         raise RequestError("the model has no spiking layer; convert it first")
-    silent = [name for name, layer in layers.items() if layer.neuron is None and not layer.unrolls_weights]
+    silent = [
+        name for name, layer in layers.items() if layer.neuron is None and not layer.unrolls_weights
+    ]
     if form != "merged" and silent:
         raise RequestError(
-            f"{len(silent)} layers do not code their inputs ({layer_name(silent[0])}, …: activations.bits is 16), so they have no {form} form"
+            f"{len(silent)} layers do not code their inputs ({layer_name(silent[0])}, …:"
+            f" activations.bits is 16), so they have no {form} form"
         )
-    flat = [name for name, layer in layers.items() if layer.neuron is not None and not layer.neuron.unrolls]
+    flat = [
+        name
+        for name, layer in layers.items()
+        if layer.neuron is not None and not layer.neuron.unrolls
+    ]
     if form != "merged" and flat:
         raise RequestError(
-            f"{layer_name(flat[0])} codes with the published top code, which no train of spikes reaches ({layers[flat[0]].settings.activations.neuron}); it has the merged form only"
+            f"{layer_name(flat[0])} codes with the published top code, which no train of spikes"
+            f" reaches ({layers[flat[0]].settings.activations.neuron}); it has the merged form only"
         )
     for layer in layers.values():
         layer.form = form

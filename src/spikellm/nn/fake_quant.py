@@ -1,4 +1,6 @@
-"""A linear layer for training: inputs coded as the spiking layer will code them, gradients passed straight through."""
+"""A linear layer for training: inputs coded as the spiking layer will code them, gradients passed
+straight through.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,22 @@ from spikellm.recipe import ActivationRecipe
 
 
 class InputCoder:
-    """Values of a layer's inputs after coding. Layers that read the same tensor share one, and the tensor is coded once.
+    """Values of a layer's inputs after coding.
+
+    Layers that read the same tensor share one, and the tensor is coded once.
 
     Args:
         settings: how inputs are coded.
-        channel_group: uint8 ``(in,)``, group of every channel (see ``ActivationRecipe.group_ranges``).
+        channel_group: uint8 ``(in,)``, group of every channel (see
+            ``ActivationRecipe.group_ranges``).
     """
 
     def __init__(self, settings: ActivationRecipe, channel_group: Tensor) -> None:
         self.settings, self.neuron = settings, make_neuron(settings.neuron, settings.bits)
-        self._columns = [(channel_group == group).nonzero().squeeze(1) for group in range(len(settings.group_ranges))]
+        self._columns = [
+            (channel_group == group).nonzero().squeeze(1)
+            for group in range(len(settings.group_ranges))
+        ]
         self._last: tuple[Tensor, int, Tensor] | None = None  # input, its version, its coded form
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -39,25 +47,41 @@ class InputCoder:
     def values(self, x: Tensor) -> Tensor:
         """Values after coding, ``(..., in)`` float32."""
         ranges, steps = self.settings.group_ranges, self.settings.group_steps
-        own = [columns for columns, of in zip(self._columns, ranges, strict=True) if of > 0 and len(columns)]
+        own = [
+            columns
+            for columns, of in zip(self._columns, ranges, strict=True)
+            if of > 0 and len(columns)
+        ]
         common = x
         for columns in own:
             common = common.index_fill(-1, columns, 0.0)  # every range includes zero
         low, high = token_range(common)
-        coded = self._recode(common, low, high, steps[0])
+        coded = self._fake_quantize(common, low, high, steps[0])
         for columns, of, count in list(zip(self._columns, ranges, steps, strict=True))[1:]:
             if len(columns) and (of > 0 or count != steps[0]):
                 part = x.index_select(-1, columns)
-                coded.index_copy_(-1, columns, self._recode(part, *(token_range(part) if of > 0 else (low, high)), count))
+                coded.index_copy_(
+                    -1,
+                    columns,
+                    self._fake_quantize(
+                        part, *(token_range(part) if of > 0 else (low, high)), count
+                    ),
+                )
         return coded
 
-    def _recode(self, x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
+    def _fake_quantize(self, x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
         top, signed = self.neuron.top(steps), self.neuron.signed
-        return self.neuron.recode(x, *threshold_for_range(low, high, top, symmetric=self.settings.symmetric, signed=signed), steps)
+        return self.neuron.fake_quantize(
+            x,
+            *threshold_for_range(low, high, top, symmetric=self.settings.symmetric, signed=signed),
+            steps,
+        )
 
 
-class SurrogateLinear(nn.Module):
-    """Stands in for a linear layer inside a copy of its block; parameters have the names of the layer's own.
+class FakeQuantLinear(nn.Module):
+    """Stands in for a linear layer inside a copy of its block.
+
+    Parameters have the names of the layer's own.
 
     Args:
         weight: ``(out, in)``.
@@ -65,11 +89,15 @@ class SurrogateLinear(nn.Module):
         precision: type of the product; its result is float32.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, precision: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.precision = precision
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.bias = (
+            None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        )
         self.coder: InputCoder | None = None  # None: inputs as they are
 
     def forward(self, x: Tensor) -> Tensor:

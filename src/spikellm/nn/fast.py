@@ -1,4 +1,6 @@
-"""The native way through a spiking layer: when it is taken, and what it keeps of the layer beside its buffers."""
+"""The native way through a spiking layer: when it is taken, and what it keeps of the layer beside
+its buffers.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,12 @@ class Prepared(NamedTuple):
 
     Attributes:
         kernel: ``"integer"`` or ``"additive"``; None where no kernel fits the layer.
-        plan: see :mod:`spikellm.kernels.native.linear_plan` and :mod:`spikellm.kernels.native.additive_plan`.
-        beside: sums of integer weights, int32 ``(segments, out)``, or the words of the additive kernel.
-        codes, zero: packed weight codes of one width and their zero-points: the layer's own buffers where they are so, else made of them.
+        plan: see :mod:`spikellm.kernels.native.linear_plan` and
+            :mod:`spikellm.kernels.native.additive_plan`.
+        beside: sums of integer weights, int32 ``(segments, out)``, or the words of the additive
+            kernel.
+        codes, zero: packed weight codes of one width and their zero-points: the layer's own buffers
+            where they are so, else made of them.
         made_from: identity and version of the buffers that it was made from.
     """
 
@@ -42,10 +47,12 @@ class Prepared(NamedTuple):
 
 
 def run(layer: SpikingLinear, tokens: Tensor) -> Tensor | None:
-    """Output of a layer, float32 ``(tokens, out)``, bias included; None where the torch path has to be taken.
+    """Output of a layer, float32 ``(tokens, out)``, bias included.
 
-    The torch path runs in stepped and binary form, where a gradient is asked for, on other devices than the CPU, while a model is compiled,
-    and where no kernel fits.
+    None where the torch path has to be taken.
+
+    The torch path runs in stepped and binary form, where a gradient is asked for, on other devices
+    than the CPU, while a model is compiled, and where no kernel fits.
 
     Args:
         tokens: ``(tokens, in)``.
@@ -62,11 +69,24 @@ def run(layer: SpikingLinear, tokens: Tensor) -> Tensor | None:
     if prepared.kernel == "additive":
         return cast(Tensor, ops.additive_linear(x, prepared.plan, prepared.beside, scale, bias))
     observer = spike_observer()
-    y, counts = ops.spike_linear(x, prepared.plan, prepared.codes, scale, prepared.zero, prepared.beside, bias, observer is not None)
+    y, counts = ops.spike_linear(
+        x,
+        prepared.plan,
+        prepared.codes,
+        scale,
+        prepared.zero,
+        prepared.beside,
+        bias,
+        observer is not None,
+    )
     if observer is not None:
         neuron, steps = layer.neuron, layer.stored(layer.channel_steps)
         assert neuron is not None
-        codes = counts.to(torch.int32) - neuron.levels * steps.int() if neuron.signed else counts.to(torch.int32)
+        codes = (
+            counts.to(torch.int32) - neuron.levels * steps.int()
+            if neuron.signed
+            else counts.to(torch.int32)
+        )
         observer(SpikeTrain(layer, "input", codes, steps, neuron))
     return cast(Tensor, y)
 
@@ -74,7 +94,9 @@ def run(layer: SpikingLinear, tokens: Tensor) -> Tensor | None:
 def prepare(layer: SpikingLinear) -> Prepared:
     """What kernels need of a layer; made once, and anew where its buffers changed."""
     made_from = tuple(
-        (buffer.data_ptr(), 0 if buffer.is_inference() else buffer._version) for buffer in layer._buffers.values() if buffer is not None
+        (buffer.data_ptr(), 0 if buffer.is_inference() else buffer._version)
+        for buffer in layer._buffers.values()
+        if buffer is not None
     )  # tensors made under inference mode count no versions
     if layer._prepared is None or layer._prepared.made_from != made_from:
         layer._prepared = _look_at(layer, made_from)
@@ -86,23 +108,39 @@ def _look_at(layer: SpikingLinear, made_from: tuple[tuple[int, int], ...]) -> Pr
     nothing, code = torch.empty(0, dtype=torch.int32), layer.settings.weights.code
     if code == "ternary" and layer.neuron is None:
         layout = layer.layout()
-        segments = [TernarySegment(s.start, s.stop, s.weight_group, layout.weight_steps[s.weight_group]) for s in layout.segments]
-        made = [make_additive_plan(weights, segments, layer.weight_scale.shape[1], layout.order) for weights in _chunks(layer)]
+        segments = [
+            TernarySegment(s.start, s.stop, s.weight_group, layout.weight_steps[s.weight_group])
+            for s in layout.segments
+        ]
+        made = [
+            make_additive_plan(weights, segments, layer.weight_scale.shape[1], layout.order)
+            for weights in _chunks(layer)
+        ]
         plan = made[0][0]
         plan[1] = layer.out_features
-        return Prepared("additive", plan, torch.cat([words for _, words in made]), nothing, nothing, made_from)
+        return Prepared(
+            "additive", plan, torch.cat([words for _, words in made]), nothing, nothing, made_from
+        )
     shape = _shape_of(layer)
     if shape is None or not fits(shape):
         return Prepared(None, nothing, nothing, nothing, nothing, made_from)
-    sums = [torch.stack([part[:, s.start : s.stop].sum(1, dtype=torch.int32) for s in shape.parts]) for part in _chunks(layer)]
+    sums = [
+        torch.stack([part[:, s.start : s.stop].sum(1, dtype=torch.int32) for s in shape.parts])
+        for part in _chunks(layer)
+    ]
     codes, zero = _codes(layer, shape.bits)
-    return Prepared("integer", make_plan(shape), torch.cat(sums, 1).contiguous(), codes, zero, made_from)
+    return Prepared(
+        "integer", make_plan(shape), torch.cat(sums, 1).contiguous(), codes, zero, made_from
+    )
 
 
 def _chunks(layer: SpikingLinear) -> Iterator[Tensor]:
     """Integer weights, some outputs at a time: a multiple of the additive kernel's blocks."""
     rows = max(1, _CHUNK // max(1, layer.in_features) // OUTPUTS) * OUTPUTS
-    return (layer.integer_weights(slice(start, start + rows)) for start in range(0, layer.out_features, rows))
+    return (
+        layer.integer_weights(slice(start, start + rows))
+        for start in range(0, layer.out_features, rows)
+    )
 
 
 def _codes(layer: SpikingLinear, bits: int) -> tuple[Tensor, Tensor]:
@@ -125,7 +163,10 @@ def _codes(layer: SpikingLinear, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _shape_of(layer: SpikingLinear) -> Shape | None:
-    """The layer as the integer kernel sees it; None where inputs are not coded, or weights have no integer form."""
+    """The layer as the integer kernel sees it.
+
+    None where inputs are not coded, or weights have no integer form.
+    """
     settings, neuron = layer.settings, layer.neuron
     if settings.weights.code == "partly-binary" or neuron is None:
         return None
@@ -134,9 +175,24 @@ def _shape_of(layer: SpikingLinear) -> Shape | None:
         bits = max(2, (2 * max(layout.weight_steps)).bit_length())
     else:
         bits = settings.weights.salient_bits if layer.salient_columns else settings.weights.bits
-    mode = "signed" if neuron.signed else "symmetric" if settings.activations.symmetric else "asymmetric"
+    mode = (
+        "signed"
+        if neuron.signed
+        else "symmetric"
+        if settings.activations.symmetric
+        else "asymmetric"
+    )
     spans = list(dict.fromkeys(layout.ranges))
     return Shape(
-        layer.in_features, layer.out_features, bits, mode, [int(neuron.top(steps)) for steps in layout.steps], list(pairwise(layout.bounds)), spans,
-        [spans.index(span) for span in layout.ranges], [Part(*segment) for segment in layout.segments], layer.weight_scale.shape[1], layout.order,
-    )  # fmt: skip
+        layer.in_features,
+        layer.out_features,
+        bits,
+        mode,
+        [int(neuron.top(steps)) for steps in layout.steps],
+        list(pairwise(layout.bounds)),
+        spans,
+        [spans.index(span) for span in layout.ranges],
+        [Part(*segment) for segment in layout.segments],
+        layer.weight_scale.shape[1],
+        layout.order,
+    )

@@ -1,4 +1,6 @@
-"""Seeing what happens while a model runs: whoever codes shows its spike trains to an observer, if there is one; what a module is fed can be caught."""
+"""Seeing what happens while a model runs: whoever codes shows its spike trains to an observer, if
+there is one; what a module is fed can be caught.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ class SpikeTrain(NamedTuple):
     Attributes:
         source: module that coded: a spiking linear layer, or the spikes of an attention module.
         part: ``input``, ``query``, ``key``, ``value`` or ``probabilities``.
-        codes: merged spike counts, int32, ``(tokens, channels)`` of a layer in stored order, ``(batch, heads, tokens, channels)`` of attention; of a cached
-            key or value all tokens that take part.
+        codes: merged spike counts, int32, ``(tokens, channels)`` of a layer in stored order,
+            ``(batch, heads, tokens, channels)`` of attention; of a cached key or value all tokens
+            that take part.
         steps: T of every channel, broadcasts to ``codes``.
         neuron: what fired them.
     """
@@ -31,11 +34,13 @@ class SpikeTrain(NamedTuple):
     neuron: SoftResetNeuron
 
 
-_observer: ContextVar[Callable[[SpikeTrain], None] | None] = ContextVar("spikellm_spike_observer", default=None)
+_observer: ContextVar[Callable[[SpikeTrain], None] | None] = ContextVar(
+    "spikellm_spike_observer", default=None
+)
 
 
 @contextmanager
-def watching_spikes(observer: Callable[[SpikeTrain], None]) -> Iterator[None]:
+def observe_spikes(observer: Callable[[SpikeTrain], None]) -> Iterator[None]:
     """While this holds, every spike train is shown to ``observer``."""
     token = _observer.set(observer)
     try:

@@ -1,10 +1,13 @@
-"""The spiking linear layer: packed integer weights, inputs coded as spikes on the fly, one integer product for all steps.
+"""The spiking linear layer: packed integer weights, inputs coded as spikes on the fly, one integer
+product for all steps.
 
     y[n, o] = Σ_segments θ_a[n] · s_w[o] · (Σ_c q[n, c]·k[o, c] − z_a[n]·Σ_c k[o, c])  +  bias[o]
 
-``q`` are spike counts, ``k = code − zero`` integer weights. A *segment* is a run of columns with one activation group a and one weight group
-w; the baseline's charge is taken off over the columns of the segment alone. Columns are stored sorted by activation group (stable), so
-groups are contiguous, and weight groups are formed in that order, never across the boundary of two ranges: outlier channels, whose weights are
+``q`` are spike counts, ``k = code − zero`` integer weights. A *segment* is a run of columns with
+one activation group a and one weight group w; the baseline's charge is taken off over the columns
+of the segment alone. Columns are stored sorted by activation group (stable), so
+groups are contiguous, and weight groups are formed in that order, never across the boundary of two
+    ranges: outlier channels, whose weights are
 small, keep a scale of their own.
 """
 
@@ -29,7 +32,7 @@ from spikellm.quantization.thresholds import Threshold, threshold_for_range, tok
 from spikellm.recipe import LinearRecipe
 from spikellm.saliency import salient_count
 
-Form = Literal["merged", "stepped", "binary"]
+ExecutionMode = Literal["merged", "stepped", "binary"]
 
 
 layer_kinds: Registry[Callable[..., SpikingLinear]] = Registry("weights.code")
@@ -39,14 +42,17 @@ layer_kinds: Registry[Callable[..., SpikingLinear]] = Registry("weights.code")
 class SpikingLinear(nn.Module):
     """A linear layer whose weights are integer codes and whose inputs are spikes.
 
-    Persistent state, all named buffers: ``weight_codes`` (uint8, packed, ``(out, bytes)``), ``weight_scale`` (float32, ``(out, weight groups)``),
-    ``weight_zero`` (uint8, the same shape), ``channel_group`` (uint8, ``(in,)``: activation group of every channel), ``group_steps`` (uint8,
+    Persistent state, all named buffers: ``weight_codes`` (uint8, packed, ``(out, bytes)``),
+    ``weight_scale`` (float32, ``(out, weight groups)``), ``weight_zero`` (uint8, the same shape),
+    ``channel_group`` (uint8, ``(in,)``: activation group of every channel), ``group_steps`` (uint8,
     ``(groups,)``: steps T of each group); ``bias`` as the layer had it.
 
     Attributes:
-        form: how spikes are summed: ``"merged"`` (one product of counts), ``"stepped"`` (T products) or ``"binary"`` (T·L products of
-            {0, 1}, or {−1, 0, 1}). All give the same integers, so the same output bit for bit.
-        sizes: what decides the shapes of buffers beyond the settings; empty here, see the layers of other codes.
+        form: how spikes are summed: ``"merged"`` (one product of counts), ``"stepped"`` (T
+            products) or ``"binary"`` (T·L products of {0, 1}, or {−1, 0, 1}). All give the same
+            integers, so the same output bit for bit.
+        sizes: what decides the shapes of buffers beyond the settings; empty here, see the layers of
+            other codes.
     """
 
     unrolls_weights = False  # whether forms unroll weights where inputs are not coded
@@ -71,12 +77,26 @@ class SpikingLinear(nn.Module):
         sizes: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.settings, self.sizes = in_features, out_features, settings, sizes
-        self.form: Form = "merged"
+        self.in_features, self.out_features, self.settings, self.sizes = (
+            in_features,
+            out_features,
+            settings,
+            sizes,
+        )
+        self.form: ExecutionMode = "merged"
         self._register_weights(device)
-        self.register_buffer("channel_group", torch.zeros(in_features, dtype=torch.uint8, device=device))
-        self.register_buffer("group_steps", torch.tensor(settings.activations.group_steps, dtype=torch.uint8, device=device))
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
+        self.register_buffer(
+            "channel_group", torch.zeros(in_features, dtype=torch.uint8, device=device)
+        )
+        self.register_buffer(
+            "group_steps",
+            torch.tensor(settings.activations.group_steps, dtype=torch.uint8, device=device),
+        )
+        self.bias = (
+            nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False)
+            if bias
+            else None
+        )
         self._layout: Layout | None = None
         self._prepared: fast.Prepared | None = None
 
@@ -84,14 +104,28 @@ class SpikingLinear(nn.Module):
         """Buffers that hold the weights."""
         weights, salient = self.settings.weights, self.salient_columns
         packed = packed_length(self.in_features - salient, weights.bits)
-        self.register_buffer("weight_codes", torch.zeros(self.out_features, packed, dtype=torch.uint8, device=device))
+        self.register_buffer(
+            "weight_codes", torch.zeros(self.out_features, packed, dtype=torch.uint8, device=device)
+        )
         if salient:
             packed = packed_length(salient, weights.salient_bits)
-            self.register_buffer("salient_codes", torch.zeros(self.out_features, packed, dtype=torch.uint8, device=device))
-            self.register_buffer("column_steps", torch.ones(self.in_features, dtype=torch.uint8, device=device))
-        groups = most_weight_groups(self.in_features, self.settings, 2 if salient else 1)  # unused ones stay 1 and 0
-        self.register_buffer("weight_scale", torch.ones(self.out_features, groups, dtype=torch.float32, device=device))
-        self.register_buffer("weight_zero", torch.zeros(self.out_features, groups, dtype=torch.uint8, device=device))
+            self.register_buffer(
+                "salient_codes",
+                torch.zeros(self.out_features, packed, dtype=torch.uint8, device=device),
+            )
+            self.register_buffer(
+                "column_steps", torch.ones(self.in_features, dtype=torch.uint8, device=device)
+            )
+        groups = most_weight_groups(
+            self.in_features, self.settings, 2 if salient else 1
+        )  # unused ones stay 1 and 0
+        self.register_buffer(
+            "weight_scale",
+            torch.ones(self.out_features, groups, dtype=torch.float32, device=device),
+        )
+        self.register_buffer(
+            "weight_zero", torch.zeros(self.out_features, groups, dtype=torch.uint8, device=device)
+        )
 
     @classmethod
     def sizes_of(cls, state: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -112,7 +146,11 @@ class SpikingLinear(nn.Module):
     @property
     def salient_columns(self) -> int:
         """Columns whose weights take ``salient_steps``."""
-        return salient_count(self.settings.weights.salient_rate, self.in_features) if self.settings.weights.code == "affine" else 0
+        return (
+            salient_count(self.settings.weights.salient_rate, self.in_features)
+            if self.settings.weights.code == "affine"
+            else 0
+        )
 
     @property
     def weight_steps(self) -> Tensor | None:
@@ -121,22 +159,33 @@ class SpikingLinear(nn.Module):
 
     @property
     def additive_share(self) -> float:
-        """Share of products that are additions or subtractions: all where weights are ternary or inputs are one-bit spikes, else none."""
+        """Share of products that are additions or subtractions: all where weights are ternary or
+        inputs are one-bit spikes, else none.
+        """
         return 1.0 if self.neuron is not None and self.neuron.levels == 1 else 0.0
 
     @property
     def average_steps(self) -> float:
-        """Mean over the columns of input steps times weight steps; an input or weight that takes one step, or is not coded, counts 1."""
+        """Mean over the columns of input steps times weight steps.
+
+        An input or weight that takes one step, or is not coded, counts 1.
+        """
         steps = self.channel_steps.float()
-        return float((steps if self.weight_steps is None else steps * self.weight_steps.float()).mean())
+        return float(
+            (steps if self.weight_steps is None else steps * self.weight_steps.float()).mean()
+        )
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of everything that replaces the dense weight: codes, scales, zero-points, groups and steps."""
+        """Bytes of everything that replaces the dense weight: codes, scales, zero-points, groups
+        and steps.
+        """
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers(recurse=False))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingLinear:
-        """Moves as any module does, but scales stay float32: casting a model must not change its integers' meaning."""
+        """Moves as any module does, but scales stay float32: casting a model must not change its
+        integers' meaning.
+        """
         scale = self.weight_scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != torch.float32:
@@ -149,7 +198,10 @@ class SpikingLinear(nn.Module):
         self._layout = self._prepared = None
 
     def layout(self) -> Layout:
-        """Order of stored columns and the segments they form; derived from ``channel_group`` once."""
+        """Order of stored columns and the segments they form.
+
+        Derived from ``channel_group`` once.
+        """
         if self._layout is None:
             self._layout = make_layout(self.channel_group, self.weight_steps, self.settings)
         return self._layout
@@ -175,20 +227,28 @@ class SpikingLinear(nn.Module):
 
     @torch.no_grad()
     def set_groups(self, channel_group: Tensor, column_steps: Tensor | None = None) -> None:
-        """Set the activation group of every channel and, where weights take several steps, the steps of every column; ``(in,)`` each."""
+        """Set the activation group of every channel and, where weights take several steps, the
+        steps of every column; ``(in,)`` each.
+        """
         self.channel_group.copy_(channel_group)
         if column_steps is not None:
             self.column_steps.copy_(column_steps)
         self._layout = None
 
     def integer_weights(self, rows: slice = slice(None)) -> Tensor:
-        """Integer weights ``k = code − zero`` of some outputs, all by default: int16, ``(out, in)``, columns in stored order."""
+        """Integer weights ``k = code − zero`` of some outputs, all by default: int16, ``(out,
+        in)``, columns in stored order.
+        """
         settings, fine = self.settings.weights, self._fine_columns()
-        codes = unpack(self.weight_codes[rows], settings.bits, self.in_features - self.salient_columns).to(torch.int16)
+        codes = unpack(
+            self.weight_codes[rows], settings.bits, self.in_features - self.salient_columns
+        ).to(torch.int16)
         if fine is not None:
             ordinary, codes = codes, codes.new_empty(len(codes), self.in_features)
             codes[:, ~fine] = ordinary
-            codes[:, fine] = unpack(self.salient_codes[rows], settings.salient_bits, self.salient_columns).to(torch.int16)
+            codes[:, fine] = unpack(
+                self.salient_codes[rows], settings.salient_bits, self.salient_columns
+            ).to(torch.int16)
         for group, (start, stop) in enumerate(self.layout().weight_groups):
             codes[:, start:stop] -= self.weight_zero[rows, group : group + 1]
         return codes
@@ -202,20 +262,32 @@ class SpikingLinear(nn.Module):
         return fine if order is None else fine[order]
 
     def dense_weight(self) -> Tensor:
-        """The weight that the codes stand for, float32, ``(out, in)``, columns in their original order."""
+        """The weight that the codes stand for, float32, ``(out, in)``, columns in their original
+        order.
+        """
         weight = self.integer_weights().float()
         for group, (start, stop) in enumerate(self.layout().weight_groups):
             weight[:, start:stop] *= self.weight_scale[:, group : group + 1]
         order = self.layout().order
         return weight if order is None else torch.empty_like(weight).index_copy_(1, order, weight)
 
-    def damage(self) -> str | None:
+    def validation_error(self) -> str | None:
         """What in the stored weights no conversion writes; None if all is well."""
         weights = self.settings.weights
-        if self.salient_columns and int((self.column_steps == weights.salient_steps).sum()) != self.salient_columns:
-            return f"column_steps does not give {self.salient_columns} columns {weights.salient_steps} steps, as the recipe says"
+        if (
+            self.salient_columns
+            and int((self.column_steps == weights.salient_steps).sum()) != self.salient_columns
+        ):
+            return (
+                f"column_steps does not give {self.salient_columns} columns {weights.salient_steps}"
+                " steps, as the recipe says"
+            )
         top = weights.top(weights.salient_steps)
-        return f"weight_zero exceeds the largest code, {top}" if int(self.weight_zero.max()) > top else None
+        return (
+            f"weight_zero exceeds the largest code, {top}"
+            if int(self.weight_zero.max()) > top
+            else None
+        )
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Threshold]]:
         """Spike counts of inputs.
@@ -224,32 +296,45 @@ class SpikingLinear(nn.Module):
             x: ``(tokens, in)``.
 
         Returns:
-            ``(codes, thresholds)``: int32 ``(tokens, in)`` with columns in stored order, and θ, z ``(tokens, 1)`` of each activation group.
+            ``(codes, thresholds)``: int32 ``(tokens, in)`` with columns in stored order, and θ, z
+            ``(tokens, 1)`` of each activation group.
 
         Raises:
             RequestError: the layer does not code its inputs.
         """
         neuron = self.neuron
         if neuron is None:
-            raise RequestError("this layer does not code its inputs (activations.bits is 16), so it has no input spikes")
+            raise RequestError(
+                "this layer does not code its inputs (activations.bits is 16), so it has no input"
+                " spikes"
+            )
         layout, activations = self.layout(), self.settings.activations
         x = x.float() if layout.order is None else x.float().index_select(1, layout.order)
         codes, thresholds = [], []
         for group, steps in enumerate(layout.steps):
             part = x[:, layout.bounds[group] : layout.bounds[group + 1]]
             low, high = token_range(x[:, layout.ranges[group][0] : layout.ranges[group][1]])
-            threshold = threshold_for_range(low, high, neuron.top(steps), symmetric=activations.symmetric, signed=neuron.signed)
+            threshold = threshold_for_range(
+                low, high, neuron.top(steps), symmetric=activations.symmetric, signed=neuron.signed
+            )
             codes.append(neuron.encode(part, *threshold, steps))
             thresholds.append(threshold)
         return torch.cat(codes, dim=1), thresholds
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., in)`` → ``(..., out)``, in the type of ``x``; sums are exact integers, scaled in float32."""
+        """``(..., in)`` → ``(..., out)``, in the type of ``x``.
+
+        Sums are exact integers, scaled in float32.
+        """
         tokens = x.reshape(-1, self.in_features)
         y = fast.run(self, tokens)
         if y is None:
             weights = self.integer_weights()
-            y = self._spiking(tokens, weights) if self.settings.activations.spiking else self._weight_only(tokens, weights)
+            y = (
+                self._spiking(tokens, weights)
+                if self.settings.activations.spiking
+                else self._weight_only(tokens, weights)
+            )
             if self.bias is not None:
                 y = y + self.bias.float()
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
@@ -260,10 +345,21 @@ class SpikingLinear(nn.Module):
         layout = self.layout()
         if (observer := spike_observer()) is not None:
             observer(SpikeTrain(self, "input", codes, self.stored(self.channel_steps), neuron))
-        y = torch.zeros(tokens.shape[0], self.out_features, dtype=torch.float32, device=tokens.device)
+        y = torch.zeros(
+            tokens.shape[0], self.out_features, dtype=torch.float32, device=tokens.device
+        )
         for start, stop, group, weight_group in layout.segments:
-            steps, (theta, baseline), k = layout.steps[group], thresholds[group], weights[:, start:stop]
-            largest = 2 * int(neuron.top(steps)) * self.settings.weights.top(layout.weight_steps[weight_group]) * (stop - start)
+            steps, (theta, baseline), k = (
+                layout.steps[group],
+                thresholds[group],
+                weights[:, start:stop],
+            )
+            largest = (
+                2
+                * int(neuron.top(steps))
+                * self.settings.weights.top(layout.weight_steps[weight_group])
+                * (stop - start)
+            )
             planes = spikes_of(codes[:, start:stop], neuron, steps, self.form)
             charge = cast(Tensor, sum(integer_product(plane, k, largest) for plane in planes))
             charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
@@ -273,7 +369,8 @@ class SpikingLinear(nn.Module):
     def _weight_only(self, tokens: Tensor, weights: Tensor) -> Tensor:
         if self.form != "merged" and not self.unrolls_weights:
             raise RequestError(
-                f"form {self.form!r} unrolls input spikes, and this layer does not code its inputs (activations.bits is 16); use 'merged'"
+                f"form {self.form!r} unrolls input spikes, and this layer does not code its inputs"
+                " (activations.bits is 16); use 'merged'"
             )
         order = self.layout().order
         tokens = tokens.float() if order is None else tokens.float().index_select(1, order)
@@ -282,19 +379,34 @@ class SpikingLinear(nn.Module):
 
     def _sum_of_segments(self, tokens: Tensor, weights: Tensor) -> Tensor:
         parts = [
-            tokens[:, s.start : s.stop] @ weights[:, s.start : s.stop].float().T * self.weight_scale[:, s.weight_group]
+            tokens[:, s.start : s.stop]
+            @ weights[:, s.start : s.stop].float().T
+            * self.weight_scale[:, s.weight_group]
             for s in self.layout().segments
         ]
         return cast(Tensor, sum(parts))
 
     def extra_repr(self) -> str:
         weights, activations = self.settings.weights, self.settings.activations
-        spikes = f"{activations.neuron} {activations.bits}-bit spikes" if activations.spiking else "inputs not coded"
-        return f"in={self.in_features}, out={self.out_features}, weights {weights.bits}-bit, {spikes}, bias={self.bias is not None}"
+        spikes = (
+            f"{activations.neuron} {activations.bits}-bit spikes"
+            if activations.spiking
+            else "inputs not coded"
+        )
+        return (
+            f"in={self.in_features}, out={self.out_features}, weights {weights.bits}-bit, {spikes},"
+            f" bias={self.bias is not None}"
+        )
 
 
-def spikes_of(codes: Tensor, neuron: SoftResetNeuron, steps: int, form: Form) -> Iterator[Tensor]:
+def spikes_of(
+    codes: Tensor, neuron: SoftResetNeuron, steps: int, form: ExecutionMode
+) -> Iterator[Tensor]:
     """The spikes of a train in one of its three forms, slice by slice; they sum to the codes."""
     if form == "merged":
         return iter((codes,))
-    return neuron.iterate_stepped(codes, steps) if form == "stepped" else neuron.iterate_binary(codes, steps)
+    return (
+        neuron.iterate_stepped(codes, steps)
+        if form == "stepped"
+        else neuron.iterate_binary(codes, steps)
+    )

@@ -1,4 +1,6 @@
-"""Rotations that run with the model: the inputs of a linear layer are spread over each other before they are coded (QuaRot's online Hadamard transform)."""
+"""Rotations that run with the model: the inputs of a linear layer are spread over each other before
+they are coded (QuaRot's online Hadamard transform).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ from torch import Tensor, nn
 from spikellm.kernels.native import ops
 from spikellm.quantization import hadamard
 
-ROTATION, LINEAR = "rotation", "rotated_linear"  # names of a wrapper's parts; no family has such a child
+ROTATION, LINEAR = (
+    "rotation",
+    "rotated_linear",
+)  # names of a wrapper's parts; no family has such a child
 
 
 class _Plan(NamedTuple):
@@ -22,9 +27,12 @@ class _Plan(NamedTuple):
 
 
 class Rotation(nn.Module):
-    """Signs, then :func:`spikellm.quantization.hadamard.mix`, among some channels; the others pass as they are.
+    """Signs, then :func:`spikellm.quantization.hadamard.mix`, among some channels.
 
-    Persistent state: ``signs``, uint8 ``(channels,)``: 0 for a channel that is left alone, 1 for the sign +1, 2 for −1.
+    The others pass as they are.
+
+    Persistent state: ``signs``, uint8 ``(channels,)``: 0 for a channel that is left alone, 1 for
+    the sign +1, 2 for −1.
     """
 
     signs: Tensor
@@ -61,10 +69,16 @@ class Rotation(nn.Module):
         self._plan = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., channels)`` rotated; computed in float32, or in float64 if ``x`` is; the very same tensor where nothing is."""
+        """``(..., channels)`` rotated; computed in float32, or in float64 if ``x`` is.
+
+        The very same tensor where nothing is.
+        """
         if self._plan is None:
             chosen = self.signs.nonzero().squeeze(1)
-            self._plan = _Plan(None if len(chosen) == len(self.signs) else chosen, 3 - 2 * self.signs[chosen].float())
+            self._plan = _Plan(
+                None if len(chosen) == len(self.signs) else chosen,
+                3 - 2 * self.signs[chosen].float(),
+            )
         channels, signs = self._plan
         if len(signs) == 0:
             return x
@@ -91,14 +105,20 @@ class Rotated(nn.Module):
 
 def mix(x: Tensor) -> Tensor:
     """:func:`spikellm.quantization.hadamard.mix`, by kernels where they are: the same bits."""
-    fast = x.dtype == torch.float32 and x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad)
+    fast = (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not (torch.is_grad_enabled() and x.requires_grad)
+    )
     if fast and not torch.compiler.is_compiling() and ops.native():
         return hadamard.mix(x, ops.walsh)
     return hadamard.mix(x)
 
 
 def layer_name(name: str) -> str:
-    """The name that a linear layer has in its family, whether or not a rotation stands before it: what recipes match."""
+    """The name that a linear layer has in its family, whether or not a rotation stands before it:
+    what recipes match.
+    """
     return name.removesuffix(f".{LINEAR}")
 
 

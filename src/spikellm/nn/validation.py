@@ -1,4 +1,8 @@
-"""What the state of spiking modules may hold. Whatever reads such state from a file, a model folder or a journal, asks here before it is used; kernels rely on it."""
+"""What the state of spiking modules may hold.
+
+Whatever reads such state from a file, a model folder or a journal, asks here before it is used;
+kernels rely on it.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,23 @@ _STORED = {torch.float32: "F32", torch.uint8: "U8"}  # names of types in safeten
 
 
 def own_buffers(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor, torch.dtype]]:
-    """Buffers of spiking modules by full name, with the type that a conversion writes: scales and means are float32, all others bytes."""
+    """Buffers of spiking modules by full name, with the type that a conversion writes: scales and
+    means are float32, all others bytes.
+    """
     for name, module in root.named_modules(prefix=prefix):
         if isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
             for own, buffer in module.named_buffers(prefix=name, recurse=False):
-                yield own, buffer, torch.float32 if own.endswith(("_scale", "_mean")) else torch.uint8
+                yield (
+                    own,
+                    buffer,
+                    torch.float32 if own.endswith(("_scale", "_mean")) else torch.uint8,
+                )
 
 
-def wrongly_stored(root: nn.Module, stored: Mapping[str, str]) -> str | None:
-    """The first buffer that a file holds in another type (``F32``, ``U8``) than a conversion writes, which would be cast, NaN to 0; None if there is none."""
+def wrong_stored_type(root: nn.Module, stored: Mapping[str, str]) -> str | None:
+    """The first buffer that a file holds in another type (``F32``, ``U8``) than a conversion
+    writes, which would be cast, NaN to 0; None if there is none.
+    """
     for name, _, expected in own_buffers(root):
         found, written = stored.get(name), _STORED[expected]
         if found not in (None, written):
@@ -31,11 +43,13 @@ def wrongly_stored(root: nn.Module, stored: Mapping[str, str]) -> str | None:
     return None
 
 
-def damage_of(root: nn.Module, prefix: str = "") -> str | None:
-    """The first thing in the state of the spiking modules within a module that no conversion writes; None if all is well.
+def validation_error(root: nn.Module, prefix: str = "") -> str | None:
+    """The first thing in the state of the spiking modules within a module that no conversion
+    writes; None if all is well.
 
-    That is: buffers of another type (as read, or cast since), groups that do not exist, steps that are not the recipe's, scales that are not finite and positive, codes of
-    weights or signs of rotations out of range.
+    That is: buffers of another type (as read, or cast since), groups that do not exist, steps that
+    are not the recipe's, scales that are not finite and positive, codes of weights or signs of
+    rotations out of range.
     """
     for name, buffer, expected in own_buffers(root, prefix):
         if buffer.dtype != expected:
@@ -46,7 +60,11 @@ def damage_of(root: nn.Module, prefix: str = "") -> str | None:
             problem = _of_layer(module)
         elif isinstance(module, SpikingAttention):
             problem = _of_attention(module)
-        elif isinstance(module, Rotation) and not module.signs.is_meta and int(module.signs.max()) > 2:
+        elif (
+            isinstance(module, Rotation)
+            and not module.signs.is_meta
+            and int(module.signs.max()) > 2
+        ):
             problem = f"signs holds {int(module.signs.max())}, expected 0, 1 or 2"
         if problem:
             return f"{name}.{problem}"
@@ -57,17 +75,23 @@ def _of_layer(layer: SpikingLinear) -> str | None:
     if layer.weight_scale.is_meta:
         return None  # offloaded to disk
     if int(layer.channel_group.max()) >= layer.group_steps.shape[0]:
-        return f"channel_group names group {int(layer.channel_group.max())} of {layer.group_steps.shape[0]}"
+        return (
+            f"channel_group names group {int(layer.channel_group.max())} of"
+            f" {layer.group_steps.shape[0]}"
+        )
     expected = list(layer.settings.activations.group_steps)
     if layer.group_steps.tolist() != expected:
         return f"group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}"
     if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
         return "weight_scale holds values that are not finite and positive"
-    return layer.damage()
+    return layer.validation_error()
 
 
 def _of_attention(spikes: SpikingAttention) -> str | None:
-    for part, settings in (("key_group", spikes.settings.key), ("value_group", spikes.settings.value)):
+    for part, settings in (
+        ("key_group", spikes.settings.key),
+        ("value_group", spikes.settings.value),
+    ):
         group = getattr(spikes, part)
         if not group.is_meta and int(group.max()) >= len(settings.group_ranges):
             return f"{part} names group {int(group.max())} of {len(settings.group_ranges)}"

@@ -1,4 +1,6 @@
-"""What is kept of activations while a model is converted: the hidden states between blocks, and samples of the inputs of linear layers."""
+"""What is kept of activations while a model is converted: the hidden states between blocks, and
+samples of the inputs of linear layers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spikellm.core.files import cannot_write
-from spikellm.core.offload import page_out
+from spikellm.core.offload import offload
 
 
 class ActivationStore:
@@ -24,7 +26,10 @@ class ActivationStore:
 
     def __init__(self, batches: Iterable[Tensor], folder: Path | None = None) -> None:
         self._folder = folder
-        self._batches = [batch.detach().cpu() if folder is None else _in_a_file(batch.detach(), folder) for batch in batches]
+        self._batches = [
+            batch.detach().cpu() if folder is None else _in_a_file(batch.detach(), folder)
+            for batch in batches
+        ]
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -37,7 +42,7 @@ class ActivationStore:
             self._batches[index] = value.detach().cpu()
         else:
             self._batches[index].copy_(value.detach())
-            page_out(self._batches[index])
+            offload(self._batches[index])
 
     def advance(self, forward: Callable[[Tensor], Tensor]) -> None:
         """Replace the states of every batch by what ``forward`` makes of them."""
@@ -45,12 +50,19 @@ class ActivationStore:
             self[batch] = forward(self[batch])
 
     def copy(self) -> ActivationStore:
-        """A store with the same states, kept in the same way; in RAM tensors are replaced, never changed in place, so nothing is duplicated."""
+        """A store with the same states, kept in the same way.
+
+        In RAM tensors are replaced, never changed in place, so nothing is duplicated.
+        """
         return ActivationStore(self._batches, self._folder)
 
     def to_ram(self) -> ActivationStore:
         """A store in RAM with the same states."""
-        return ActivationStore([batch.clone() for batch in self._batches]) if self._folder else self.copy()
+        return (
+            ActivationStore([batch.clone() for batch in self._batches])
+            if self._folder
+            else self.copy()
+        )
 
     @property
     def bytes(self) -> int:
@@ -66,25 +78,31 @@ def _allocate(handle: int, size: int) -> None:
 
 
 def _in_a_file(batch: Tensor, folder: Path) -> Tensor:
-    """Copy of a tensor that lives in a file; the file's name is gone at once, its space when the tensor is."""
+    """Copy of a tensor that lives in a file.
+
+    The file's name is gone at once, its space when the tensor is.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix="states-", dir=folder)
         try:
             _allocate(handle, max(1, batch.numel() * batch.element_size()))
-            found = torch.from_file(name, shared=True, size=batch.numel(), dtype=batch.dtype).view(batch.shape)
+            found = torch.from_file(name, shared=True, size=batch.numel(), dtype=batch.dtype).view(
+                batch.shape
+            )
         finally:
             os.close(handle)
             Path(name).unlink()
     except OSError as error:
         raise cannot_write(folder, error) from None
     found.copy_(batch)
-    page_out(found)
+    offload(found)
     return found
 
 
 class SharedStream:
-    """States of the full-precision stream behind every block, kept in RAM from one conversion of a model to the next on the same windows.
+    """States of the full-precision stream behind every block, kept in RAM from one conversion of a
+    model to the next on the same windows.
 
     Args:
         limit: bytes to keep at most; a stream that is larger is computed anew each time.
@@ -94,7 +112,9 @@ class SharedStream:
         self._limit, self._key, self._behind = limit, "", dict[int, ActivationStore]()
 
     def open(self, key: str, blocks: int, first: ActivationStore) -> None:
-        """Say what stream it is: states of another ``key`` (windows, attention, device) are forgotten."""
+        """Say what stream it is: states of another ``key`` (windows, attention, device) are
+        forgotten.
+        """
         if key != self._key:
             self._key, self._behind = key, {}
         self._keeps = blocks * first.bytes <= self._limit

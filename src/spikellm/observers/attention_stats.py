@@ -1,4 +1,6 @@
-"""Which channels of K and V are salient: what is sampled of attention, and how groups are chosen from it."""
+"""Which channels of K and V are salient: what is sampled of attention, and how groups are chosen
+from it.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +17,38 @@ _PARTS = ("query", "key", "value", "value_gradient")
 
 
 class AttentionSample:
-    """Token samples of Q, K, V and of ``PᵀPV`` of attention modules, heads side by side: ``(tokens, heads·channels)``."""
+    """Token samples of Q, K, V and of ``PᵀPV`` of attention modules, heads side by side: ``(tokens,
+    heads·channels)``.
+    """
 
-    def __init__(self, modules: dict[str, nn.Module], seen: int, wanted: int, before: int = 0) -> None:
+    def __init__(
+        self, modules: dict[str, nn.Module], seen: int, wanted: int, before: int = 0
+    ) -> None:
         self._names = {module: name for name, module in modules.items()}
-        self._samples = {name: {part: TokenSample(seen, wanted, before) for part in _PARTS} for name in modules}
+        self._samples = {
+            name: {part: TokenSample(seen, wanted, before) for part in _PARTS} for name in modules
+        }
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         return {part: sample.tokens() for part, sample in self._samples[name].items()}
 
-    def put_together(self) -> None:
+    def all_gather(self) -> None:
         """Take over what other ranks saw."""
         for parts in self._samples.values():
             for sample in parts.values():
-                sample.put_together()
+                sample.all_gather()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def hooks(self) -> Iterator[None]:
         """While this holds, every pass through the modules is sampled."""
 
         def observe(module: nn.Module, seen: Observation) -> None:
             if module not in self._names:
                 return
             groups = seen.query.shape[1] // seen.key.shape[1]
-            gradient = seen.weights.float().transpose(2, 3) @ seen.output.float()  # PᵀPV of every query head
+            gradient = (
+                seen.weights.float().transpose(2, 3) @ seen.output.float()
+            )  # PᵀPV of every query head
             gradient = gradient.unflatten(1, (-1, groups)).sum(2)
             for part, x in zip(_PARTS, (seen.query, seen.key, seen.value, gradient), strict=True):
                 self._samples[self._names[module]][part].update(x.transpose(1, 2).flatten(2))

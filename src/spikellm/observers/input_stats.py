@@ -40,16 +40,18 @@ class TokenSample:
         self._parts.append(tokens[first :: self._stride].float())
 
     def add_to_hessian(self, x: Tensor) -> None:
-        """Add ``xᵀx`` of all tokens of ``(..., channels)``, float64 sums of float32 products of a batch."""
+        """Add ``xᵀx`` of all tokens of ``(..., channels)``, float64 sums of float32 products of a
+        batch.
+        """
         tokens = x.detach().reshape(-1, x.shape[-1]).float()
         product = (tokens.T @ tokens).double()
         self.hessian = product if self.hessian is None else self.hessian.add_(product)
 
-    def put_together(self) -> None:
+    def all_gather(self) -> None:
         """Take over what other ranks saw."""
-        self._parts = [distributed.gathered(self.tokens())]
+        self._parts = [distributed.all_gather(self.tokens())]
         if self.hessian is not None:
-            distributed.summed(self.hessian)
+            distributed.all_reduce(self.hessian)
 
     def tokens(self) -> Tensor:
         """The sample, ``(tokens, channels)``."""
@@ -59,12 +61,31 @@ class TokenSample:
 
 
 class SampledInputs:
-    """Token samples of several linear layers; layers that are fed the very same tensor (q, k and v) share one sample."""
+    """Token samples of several linear layers.
 
-    def __init__(self, layers: dict[str, nn.Module], seen: int, wanted: int, *, hessian: bool = False, before: int = 0) -> None:
-        self._layers, self._seen, self._wanted, self._hessian, self._before = layers, seen, wanted, hessian, before
+    Layers that are fed the very same tensor (q, k and v) share one sample.
+    """
+
+    def __init__(
+        self,
+        layers: dict[str, nn.Module],
+        seen: int,
+        wanted: int,
+        *,
+        hessian: bool = False,
+        before: int = 0,
+    ) -> None:
+        self._layers, self._seen, self._wanted, self._hessian, self._before = (
+            layers,
+            seen,
+            wanted,
+            hessian,
+            before,
+        )
         self._of: dict[str, TokenSample] = {}
-        self._recent: list[tuple[weakref.ref[Tensor], int, TokenSample]] = []  # tensors that live, as they were when sampled
+        self._recent: list[
+            tuple[weakref.ref[Tensor], int, TokenSample]
+        ] = []  # tensors that live, as they were when sampled
 
     def __getitem__(self, name: str) -> Tensor:
         return self._of[name].tokens()
@@ -74,7 +95,10 @@ class SampledInputs:
         return self[name] if name in self._of else None
 
     def hessian(self, name: str) -> Tensor | None:
-        """``XᵀX`` over all tokens that a layer was fed, float64 ``(in, in)``; None if it was not asked for or the layer not watched."""
+        """``XᵀX`` over all tokens that a layer was fed, float64 ``(in, in)``.
+
+        None if it was not asked for or the layer not watched.
+        """
         return self._of[name].hessian if name in self._of else None
 
     def readers(self, name: str) -> set[str]:
@@ -82,13 +106,19 @@ class SampledInputs:
         return {other for other, sample in self._of.items() if sample is self._of[name]}
 
     def turn(self, name: str) -> int:
-        """The place of a layer in the order in which watched layers first ran; behind all of them where it was not watched or did not run."""
+        """The place of a layer in the order in which watched layers first ran.
+
+        Behind all of them where it was not watched or did not run.
+        """
         return list(self._of).index(name) if name in self._of else len(self._of)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def hooks(self) -> Iterator[None]:
         """While this holds, every forward pass through the layers is sampled."""
-        handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in self._layers.items()]
+        handles = [
+            layer.register_forward_pre_hook(self._hook(name))
+            for name, layer in self._layers.items()
+        ]
         try:
             yield
         finally:
@@ -96,10 +126,10 @@ class SampledInputs:
             for handle in handles:
                 handle.remove()
 
-    def put_together(self) -> None:
+    def all_gather(self) -> None:
         """Take over what other ranks saw."""
         for sample in dict.fromkeys(self._of.values()):
-            sample.put_together()
+            sample.all_gather()
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

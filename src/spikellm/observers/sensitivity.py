@@ -1,6 +1,8 @@
-"""What the loss makes of an error in the output of a linear layer: the mean squared gradient of each output (a diagonal empirical Fisher information).
+"""What the loss makes of an error in the output of a linear layer: the mean squared gradient of
+each output (a diagonal empirical Fisher information).
 
-To second order an error e in the output y of a token costs ``½ eᵀ F e`` of the loss, F ≈ E[g gᵀ], g = ∂loss/∂y; of F the diagonal is kept.
+To second order an error e in the output y of a token costs ``½ eᵀ F e`` of the loss, F ≈ E[g gᵀ], g
+= ∂loss/∂y; of F the diagonal is kept.
 """
 
 from __future__ import annotations
@@ -10,18 +12,21 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from spikellm.core.distributed import summed, total
+from spikellm.core.distributed import all_reduce, sum_scalar
 from spikellm.core.errors import NumericalError, RequestError
-from spikellm.data.shards import OwnWindows
+from spikellm.data.shards import WindowShard
 from spikellm.models.families import weight_and_bias
 
 _TOKENS = 8192  # gradients of more tokens change no mean that matters
 
 
-def output_sensitivity(model: nn.Module, part: OwnWindows, names: Iterable[str]) -> dict[str, Tensor]:
+def output_sensitivity(
+    model: nn.Module, part: WindowShard, names: Iterable[str]
+) -> dict[str, Tensor]:
     """Mean over tokens of the squared gradient of the next-token loss, by output of each layer.
 
-    The whole model runs forward and backward where it is, a window at a time; only activations take memory beside it. Ranks share the windows.
+    The whole model runs forward and backward where it is, a window at a time; only activations take
+    memory beside it. Ranks share the windows.
 
     Args:
         part: calibration tokens; evenly spread windows are used, up to 8,192 tokens in all.
@@ -41,7 +46,10 @@ def output_sensitivity(model: nn.Module, part: OwnWindows, names: Iterable[str])
     def watch(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def forward(module: nn.Module, arguments: object, output: Tensor) -> None:
             def backward(gradient: Tensor) -> None:
-                sums[name] = sums.get(name, 0) + gradient.float().reshape(-1, gradient.shape[-1]).square().sum(0).double()
+                sums[name] = (
+                    sums.get(name, 0)
+                    + gradient.float().reshape(-1, gradient.shape[-1]).square().sum(0).double()
+                )
 
             if output.requires_grad:
                 output.register_hook(backward)
@@ -51,7 +59,9 @@ def output_sensitivity(model: nn.Module, part: OwnWindows, names: Iterable[str])
     layers = {name: model.get_submodule(name) for name in names}
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
-    handles.append(embedding.register_forward_hook(lambda module, arguments, output: output.requires_grad_()))
+    handles.append(
+        embedding.register_forward_hook(lambda module, arguments, output: output.requires_grad_())
+    )
     stride = max(1, -(-part.whole // _TOKENS))
     chosen = part.windows[-(part.before // part.windows.shape[1]) % stride :: stride].to(device)
     try:
@@ -59,21 +69,27 @@ def output_sensitivity(model: nn.Module, part: OwnWindows, names: Iterable[str])
         with torch.enable_grad():
             for window in chosen.split(1):
                 logits = model(window, use_cache=False).logits[:, :-1].float()
-                nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum").backward()
+                nn.functional.cross_entropy(
+                    logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum"
+                ).backward()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RequestError(
-            "the backward pass that weighs layers against each other does not fit into memory; set weights.budget_over and activations.salient_over to layer, or shorten seqlen"
+            "the backward pass that weighs layers against each other does not fit into memory; set"
+            " weights.budget_over and activations.salient_over to layer, or shorten seqlen"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
         for parameter, required in frozen.items():
             parameter.requires_grad_(required)
-    found, tokens = {}, total(chosen.numel())
+    found, tokens = {}, sum_scalar(chosen.numel())
     for name, layer in layers.items():
         nothing = torch.zeros(weight_and_bias(layer)[0].shape[0], dtype=torch.float64)
-        squares = summed(sums.get(name, nothing).cpu())
+        squares = all_reduce(sums.get(name, nothing).cpu())
         if not bool(torch.isfinite(squares).all()):
-            raise NumericalError(f"layer {name}: the gradient of the loss is NaN or infinite; load the model in float32 or bfloat16")
+            raise NumericalError(
+                f"layer {name}: the gradient of the loss is NaN or infinite; load the model in"
+                " float32 or bfloat16"
+            )
         found[name] = (squares / tokens).float().to(device)
     return found

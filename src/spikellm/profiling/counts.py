@@ -1,4 +1,6 @@
-"""What is counted of forward passes: multiply-accumulates by operand bits, spikes and synaptic operations, by layer. See :mod:`spikellm.profiling.operations`."""
+"""What is counted of forward passes: multiply-accumulates by operand bits, spikes and synaptic
+operations, by layer. See :mod:`spikellm.profiling.operations`.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ class Firing(NamedTuple):
         codes: how many codes.
         slots: steps of all of them, ``Σ T``.
         spikes: non-zero spikes by form (see the module's head).
-        rates: of every channel, binary spikes over the most it could fire, ``Σ|q| / (T·L·tokens)``, float32 ``(channels,)``, in stored order; of attention's
-            probabilities, whose last dimension are keys, of all together, ``(1,)``.
+        rates: of every channel, binary spikes over the most it could fire, ``Σ|q| / (T·L·tokens)``,
+            float32 ``(channels,)``, in stored order; of attention's probabilities, whose last
+            dimension are keys, of all together, ``(1,)``.
     """
 
     codes: int
@@ -32,7 +35,12 @@ class Firing(NamedTuple):
         """Both together."""
         spikes = {form: count + other.spikes[form] for form, count in self.spikes.items()}
         slots = self.slots + other.slots
-        return Firing(self.codes + other.codes, slots, spikes, (self.rates * self.slots + other.rates * other.slots) / max(slots, 1))
+        return Firing(
+            self.codes + other.codes,
+            slots,
+            spikes,
+            (self.rates * self.slots + other.rates * other.slots) / max(slots, 1),
+        )
 
 
 @dataclass
@@ -45,7 +53,8 @@ class Operations:
         additions: of these, what is an addition or subtraction.
         sops: synaptic operations by form; of what does not spike nothing.
         slots, spikes: steps of all neurons, and non-zero spikes by form.
-        extra_steps: steps that a layer counts beyond the multiply-accumulates executed (:attr:`PartlyBinaryLinear.average_steps`).
+        extra_steps: steps that a layer counts beyond the multiply-accumulates executed
+            (:attr:`PartlyBinaryLinear.average_steps`).
     """
 
     macs: int = 0
@@ -73,12 +82,18 @@ class Operations:
 
     @property
     def average_steps(self) -> float:
-        """Steps of an original multiply-accumulate, as layers count them; each step that is executed is one."""
+        """Steps of an original multiply-accumulate, as layers count them.
+
+        Each step that is executed is one.
+        """
         return (self.executed + self.extra_steps) / self.macs if self.macs else 1.0
 
     @property
     def spike_rate(self) -> float:
-        """Non-zero spikes of the stepped form over all steps of all neurons; 0 where nothing spikes."""
+        """Non-zero spikes of the stepped form over all steps of all neurons.
+
+        0 where nothing spikes.
+        """
         return self.spikes["stepped"] / self.slots if self.slots else 0.0
 
     @property
@@ -99,11 +114,13 @@ class Operations:
 
 @dataclass
 class Counts:
-    """Operations of a pass by layer: full names of linear layers, and ``NAME scores`` and ``NAME values`` for both products of an attention module.
+    """Operations of a pass by layer: full names of linear layers, and ``NAME scores`` and ``NAME
+    values`` for both products of an attention module.
 
     Attributes:
         tokens: how many went in.
-        kinds: ``linear``, ``attention``, ``head`` (the output projection) or ``rotation`` (before a layer, or of Q and K) of every entry.
+        kinds: ``linear``, ``attention``, ``head`` (the output projection) or ``rotation`` (before a
+            layer, or of Q and K) of every entry.
         firing: of every population, by layer and part (``NAME.input``, ``NAME.query`` …).
     """
 

@@ -1,10 +1,14 @@
-"""Energy, estimated from operation counts with a table of energies per operation. An estimate is never a measurement.
+"""Energy, estimated from operation counts with a table of energies per operation.
+
+An estimate is never a measurement.
 
 dense    every multiply-accumulate of the original at 16 bits
-merged   every multiply-accumulate as executed: integers by the product of their widths, 16-bit inputs with coded weights as floating point;
+merged   every multiply-accumulate as executed: integers by the product of their widths, 16-bit
+inputs with coded weights as floating point;
          additions where weights are one bit
-stepped  event-driven: synaptic operations of the stepped form, a multiply of one spike's width each (an addition where weights are ternary)
-binary   event-driven: synaptic operations of the binary form, an addition each
+stepped  event-driven: synaptic operations of the stepped form, a multiply of one spike's width each
+(an addition where weights are ternary) binary   event-driven: synaptic operations of the binary
+form, an addition each
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Operations
 
 DEFAULT = "horowitz-45nm"
 OMITTED = (
-    "coding inputs (ranges, thresholds, comparisons), scaling of sums, softmax, norms, embeddings, control and routing; zero spikes are taken to cost nothing in stepped "
-    "and binary form; memory traffic is apart"
+    "coding inputs (ranges, thresholds, comparisons), scaling of sums, softmax, norms, embeddings,"
+    " control and routing; zero spikes are taken to cost nothing in stepped and binary form; memory"
+    " traffic is apart"
 )
 
 
@@ -48,7 +53,10 @@ class EnergyTable(_Section):
     picojoules: Picojoules
 
     def multiply_accumulate(self, a: int, b: int) -> float:
-        """Energy of a product of operands of a and b bits and its accumulation, pJ; 16 bits are floating point."""
+        """Energy of a product of operands of a and b bits and its accumulation, pJ.
+
+        16 bits are floating point.
+        """
         if DENSE_BITS in (a, b):
             return self.picojoules.fp16_multiply + self.picojoules.fp16_add
         return self.picojoules.int8_multiply * a * b / 64 + self.picojoules.int32_add
@@ -59,7 +67,10 @@ class EnergyTable(_Section):
 
 
 class Energy(NamedTuple):
-    """Estimated energy of arithmetic, pJ, of the original and of each form; of reading weights, pJ."""
+    """Estimated energy of arithmetic, pJ, of the original and of each form.
+
+    Of reading weights, pJ.
+    """
 
     dense: float
     merged: float
@@ -75,20 +86,30 @@ def load_table(source: str | Path | None = None) -> EnergyTable:
         RequestError: no such file, or not a table.
     """
     folder = resources.files("spikellm.profiling") / "energy_tables"
-    own = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    own = sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".yaml")
+    )
     name = str(source or DEFAULT)
     try:
-        text = (folder / f"{name}.yaml").read_text("utf-8") if name in own else read_text(Path(name))
+        text = (
+            (folder / f"{name}.yaml").read_text("utf-8") if name in own else read_text(Path(name))
+        )
         return EnergyTable.model_validate(read_yaml(text))
     except OSError:
-        raise RequestError(f"energy table {name!r}: no such file, and no built-in table of that name ({', '.join(own)})") from None
+        raise RequestError(
+            f"energy table {name!r}: no such file, and no built-in table of that name"
+            f" ({', '.join(own)})"
+        ) from None
     except PlainDataError as error:
         raise RequestError(f"energy table {name}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise RequestError(
-            f"energy table {name}: {place}: {first['msg']}; expected name, source and picojoules with {', '.join(Picojoules.model_fields)}"
+            f"energy table {name}: {place}: {first['msg']}; expected name, source and picojoules"
+            f" with {', '.join(Picojoules.model_fields)}"
         ) from None
 
 
@@ -99,19 +120,34 @@ def estimate(counts: Counts, table: EnergyTable, weight_bytes: int = 0, passes: 
         weight_bytes: bytes of all weights, read from memory once a pass.
         passes: forward passes that were counted.
     """
-    forms = {form: sum(layer_energy(layer, table, form) for layer in counts.layers.values()) for form in FORMS}
+    forms = {
+        form: sum(layer_energy(layer, table, form) for layer in counts.layers.values())
+        for form in FORMS
+    }
     dense = counts.total().macs * table.multiply_accumulate(DENSE_BITS, DENSE_BITS)
-    return Energy(dense, forms["merged"], forms["stepped"], forms["binary"], weight_bytes * passes * table.picojoules.dram_byte)
+    return Energy(
+        dense,
+        forms["merged"],
+        forms["stepped"],
+        forms["binary"],
+        weight_bytes * passes * table.picojoules.dram_byte,
+    )
 
 
 def layer_energy(layer: Operations, table: EnergyTable, form: str) -> float:
     """Estimated energy of one layer's arithmetic in one form, pJ."""
     (a, b), _ = max(layer.by_bits.items(), key=lambda item: item[1])
     adds = layer.additive_share > 0.999
-    if layer.sops and (
-        form != "merged" or not layer.slots
+    if (
+        layer.sops and (form != "merged" or not layer.slots)
     ):  # of weights that are spikes the merged form has operations too: a multiply for each that is not zero
-        event = table.addition(a) if form == "binary" or (adds and form == "stepped") else table.multiply_accumulate(a, b)
+        event = (
+            table.addition(a)
+            if form == "binary" or (adds and form == "stepped")
+            else table.multiply_accumulate(a, b)
+        )
         return layer.sops[form] * event
-    multiplied = sum(count * table.multiply_accumulate(*bits) for bits, count in layer.by_bits.items())
+    multiplied = sum(
+        count * table.multiply_accumulate(*bits) for bits, count in layer.by_bits.items()
+    )
     return multiplied * (1 - layer.additive_share) + layer.additions * table.addition(a)

@@ -1,17 +1,17 @@
-"""Spikes as events, a small file for other tools: one row a binary spike, and what it takes to turn spikes back into values.
+"""Spikes as events, a small file for other tools: one row a binary spike, and what it takes to turn
+spikes back into values.
 
 ``events.npz`` (read with ``numpy.load(path, allow_pickle=False)``):
 
     names, tokens         of the populations, text; of the window, a number
-    population            uint16, which of them; all arrays of events have one entry a spike, ordered by population, time, token, channel
-    time                  uint16, moment of the binary form, from 0
-    token, channel        uint32
-    sign                  int8, 1 or −1
-    steps.I, levels.I     T of every channel, uint8, and L, of population I
-    group.I               group of every channel, uint8
-    theta.I, baseline.I   float32, (tokens, groups); absent for Q, K and V
+    population            uint16, which of them; all arrays of events have one entry a spike,
+    ordered by population, time, token, channel time                  uint16, moment of the binary
+    form, from 0 token, channel        uint32 sign                  int8, 1 or −1 steps.I, levels.I
+    T of every channel, uint8, and L, of population I group.I               group of every channel,
+    uint8 theta.I, baseline.I   float32, (tokens, groups); absent for Q, K and V
 
-The code of a channel is the sum of its signs over time, its value ``θ[token, group] · (code − z[token, group])``.
+The code of a channel is the sum of its signs over time, its value ``θ[token, group] · (code −
+z[token, group])``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def write_events(populations: list[Population], path: Path) -> int:
     """
     import numpy as np
 
-    columns: dict[str, list[Any]] = {name: [] for name in ("population", "time", "token", "channel", "sign")}
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("population", "time", "token", "channel", "sign")
+    }
     arrays: dict[str, Any] = {
         "tokens": np.array(len(populations[0].codes), np.uint32),
         "names": np.array([population.name for population in populations]),
@@ -52,7 +54,9 @@ def write_events(populations: list[Population], path: Path) -> int:
         arrays[f"group.{index}"] = population.group.numpy().astype(np.uint8)
         arrays[f"levels.{index}"] = np.array(population.neuron.levels, np.uint16)
         if population.thresholds is not None:
-            arrays[f"theta.{index}"], arrays[f"baseline.{index}"] = (pair.numpy() for pair in population.thresholds)
+            arrays[f"theta.{index}"], arrays[f"baseline.{index}"] = (
+                pair.numpy() for pair in population.thresholds
+            )
     arrays.update({name: np.concatenate(parts) for name, parts in columns.items()})
 
     def write(temporary: Path) -> None:
@@ -82,6 +86,8 @@ def read_codes(path: Path) -> dict[str, torch.Tensor]:
             codes[name] = torch.from_numpy(sums)
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(
-            f"{path} is not a file of events ({' '.join(str(error).split()) or type(error).__name__}); write one with spikellm trace"
+            f"{path} is not a file of events"
+            f" ({' '.join(str(error).split()) or type(error).__name__}); write one with spikellm"
+            " trace"
         ) from None
     return codes

@@ -1,10 +1,13 @@
-"""What a forward pass does: multiply-accumulates by operand bits, arithmetic effort, spikes and synaptic operations, counted while it runs.
+"""What a forward pass does: multiply-accumulates by operand bits, arithmetic effort, spikes and
+synaptic operations, counted while it runs.
 
     ACE  = Σ over multiply-accumulates of bits(a) · bits(b); a channel of T steps counts T times
     SOPs = Σ over non-zero spikes of their fan-out
 
-A code q of T steps of at most L is one spike in merged form, ``⌈|q|/L⌉`` in stepped form (the drained train) and |q| in binary form. The fan-out of an
-input spike is the layer's outputs, or the weight spikes of its column where weights are ternary spikes; the baseline's charge belongs to the code.
+A code q of T steps of at most L is one spike in merged form, ``⌈|q|/L⌉`` in stepped form (the
+drained train) and |q| in binary form. The fan-out of an input spike is the layer's outputs, or the
+weight spikes of its column where weights are ternary spikes; the baseline's charge belongs to the
+code.
 """
 
 from __future__ import annotations
@@ -15,12 +18,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from spikellm.models.attention_interface import IMPLEMENTATION, Observation, observing, use_interface
+from spikellm.models.attention_interface import (
+    IMPLEMENTATION,
+    Observation,
+    observing,
+    use_interface,
+)
 from spikellm.models.families import is_linear, weight_and_bias
 from spikellm.models.prepare import evaluating
 from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.attention import SpikingAttention
-from spikellm.nn.hooks import SpikeTrain, watching_spikes
+from spikellm.nn.hooks import SpikeTrain, observe_spikes
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.partly_binary import PartlyBinaryLinear
 from spikellm.nn.rotation import Rotation, layer_name
@@ -32,15 +40,21 @@ _EXACT_ROWS = 2**24 // MAX_TOP_CODE
 
 
 def count_spikes(codes: Tensor, levels: int) -> dict[str, Tensor]:
-    """Non-zero spikes of every form, summed over all but the last dimension: int64 ``(channels,)``. The spikes of a drained train are full but for the last.
+    """Non-zero spikes of every form, summed over all but the last dimension: int64 ``(channels,)``.
+
+    The spikes of a drained train are full but for the last.
 
     Args:
         codes: merged codes, ``(…, channels)``.
         levels: L.
     """
     flat = codes.reshape(-1, codes.shape[-1])
-    found = {form: torch.zeros(codes.shape[-1], dtype=torch.int64, device=codes.device) for form in FORMS}
-    for part in flat.split(_EXACT_ROWS):  # float32 sums of integers below 2**24 are exact, and far faster than integer ones
+    found = {
+        form: torch.zeros(codes.shape[-1], dtype=torch.int64, device=codes.device) for form in FORMS
+    }
+    for part in flat.split(
+        _EXACT_ROWS
+    ):  # float32 sums of integers below 2**24 are exact, and far faster than integer ones
         size = part.abs().float()
         found["binary"] += size.sum(0).long()
         found["stepped"] += (size + (levels - 1)).div_(levels).floor_().sum(0).long()
@@ -49,7 +63,9 @@ def count_spikes(codes: Tensor, levels: int) -> dict[str, Tensor]:
 
 
 class OperationCounter:
-    """Counts the operations of every forward pass while it is entered; the model and its outputs do not change.
+    """Counts the operations of every forward pass while it is entered.
+
+    The model and its outputs do not change.
 
     Args:
         model: converted or not.
@@ -66,7 +82,7 @@ class OperationCounter:
         self._counts = Counts(0)
         head = model.get_output_embeddings()  # type: ignore[operator]
         self._linears = {
-            module: ("head" if module is head else "linear")
+            module: "head" if module is head else "linear"
             for module in self._names
             if isinstance(module, SpikingLinear) or is_linear(module)
         }
@@ -85,9 +101,11 @@ class OperationCounter:
             use_interface(self._model)
         embedding = self._model.get_input_embeddings()  # type: ignore[operator]
         self._handles = [module.register_forward_hook(self._linear) for module in self._linears]
-        self._handles += [module.register_forward_hook(self._rotation) for module in self._rotations]
+        self._handles += [
+            module.register_forward_hook(self._rotation) for module in self._rotations
+        ]
         self._handles.append(embedding.register_forward_hook(self._tokens))
-        self._contexts = [observing(self._attention), watching_spikes(self._spikes)]
+        self._contexts = [observing(self._attention), observe_spikes(self._spikes)]
         for context in self._contexts:
             context.__enter__()
         return self
@@ -118,9 +136,17 @@ class OperationCounter:
             entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs})))
             return
         macs = tokens * module.in_features * module.out_features
-        executed = Counter({bits: round(macs * share) for bits, share in products_of(module).items()})
-        extra = macs * module.average_steps - executed.total() if isinstance(module, PartlyBinaryLinear) else 0.0
-        entry.add(Operations(macs, executed, module.additive_share * executed.total(), extra_steps=extra))
+        executed = Counter(
+            {bits: round(macs * share) for bits, share in products_of(module).items()}
+        )
+        extra = (
+            macs * module.average_steps - executed.total()
+            if isinstance(module, PartlyBinaryLinear)
+            else 0.0
+        )
+        entry.add(
+            Operations(macs, executed, module.additive_share * executed.total(), extra_steps=extra)
+        )
         if module not in self._fan_out:
             self._fan_out[module] = fan_out(module)
         reach = self._fan_out[module]
@@ -133,7 +159,9 @@ class OperationCounter:
 
     def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         if module.rotated:
-            self._entry(self._names[module], "rotation").add(operations_of_mix(module.rotated, output.shape[:-1].numel()))
+            self._entry(self._names[module], "rotation").add(
+                operations_of_mix(module.rotated, output.shape[:-1].numel())
+            )
 
     def _attention(self, module: nn.Module, seen: Observation) -> None:
         name = self._names[module]
@@ -142,21 +170,46 @@ class OperationCounter:
         keys, shared, outputs = seen.key.shape[2], seen.key.shape[1], seen.value.shape[-1]
         pairs, group = batch * heads * queries * keys, heads // shared
         if isinstance(spikes, SpikingAttention) and spikes.settings.rotate:
-            self._entry(f"{name} rotation", "rotation").add(operations_of_mix(channels, batch * queries * (heads + shared)))
-        scores, values = self._entry(f"{name} scores", "attention"), self._entry(f"{name} values", "attention")
-        for entry, part, other, width in ((scores, "key", "query", channels), (values, "value", "probabilities", outputs)):
+            self._entry(f"{name} rotation", "rotation").add(
+                operations_of_mix(channels, batch * queries * (heads + shared))
+            )
+        scores, values = (
+            self._entry(f"{name} scores", "attention"),
+            self._entry(f"{name} values", "attention"),
+        )
+        for entry, part, other, width in (
+            (scores, "key", "query", channels),
+            (values, "value", "probabilities", outputs),
+        ):
             macs, bits, other_bits, steps = pairs * width, DENSE_BITS, DENSE_BITS, 1.0
             if isinstance(spikes, SpikingAttention):
                 own, opposite = getattr(spikes.settings, part), getattr(spikes.settings, other)
                 bits, other_bits = own.bits, opposite.bits
                 steps = self._mean_steps(spikes, part)
             entry.add(Operations(macs, Counter({(other_bits, bits): round(macs * steps)})))
-            trains = {which: self._trains.pop((spikes, which), None) for which in (part, other)} if spikes is not None else {}
-            fired = {which: self._fire(entry, f"{name}.{which}", train) for which, train in trains.items() if train is not None}
-            reach = {"query": keys, "key": queries * group, "probabilities": outputs, "value": queries * group}
-            through = other if other in fired else part  # the spikes that arrive; the other operand is what they meet
+            trains = (
+                {which: self._trains.pop((spikes, which), None) for which in (part, other)}
+                if spikes is not None
+                else {}
+            )
+            fired = {
+                which: self._fire(entry, f"{name}.{which}", train)
+                for which, train in trains.items()
+                if train is not None
+            }
+            reach = {
+                "query": keys,
+                "key": queries * group,
+                "probabilities": outputs,
+                "value": queries * group,
+            }
+            through = (
+                other if other in fired else part
+            )  # the spikes that arrive; the other operand is what they meet
             if through in fired:
-                entry.sops.update({form: int(fired[through][form].sum()) * reach[through] for form in FORMS})
+                entry.sops.update(
+                    {form: int(fired[through][form].sum()) * reach[through] for form in FORMS}
+                )
 
     @staticmethod
     def _mean_steps(spikes: SpikingAttention, part: str) -> float:
@@ -168,20 +221,29 @@ class OperationCounter:
     def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> dict[str, Tensor]:
         fired = count_spikes(train.codes, train.neuron.levels)
         steps = train.steps.expand(*train.steps.shape[:-1], train.codes.shape[-1])
-        slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * (train.codes.numel() // steps.numel())
+        slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * (
+            train.codes.numel() // steps.numel()
+        )
         entry.slots += int(slots.sum())
         entry.spikes.update({form: int(count.sum()) for form, count in fired.items()})
         binary, most = fired["binary"], slots * train.neuron.levels
         if train.part == "probabilities":  # of keys, which become more as tokens come
             binary, most = binary.sum(0, keepdim=True), most.sum(0, keepdim=True)
         rates = binary / most.clamp(min=1)
-        firing = Firing(train.codes.numel(), int(slots.sum()), {form: int(count.sum()) for form, count in fired.items()}, rates.float())
+        firing = Firing(
+            train.codes.numel(),
+            int(slots.sum()),
+            {form: int(count.sum()) for form, count in fired.items()},
+            rates.float(),
+        )
         self._counts.add(Counts(0, firing={name: firing}))
         return fired
 
 
 def operations_of_mix(channels: int, vectors: int) -> Operations:
-    """Operations of :func:`spikellm.quantization.hadamard.mix`: additions of operands that are not coded."""
+    """Operations of :func:`spikellm.quantization.hadamard.mix`: additions of operands that are not
+    coded.
+    """
     power = largest_power(channels)
     additions = vectors * power * (power.bit_length() - 1) * (1 if power == channels else 2)
     return Operations(0, Counter({(DENSE_BITS, 1): additions}), additions)
@@ -197,21 +259,28 @@ def products_of(layer: SpikingLinear) -> dict[tuple[int, int], float]:
 
 
 def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
-    """Synapses of every stored column, int64 ``(in,)``, by form: its outputs, or its non-zero weight spikes where weights are spikes."""
+    """Synapses of every stored column, int64 ``(in,)``, by form: its outputs, or its non-zero
+    weight spikes where weights are spikes.
+    """
     if not isinstance(layer, AdditiveLinear):
-        every = torch.full((layer.in_features,), layer.out_features, device=layer.channel_group.device)
+        every = torch.full(
+            (layer.in_features,), layer.out_features, device=layer.channel_group.device
+        )
         return dict.fromkeys(FORMS, every)
     size = layer.integer_weights().abs()
     merged, unrolled = (size > 0).sum(0), size.sum(0, dtype=torch.int64)
     return {"merged": merged, "stepped": unrolled, "binary": unrolled}
 
 
-def count_operations(model: nn.Module, windows: Iterable[Tensor], decode: int = 0) -> dict[str, Counts]:
+def count_operations(
+    model: nn.Module, windows: Iterable[Tensor], decode: int = 0
+) -> dict[str, Counts]:
     """Operations of a forward pass over every batch of windows.
 
     Args:
         windows: tokens, ``(windows, tokens)`` each.
-        decode: of the tokens of each window how many come one at a time, after the others, from a cache.
+        decode: of the tokens of each window how many come one at a time, after the others, from a
+            cache.
 
     Returns:
         ``prefill``, and ``decode`` if there is any.
@@ -224,6 +293,8 @@ def count_operations(model: nn.Module, windows: Iterable[Tensor], decode: int = 
             past = getattr(model(whole, use_cache=decode > 0), "past_key_values", None)
             found["prefill"].add(counter.take())
             for place in range(decode):
-                past = model(single[:, place : place + 1], past_key_values=past, use_cache=True).past_key_values
+                past = model(
+                    single[:, place : place + 1], past_key_values=past, use_cache=True
+                ).past_key_values
                 found["decode"].add(counter.take())
     return found

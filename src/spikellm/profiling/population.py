@@ -1,4 +1,6 @@
-"""Spikes of the neurons before one layer, or of a part of attention: all tokens, channels as the model numbers them, on the CPU."""
+"""Spikes of the neurons before one layer, or of a part of attention: all tokens, channels as the
+model numbers them, on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,15 @@ from spikellm.quantization.thresholds import Threshold
 
 
 class Population(NamedTuple):
-    """Spikes of the neurons before one layer, or of Q, K or V, for all tokens of the window; channels in their own order.
+    """Spikes of the neurons before one layer, or of Q, K or V, for all tokens of the window.
+
+    Channels in their own order.
 
     Attributes:
-        name: of the layer within the block, or of the attention module and the part (``self_attn.key``).
-        codes: merged spike counts, int32 ``(tokens, channels)``; heads of attention one after the other.
+        name: of the layer within the block, or of the attention module and the part
+            (``self_attn.key``).
+        codes: merged spike counts, int32 ``(tokens, channels)``; heads of attention one after the
+            other.
         steps: T of every channel, int64 ``(channels,)``.
         group: activation group of every channel, int64 ``(channels,)``; 0 throughout for attention.
         neuron: what fired.
@@ -36,7 +42,9 @@ class Population(NamedTuple):
 
     @property
     def salient(self) -> Tensor:
-        """Channels with more steps than the least, or with a range of their own, bool ``(channels,)``."""
+        """Channels with more steps than the least, or with a range of their own, bool
+        ``(channels,)``.
+        """
         return (self.steps > self.steps.min()) | (self.group >= 2)
 
     def of_token(self, token: int) -> Tensor:
@@ -44,7 +52,9 @@ class Population(NamedTuple):
         return torch.stack([plane[token] for plane in self.planes()])
 
     def planes(self) -> Iterator[Tensor]:
-        """Binary spikes of every moment, int8 ``(tokens, channels)``: the T·L planes of the neuron, whose sum is the codes."""
+        """Binary spikes of every moment, int8 ``(tokens, channels)``: the T·L planes of the neuron,
+        whose sum is the codes.
+        """
         return self.neuron.iterate_binary(self.codes, self.steps)
 
 
@@ -56,8 +66,13 @@ def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
     """
     stored, thresholds = layer.encode(x.reshape(-1, layer.in_features))
     order = layer.layout().order
-    codes = (stored if order is None else torch.empty_like(stored).index_copy_(1, order, stored)).cpu()
-    theta, baseline = (torch.cat([pair[part].expand(len(codes), 1).float() for pair in thresholds], 1).cpu() for part in (0, 1))
+    codes = (
+        stored if order is None else torch.empty_like(stored).index_copy_(1, order, stored)
+    ).cpu()
+    theta, baseline = (
+        torch.cat([pair[part].expand(len(codes), 1).float() for pair in thresholds], 1).cpu()
+        for part in (0, 1)
+    )
     return Population(
         name,
         codes,
@@ -70,13 +85,24 @@ def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
 
 def attention_populations(trains: list[SpikeTrain], block: nn.Module) -> Iterator[Population]:
     """Populations of Q, K and V of a block's attention, from the trains that were watched."""
-    names = {module: name.rpartition(".")[0] for name, module in block.named_modules() if isinstance(module, SpikingAttention)}
+    names = {
+        module: name.rpartition(".")[0]
+        for name, module in block.named_modules()
+        if isinstance(module, SpikingAttention)
+    }
     for train in trains:
         if train.source in names and train.part != "probabilities":
             heads, channels = train.codes.shape[1], train.codes.shape[3]
             codes = train.codes[0].transpose(0, 1).reshape(-1, heads * channels).cpu()
             steps = train.steps.expand(heads, 1, channels).reshape(-1).long().cpu()
-            yield Population(f"{names[train.source]}.{train.part}", codes, steps, torch.zeros_like(steps), train.neuron, None)
+            yield Population(
+                f"{names[train.source]}.{train.part}",
+                codes,
+                steps,
+                torch.zeros_like(steps),
+                train.neuron,
+                None,
+            )
 
 
 def channel_order(layer: SpikingLinear) -> Tensor:

@@ -1,4 +1,6 @@
-"""Measured energy: the counters that Linux shows under ``/sys/class/powercap`` (RAPL and the like), where the machine has them and lets us read them."""
+"""Measured energy: the counters that Linux shows under ``/sys/class/powercap`` (RAPL and the like),
+where the machine has them and lets us read them.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,18 @@ class Meter:
     def __init__(self, root: Path = ROOT) -> None:
         self.counters: list[Counter] = []
         self.missing: str | None = None
-        zones = sorted(zone for zone in root.glob("*:*") if zone.name.count(":") == 1) if root.is_dir() else []
+        zones = (
+            sorted(zone for zone in root.glob("*:*") if zone.name.count(":") == 1)
+            if root.is_dir()
+            else []
+        )
         refused = []
         for zone in zones:
             try:
-                name, limit = (zone / "name").read_text().strip(), int((zone / "max_energy_range_uj").read_text())
+                name, limit = (
+                    (zone / "name").read_text().strip(),
+                    int((zone / "max_energy_range_uj").read_text()),
+                )
                 int((zone / "energy_uj").read_text())
             except PermissionError:
                 refused.append(zone.name)
@@ -43,7 +52,9 @@ class Meter:
                 self.counters.append(Counter(name, zone / "energy_uj", limit))
         if not self.counters:
             why = f"{refused[0]} may be read by root alone" if refused else f"{root} has no counter"
-            self.missing = f"this machine shows no energy counter ({why}), so energy was not measured"
+            self.missing = (
+                f"this machine shows no energy counter ({why}), so energy was not measured"
+            )
 
     def read(self) -> list[int]:
         """All counters, µJ."""

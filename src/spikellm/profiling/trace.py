@@ -1,7 +1,10 @@
-"""A decoder block run spike by spike: every binary spike adds or subtracts the weights of its column, and the sums are compared with the merged integers.
+"""A decoder block run spike by spike: every binary spike adds or subtracts the weights of its
+column, and the sums are compared with the merged integers.
 
-Nothing here uses the layers' own products. A plane of binary spikes is turned into sums by picking weight columns and adding them up in int64, one token and one
-moment after the other; what comes out is compared, integer for integer, with the product of merged codes, and then, scaled, bit for bit with what the layer gave.
+Nothing here uses the layers' own products. A plane of binary spikes is turned into sums by picking
+weight columns and adding them up in int64, one token and one moment after the other; what comes out
+is compared, integer for integer, with the product of merged codes, and then, scaled, bit for bit
+with what the layer gave.
 """
 
 from __future__ import annotations
@@ -21,10 +24,15 @@ from spikellm.models.prepare import evaluating
 from spikellm.nn import rotation
 from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.attention import SpikingAttention
-from spikellm.nn.execution import set_form, spiking_linears
-from spikellm.nn.hooks import SpikeTrain, watching_spikes
-from spikellm.nn.linear import Form, SpikingLinear
-from spikellm.profiling.population import Population, attention_populations, channel_order, layer_population
+from spikellm.nn.execution import set_execution_mode, spiking_linears
+from spikellm.nn.hooks import SpikeTrain, observe_spikes
+from spikellm.nn.linear import ExecutionMode, SpikingLinear
+from spikellm.profiling.population import (
+    Population,
+    attention_populations,
+    channel_order,
+    layer_population,
+)
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,11 @@ class PopulationTrace:
     Attributes:
         moments: binary time steps, the largest T·L.
         spikes: binary spikes fired.
-        additions: weights added or subtracted because of them; 0 for attention, which has no weights.
+        additions: weights added or subtracted because of them; 0 for attention, which has no
+            weights.
         integers: sums compared with the merged ones, and how many differ.
-        output_equal: whether the layer's output, made from the binary sums, has the same bits; None for attention.
+        output_equal: whether the layer's output, made from the binary sums, has the same bits; None
+            for attention.
     """
 
     name: str
@@ -63,9 +73,11 @@ class BlockTrace:
     Attributes:
         block: its full name.
         populations: what the neurons fired; ``traces`` what was found for each, in the same order.
-        output_difference: largest absolute difference of the block's output, binary against merged form.
+        output_difference: largest absolute difference of the block's output, binary against merged
+            form.
         output_values: how many values that output has.
-        exact: whether the forms have to agree bit for bit: not where a layer adds up 16-bit inputs, whose sums round.
+        exact: whether the forms have to agree bit for bit: not where a layer adds up 16-bit inputs,
+            whose sums round.
         layers: the spiking layers of the block by name within it.
     """
 
@@ -80,7 +92,9 @@ class BlockTrace:
     @property
     def equal(self) -> bool:
         """Whether everything that has to agree does."""
-        return all(trace.equal for trace in self.traces) and (self.output_difference == 0 or not self.exact)
+        return all(trace.equal for trace in self.traces) and (
+            self.output_difference == 0 or not self.exact
+        )
 
 
 def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
@@ -95,15 +109,18 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
     """
     blocks = find_blocks(model)
     if not 0 <= index < len(blocks.modules):
-        raise RequestError(f"layer is {index}; the model has decoder blocks 0 to {len(blocks.modules) - 1}")
+        raise RequestError(
+            f"layer is {index}; the model has decoder blocks 0 to {len(blocks.modules) - 1}"
+        )
     block, name = blocks.modules[index], f"{blocks.name}.{index}"
     layers = {rotation.layer_name(own): layer for own, layer in spiking_linears(block).items()}
     if not any(layer.neuron is not None for layer in layers.values()) and not any(
         isinstance(part, SpikingAttention) for part in block.modules()
     ):
         raise RequestError(
-            f"nothing in {name} codes its inputs as spikes, so there is no train to unroll; convert the model with a recipe that has activations below 16 bits "
-            "(weights that are spikes add up without products in stepped form: spikellm eval --form stepped)"
+            f"nothing in {name} codes its inputs as spikes, so there is no train to unroll; convert"
+            " the model with a recipe that has activations below 16 bits (weights that are spikes"
+            " add up without products in stepped form: spikellm eval --form stepped)"
         )
     seen = _Watch(block, layers)
     with torch.no_grad(), evaluating(model):
@@ -111,12 +128,17 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
             model(tokens, use_cache=False)
         merged = _hidden(seen.output)
         if not bool(torch.isfinite(merged).all()):
-            raise NumericalError(f"{name} gives NaN or infinity on this text; the model's weights are damaged or its number type overflows")
+            raise NumericalError(
+                f"{name} gives NaN or infinity on this text; the model's weights are damaged or its"
+                " number type overflows"
+            )
         with _in_form(block, layers, "binary"):
             binary = _hidden(block(*seen.arguments, **seen.keywords))
         populations, traces = [], []
         for layer_name, layer in layers.items():
-            if layer.neuron is not None and layer_name in seen.inputs:  # not an expert that no token was sent to
+            if (
+                layer.neuron is not None and layer_name in seen.inputs
+            ):  # not an expert that no token was sent to
                 population = layer_population(layer_name, layer, seen.inputs[layer_name])
                 populations.append(population)
                 traces.append(_check_layer(population, layer, seen.outputs[layer_name]))
@@ -129,11 +151,13 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
 
 
 @contextmanager
-def _in_form(block: nn.Module, layers: dict[str, SpikingLinear], form: Form) -> Iterator[None]:
+def _in_form(
+    block: nn.Module, layers: dict[str, SpikingLinear], form: ExecutionMode
+) -> Iterator[None]:
     """A block in one form; afterwards each layer has its own again."""
     own = {name: layer.form for name, layer in layers.items()}
     if layers:
-        set_form(block, form)
+        set_execution_mode(block, form)
     try:
         yield
     finally:
@@ -154,9 +178,13 @@ class _Watch:
         self._handles = [self._block.register_forward_hook(self._note_block, with_kwargs=True)]
         for name, layer in self._layers.items():
             self._handles.append(
-                layer.register_forward_hook(lambda _, arguments, output, name=name: self._note_layer(name, arguments[0], output))
+                layer.register_forward_hook(
+                    lambda _, arguments, output, name=name: self._note_layer(
+                        name, arguments[0], output
+                    )
+                )
             )
-        self._watching = watching_spikes(self.trains.append)
+        self._watching = observe_spikes(self.trains.append)
         self._watching.__enter__()
         return self
 
@@ -165,7 +193,9 @@ class _Watch:
         for handle in self._handles:
             handle.remove()
 
-    def _note_block(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+    def _note_block(
+        self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
+    ) -> None:
         self.arguments, self.keywords, self.output = arguments, keywords, output
 
     def _note_layer(self, name: str, x: Tensor, output: Tensor) -> None:
@@ -179,12 +209,16 @@ def _hidden(output: Any) -> Tensor:
 
 
 def weight_planes(layer: SpikingLinear) -> list[Tensor]:
-    """Integer weights of a layer, ``(in, out)`` int64, channels in their own order: of ternary weights one plane of {−1, 0, 1} a step, whose sum they are."""
+    """Integer weights of a layer, ``(in, out)`` int64, channels in their own order: of ternary
+    weights one plane of {−1, 0, 1} a step, whose sum they are.
+    """
     stored, order = layer.integer_weights().long().cpu(), channel_order(layer)
     weights = torch.empty_like(stored).index_copy_(1, order, stored).T.contiguous()
     if not isinstance(layer, AdditiveLinear):
         return [weights]
-    return [(weights > t).long() - (-weights > t).long() for t in range(int(weights.abs().max()))] or [weights]
+    return [
+        (weights > t).long() - (-weights > t).long() for t in range(int(weights.abs().max()))
+    ] or [weights]
 
 
 def add_up(plane: Tensor, weights: Tensor) -> tuple[Tensor, int]:
@@ -204,7 +238,9 @@ def add_up(plane: Tensor, weights: Tensor) -> tuple[Tensor, int]:
 
 
 def _check_layer(population: Population, layer: SpikingLinear, output: Tensor) -> PopulationTrace:
-    """Binary sums of every segment against the product of merged codes, then the layer's output from them."""
+    """Binary sums of every segment against the product of merged codes, then the layer's output
+    from them.
+    """
     layout, planes = layer.layout(), weight_planes(layer)
     assert population.thresholds is not None
     theta, baseline = population.thresholds
@@ -244,10 +280,21 @@ def _check_sums(population: Population) -> PopulationTrace:
     return _found(population, 0, total.numel(), int((total != population.codes).sum()), None)
 
 
-def _found(population: Population, additions: int, integers: int, mismatches: int, equal: bool | None) -> PopulationTrace:
+def _found(
+    population: Population, additions: int, integers: int, mismatches: int, equal: bool | None
+) -> PopulationTrace:
     tokens, channels = population.codes.shape
     steps = int(population.steps.max())
     spikes = int(population.codes.abs().sum())
     return PopulationTrace(
-        population.name, tokens, channels, steps, steps * population.neuron.levels, spikes, additions, integers, mismatches, equal
+        population.name,
+        tokens,
+        channels,
+        steps,
+        steps * population.neuron.levels,
+        spikes,
+        additions,
+        integers,
+        mismatches,
+        equal,
     )

@@ -1,4 +1,6 @@
-"""Uniform affine codes for weights: ``W ≈ s·(k − z)`` with one scale and zero-point for each row, or for each row and group of columns."""
+"""Uniform affine codes for weights: ``W ≈ s·(k − z)`` with one scale and zero-point for each row,
+or for each row and group of columns.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def column_groups(columns: int | list[int], group_size: int | None) -> list[tupl
 
     Args:
         columns: how many there are; or a list of ends of sections, across which no group reaches.
-        group_size: columns of a group, the last of a section may be shorter; None for one group a section.
+        group_size: columns of a group, the last of a section may be shorter; None for one group a
+            section.
     """
     ends = [columns] if isinstance(columns, int) else columns
     groups, start = [], 0
@@ -40,7 +43,9 @@ def column_groups(columns: int | list[int], group_size: int | None) -> list[tupl
     return groups
 
 
-def round_to_nearest(weight: Tensor, bits: int, groups: list[tuple[int, int]], *, symmetric: bool = False) -> AffineWeights:
+def round_to_nearest(
+    weight: Tensor, bits: int, groups: list[tuple[int, int]], *, symmetric: bool = False
+) -> AffineWeights:
     """Code a weight matrix by the range of each row (and group).
 
     Args:
@@ -49,31 +54,55 @@ def round_to_nearest(weight: Tensor, bits: int, groups: list[tuple[int, int]], *
         groups: columns that share a scale (see :func:`column_groups`).
         symmetric: see :func:`code_in_range`.
     """
-    return code_in_range(weight, [2**bits - 1] * len(groups), groups, *weight_range(weight, groups), symmetric=symmetric)
+    return code_in_range(
+        weight,
+        [2**bits - 1] * len(groups),
+        groups,
+        *weight_range(weight, groups),
+        symmetric=symmetric,
+    )
 
 
 def weight_range(weight: Tensor, groups: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Smallest and largest weight of each row and group, zero included: float32, ``(out, groups)`` each."""
+    """Smallest and largest weight of each row and group, zero included: float32, ``(out, groups)``
+    each.
+    """
     parts = [weight[:, start:stop].float() for start, stop in groups]
-    return torch.stack([part.amin(1) for part in parts], 1).clamp(max=0), torch.stack([part.amax(1) for part in parts], 1).clamp(min=0)
+    return torch.stack([part.amin(1) for part in parts], 1).clamp(max=0), torch.stack(
+        [part.amax(1) for part in parts], 1
+    ).clamp(min=0)
 
 
 def code_in_range(
-    weight: Tensor, tops: list[int], groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False
+    weight: Tensor,
+    tops: list[int],
+    groups: list[tuple[int, int]],
+    low: Tensor,
+    high: Tensor,
+    *,
+    symmetric: bool = False,
 ) -> AffineWeights:
     """Code a weight matrix in given ranges; what lies outside is clipped.
 
     Args:
-        tops: largest code of each group, ``2**bits − 1``, or T·L where weights take T steps; at most 255.
+        tops: largest code of each group, ``2**bits − 1``, or T·L where weights take T steps; at
+            most 255.
         low, high: ``(out, groups)``, ``low ≤ 0 ≤ high``.
-        symmetric: zero-point in the middle, ``(top + 1) // 2``; for an odd top the lowest code is then left unused.
+        symmetric: zero-point in the middle, ``(top + 1) // 2``; for an odd top the lowest code is
+            then left unused.
     """
     codes, scale, zero = codes_in_range(weight, tops, groups, low, high, symmetric=symmetric)
     return AffineWeights(codes.to(torch.uint8), scale, zero.to(torch.uint8))
 
 
 def codes_in_range(
-    weight: Tensor, tops: list[int], groups: list[tuple[int, int]], low: Tensor, high: Tensor, *, symmetric: bool = False
+    weight: Tensor,
+    tops: list[int],
+    groups: list[tuple[int, int]],
+    low: Tensor,
+    high: Tensor,
+    *,
+    symmetric: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(codes, scale, zero)`` of :func:`code_in_range`, all float32."""
     low, high = low.float(), high.float()
@@ -95,5 +124,8 @@ def codes_in_range(
 def dequantize(weights: AffineWeights, groups: list[tuple[int, int]]) -> Tensor:
     """Values ``s·(k − z)``, float32, ``(out, in)``."""
     codes, scale, zero = weights
-    parts = [(codes[:, start:stop].float() - zero[:, g : g + 1].float()) * scale[:, g : g + 1] for g, (start, stop) in enumerate(groups)]
+    parts = [
+        (codes[:, start:stop].float() - zero[:, g : g + 1].float()) * scale[:, g : g + 1]
+        for g, (start, stop) in enumerate(groups)
+    ]
     return torch.cat(parts, dim=1)

@@ -1,7 +1,12 @@
-"""Error feedback (GPTQ; Frantar et al., ICLR 2023): columns are coded one after the other, and what a column loses is made up for by the columns still to come.
+"""Error feedback (GPTQ.
 
-With ``H = 2XᵀX + λI`` and U the upper Cholesky factor of H⁻¹, coding column j as ``q_j`` adds ``Σ_i (w_ij − q_ij)² / U_jj²`` to the squared error of the
-layer's output, and the columns behind it move by ``−(w_j − q_j)/U_jj · U_j,:``. Columns are worked on as rows of the transposed matrix, which are contiguous.
+Frantar et al., ICLR 2023): columns are coded one after the other, and what a column loses is made
+up for by the columns still to come.
+
+With ``H = 2XᵀX + λI`` and U the upper Cholesky factor of H⁻¹, coding column j as ``q_j`` adds ``Σ_i
+(w_ij − q_ij)² / U_jj²`` to the squared error of the layer's output, and the columns behind it move
+by ``−(w_j − q_j)/U_jj · U_j,:``. Columns are worked on as rows of the transposed matrix, which are
+contiguous.
 """
 
 from __future__ import annotations
@@ -17,11 +22,15 @@ from spikellm.core.errors import NumericalError
 BLOCK = 128
 _RAISES = 8
 CodeColumn = Callable[[int, Tensor, Tensor], object]
-"""``code(column, w, error)``: codes ``w`` ``(out,)`` and writes what that loses, ``w − value``, into ``error``; called once a column, in the order of coding."""
+"""``code(column, w, error)``: codes ``w`` ``(out,)`` and writes what that loses, ``w − value``,
+into ``error``; called once a column, in the order of coding.
+"""
 
 
 class InverseFactor(NamedTuple):
-    """Upper Cholesky factor of the inverse of a damped Hessian, float32, ``(in, in)``, and the damping that it took."""
+    """Upper Cholesky factor of the inverse of a damped Hessian, float32, ``(in, in)``, and the
+    damping that it took.
+    """
 
     upper: Tensor
     damping: float
@@ -32,11 +41,14 @@ def permuted(matrix: Tensor, order: Tensor) -> Tensor:
     return matrix[order.unsqueeze(1), order]
 
 
-def inverse_factor(hessian: Tensor, damping: float, name: str, order: Tensor | None = None) -> InverseFactor:
+def inverse_factor(
+    hessian: Tensor, damping: float, name: str, order: Tensor | None = None
+) -> InverseFactor:
     """The factor that error feedback works with. Takes twice the memory of the Hessian beside it.
 
     Args:
-        hessian: ``XᵀX`` up to a factor, float64 or float32, ``(in, in)``. Channels that never fire (zero on the diagonal) count as independent.
+        hessian: ``XᵀX`` up to a factor, float64 or float32, ``(in, in)``. Channels that never fire
+            (zero on the diagonal) count as independent.
         damping: λ as a share of the mean diagonal.
         name: of the layer, for messages.
         order: channels in the order of coding; as they are by default.
@@ -49,10 +61,13 @@ def inverse_factor(hessian: Tensor, damping: float, name: str, order: Tensor | N
     mean = float(diagonal[diagonal > 0].mean()) if bool((diagonal > 0).any()) else 1.0
     if not bool(torch.isfinite(hessian.sum())):  # one bad entry spoils it
         raise NumericalError(
-            f"layer {name}: the Hessian of its inputs holds NaN or infinity; the model's activations overflow on this text"
+            f"layer {name}: the Hessian of its inputs holds NaN or infinity; the model's"
+            " activations overflow on this text"
         )
     for _ in range(_RAISES + 1):
-        matrix = hessian.clone() if order is None else permuted(hessian, order)  # one name for all: what is no longer needed goes at once
+        matrix = (
+            hessian.clone() if order is None else permuted(hessian, order)
+        )  # one name for all: what is no longer needed goes at once
         matrix.diagonal().add_(damping * mean)
         matrix.diagonal()[diagonal == 0] = mean
         matrix, info = torch.linalg.cholesky_ex(matrix)
@@ -63,11 +78,12 @@ def inverse_factor(hessian: Tensor, damping: float, name: str, order: Tensor | N
                 return InverseFactor(matrix.float(), damping)
         damping *= 10
     raise NumericalError(
-        f"layer {name}: its Hessian is not positive definite, even with damping {damping / 10:.2g} of the mean diagonal; give more calibration text or raise gptq.damping"
+        f"layer {name}: its Hessian is not positive definite, even with damping {damping / 10:.2g}"
+        " of the mean diagonal; give more calibration text or raise gptq.damping"
     )
 
 
-def feed_back(weight: Tensor, factor: Tensor, code: CodeColumn) -> Tensor:
+def propagate_error(weight: Tensor, factor: Tensor, code: CodeColumn) -> Tensor:
     """Code a weight matrix column by column.
 
     Args:
@@ -81,13 +97,17 @@ def feed_back(weight: Tensor, factor: Tensor, code: CodeColumn) -> Tensor:
     rows = weight.float().T.contiguous()  # (in, out)
     columns, outputs = rows.shape
     diagonal = factor.diagonal().unsqueeze(1)
-    shares = (factor / diagonal).T.contiguous()  # [j, i]: what column j takes over of the error of column i
+    shares = (
+        factor / diagonal
+    ).T.contiguous()  # [j, i]: what column j takes over of the error of column i
     loss = rows.new_zeros(outputs)
     for first in range(0, columns, BLOCK):
         last = min(first + BLOCK, columns)
         errors = rows.new_empty(last - first, outputs)
         made, now = errors.T, slice(first, last)
-        for place, (row, error, share) in enumerate(zip(rows[now].unbind(), errors.unbind(), shares[now, now].unbind(), strict=True)):
+        for place, (row, error, share) in enumerate(
+            zip(rows[now].unbind(), errors.unbind(), shares[now, now].unbind(), strict=True)
+        ):
             if place:
                 row.addmv_(made[:, :place], share[:place], alpha=-1)
             code(first + place, row, error)

@@ -1,10 +1,14 @@
-"""Spreading a vector evenly over its channels: Hadamard's matrix where that must be cheap, Hartley's for the rest of a size where it is fused into weights.
+"""Spreading a vector evenly over its channels: Hadamard's matrix where that must be cheap,
+Hartley's for the rest of a size where it is fused into weights.
 
-:func:`spread`, for a size ``n = 2**a · m`` with odd m, is ``(H ⊗ C) / √n``: H of Sylvester (entries ±1), C of Hartley (``cos + sin`` of ``2πij/m``, entries at most √2).
-It is symmetric, orthogonal, its own inverse, and its first row is constant.
+:func:`spread`, for a size ``n = 2**a · m`` with odd m, is ``(H ⊗ C) / √n``: H of Sylvester (entries
+±1), C of Hartley (``cos + sin`` of ``2πij/m``, entries at most √2). It is symmetric, orthogonal,
+its own inverse, and its first row is constant.
 
-:func:`mix`, for any size, takes additions alone: H over the first p channels, then, with the signs of Rudin and Shapiro between, over the last p, p the largest power of two that fits; where that
-is the whole size, H once. Without the signs the second would undo much of the first: parts of a row of H are close to other rows.
+:func:`mix`, for any size, takes additions alone: H over the first p channels, then, with the signs
+of Rudin and Shapiro between, over the last p, p the largest power of two that fits; where that
+is the whole size, H once. Without the signs the second would undo much of the first: parts of a row
+    of H are close to other rows.
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ def hartley(size: int) -> Tensor:
 
 
 def walsh(x: Tensor) -> Tensor:
-    """``x H`` of ``(rows, 2**a)``, not normalised, in Sylvester's order, in ``2**a · a`` additions a row."""
+    """``x H`` of ``(rows, 2**a)``, not normalised, in Sylvester's order, in ``2**a · a`` additions
+    a row.
+    """
     rows, size = x.shape
     half = 1
     while half < size:
@@ -48,21 +54,31 @@ def largest_power(size: int) -> int:
 
 
 def mix(x: Tensor, transform: Callable[[Tensor], Tensor] = walsh) -> Tensor:
-    """A rotation of ``(..., n)`` by additions, in the type of ``x`` (float32 or float64); ``transform`` computes :func:`walsh`. Not its own inverse where n is no power of two."""
+    """A rotation of ``(..., n)`` by additions, in the type of ``x`` (float32 or float64).
+
+    ``transform`` computes :func:`walsh`. Not its own inverse where n is no power of two.
+    """
     size = x.shape[-1]
     power = largest_power(size)
     y = x.reshape(-1, size)
     if power == size:
         return (transform(y) / math.sqrt(size)).reshape(x.shape)
     y = torch.cat([transform(y[:, :power]) / math.sqrt(power), y[:, power:]], 1)
-    last = transform(y[:, size - power :] * shapiro(power).to(device=x.device, dtype=x.dtype)) / math.sqrt(power)
+    last = transform(
+        y[:, size - power :] * shapiro(power).to(device=x.device, dtype=x.dtype)
+    ) / math.sqrt(power)
     return torch.cat([y[:, : size - power], last], 1).reshape(x.shape)
 
 
 @cache
 def shapiro(size: int) -> Tensor:
-    """The sequence of Rudin and Shapiro, whose Walsh transform is flat: −1 to the number of times that two neighbouring bits of an index are set, float32 ``(size,)``."""
-    return torch.tensor([1 - 2 * ((index & index >> 1).bit_count() % 2) for index in range(size)], dtype=torch.float32)
+    """The sequence of Rudin and Shapiro, whose Walsh transform is flat: −1 to the number of times
+    that two neighbouring bits of an index are set, float32 ``(size,)``.
+    """
+    return torch.tensor(
+        [1 - 2 * ((index & index >> 1).bit_count() % 2) for index in range(size)],
+        dtype=torch.float32,
+    )
 
 
 def spread(x: Tensor) -> Tensor:
@@ -77,12 +93,15 @@ def spread(x: Tensor) -> Tensor:
 
 def random_signs(size: int, seed: int) -> Tensor:
     """Signs ±1, float64 ``(size,)``; the first is +1, which alone decides nothing."""
-    drawn = torch.randint(0, 2, (size,), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    drawn = (
+        torch.randint(0, 2, (size,), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    )
     return drawn.mul(drawn[:1])
 
 
 def turn(x: Tensor, signs: Tensor) -> Tensor:
-    """``x S D S`` of ``(..., n)``, S as in :func:`spread`, D the signs: a random rotation that is its own inverse and, the first sign being +1, leaves the constant vector as it is.
+    """``x S D S`` of ``(..., n)``, S as in :func:`spread`, D the signs: a random rotation that is
+    its own inverse and, the first sign being +1, leaves the constant vector as it is.
 
     So it passes through layer normalisation as through RMS normalisation: means and variances stay.
     """

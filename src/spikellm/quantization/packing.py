@@ -1,4 +1,6 @@
-"""Integer codes of 1 to 16 bits, packed along the last axis without gaps, least significant bit first."""
+"""Integer codes of 1 to 16 bits, packed along the last axis without gaps, least significant bit
+first.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,17 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise ValueError(f"codes to pack must be integers, not {codes.dtype}")
     if codes.numel() and (int(codes.max()) >= 2**bits or int(codes.min()) < 0):
-        raise ValueError(f"codes from {int(codes.min())} to {int(codes.max())} do not fit into {bits} bits")
+        raise ValueError(
+            f"codes from {int(codes.min())} to {int(codes.max())} do not fit into {bits} bits"
+        )
     if bits == 8:
         return codes.to(torch.uint8).contiguous()
     length = codes.shape[-1]
     if 8 % bits == 0:
         share = 8 // bits
-        padded = torch.nn.functional.pad(codes.to(torch.uint8), (0, -length % share)).unflatten(-1, (-1, share))
+        padded = torch.nn.functional.pad(codes.to(torch.uint8), (0, -length % share)).unflatten(
+            -1, (-1, share)
+        )
         packed: Tensor = padded[..., 0].clone()
         for place in range(1, share):
             packed |= padded[..., place] << (place * bits)
@@ -56,7 +62,11 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
 
 def _bits_of(numbers: Tensor, bits: int) -> Tensor:
     wide = numbers if bits <= 8 and numbers.dtype == torch.uint8 else numbers.to(torch.int32)
-    return ((wide.unsqueeze(-1) >> torch.arange(bits, dtype=wide.dtype, device=wide.device)) & 1).to(torch.uint8).flatten(-2)
+    return (
+        ((wide.unsqueeze(-1) >> torch.arange(bits, dtype=wide.dtype, device=wide.device)) & 1)
+        .to(torch.uint8)
+        .flatten(-2)
+    )
 
 
 def _numbers_from(stream: Tensor, bits: int) -> Tensor:

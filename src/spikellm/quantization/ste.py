@@ -1,7 +1,9 @@
-"""Rounding with gradients: codes in the forward pass, straight through them in the backward pass (OmniQuant, LSQ).
+"""Rounding with gradients: codes in the forward pass, straight through them in the backward pass
+(OmniQuant, LSQ).
 
-Written as whole functions instead of chains of elementwise ones: the chain would keep six tensors of a weight's size for its backward pass.
-Masks are floats, since torch is several times slower on bool tensors.
+Written as whole functions instead of chains of elementwise ones: the chain would keep six tensors
+of a weight's size for its backward pass. Masks are floats, since torch is several times slower on
+bool tensors.
 """
 
 from __future__ import annotations
@@ -52,10 +54,14 @@ class WeightCoding:
 
     def unstored(self, values: Tensor) -> Tensor:
         """Inverse of :meth:`stored`."""
-        return values if self.order is None else torch.empty_like(values).index_copy_(1, self.order, values)
+        return (
+            values
+            if self.order is None
+            else torch.empty_like(values).index_copy_(1, self.order, values)
+        )
 
     def code(self, weight: Tensor, clip: tuple[Tensor, Tensor] | None) -> AffineWeights:
-        """Integer codes, columns in stored order; ``clip`` as for :func:`fake_code`."""
+        """Integer codes, columns in stored order; ``clip`` as for :func:`fake_quantize_weight`."""
         stored = self.stored(weight)
         low, high = weight_range(stored, self.groups)
         if clip is not None:
@@ -63,7 +69,7 @@ class WeightCoding:
         return code_in_range(stored, self.tops, self.groups, low, high, symmetric=self.symmetric)
 
 
-def fake_code(
+def fake_quantize_weight(
     weight: Tensor,
     coding: WeightCoding,
     clip: tuple[Tensor, Tensor] | None = None,
@@ -72,12 +78,13 @@ def fake_code(
 ) -> Tensor:
     """What the codes of ``rows · weight · columns`` stand for, columns in their own order.
 
-    Differentiable in clip, rows and columns (straight through the rounding; a clipped weight passes its gradient to the range that clipped it);
-    equal to decoding :meth:`WeightCoding.code`.
+    Differentiable in clip, rows and columns (straight through the rounding; a clipped weight passes
+    its gradient to the range that clipped it); equal to decoding :meth:`WeightCoding.code`.
 
     Args:
         weight: float32, ``(out, in)``; a constant.
-        clip: logits γ and β, ``(out, groups)`` each: the range is ``sigmoid(β)·min … sigmoid(γ)·max``; None for the whole range.
+        clip: logits γ and β, ``(out, groups)`` each: the range is ``sigmoid(β)·min …
+            sigmoid(γ)·max``; None for the whole range.
         rows, columns: factors ``(out,)`` and ``(in,)``; None for 1.
     """
     gamma, beta = (None, None) if clip is None else clip
@@ -104,8 +111,14 @@ class _FakeCode(torch.autograd.Function):
     ) -> Tensor:
         scaled = coding.stored(scale_weight(weight, rows, columns))
         low, high = weight_range(scaled, coding.groups)
-        narrow_low, narrow_high = (low, high) if gamma is None or beta is None else (torch.sigmoid(beta) * low, torch.sigmoid(gamma) * high)
-        levels, scale, zero = codes_in_range(scaled, coding.tops, coding.groups, narrow_low, narrow_high, symmetric=coding.symmetric)
+        narrow_low, narrow_high = (
+            (low, high)
+            if gamma is None or beta is None
+            else (torch.sigmoid(beta) * low, torch.sigmoid(gamma) * high)
+        )
+        levels, scale, zero = codes_in_range(
+            scaled, coding.tops, coding.groups, narrow_low, narrow_high, symmetric=coding.symmetric
+        )
         for group, (start, stop) in enumerate(coding.groups):
             levels[:, start:stop] -= zero[:, group : group + 1]
         ctx.coding = coding
@@ -119,10 +132,16 @@ class _FakeCode(torch.autograd.Function):
         gradient = coding.stored(gradient)
         position = torch.empty_like(scaled)  # w / scale
         for group, (start, stop) in enumerate(coding.groups):
-            torch.div(scaled[:, start:stop], scale[:, group : group + 1], out=position[:, start:stop])
-        inside = (levels - position).abs_().le_(0.5 + 1e-3)  # further off only where the range clips
+            torch.div(
+                scaled[:, start:stop], scale[:, group : group + 1], out=position[:, start:stop]
+            )
+        inside = (
+            (levels - position).abs_().le_(0.5 + 1e-3)
+        )  # further off only where the range clips
         through = inside.mul_(gradient)
-        wanted_low, wanted_high, by_low, by_high = _range_gradients(ctx, (gradient * levels).sub_(position.mul_(through)))
+        wanted_low, wanted_high, by_low, by_high = _range_gradients(
+            ctx, (gradient * levels).sub_(position.mul_(through))
+        )
         factors: list[Tensor | None] = [None, None]
         if rows is not None or columns is not None:
             for extreme, wanted in ((low, wanted_low), (high, wanted_high)):
@@ -131,16 +150,26 @@ class _FakeCode(torch.autograd.Function):
         return None, None, by_high, by_low, *factors
 
 
-def _range_gradients(ctx: Any, by_scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients by the extreme weights ``(low, high)`` and by the logits ``(β, γ)``, all ``(out, groups)``."""
+def _range_gradients(
+    ctx: Any, by_scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients by the extreme weights ``(low, high)`` and by the logits ``(β, γ)``, all ``(out,
+    groups)``.
+    """
     coding: WeightCoding = ctx.coding
     _, _, _, _, low, high, gamma, beta, _, _ = ctx.saved_tensors
     total = torch.stack([by_scale[:, start:stop].sum(1) for start, stop in coding.groups], 1)
-    clip_low, clip_high = (torch.ones_like(low),) * 2 if gamma is None else (torch.sigmoid(beta), torch.sigmoid(gamma))
+    clip_low, clip_high = (
+        (torch.ones_like(low),) * 2
+        if gamma is None
+        else (torch.sigmoid(beta), torch.sigmoid(gamma))
+    )
     top = torch.tensor(coding.tops, dtype=total.dtype, device=total.device)
     if coding.symmetric:
         total = total / torch.floor(top / 2)
-        share = 0.5 + 0.5 * torch.sign(clip_high * high + clip_low * low)  # of the upper end; half where both reach as far
+        share = 0.5 + 0.5 * torch.sign(
+            clip_high * high + clip_low * low
+        )  # of the upper end; half where both reach as far
         by_low, by_high = (share - 1) * total, share * total
     else:
         total = total / top
@@ -148,19 +177,32 @@ def _range_gradients(ctx: Any, by_scale: Tensor) -> tuple[Tensor, Tensor, Tensor
     if gamma is None:
         return by_low, by_high, None, None
     slope_low, slope_high = clip_low * (1 - clip_low), clip_high * (1 - clip_high)
-    return by_low * clip_low, by_high * clip_high, by_low * low * slope_low, by_high * high * slope_high
+    return (
+        by_low * clip_low,
+        by_high * clip_high,
+        by_low * low * slope_low,
+        by_high * high * slope_high,
+    )
 
 
-def _add_at(through: Tensor, scaled: Tensor, extreme: Tensor, wanted: Tensor, coding: WeightCoding) -> None:
-    """Add a gradient where the extreme weight of each row and group stands (nowhere if the extreme is the 0 that every range includes)."""
+def _add_at(
+    through: Tensor, scaled: Tensor, extreme: Tensor, wanted: Tensor, coding: WeightCoding
+) -> None:
+    """Add a gradient where the extreme weight of each row and group stands (nowhere if the extreme
+    is the 0 that every range includes).
+    """
     wanted = torch.where(extreme == 0, 0.0, wanted)
     for group, (start, stop) in enumerate(coding.groups):
         part, end = scaled[:, start:stop], extreme[:, group : group + 1]
         there = (part - end).eq_(0)
-        through[:, start:stop].addcmul_(there, wanted[:, group : group + 1] / there.sum(1, keepdim=True).clamp(min=1))
+        through[:, start:stop].addcmul_(
+            there, wanted[:, group : group + 1] / there.sum(1, keepdim=True).clamp(min=1)
+        )
 
 
-def _factor_gradients(by_scaled: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> list[Tensor | None]:
+def _factor_gradients(
+    by_scaled: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None
+) -> list[Tensor | None]:
     product = by_scaled * weight
     by_rows = None if rows is None else (product.sum(1) if columns is None else product @ columns)
     by_columns = None if columns is None else (product.sum(0) if rows is None else rows @ product)
@@ -168,5 +210,8 @@ def _factor_gradients(by_scaled: Tensor, weight: Tensor, rows: Tensor | None, co
 
 
 def _by_group(values: Tensor, factor: Tensor, coding: WeightCoding) -> Tensor:
-    parts = [values[:, start:stop] * factor[:, group : group + 1] for group, (start, stop) in enumerate(coding.groups)]
+    parts = [
+        values[:, start:stop] * factor[:, group : group + 1]
+        for group, (start, stop) in enumerate(coding.groups)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

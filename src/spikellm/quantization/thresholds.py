@@ -1,11 +1,15 @@
-"""Thresholds of spiking activations: one firing threshold θ and one baseline z for each token and channel group, found on the fly.
+"""Thresholds of spiking activations: one firing threshold θ and one baseline z for each token and
+channel group, found on the fly.
 
-Values are ``x ≈ θ·(q − z)`` with codes ``q`` in ``[0, top]``, or ``[−top, top]`` for a signed neuron. The range of a group always includes
-zero, so that ``0 ≤ z ≤ top`` and zero current is coded without error. Special tokens:
+Values are ``x ≈ θ·(q − z)`` with codes ``q`` in ``[0, top]``, or ``[−top, top]`` for a signed
+neuron. The range of a group always includes zero, so that ``0 ≤ z ≤ top`` and zero current is coded
+without error. Special tokens:
 
-- all zero (or so small that θ would underflow): θ = 1 and every code is the baseline, so the value is exactly 0;
+- all zero (or so small that θ would underflow): θ = 1 and every code is the baseline, so the value
+  is exactly 0;
 - constant: coded exactly up to the rounding of θ, since the range then ends at the constant;
-- with NaN or infinity: θ = NaN, so the output of the layer is NaN as it would be without spikes; nothing is hidden.
+- with NaN or infinity: θ = NaN, so the output of the layer is NaN as it would be without spikes;
+  nothing is hidden.
 """
 
 from __future__ import annotations
@@ -19,7 +23,10 @@ from spikellm.quantization.rounding import half_up
 
 
 class Threshold(NamedTuple):
-    """θ and z of every token, both float32; z holds integers. Shapes as the range they were made from."""
+    """θ and z of every token, both float32; z holds integers.
+
+    Shapes as the range they were made from.
+    """
 
     theta: Tensor
     baseline: Tensor
@@ -32,22 +39,29 @@ def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
         x: float32, ``(..., channels)``.
 
     Returns:
-        ``(low, high)``, each ``(..., 1)``, ``low ≤ 0 ≤ high``; NaN where the token holds a NaN. No channel at all gives ``(0, 0)``.
+        ``(low, high)``, each ``(..., 1)``, ``low ≤ 0 ≤ high``; NaN where the token holds a NaN. No
+        channel at all gives ``(0, 0)``.
     """
     if x.shape[-1] == 0:
         zero = x.new_zeros(*x.shape[:-1], 1)
         return zero, zero
-    return x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)  # many times faster than aminmax
+    return x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(
+        min=0
+    )  # many times faster than aminmax
 
 
-def threshold_for_range(low: Tensor, high: Tensor, top: Tensor | int, *, symmetric: bool = False, signed: bool = False) -> Threshold:
+def threshold_for_range(
+    low: Tensor, high: Tensor, top: Tensor | int, *, symmetric: bool = False, signed: bool = False
+) -> Threshold:
     """Threshold and baseline that let ``top`` spikes reach across a range.
 
     Args:
         low, high: ends of the range, ``low ≤ 0 ≤ high``, float32, any shape.
         top: largest code, T·L; one number, or one for each channel.
-        symmetric: put the baseline in the middle (``top // 2``) instead of where the range asks for it; needs ``top ≥ 2``.
-        signed: the neuron fires negative spikes itself, so the baseline is 0 and the range is symmetric.
+        symmetric: put the baseline in the middle (``top // 2``) instead of where the range asks for
+            it; needs ``top ≥ 2``.
+        signed: the neuron fires negative spikes itself, so the baseline is 0 and the range is
+            symmetric.
 
     Returns:
         ``Threshold(theta, baseline)`` of the shape of ``low``, broadcast to ``top``.
@@ -60,7 +74,8 @@ def threshold_for_range(low: Tensor, high: Tensor, top: Tensor | int, *, symmetr
     else:
         theta = high / top - low / top  # not (high - low) / top: the difference may overflow
         baseline = torch.minimum(
-            half_up(-low / theta).nan_to_num(0.0, 0.0, 0.0), torch.as_tensor(top, dtype=theta.dtype, device=theta.device)
+            half_up(-low / theta).nan_to_num(0.0, 0.0, 0.0),
+            torch.as_tensor(top, dtype=theta.dtype, device=theta.device),
         )
     theta = torch.where(theta < torch.finfo(torch.float32).tiny, 1.0, theta)
     return Threshold(theta.masked_fill(~torch.isfinite(theta), float("nan")), baseline)

@@ -1,11 +1,18 @@
-"""Recipes: everything that decides the result of a conversion, in one frozen, versioned object that is saved with the model.
+"""Recipes: everything that decides the result of a conversion, in one frozen, versioned object that
+is saved with the model.
 
 Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm.recipe.load`.
 """
 
-from spikellm.recipe.pipelines import GptqRecipe, OmniQuantRecipe
+from spikellm.recipe.algorithms import GptqRecipe, OmniQuantRecipe
 from spikellm.recipe.rotation import RotationRecipe
-from spikellm.recipe.sections import ActivationRecipe, AttentionRecipe, LinearRecipe, Override, WeightRecipe
+from spikellm.recipe.sections import (
+    ActivationRecipe,
+    AttentionRecipe,
+    LinearRecipe,
+    Override,
+    WeightRecipe,
+)
 from spikellm.recipe.whole import RECIPE_VERSION, Recipe, place_value, recipe_from
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Presets and recipe files: from a name or a YAML file to a recipe.
 
-A preset is a file in this folder; adding one is adding a file. ``--set weights.bits=3`` changes single fields.
+A preset is a file in this folder; adding one is adding a file. ``--set weights.bits=3`` changes
+single fields.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Re
         settings: ``key=value`` pairs with dotted keys, applied on top; values are read as YAML.
 
     Raises:
-        RecipeError: unknown name, unreadable file, unknown key or value out of range; names what is valid.
+        RecipeError: unknown name, unreadable file, unknown key or value out of range; names what is
+            valid.
     """
     if isinstance(source, Recipe):
         data: dict[str, Any] = source.model_dump()
@@ -41,14 +43,21 @@ def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Re
     settings = list(settings)
     for setting in settings:
         _set(data, setting)
-    if settings and data.get("name") and not any(setting.startswith("name=") for setting in settings):
+    if (
+        settings
+        and data.get("name")
+        and not any(setting.startswith("name=") for setting in settings)
+    ):
         data["name"] = f"{data['name']} with {' '.join(', '.join(settings).split())}"
     return recipe_from(data, where)
 
 
 def _read(source: str) -> tuple[dict[str, Any], str]:
     if source in preset_names():
-        return {"name": source, **read_yaml((_FOLDER / f"{source}.yaml").read_text(encoding="utf-8"))}, f"preset {source!r}"
+        return {
+            "name": source,
+            **read_yaml((_FOLDER / f"{source}.yaml").read_text(encoding="utf-8")),
+        }, f"preset {source!r}"
     path = Path(source)
     if not exists(path) or path.is_dir():
         looks_like_path = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
@@ -60,10 +69,13 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
     try:
         data = read_yaml(read_text(path))
     except (PlainDataError, OSError) as error:
-        raise RecipeError(f"recipe file {source} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(
+            f"recipe file {source} cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(data, dict):
         raise RecipeError(
-            f"recipe file {source} holds {type(data).__name__}, expected keys and values; `spikellm recipes w4a4-t2` prints one to start from"
+            f"recipe file {source} holds {type(data).__name__}, expected keys and values; `spikellm"
+            " recipes w4a4-t2` prints one to start from"
         )
     return {"name": path.stem, **data}, f"recipe file {source}"
 

@@ -1,4 +1,6 @@
-"""Regular expressions from recipes that nobody vouches for: those that could be tried in too many ways are refused, since the library's matcher tries one way after the other."""
+"""Regular expressions from recipes that nobody vouches for: those that could be tried in too many
+ways are refused, since the library's matcher tries one way after the other.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +23,32 @@ _parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) el
 def ways(pattern: str) -> float:
     """At most in how many ways a pattern can be tried on a name of 200 characters.
 
-    Repeats in sequence share the characters among them, so k without a bound give about 200ᵏ / k! ways; one within another, or alternatives within one that may begin alike, give
-    exponentially many.
+    Repeats in sequence share the characters among them, so k without a bound give about 200ᵏ / k!
+    ways; one within another, or alternatives within one that may begin alike, give exponentially
+    many.
 
     Raises:
-        ValueError: not a regular expression, longer than :data:`MOST_CHARACTERS`, or more ways than :data:`MOST_WAYS`.
+        ValueError: not a regular expression, longer than :data:`MOST_CHARACTERS`, or more ways than
+            :data:`MOST_WAYS`.
     """
     if len(pattern) > MOST_CHARACTERS:
-        raise ValueError(f"a pattern of {len(pattern):,} characters; expected at most {MOST_CHARACTERS:,}")
+        raise ValueError(
+            f"a pattern of {len(pattern):,} characters; expected at most {MOST_CHARACTERS:,}"
+        )
     try:
         re.compile(pattern)
         found = _of_sequence(_parser.parse(pattern))
     except re.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     except (RecursionError, OverflowError):  # of the library's own
-        raise ValueError("a pattern that is nested too deeply, or repeats too often; write it more simply") from None
+        raise ValueError(
+            "a pattern that is nested too deeply, or repeats too often; write it more simply"
+        ) from None
     if found > MOST_WAYS:
         raise ValueError(
-            f"{pattern[:100]!r} may take for ever to match: a repeat within another one, too many in a row (at most four like '.*'), or repeated alternatives that begin alike; write it more simply"
+            f"{pattern[:100]!r} may take for ever to match: a repeat within another one, too many"
+            " in a row (at most four like '.*'), or repeated alternatives that begin alike; write"
+            " it more simply"
         )
     return found
 
@@ -81,7 +91,9 @@ def _of_item(name: str, value: Any) -> float:
 
 def _of_repeat(least: int, most: int, body: Any) -> float:
     inner, width = _of_sequence(body), int(body.getwidth()[0])
-    turns = min(most, _NAME // max(width, 1))  # a body that may be empty is not tried again once it was
+    turns = min(
+        most, _NAME // max(width, 1)
+    )  # a body that may be empty is not tried again once it was
     choices = max(0, turns - least) + 1
     if width == 0:
         choices = max(choices, least)
@@ -92,4 +104,6 @@ def _of_repeat(least: int, most: int, body: Any) -> float:
 def _differ_at_once(alternatives: Any) -> bool:
     """Whether alternatives begin with characters that differ, so that one at most can be meant."""
     first: list[tuple[str, Any]] = [next(_flat(part), ("", None)) for part in alternatives]
-    return all(name == "LITERAL" for name, _ in first) and len({chr(value).casefold() for _, value in first}) == len(first)
+    return all(name == "LITERAL" for name, _ in first) and len(
+        {chr(value).casefold() for _, value in first}
+    ) == len(first)

@@ -1,4 +1,6 @@
-"""The section of a recipe that says where channels are rotated among each other before they are coded."""
+"""The section of a recipe that says where channels are rotated among each other before they are
+coded.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +8,47 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from spikellm.recipe.sections import Section
+from spikellm.recipe.base import Section
 
 
 class RotationRecipe(Section):
-    """Rotations that leave the full-precision model's function as it is (QuaRot, SpinQuant), and make what is coded even."""
+    """Rotations that leave the full-precision model's function as it is (QuaRot, SpinQuant), and
+    make what is coded even.
+    """
 
     residual: bool = Field(
-        False, description="rotate the residual stream; fused into all weights around it, so it costs nothing", strict=True
+        False,
+        description=(
+            "rotate the residual stream; fused into all weights around it, so it costs nothing"
+        ),
+        strict=True,
     )
-    value_output: bool = Field(False, description="rotate the channels of each head of V; fused into V and the output layer", strict=True)
+    value_output: bool = Field(
+        False,
+        description="rotate the channels of each head of V; fused into V and the output layer",
+        strict=True,
+    )
     online: tuple[Literal["output", "down"], ...] = Field(
-        (), description="layers whose inputs are rotated while the model runs: attention's output layer, the feed-forward part's last layer"
+        (),
+        description=(
+            "layers whose inputs are rotated while the model runs: attention's output layer, the"
+            " feed-forward part's last layer"
+        ),
     )
     equalize: bool = Field(
         False,
-        description="first scale channels between up and down, value and output, query and key so that they lose least together; fused",
+        description=(
+            "first scale channels between up and down, value and output, query and key so that they"
+            " lose least together; fused"
+        ),
         strict=True,
     )
     choose: Literal["all", "loss"] = Field(
-        "all", description="online: rotate all channels, or whatever loses least on a sample: none, all, or all but the largest"
+        "all",
+        description=(
+            "online: rotate all channels, or whatever loses least on a sample: none, all, or all"
+            " but the largest"
+        ),
     )
 
     @property
@@ -36,7 +59,9 @@ class RotationRecipe(Section):
     @model_validator(mode="after")
     def _has_an_effect(self) -> RotationRecipe:
         if self.choose == "loss" and not self.online:
-            raise ValueError("choose has no effect: online names no layer; name some, or leave choose out")
+            raise ValueError(
+                "choose has no effect: online names no layer; name some, or leave choose out"
+            )
         if len(set(self.online)) != len(self.online):
             raise ValueError(f"online names a layer twice ({', '.join(self.online)})")
         return self

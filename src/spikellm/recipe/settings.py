@@ -1,4 +1,6 @@
-"""Fields of a recipe as they are set from outside: each once, since of two values one would be dropped unseen."""
+"""Fields of a recipe as they are set from outside: each once, since of two values one would be
+dropped unseen.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from spikellm.core.io import PlainDataError, read_yaml
 
 
 def require_apart(settings: Iterable[str], given: Iterable[str] = ()) -> None:
-    """Refuse settings that touch the same field, or one that an option of its own gives. A section may be set first and a field of it afterwards, if the section leaves it out.
+    """Refuse settings that touch the same field, or one that an option of its own gives.
+
+    A section may be set first and a field of it afterwards, if the section leaves it out.
 
     Args:
         settings: ``key=value`` each.
@@ -25,7 +29,9 @@ def require_apart(settings: Iterable[str], given: Iterable[str] = ()) -> None:
         for other, others, other_words in before:
             dropped = other.startswith(f"{key}.")  # a section replaces all that was set in it
             if dropped or any(_touch(one, two) for one in fields for two in others):
-                raise RequestError(f"{other_words} and {words} set the same field of the recipe; give one of them")
+                raise RequestError(
+                    f"{other_words} and {words} set the same field of the recipe; give one of them"
+                )
         before.append((key, fields, words))
 
 

@@ -18,22 +18,36 @@ from spikellm.models.prepare import evaluating
 _COLDEST = 1e-3  # logits divided by less could overflow
 
 
-def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0) -> str:
-    """Continue a prompt. Of the model's own ``generation_config`` special tokens alone are heeded, not penalties, beams or limits on what is chosen.
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> str:
+    """Continue a prompt.
+
+    Of the model's own ``generation_config`` special tokens alone are heeded, not penalties, beams
+    or limits on what is chosen.
 
     Args:
-        temperature: 0 for greedy, the likeliest token each time; above 0 tokens are sampled from the whole distribution, the same seed giving the same text.
+        temperature: 0 for greedy, the likeliest token each time; above 0 tokens are sampled from
+            the whole distribution, the same seed giving the same text.
 
     Returns:
         The prompt with its continuation.
 
     Raises:
-        RequestError: an empty prompt, a temperature that is negative or next to 0, more tokens than the model can attend to, or the tokenizer of another model.
+        RequestError: an empty prompt, a temperature that is negative or next to 0, more tokens than
+            the model can attend to, or the tokenizer of another model.
         NumericalError: the model gives NaN or infinity.
     """
     if not (temperature == 0 or _COLDEST <= temperature < math.inf) or max_new_tokens < 1:
         raise RequestError(
-            f"temperature is {temperature} and max_new_tokens {max_new_tokens}; expected 0 or a finite number from {_COLDEST} up, and at least 1"
+            f"temperature is {temperature} and max_new_tokens {max_new_tokens}; expected 0 or a"
+            f" finite number from {_COLDEST} up, and at least 1"
         )
     if not 0 <= seed < 2**63:
         raise RequestError(f"seed is {seed}; expected 0 to 2**63 - 1")
@@ -44,12 +58,19 @@ def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 6
     longest = longest_window(model.config)
     if longest is not None and tokens.shape[1] + max_new_tokens > longest:
         raise RequestError(
-            f"{tokens.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's maximum of {longest}; ask for {max(0, longest - tokens.shape[1])} at most"
+            f"{tokens.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's"
+            f" maximum of {longest}; ask for {max(0, longest - tokens.shape[1])} at most"
         )
     device = next(model.parameters()).device
     torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
+    padding = (
+        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    )
     with torch.no_grad(), evaluating(model), _plain_choice(model):
         output = model.generate(
             tokens.to(device),
@@ -64,17 +85,24 @@ def generate(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 6
 
 def _require_finite(tokens: Tensor, scores: Tensor) -> Tensor:
     if not bool(torch.isfinite(scores).all()):
-        raise NumericalError("the model gives NaN or infinity on this prompt; its weights are damaged or its number type overflows")
+        raise NumericalError(
+            "the model gives NaN or infinity on this prompt; its weights are damaged or its number"
+            " type overflows"
+        )
     return scores
 
 
 @contextmanager
 def _plain_choice(model: Any) -> Iterator[None]:
-    """Within, the model library chooses tokens as it is told to, not as the model's ``generation_config`` asks besides."""
+    """Within, the model library chooses tokens as it is told to, not as the model's
+    ``generation_config`` asks besides.
+    """
     from transformers import GenerationConfig
 
     own = model.generation_config
-    model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id)
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id
+    )
     try:
         yield
     finally:

@@ -12,16 +12,20 @@ from torch import Tensor
 def spend(errors: Tensor, budget: float, costs: Sequence[int] | None = None) -> Tensor:
     """Steps of every column, for a given average.
 
-    Greedy on the mean gain of a step: from t steps a column may go to the u > t of the largest ``(E_t − E_u)/(u − t)``, which follows the lower convex hull
-    of its errors, so that a step that only pays together with the next one is not missed. Optimal for hulls, up to the last column's share.
+    Greedy on the mean gain of a step: from t steps a column may go to the u > t of the largest
+    ``(E_t − E_u)/(u − t)``, which follows the lower convex hull of its errors, so that a step that
+    only pays together with the next one is not missed. Optimal for hulls, up to the last column's
+    share.
 
     Args:
         errors: ``errors[t−1, c]``: error of column c at t steps, ``(most steps, in)``.
         budget: average steps, from 1 to the most steps.
-        costs: what a step of each column costs (its weights), where columns are of several layers; 1 each by default. Gains are weighed by it.
+        costs: what a step of each column costs (its weights), where columns are of several layers;
+            1 each by default. Gains are weighed by it.
 
     Returns:
-        int64 ``(in,)``, at least 1 each; ``round(budget · Σcosts)`` in all, or less by what no column could use.
+        int64 ``(in,)``, at least 1 each; ``round(budget · Σcosts)`` in all, or less by what no
+        column could use.
     """
     most, columns = errors.shape
     table, price = errors.double().T.tolist(), list(costs) if costs is not None else [1] * columns
@@ -30,7 +34,10 @@ def spend(errors: Tensor, budget: float, costs: Sequence[int] | None = None) -> 
 
     def best(column: int) -> tuple[float, int, int]:
         now, row = steps[column], table[column]
-        gain, target = max(((row[now - 1] - row[later - 1]) / (later - now), -later) for later in range(now + 1, most + 1))
+        gain, target = max(
+            ((row[now - 1] - row[later - 1]) / (later - now), -later)
+            for later in range(now + 1, most + 1)
+        )
         return -gain / price[column], column, -target
 
     heap = [best(column) for column in range(columns)] if most > 1 else []

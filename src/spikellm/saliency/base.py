@@ -1,8 +1,9 @@
-"""Which channels get more steps, and which of them a range of their own: what a criterion sees and what it returns.
+"""Which channels get more steps, and which of them a range of their own: what a criterion sees and
+what it returns.
 
-A criterion is a function from :class:`Evidence` to a :class:`Selection`. Most rank channels by a score and are written as a function from
-evidence to scores under ``@ranks(name)``; one that decides otherwise registers itself under ``@criteria.register(name)``. Adding a criterion
-is adding a file.
+A criterion is a function from :class:`Evidence` to a :class:`Selection`. Most rank channels by a
+score and are written as a function from evidence to scores under ``@ranks(name)``; one that decides
+otherwise registers itself under ``@criteria.register(name)``. Adding a criterion is adding a file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Evidence:
     """What is known of a linear layer when its channels are chosen.
 
     Attributes:
-        x: input activations of sampled tokens, float32, ``(tokens, in)``, from the already converted blocks below.
+        x: input activations of sampled tokens, float32, ``(tokens, in)``, from the already
+            converted blocks below.
         weight: float32, ``(out, in)``.
         neuron: the neuron that will code the inputs.
         steps: T of ordinary channels.
@@ -50,7 +52,9 @@ class Evidence:
 
     @property
     def response(self) -> Tensor:
-        """``½ ∂‖Y‖²/∂X`` of the output Y that the inputs make, ``(tokens, in)``: ``X WᵀW`` for a linear layer, or as given."""
+        """``½ ∂‖Y‖²/∂X`` of the output Y that the inputs make, ``(tokens, in)``: ``X WᵀW`` for a
+        linear layer, or as given.
+        """
         return self.x @ (self.weight.T @ self.weight) if self.gradient is None else self.gradient
 
     @property
@@ -60,7 +64,9 @@ class Evidence:
 
 
 class Selection(NamedTuple):
-    """Chosen channels, both bool ``(in,)``: those with more steps, and those of them whose range is their own."""
+    """Chosen channels, both bool ``(in,)``: those with more steps, and those of them whose range is
+    their own.
+    """
 
     salient: Tensor
     own_range: Tensor
@@ -72,7 +78,10 @@ criteria: Registry[Criterion] = Registry("saliency")
 
 
 def ranks(name: str) -> Callable[[Score], Score]:
-    """Register a criterion that takes the ``count`` channels of the highest scores; with split ranges all of them get their own."""
+    """Register a criterion that takes the ``count`` channels of the highest scores.
+
+    With split ranges all of them get their own.
+    """
 
     def enter(score: Score) -> Score:
         def select(evidence: Evidence) -> Selection:

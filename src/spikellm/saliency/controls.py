@@ -1,4 +1,7 @@
-"""Controls, so that an ablation can show what a score is worth. The inverted ranking is a flag of the recipe (``invert``)."""
+"""Controls, so that an ablation can show what a score is worth.
+
+The inverted ranking is a flag of the recipe (``invert``).
+"""
 
 from __future__ import annotations
 

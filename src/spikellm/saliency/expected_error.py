@@ -1,6 +1,8 @@
-"""Expected-error saliency: the loss that coding a channel really adds, ``E[δ_c²]·‖W[:,c]‖²`` (second order: ``½ tr(δ WᵀW δᵀ)``, diagonal).
+"""Expected-error saliency: the loss that coding a channel really adds, ``E[δ_c²]·‖W[:,c]‖²``
+(second order: ``½ tr(δ WᵀW δᵀ)``, diagonal).
 
-δ is measured with the ordinary number of steps and one range for all channels; T steps would remove about ``1 − 1/T²`` of it.
+δ is measured with the ordinary number of steps and one range for all channels; T steps would remove
+about ``1 − 1/T²`` of it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ def expected_error(evidence: Evidence) -> Tensor:
     """Measured mean squared coding error of each channel times the energy of its weight column."""
     neuron = evidence.neuron
     theta, baseline = threshold_for_range(
-        *token_range(evidence.x), neuron.top(evidence.steps), symmetric=evidence.symmetric, signed=neuron.signed
+        *token_range(evidence.x),
+        neuron.top(evidence.steps),
+        symmetric=evidence.symmetric,
+        signed=neuron.signed,
     )
-    coded = neuron.decode(neuron.encode(evidence.x, theta, baseline, evidence.steps), theta, baseline)
+    coded = neuron.decode(
+        neuron.encode(evidence.x, theta, baseline, evidence.steps), theta, baseline
+    )
     return (evidence.x - coded).square().mean(0) * evidence.column_energy

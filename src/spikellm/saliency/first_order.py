@@ -1,7 +1,10 @@
-"""First-order saliency (SpikeLLM, §3.2): the mean over tokens of ``X ∘ (X Wᵀ W)``, half of ``∂‖XWᵀ‖²/∂X ∘ X``.
+"""First-order saliency (SpikeLLM, §3.2): the mean over tokens of ``X ∘ (X Wᵀ W)``, half of
+``∂‖XWᵀ‖²/∂X ∘ X``.
 
-It does not change when a channel is scaled and its weight column divided, so it cannot see outlier channels as such: with ranges shared by
-all channels it need not, with split ranges it is the wrong question (see :mod:`spikellm.saliency.layer_loss`).
+It does not change when a channel is scaled and its weight column divided, so it cannot see outlier
+    channels as such: with ranges shared by
+all channels it need not, with split ranges it is the wrong question (see
+:mod:`spikellm.saliency.layer_loss`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
-"""Layer-loss saliency: the choice of channels that makes the expected error of the layer's output least.
+"""Layer-loss saliency: the choice of channels that makes the expected error of the layer's output
+least.
 
-A rounding error is uniform in ±θ/2, so a channel of range r and T steps adds ``E[r²]/(12·(T·L)²)·‖W[:,c]‖²``. Two things can be bought with
-the budget of salient channels: a range of their own for the channels that widen everyone's, and finer steps within the common range for
+A rounding error is uniform in ±θ/2, so a channel of range r and T steps adds
+``E[r²]/(12·(T·L)²)·‖W[:,c]‖²``. Two things can be bought with
+the budget of salient channels: a range of their own for the channels that widen everyone's, and
+    finer steps within the common range for
 the channels whose weights matter most. Along an order of channels (by size, or by
 ``‖W[:,c]‖²``) the first m get their own range, and the rest of the budget goes
-to the largest ``‖W[:,c]‖²`` among the others; m and the order that lose least are searched. Ranges of every cut come from one pass of running
-maxima. With shared ranges m is 0. With T = 1 for all, only the range is bought, and fewer channels than the budget may be chosen.
+to the largest ``‖W[:,c]‖²`` among the others; m and the order that lose least are searched. Ranges
+of every cut come from one pass of running maxima. With shared ranges m is 0. With T = 1 for all,
+only the range is bought, and fewer channels than the budget may be chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +26,10 @@ _TOKENS = 2048  # ranges are averaged over; spread evenly
 
 @criteria.register("layer-loss")
 def layer_loss(evidence: Evidence) -> Selection:
-    """The best own-range set and the best finer-step set for one budget of channels. It has no ranking, so ``invert`` does not apply."""
+    """The best own-range set and the best finer-step set for one budget of channels.
+
+    It has no ranking, so ``invert`` does not apply.
+    """
     orders = _orders(evidence)
     losses = [loss_of_cuts(evidence, order) for order in orders]
     best = min(range(len(orders)), key=lambda i: float(losses[i].min()))
@@ -36,7 +43,9 @@ def layer_loss(evidence: Evidence) -> Selection:
 
 
 def _orders(evidence: Evidence) -> list[Tensor]:
-    return [ranking(scores) for scores in (maximum(evidence), rms(evidence), evidence.column_energy)]
+    return [
+        ranking(scores) for scores in (maximum(evidence), rms(evidence), evidence.column_energy)
+    ]
 
 
 def least_loss(evidence: Evidence) -> float:
@@ -45,7 +54,8 @@ def least_loss(evidence: Evidence) -> float:
 
 
 def loss_of_cuts(evidence: Evidence, order: Tensor) -> Tensor:
-    """Expected loss when the first m channels of ``order`` have their own range, for m = 0 … count (0 alone with shared ranges).
+    """Expected loss when the first m channels of ``order`` have their own range, for m = 0 … count
+    (0 alone with shared ranges).
 
     Returns:
         float64, ``(cuts,)``.
@@ -54,28 +64,50 @@ def loss_of_cuts(evidence: Evidence, order: Tensor) -> Tensor:
     largest = evidence.count if evidence.split else 0
     own_power, rest_power = _mean_square_ranges(evidence, order, largest)
     own_energy = torch.cat([energy.new_zeros(1), energy[order].cumsum(0)])[: largest + 1]
-    finer_energy = torch.stack([_top_energy_without(energy, order[:cut], evidence.count - cut) for cut in range(largest + 1)])
+    finer_energy = torch.stack(
+        [
+            _top_energy_without(energy, order[:cut], evidence.count - cut)
+            for cut in range(largest + 1)
+        ]
+    )
     rest_energy = energy.sum() - own_energy - finer_energy
-    coarse, fine = (1 / (12 * evidence.neuron.top(steps) ** 2) for steps in (evidence.steps, evidence.salient_steps))
+    coarse, fine = (
+        1 / (12 * evidence.neuron.top(steps) ** 2)
+        for steps in (evidence.steps, evidence.salient_steps)
+    )
     return own_power * fine * own_energy + rest_power * (fine * finer_energy + coarse * rest_energy)
 
 
 def _mean_square_ranges(evidence: Evidence, order: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-    """Mean over tokens of the squared range of the first m channels, and of the others, for m = 0 … largest."""
+    """Mean over tokens of the squared range of the first m channels, and of the others, for m = 0 …
+    largest.
+    """
     x = evidence.x[:: -(-evidence.x.shape[0] // _TOKENS)]
     own = rest = torch.zeros(largest + 1, dtype=torch.float64, device=x.device)
     for part in x.split(_CHUNK):
         ordered = part[:, order]
-        own = own + _running_range(ordered[:, :largest], evidence.symmetric).double().square().sum(0)
-        rest = rest + _running_range(ordered.flip(1), evidence.symmetric).flip(1)[:, : largest + 1].double().square().sum(0)
+        own = own + _running_range(ordered[:, :largest], evidence.symmetric).double().square().sum(
+            0
+        )
+        rest = rest + _running_range(ordered.flip(1), evidence.symmetric).flip(1)[
+            :, : largest + 1
+        ].double().square().sum(0)
     return own / x.shape[0], rest / x.shape[0]
 
 
 def _running_range(ordered: Tensor, symmetric: bool) -> Tensor:
-    """Range (zero included) of the first m channels for m = 0 … channels, ``(tokens, channels + 1)``; twice the reach if symmetric."""
+    """Range (zero included) of the first m channels for m = 0 … channels, ``(tokens, channels +
+    1)``; twice the reach if symmetric.
+    """
     padded = torch.cat([ordered.new_zeros(ordered.shape[0], 1), ordered], dim=1)
-    return 2 * padded.abs().cummax(1).values if symmetric else padded.cummax(1).values - padded.cummin(1).values
+    return (
+        2 * padded.abs().cummax(1).values
+        if symmetric
+        else padded.cummax(1).values - padded.cummin(1).values
+    )
 
 
 def _top_energy_without(energy: Tensor, taken: Tensor, count: int) -> Tensor:
-    return energy.index_fill(0, taken, 0.0).topk(count).values.sum() if count else energy.new_zeros(())
+    return (
+        energy.index_fill(0, taken, 0.0).topk(count).values.sum() if count else energy.new_zeros(())
+    )

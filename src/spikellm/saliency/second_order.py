@@ -1,4 +1,5 @@
-"""Second-order saliency of weights (SpikeLLM §3.2, after OBS and GPTQ): what removing a weight costs when the others may make up for it.
+"""Second-order saliency of weights (SpikeLLM §3.2, after OBS and GPTQ): what removing a weight
+costs when the others may make up for it.
 
 S_ij = w_ij² / [H⁻¹]_jj²,   H = 2 XᵀX + λI;   score of column j = Σ_i S_ij
 """
@@ -20,6 +21,8 @@ def second_order(evidence: Evidence) -> Tensor:
     hessian = 2 * x.T @ x
     diagonal = hessian.diagonal()
     damping = float(_DAMPING * diagonal.mean()) or 1.0
-    inverse = torch.linalg.inv(hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device))
+    inverse = torch.linalg.inv(
+        hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    )
     scores: Tensor = evidence.column_energy.double() / inverse.diagonal().square() * (diagonal > 0)
     return scores

@@ -1,4 +1,6 @@
-"""Range criteria: channels that are large, and so widen the range of everyone who shares their threshold."""
+"""Range criteria: channels that are large, and so widen the range of everyone who shares their
+threshold.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Learnable weight clipping (LWC, OmniQuant): two logits for each row and group narrow the range that weights are coded in.
+"""Learnable weight clipping (LWC, OmniQuant): two logits for each row and group narrow the range
+that weights are coded in.
 
 high = sigmoid(γ)·max(w),   low = sigmoid(β)·min(w)
 
@@ -13,6 +14,8 @@ from torch import Tensor
 INITIAL_LOGIT = 4.0
 
 
-def initial_logits(rows: int, groups: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+def initial_logits(
+    rows: int, groups: int, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor]:
     """γ and β at their start, ``(rows, groups)`` each: 98% of the range."""
     return tuple(torch.full((rows, groups), INITIAL_LOGIT, device=device) for _ in range(2))  # type: ignore[return-value]

@@ -1,12 +1,15 @@
-"""Rotations fused into weights (QuaRot, SpinQuant): the function stays, outlier channels are spread over all.
+"""Rotations fused into weights (QuaRot, SpinQuant): the function stays, outlier channels are spread
+over all.
 
-    residual stream   every embedding and writer gives x R, every reader takes x R: W' = W·diag(g)·R; gains g of norms are folded into their readers first
+    residual stream   every embedding and writer gives x R, every reader takes x R: W' =
+        W·diag(g)·R; gains g of norms are folded into their readers first
     value → output    V rows · R_h, O columns · R_h, one rotation R_h for all heads
     up → down         no rotation fits between them, but a scale does: up rows / s, down columns · s
 
-R is ``S D S`` (:func:`spikellm.quantization.hadamard.turn`): symmetric, its own inverse, and it leaves the constant vector alone, so that LayerNorm commutes with it as
-RMSNorm does and no mean has to be folded. What reads and writes the stream is found by watching a block run (:func:`readers_of_norms`), and what was fused is compared with the
-original by the caller.
+R is ``S D S`` (:func:`spikellm.quantization.hadamard.turn`): symmetric, its own inverse, and it
+leaves the constant vector alone, so that LayerNorm commutes with it as RMSNorm does and no mean has
+to be folded. What reads and writes the stream is found by watching a block run
+(:func:`readers_of_norms`), and what was fused is compared with the original by the caller.
 """
 
 from __future__ import annotations
@@ -28,11 +31,14 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 """``forward(block, hidden)`` runs a block."""
 
 TOLERANCE = 1e-2
-"""How far a channel may be from what it was (:func:`difference`): float32 sums in another order stay below, also beside channels a thousand times as large."""
+"""How far a channel may be from what it was (:func:`difference`): float32 sums in another order
+stay below, also beside channels a thousand times as large.
+"""
 
 
 class Fusion:
-    """New values of the linear layers and vectors of a module, float64, into which transforms are fused one after the other.
+    """New values of the linear layers and vectors of a module, float64, into which transforms are
+    fused one after the other.
 
     Attributes:
         weights, biases: of linear layers, by name: ``(out, in)`` and ``(out,)``.
@@ -65,7 +71,8 @@ class Fusion:
             self.biases[name] = change(self.biases[name])
 
     def fold_norm(self, norm: str, readers: tuple[str, ...], offset: float, turn: Turn) -> None:
-        """Let a norm work on a rotated stream, and its readers on what it then gives: its gain moves into them, its bias too, or stays if one of them has none to take it.
+        """Let a norm work on a rotated stream, and its readers on what it then gives: its gain
+        moves into them, its bias too, or stays if one of them has none to take it.
 
         Args:
             offset: as in :class:`spikellm.transforms.smoothing.Scaling`.
@@ -73,13 +80,18 @@ class Fusion:
         Raises:
             UnsupportedModelError: the bias can neither move nor stay.
         """
-        parameters = {name: value.detach().double() for name, value in self._root.get_submodule(norm).named_parameters(recurse=False)}
+        parameters = {
+            name: value.detach().double()
+            for name, value in self._root.get_submodule(norm).named_parameters(recurse=False)
+        }
         gain: Tensor | float = 1.0
         shift = parameters.get("bias")
         if "weight" in parameters:
             gain = parameters["weight"] + offset
             self.vectors[f"{norm}.weight"] = torch.full_like(gain, 1 - offset)
-        moves = shift is not None and all(weight_and_bias(self._root.get_submodule(name))[1] is not None for name in readers)
+        moves = shift is not None and all(
+            weight_and_bias(self._root.get_submodule(name))[1] is not None for name in readers
+        )
         for name in readers:
             weight = self.weight(name)
             if shift is not None and moves:
@@ -90,7 +102,8 @@ class Fusion:
         stays = torch.zeros_like(shift) if moves else torch.where(shift == 0, 0.0, shift / gain)
         if not bool(torch.isfinite(stays).all()):
             raise UnsupportedModelError(
-                f"{norm} adds a bias where its gain is 0, and a layer behind it has no bias to take that, so the residual stream cannot be rotated; set rotation.residual to false"
+                f"{norm} adds a bias where its gain is 0, and a layer behind it has no bias to take"
+                " that, so the residual stream cannot be rotated; set rotation.residual to false"
             )
         self.vectors[f"{norm}.bias"] = turn(stays)
 
@@ -99,13 +112,17 @@ class Fusion:
         old = self._root.get_submodule(name)
         own = dtype or weight_and_bias(old)[0].dtype
         weight = self.weight(name).to(own)
-        values = {"weight": weight.contiguous() if type(old) is nn.Linear else weight.T.contiguous()}
+        values = {
+            "weight": weight.contiguous() if type(old) is nn.Linear else weight.T.contiguous()
+        }
         if name in self.biases:
             values["bias"] = self.biases[name].to(own)
         return with_parameters(old, values)
 
     def put(self, root: nn.Module | None = None, dtype: torch.dtype | None = None) -> None:
-        """Put the new layers in the place of the old ones, and the new vectors into theirs: in the module itself, or in a copy of it."""
+        """Put the new layers in the place of the old ones, and the new vectors into theirs: in the
+        module itself, or in a copy of it.
+        """
         root = self._root if root is None else root
         for name in self.weights:
             replace_module(root, name, self.linear(name, dtype))
@@ -122,7 +139,8 @@ def difference(
     around: nn.Module | None = None,
     at: str | None = None,
 ) -> float:
-    """How far a block with fused transforms is from the block as it was, in float32 (or wider): the channel where it is furthest, relative to the largest value there.
+    """How far a block with fused transforms is from the block as it was, in float32 (or wider): the
+    channel where it is furthest, relative to the largest value there.
 
     Channel by channel, since one that is very large would hide what is wrong with the others.
 
@@ -134,10 +152,15 @@ def difference(
     """
     wide = torch.promote_types(torch.float32, hidden.dtype)
     hidden = hidden.to(wide)
-    before, after = copy.deepcopy(block).to(wide), copy.deepcopy(block if around is None else around).to(wide)
+    before, after = (
+        copy.deepcopy(block).to(wide),
+        copy.deepcopy(block if around is None else around).to(wide),
+    )
     fusion.put(after, wide)
     if at is not None:
-        expected = first_input(before.get_submodule(at), lambda: forward(before, back(hidden))).to(wide)
+        expected = first_input(before.get_submodule(at), lambda: forward(before, back(hidden))).to(
+            wide
+        )
         found = first_input(after.get_submodule(at), lambda: forward(after, hidden)).to(wide)
     else:
         expected, found = forward(before, back(hidden)), back(forward(after, hidden))
@@ -146,8 +169,12 @@ def difference(
     return float((errors / sizes.clamp(min=1e-3 * float(sizes.median()) + 1e-20)).max())
 
 
-def readers_of_norms(root: nn.Module, run: Callable[[], object], width: int) -> dict[str, tuple[str, ...]]:
-    """Norms over ``width`` channels, with a gain or without, and the linear layers that read what they give, found by watching ``run``; norms that no linear layer reads have none."""
+def readers_of_norms(
+    root: nn.Module, run: Callable[[], object], width: int
+) -> dict[str, tuple[str, ...]]:
+    """Norms over ``width`` channels, with a gain or without, and the linear layers that read what
+    they give, found by watching ``run``; norms that no linear layer reads have none.
+    """
     given: dict[int, str] = {}
     readers: dict[str, list[str]] = {}
     kept: list[Tensor] = []  # so that no address is used twice
@@ -172,7 +199,9 @@ def readers_of_norms(root: nn.Module, run: Callable[[], object], width: int) -> 
         own = module._parameters.get("weight")
         if is_linear(module):
             handles.append(module.register_forward_pre_hook(reads(name)))
-        elif not module._modules and (own.shape == (width,) if own is not None else type(module).__name__.endswith("Norm")):
+        elif not module._modules and (
+            own.shape == (width,) if own is not None else type(module).__name__.endswith("Norm")
+        ):
             readers[name] = []
             handles.append(module.register_forward_hook(gives(name)))
     try:
@@ -183,7 +212,13 @@ def readers_of_norms(root: nn.Module, run: Callable[[], object], width: int) -> 
     return {norm: tuple(names) for norm, names in readers.items()}
 
 
-def rotate_stream(fusion: Fusion, norms: Mapping[str, tuple[str, ...]], writers: tuple[str, ...], turn: Turn, offset: float) -> None:
+def rotate_stream(
+    fusion: Fusion,
+    norms: Mapping[str, tuple[str, ...]],
+    writers: tuple[str, ...],
+    turn: Turn,
+    offset: float,
+) -> None:
     """Let the readers and writers of a block work on a rotated stream."""
     for norm, readers in norms.items():
         fusion.fold_norm(norm, readers, offset, turn)
@@ -197,16 +232,23 @@ def by_head(turn: Turn, channels: int) -> Turn:
 
 
 def even_scale(power: Tensor, energy: Tensor) -> Tensor:
-    """The scale s that loses least where ``x / s`` is rotated and coded: ``(E[x²] / ‖W‖²)^¼``, of geometric mean 1; 1 for dead channels.
+    """The scale s that loses least where ``x / s`` is rotated and coded: ``(E[x²] / ‖W‖²)^¼``, of
+    geometric mean 1; 1 for dead channels.
 
-    Rotated channels share one range, whose square follows ``Σ E[x²]/s²``, and each error weighs ``Σ s²‖W‖²`` on average; the product is least, by Cauchy and Schwarz,
-    where ``s⁴`` follows ``E[x²]/‖W‖²``.
+    Rotated channels share one range, whose square follows ``Σ E[x²]/s²``, and each error weighs ``Σ
+    s²‖W‖²`` on average; the product is least, by Cauchy and Schwarz, where ``s⁴`` follows
+    ``E[x²]/‖W‖²``.
 
     Args:
         power: mean square of every channel, ``(channels,)``.
         energy: squared norm of the columns that read it, ``(channels,)``.
     """
     alive = (power > 0) & (energy > 0)
-    scale = torch.where(alive, power.double() / energy.double().clamp(min=1e-300), 1.0).clamp(1e-12, 1e12) ** 0.25
+    scale = (
+        torch.where(alive, power.double() / energy.double().clamp(min=1e-300), 1.0).clamp(
+            1e-12, 1e12
+        )
+        ** 0.25
+    )
     centre = scale[alive].log().mean().exp() if bool(alive.any()) else 1.0
     return torch.where(alive, scale / centre, 1.0)

@@ -17,14 +17,17 @@ from spikellm.saliency import salient_count
 _TOKENS = 1024  # on which a choice is measured
 
 
-def choose_signs(name: str, x: Tensor, weight: Tensor, settings: LinearRecipe, choose: str, seed: int) -> Tensor:
+def choose_signs(
+    name: str, x: Tensor, weight: Tensor, settings: LinearRecipe, choose: str, seed: int
+) -> Tensor:
     """Signs of :class:`spikellm.nn.rotation.Rotation`, uint8 ``(in,)``.
 
     Args:
         x: sampled inputs, float64, ``(tokens, in)``.
         weight: of the layer, float64, ``(out, in)``.
-        choose: ``"all"``, or ``"loss"``: what loses least when the sample goes through the layer with its weights rounded to nearest: no rotation, all channels,
-            or all but the largest, where the settings let as many of this layer's channels have a range of their own.
+        choose: ``"all"``, or ``"loss"``: what loses least when the sample goes through the layer
+            with its weights rounded to nearest: no rotation, all channels, or all but the largest,
+            where the settings let as many of this layer's channels have a range of their own.
         seed: of the signs.
     """
     signs = random_signs(x.shape[1], seed_of(name, seed))
@@ -44,7 +47,11 @@ def _candidates(x: Tensor, everything: Tensor, settings: LinearRecipe) -> Iterat
     yield everything
     yield torch.zeros_like(everything)
     activations = settings.activations
-    if activations.salient_rate == 0 or activations.thresholds != "split" or activations.shared_out:
+    if (
+        activations.salient_rate == 0
+        or activations.thresholds != "split"
+        or activations.allocated_over_model
+    ):
         return  # shared out over the model, this layer's share is not known yet
     largest = torch.sort(x.abs().amax(0), descending=True, stable=True).indices
     count = 1
@@ -53,14 +60,24 @@ def _candidates(x: Tensor, everything: Tensor, settings: LinearRecipe) -> Iterat
         count *= 2
 
 
-def _loss(x: Tensor, weight: Tensor, exact: Tensor, settings: LinearRecipe, signs: Tensor, seed: int, name: str) -> float:
+def _loss(
+    x: Tensor,
+    weight: Tensor,
+    exact: Tensor,
+    settings: LinearRecipe,
+    signs: Tensor,
+    seed: int,
+    name: str,
+) -> float:
     rotation = Rotation.of(signs)
     turned, columns = rotation(x).float(), rotation(weight).float()
     group = torch.zeros_like(signs)
-    if settings.activations.salient_rate > 0 and not settings.activations.shared_out:
+    if settings.activations.salient_rate > 0 and not settings.activations.allocated_over_model:
         group = group_of(salient_channels(turned, columns, settings.activations, seed, name))
     dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
     dense.weight = nn.Parameter(columns, requires_grad=False)
-    plain = LinearRecipe(weights=WeightRecipe(bits=settings.weights.bits), activations=settings.activations)
+    plain = LinearRecipe(
+        weights=WeightRecipe(bits=settings.weights.bits), activations=settings.activations
+    )
     found = fit_layer(dense, plain, Groups(group, None))(turned)
     return float((found - exact).square().sum())

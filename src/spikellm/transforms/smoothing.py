@@ -1,12 +1,14 @@
-"""Learnable equivalent transforms (LET): a channel between two layers is divided by s on one side and multiplied by s on the other.
+"""Learnable equivalent transforms (LET): a channel between two layers is divided by s on one side
+and multiplied by s on the other.
 
     norm → q, k, v      x' = norm(x)/s,  W' = W·s            norm → gate, up   likewise
-    v → o               V rows / s, O columns · s; one s for each key-value channel, repeated for the query heads that share it
-    up → down           up rows / s, down columns · s
-    q ↔ k               Q rows · s, K rows / s; the two dimensions that rotary embedding mixes share one s
+    v → o               V rows / s, O columns · s; one s for each key-value channel, repeated for
+    the query heads that share it up → down           up rows / s, down columns · s q ↔ k
+    Q rows · s, K rows / s; the two dimensions that rotary embedding mixes share one s
 
-A pair says which parameters of a block are divided and which multiplied (:class:`Scaling`), and how s is spread over them. Before use every pair is
-checked in full precision with random scales (:func:`holds`); one that changes the block's output is dropped and named.
+A pair says which parameters of a block are divided and which multiplied (:class:`Scaling`), and how
+s is spread over them. Before use every pair is checked in full precision with random scales
+(:func:`holds`); one that changes the block's output is dropped and named.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Scaling(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A channel-wise scaling that cancels: ``length`` scales, the parameters they touch, and the layers whose inputs they divide."""
+    """A channel-wise scaling that cancels: ``length`` scales, the parameters they touch, and the
+    layers whose inputs they divide.
+    """
 
     name: str
     length: int
@@ -50,7 +54,10 @@ class Pair(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What a parameter is multiplied by, along its rows (or as a vector) and along its columns; None for 1."""
+    """What a parameter is multiplied by, along its rows (or as a vector) and along its columns.
+
+    None for 1.
+    """
 
     rows: Tensor | None = None
     columns: Tensor | None = None
@@ -61,12 +68,17 @@ class Factors(NamedTuple):
         if self.offset:
             parameter = parameter + self.offset
         vector = parameter.dim() == 1 and self.rows is not None
-        scaled = parameter * self.rows if vector else scale_weight(parameter, self.rows, self.columns)  # type: ignore[operator]
+        scaled = (
+            parameter * self.rows if vector else scale_weight(parameter, self.rows, self.columns)
+        )  # type: ignore[operator]
         return scaled - self.offset if self.offset else scaled
 
 
 def factors_of(pairs: list[Pair], scales: Mapping[str, Tensor]) -> dict[str, Factors]:
-    """Factors of every parameter that pairs touch, all pairs together; ``scales`` are positive, ``(length,)``, by name of pair."""
+    """Factors of every parameter that pairs touch, all pairs together.
+
+    ``scales`` are positive, ``(length,)``, by name of pair.
+    """
     found: dict[str, Factors] = {}
     for pair in pairs:
         scale = scales[pair.name]
@@ -82,13 +94,23 @@ def factors_of(pairs: list[Pair], scales: Mapping[str, Tensor]) -> dict[str, Fac
     return found
 
 
-def apply_pairs(state: Mapping[str, Tensor], pairs: list[Pair], scales: Mapping[str, Tensor]) -> State:
+def apply_pairs(
+    state: Mapping[str, Tensor], pairs: list[Pair], scales: Mapping[str, Tensor]
+) -> State:
     """Parameters after the scaling of all pairs; others are passed on as they are."""
-    return {**state, **{name: factors.applied(state[name]) for name, factors in factors_of(pairs, scales).items()}}
+    return {
+        **state,
+        **{
+            name: factors.applied(state[name])
+            for name, factors in factors_of(pairs, scales).items()
+        },
+    }
 
 
 @torch.no_grad()
-def holds(block: nn.Module, pair: Pair, run: Callable[[nn.Module, State], Tensor], seed: int) -> bool:
+def holds(
+    block: nn.Module, pair: Pair, run: Callable[[nn.Module, State], Tensor], seed: int
+) -> bool:
     """Whether a pair leaves a block's function as it is.
 
     Args:
@@ -100,13 +122,17 @@ def holds(block: nn.Module, pair: Pair, run: Callable[[nn.Module, State], Tensor
     if any(scaling.parameter not in state for scaling in pair.scalings):
         return False
     generator = torch.Generator().manual_seed(seed)
-    scale = torch.exp2(torch.rand(pair.length, generator=generator) * 2 - 1).to(next(iter(state.values())))
+    scale = torch.exp2(torch.rand(pair.length, generator=generator) * 2 - 1).to(
+        next(iter(state.values()))
+    )
     expected, found = run(block, state), run(block, apply_pairs(state, [pair], {pair.name: scale}))
     return bool((found - expected).norm() <= 1e-4 * expected.norm())
 
 
 def smooth_scale(input_max: Tensor, weight_max: Tensor, alpha: float) -> Tensor:
-    """SmoothQuant's scale ``max|x|^α / max|W|^(1−α)``, normalised to a geometric mean of 1; 1 for dead channels.
+    """SmoothQuant's scale ``max|x|^α / max|W|^(1−α)``, normalised to a geometric mean of 1.
+
+    1 for dead channels.
 
     Args:
         input_max: largest magnitude of each channel, ``(length,)``.
@@ -114,4 +140,6 @@ def smooth_scale(input_max: Tensor, weight_max: Tensor, alpha: float) -> Tensor:
     """
     scale = input_max.clamp(min=1e-5) ** alpha / weight_max.clamp(min=1e-5) ** (1 - alpha)
     scale = scale / scale.log().mean().exp()
-    return torch.where((input_max > 0) & (weight_max > 0), scale, torch.ones_like(scale)).clamp(1e-4, 1e4)
+    return torch.where((input_max > 0) & (weight_max > 0), scale, torch.ones_like(scale)).clamp(
+        1e-4, 1e4
+    )

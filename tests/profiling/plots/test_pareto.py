@@ -20,7 +20,11 @@ def test_front_is_what_no_point_dominates(points: list[tuple[float, float]]) -> 
     front = pareto_front(points)
     assert any(front)
     for point, best in zip(points, front, strict=True):
-        beaten_by = [other for other, other_best in zip(points, front, strict=True) if dominates(other, point) and other_best]
+        beaten_by = [
+            other
+            for other, other_best in zip(points, front, strict=True)
+            if dominates(other, point) and other_best
+        ]
         assert bool(beaten_by) != best, "on the front, or dominated by a point that is"
 
 
@@ -33,7 +37,10 @@ def test_picture_tells_the_front_in_words(tmp_path: Path) -> None:
     write_pareto(points, 60.0, "test.txt", tmp_path / "pareto.svg")
     root = ET.parse(tmp_path / "pareto.svg").getroot()  # noqa: S314
     described = next(child.text or "" for child in root if child.tag.endswith("desc"))
-    assert described == "steps: front of rate 0, rate 0.1; ACE: front of rate 0.1; the original has 60.00"
+    assert (
+        described
+        == "steps: front of rate 0, rate 0.1; ACE: front of rate 0.1; the original has 60.00"
+    )
     text = (tmp_path / "pareto.svg").read_text()
     assert "3  rate 0.2" in text
     assert "#0102" not in text, "every stand-in colour became a variable"

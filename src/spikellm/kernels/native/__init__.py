@@ -1,1 +1,4 @@
-"""Sources of the native kernels, in C11; compiled on first use by :mod:`spikellm.kernels.native.build`."""
+"""Sources of the native kernels, in C11.
+
+Compiled on first use by :mod:`spikellm.kernels.native.build`.
+"""

@@ -1,4 +1,7 @@
-"""Ternary weights in the layout of the additive kernel; ``native/additive.c`` says how it is read."""
+"""Ternary weights in the layout of the additive kernel.
+
+``native/additive.c`` says how it is read.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ _COLUMNS = 3 * TRIPLES  # of a word
 
 
 class TernarySegment(NamedTuple):
-    """Stored columns ``start … stop`` that share a scale in each row, and the steps of their weights."""
+    """Stored columns ``start … stop`` that share a scale in each row, and the steps of their
+    weights.
+    """
 
     start: int
     stop: int
@@ -20,7 +25,9 @@ class TernarySegment(NamedTuple):
     steps: int
 
 
-def make_additive_plan(weights: Tensor, segments: list[TernarySegment], scales: int, order: Tensor | None) -> tuple[Tensor, Tensor]:
+def make_additive_plan(
+    weights: Tensor, segments: list[TernarySegment], scales: int, order: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Plan and words of a layer.
 
     Args:
@@ -29,7 +36,8 @@ def make_additive_plan(weights: Tensor, segments: list[TernarySegment], scales: 
         order: channel of every stored column; None where nothing moved.
 
     Returns:
-        ``(plan, words)``: int32, and int32 ``(blocks of 64 outputs, words, 64)``: 1.78 bits a weight and step.
+        ``(plan, words)``: int32, and int32 ``(blocks of 64 outputs, words, 64)``: 1.78 bits a
+        weight and step.
     """
     rows, columns = weights.shape
     blocks = -(-rows // OUTPUTS)
@@ -41,8 +49,12 @@ def make_additive_plan(weights: Tensor, segments: list[TernarySegment], scales: 
         part = weights[:, segment.start : segment.stop]
         for t in range(segment.steps):
             digits = (part > t).to(torch.int32) - (-part > t).to(torch.int32) + 1
-            digits = torch.nn.functional.pad(digits, (0, count * _COLUMNS - part.shape[1], 0, blocks * OUTPUTS - rows), value=1)
-            triples = digits.view(-1, count, TRIPLES, 3) @ torch.tensor([1, 3, 9], dtype=torch.int32)
+            digits = torch.nn.functional.pad(
+                digits, (0, count * _COLUMNS - part.shape[1], 0, blocks * OUTPUTS - rows), value=1
+            )
+            triples = digits.view(-1, count, TRIPLES, 3) @ torch.tensor(
+                [1, 3, 9], dtype=torch.int32
+            )
             shifts = torch.arange(TRIPLES, dtype=torch.int32) * _BITS
             planes.append((triples << shifts).sum(-1, dtype=torch.int32))
     words = torch.cat(planes, 1) if planes else torch.zeros(blocks * OUTPUTS, 0, dtype=torch.int32)

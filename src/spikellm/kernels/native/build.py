@@ -1,7 +1,9 @@
 """Compile the native kernels on first use and load them.
 
-A library is one level (portable, avx2, avx512): the same sources with other flags, in the user's cache under a name made from sources, flags and compiler. It is written to
-a temporary name and renamed, so two processes do not disturb each other. Only a library in a folder of the user's own, which others cannot write to, is loaded.
+A library is one level (portable, avx2, avx512): the same sources with other flags, in the user's
+cache under a name made from sources, flags and compiler. It is written to a temporary name and
+renamed, so two processes do not disturb each other. Only a library in a folder of the user's own,
+which others cannot write to, is loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +27,14 @@ LEVELS = ("portable", "avx2", "avx512")
 _FLAGS = {
     "portable": (),
     "avx2": ("-mavx2",),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512vbmi"),
+    "avx512": (
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-mavx512vnni",
+        "-mavx512vbmi",
+    ),
 }
 COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off")
 _TIMEOUT = 120
@@ -47,13 +56,22 @@ def cache_folder() -> Path:
     """Where libraries are kept: ``SPIKELLM_CACHE``, or ``spikellm`` in the user's cache."""
     if own := os.environ.get("SPIKELLM_CACHE"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache"))
+    base = os.environ.get("XDG_CACHE_HOME") or (
+        Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    )
     return Path(base) / "spikellm"
 
 
 def compiler() -> str | None:
     """Path of a C compiler: ``CC``, else cc, gcc or clang."""
-    return next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+    return next(
+        (
+            path
+            for name in (os.environ.get("CC"), "cc", "gcc", "clang")
+            if name and (path := shutil.which(name))
+        ),
+        None,
+    )
 
 
 @cache
@@ -61,13 +79,16 @@ def load_library() -> ctypes.CDLL:
     """The library of the best level that this processor and the user allow.
 
     Raises:
-        DependencyError: no compiler, it fails, the processor lacks a level that was asked for, or the cache cannot be written to.
+        DependencyError: no compiler, it fails, the processor lacks a level that was asked for, or
+            the cache cannot be written to.
     """
     wanted = level_wanted()
     portable = _load("portable")
     best = LEVELS[portable.spikellm_best_level()]
     if wanted is not None and LEVELS.index(wanted) > LEVELS.index(best):
-        raise DependencyError(f"SPIKELLM_KERNELS_LEVEL is {wanted}, but this processor has {best} at most")
+        raise DependencyError(
+            f"SPIKELLM_KERNELS_LEVEL is {wanted}, but this processor has {best} at most"
+        )
     level = wanted or best
     return portable if level == "portable" else _load(level)
 
@@ -82,21 +103,50 @@ def _load(level: str) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise DependencyError(f"the compiled kernels cannot be loaded ({error}); delete {path} to compile them again") from None
+        raise DependencyError(
+            f"the compiled kernels cannot be loaded ({error}); delete {path} to compile them again"
+        ) from None
     pointer = ctypes.c_void_p
-    library.spikellm_spike_linear.argtypes = [pointer, ctypes.c_int64, *[pointer] * 8, ctypes.c_int32]
-    library.spikellm_additive_linear.argtypes = [pointer, ctypes.c_int64, *[pointer] * 5, ctypes.c_int32]
-    library.spikellm_code_heads.argtypes = [pointer, *[ctypes.c_int64] * 3, *[pointer] * 3, ctypes.c_int32]
+    library.spikellm_spike_linear.argtypes = [
+        pointer,
+        ctypes.c_int64,
+        *[pointer] * 8,
+        ctypes.c_int32,
+    ]
+    library.spikellm_additive_linear.argtypes = [
+        pointer,
+        ctypes.c_int64,
+        *[pointer] * 5,
+        ctypes.c_int32,
+    ]
+    library.spikellm_code_heads.argtypes = [
+        pointer,
+        *[ctypes.c_int64] * 3,
+        *[pointer] * 3,
+        ctypes.c_int32,
+    ]
     library.spikellm_walsh.argtypes = [pointer, *[ctypes.c_int64] * 2, ctypes.c_int32]
     for product in (library.spikellm_key_scores, library.spikellm_value_sums):
-        product.argtypes = [pointer, *[ctypes.c_int64] * 4, pointer, ctypes.c_int64, pointer, pointer, ctypes.c_int32]
+        product.argtypes = [
+            pointer,
+            *[ctypes.c_int64] * 4,
+            pointer,
+            ctypes.c_int64,
+            pointer,
+            pointer,
+            ctypes.c_int32,
+        ]
     return library
 
 
 def sources() -> dict[str, str]:
     """Sources by file name."""
     folder = resources.files("spikellm.kernels.native")
-    return {entry.name: entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith((".c", ".h"))}
+    return {
+        entry.name: entry.read_text("utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith((".c", ".h"))
+    }
 
 
 def compile_level(level: str, extra: tuple[str, ...] = ()) -> Path:
@@ -111,11 +161,20 @@ def compile_level(level: str, extra: tuple[str, ...] = ()) -> Path:
     tool = compiler()
     if tool is None:
         raise DependencyError(
-            "native kernels need a C compiler, and none was found (cc, gcc, clang, or CC); on Debian: apt-get install gcc"
+            "native kernels need a C compiler, and none was found (cc, gcc, clang, or CC); on"
+            " Debian: apt-get install gcc"
         )
     flags = [*COMMON, *_FLAGS[level], *(("-fopenmp",) if _has_openmp(tool) else ()), *extra]
     files = sources()
-    told = "\0".join([tool, _version(tool), platform.machine(), *flags, *(name + files[name] for name in sorted(files))])
+    told = "\0".join(
+        [
+            tool,
+            _version(tool),
+            platform.machine(),
+            *flags,
+            *(name + files[name] for name in sorted(files)),
+        ]
+    )
     folder = cache_folder()
     path = folder / f"kernels-{level}-{hashlib.sha256(told.encode()).hexdigest()[:20]}.so"
     try:
@@ -134,7 +193,8 @@ def compile_level(level: str, extra: tuple[str, ...] = ()) -> Path:
             result.replace(path)
     except OSError as error:
         raise DependencyError(
-            f"kernels cannot be kept in {folder} ({error.strerror or error}); name a folder of your own in SPIKELLM_CACHE"
+            f"kernels cannot be kept in {folder} ({error.strerror or error}); name a folder of your"
+            " own in SPIKELLM_CACHE"
         ) from None
     return path
 
@@ -146,7 +206,8 @@ def _require_private(path: Path) -> None:
     found = path.stat()
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise DependencyError(
-            f"{path} may be written to by others, so no code is loaded from there; chmod go-w it, or name a folder of your own in SPIKELLM_CACHE"
+            f"{path} may be written to by others, so no code is loaded from there; chmod go-w it,"
+            " or name a folder of your own in SPIKELLM_CACHE"
         )
 
 
@@ -158,7 +219,10 @@ def _version(tool: str) -> str:
 @cache
 def _has_openmp(tool: str) -> bool:
     with tempfile.TemporaryDirectory() as work:
-        (Path(work) / "probe.c").write_text("#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n", encoding="utf-8")
+        (Path(work) / "probe.c").write_text(
+            "#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n",
+            encoding="utf-8",
+        )
         try:
             _run([tool, "-fopenmp", "-fPIC", "-shared", "probe.c", "-o", "probe.so"], work)
         except DependencyError:
@@ -168,10 +232,17 @@ def _has_openmp(tool: str) -> bool:
 
 def _run(command: list[str], folder: str | None) -> str:
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False)  # noqa: S603  a compiler, no shell
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )  # noqa: S603  a compiler, no shell
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise DependencyError(f"the compiler {command[0]} does not run ({error}); name another one in CC") from None
+        raise DependencyError(
+            f"the compiler {command[0]} does not run ({error}); name another one in CC"
+        ) from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise DependencyError(f"the compiler {command[0]} fails on the kernels ({lines[0][:200]}); name another one in CC")
+        raise DependencyError(
+            f"the compiler {command[0]} fails on the kernels ({lines[0][:200]}); name another one"
+            " in CC"
+        )
     return done.stdout

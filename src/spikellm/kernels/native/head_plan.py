@@ -1,4 +1,7 @@
-"""What kernels of attention need to know of a coder of heads, as one array of 32-bit words; ``native/heads.h`` says the same in C."""
+"""What kernels of attention need to know of a coder of heads, as one array of 32-bit words.
+
+``native/heads.h`` says the same in C.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ _LANES = 16
 
 
 class HeadCoding(NamedTuple):
-    """A coder of heads as kernels see it; tensors are ``(heads, channels)``, of one head where all are alike.
+    """A coder of heads as kernels see it.
+
+    Tensors are ``(heads, channels)``, of one head where all are alike.
 
     Attributes:
         mode: how thresholds are found, see :data:`spikellm.kernels.native.linear_plan.MODES`.
@@ -43,7 +48,9 @@ class HeadCoding(NamedTuple):
 
 def head_coding_fits(coding: HeadCoding) -> bool:
     """Whether kernels can run it: codes are bytes, ranges at most two."""
-    return max(coding.bits) <= 8 and coding.top > 0 and coding.ranges <= 2 and coding.order.numel() > 0
+    return (
+        max(coding.bits) <= 8 and coding.top > 0 and coding.ranges <= 2 and coding.order.numel() > 0
+    )
 
 
 def make_head_plan(coding: HeadCoding) -> Tensor:
@@ -59,14 +66,30 @@ def make_head_plan(coding: HeadCoding) -> Tensor:
         sections += [count, bits, held, stride, width]
         places.append(width + place % shared * stride + place // shared)
         width += stride * shared
-    header = [heads, channels, coding.ranges, MODES[coding.mode], coding.top, coding.row_bytes, width, *sections]
-    by_place = [words.cpu().gather(1, coding.order.cpu()).flatten() for words in (coding.range_of, coding.tops, coding.fineness)]
+    header = [
+        heads,
+        channels,
+        coding.ranges,
+        MODES[coding.mode],
+        coding.top,
+        coding.row_bytes,
+        width,
+        *sections,
+    ]
+    by_place = [
+        words.cpu().gather(1, coding.order.cpu()).flatten()
+        for words in (coding.range_of, coding.tops, coding.fineness)
+    ]
     return torch.cat(
         [
-            torch.tensor(header, dtype=torch.int32), coding.order.cpu().flatten().int(), by_place[0].int(), by_place[1].int(),
-            by_place[2].float().contiguous().view(torch.int32), torch.cat(places).int(),
+            torch.tensor(header, dtype=torch.int32),
+            coding.order.cpu().flatten().int(),
+            by_place[0].int(),
+            by_place[1].int(),
+            by_place[2].float().contiguous().view(torch.int32),
+            torch.cat(places).int(),
         ]
-    )  # fmt: skip
+    )
 
 
 def _rounded(count: int) -> int:

@@ -1,4 +1,7 @@
-"""What a native kernel needs to know of a layer, as one array of integers; ``native/plan.h`` says the same in C."""
+"""What a native kernel needs to know of a layer, as one array of integers.
+
+``native/plan.h`` says the same in C.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,12 @@ class Shape(NamedTuple):
 def fits(shape: Shape) -> bool:
     """Whether kernels can run the layer: spike counts are bytes, and sums stay within 32 bits."""
     largest = max(shape.tops, default=0) * (2 if shape.mode == "signed" else 1)
-    return 0 < largest <= 255 and shape.bits <= 8 and shape.columns > 0 and largest * 2**shape.bits * shape.columns < 2**31
+    return (
+        0 < largest <= 255
+        and shape.bits <= 8
+        and shape.columns > 0
+        and largest * 2**shape.bits * shape.columns < 2**31
+    )
 
 
 def block_columns(bits: int) -> int:
@@ -70,16 +78,35 @@ def make_plan(shape: Shape) -> Tensor:
         first, last = part.start // block, -(-part.stop // block)
         column = torch.arange(part.start, part.stop) - first * block
         within = column % block
-        place[part.start : part.stop] = (offset + column // block * block + within % fields * _BYTES + within // fields).int()
+        place[part.start : part.stop] = (
+            offset + column // block * block + within % fields * _BYTES + within // fields
+        ).int()
         segments += [*part, offset, first, last - first]
         offset += (last - first) * block
     row_bytes = (shape.columns * shape.bits + 7) // 8
     groups = [
-        word for top, (start, stop), span in zip(shape.tops, shape.bounds, shape.range_of, strict=True) for word in (start, stop, top, span)
+        word
+        for top, (start, stop), span in zip(shape.tops, shape.bounds, shape.range_of, strict=True)
+        for word in (start, stop, top, span)
     ]
     header = [
-        shape.columns, shape.rows, shape.bits, MODES[shape.mode], len(shape.tops), len(shape.ranges), len(shape.parts), offset, row_bytes, shape.scales, block,
-    ]  # fmt: skip
-    source = torch.arange(shape.columns, dtype=torch.int32) if shape.order is None else shape.order.int()
-    words = torch.tensor([*header, *groups, *(word for span in shape.ranges for word in span), *segments], dtype=torch.int32)
+        shape.columns,
+        shape.rows,
+        shape.bits,
+        MODES[shape.mode],
+        len(shape.tops),
+        len(shape.ranges),
+        len(shape.parts),
+        offset,
+        row_bytes,
+        shape.scales,
+        block,
+    ]
+    source = (
+        torch.arange(shape.columns, dtype=torch.int32) if shape.order is None else shape.order.int()
+    )
+    words = torch.tensor(
+        [*header, *groups, *(word for span in shape.ranges for word in span), *segments],
+        dtype=torch.int32,
+    )
     return torch.cat([words, source.cpu(), place])

@@ -1,6 +1,7 @@
 """Which kernels run: native ones where they are to be had, the torch reference otherwise.
 
-``SPIKELLM_KERNELS=auto`` (the default) takes native kernels and falls back with one notice, ``native`` makes their absence an error, ``torch`` leaves them off.
+``SPIKELLM_KERNELS=auto`` (the default) takes native kernels and falls back with one notice,
+``native`` makes their absence an error, ``torch`` leaves them off.
 """
 
 from __future__ import annotations
@@ -68,19 +69,31 @@ def describe() -> str:
 
 _library = torch.library.Library("spikellm", "DEF")
 _library.define(
-    "spike_linear(Tensor x, Tensor plan, Tensor codes, Tensor scale, Tensor zero, Tensor column_sums, Tensor? bias, bool show) -> (Tensor, Tensor)"
+    "spike_linear(Tensor x, Tensor plan, Tensor codes, Tensor scale, Tensor zero, Tensor"
+    " column_sums, Tensor? bias, bool show) -> (Tensor, Tensor)"
 )
 _library.define("code_heads(Tensor x, Tensor plan, int row_bytes) -> Tensor")
 _library.define("key_scores(Tensor query, Tensor rows, Tensor plan) -> Tensor")
 _library.define("value_sums(Tensor weights, Tensor rows, Tensor plan, int channels) -> Tensor")
 _library.define("walsh(Tensor x) -> Tensor")
-_library.define("additive_linear(Tensor x, Tensor plan, Tensor words, Tensor scale, Tensor? bias) -> Tensor")
+_library.define(
+    "additive_linear(Tensor x, Tensor plan, Tensor words, Tensor scale, Tensor? bias) -> Tensor"
+)
 
 
 def _spike_linear(
-    x: Tensor, plan: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, column_sums: Tensor, bias: Tensor | None, show: bool
+    x: Tensor,
+    plan: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    column_sums: Tensor,
+    bias: Tensor | None,
+    show: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``spikellm::spike_linear``: a spiking linear layer in merged form, inputs coded on the way; see ``native/spike_linear.c``.
+    """``spikellm::spike_linear``: a spiking linear layer in merged form, inputs coded on the way.
+
+    See ``native/spike_linear.c``.
 
     Args:
         x: float32, ``(tokens, in)``.
@@ -92,20 +105,34 @@ def _spike_linear(
         show: give the spike counts too.
 
     Returns:
-        ``(y, counts)``: float32 ``(tokens, out)``, the same bits as the torch path; uint8 ``(tokens, in)`` in stored order, those of signed neurons raised by their
-        largest code, or nothing.
+        ``(y, counts)``: float32 ``(tokens, out)``, the same bits as the torch path; uint8
+        ``(tokens, in)`` in stored order, those of signed neurons raised by their largest code, or
+        nothing.
     """
     x = x.contiguous()
     y, counts = x.new_empty(x.shape[0], codes.shape[0]), codes.new_empty(x.shape if show else 0)
     failed = build.load_library().spikellm_spike_linear(
-        x.data_ptr(), x.shape[0], plan.data_ptr(), codes.data_ptr(), scale.data_ptr(), zero.data_ptr(), column_sums.data_ptr(), _pointer(bias), y.data_ptr(), counts.data_ptr() if show else None,
+        x.data_ptr(),
+        x.shape[0],
+        plan.data_ptr(),
+        codes.data_ptr(),
+        scale.data_ptr(),
+        zero.data_ptr(),
+        column_sums.data_ptr(),
+        _pointer(bias),
+        y.data_ptr(),
+        counts.data_ptr() if show else None,
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
     return _unless(failed, y), counts
 
 
-def _additive_linear(x: Tensor, plan: Tensor, words: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """``spikellm::additive_linear``: a linear layer of ternary weights by additions alone; see ``native/additive.c``.
+def _additive_linear(
+    x: Tensor, plan: Tensor, words: Tensor, scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    """``spikellm::additive_linear``: a linear layer of ternary weights by additions alone.
+
+    See ``native/additive.c``.
 
     Args:
         x: float32, ``(tokens, in)``.
@@ -114,13 +141,21 @@ def _additive_linear(x: Tensor, plan: Tensor, words: Tensor, scale: Tensor, bias
         bias: float32, ``(out,)``.
 
     Returns:
-        float32, ``(tokens, out)``: the torch path's up to rounding, and the same bits where inputs are integers.
+        float32, ``(tokens, out)``: the torch path's up to rounding, and the same bits where inputs
+        are integers.
     """
     x = x.contiguous()
     y = x.new_empty(x.shape[0], scale.shape[0])
     failed = build.load_library().spikellm_additive_linear(
-        x.data_ptr(), x.shape[0], plan.data_ptr(), words.data_ptr(), scale.data_ptr(), _pointer(bias), y.data_ptr(), torch.get_num_threads()
-    )  # fmt: skip
+        x.data_ptr(),
+        x.shape[0],
+        plan.data_ptr(),
+        words.data_ptr(),
+        scale.data_ptr(),
+        _pointer(bias),
+        y.data_ptr(),
+        torch.get_num_threads(),
+    )
     return _unless(failed, y)
 
 
@@ -133,38 +168,63 @@ def _code_heads(x: Tensor, plan: Tensor, row_bytes: int) -> Tensor:
         row_bytes: bytes of a row; 0 for values instead of rows.
 
     Returns:
-        Rows as a cache keeps them, uint8 ``(batch, heads, tokens, row_bytes)``; or the values that codes stand for, float32, of the shape of ``x``. The same bits as torch.
+        Rows as a cache keeps them, uint8 ``(batch, heads, tokens, row_bytes)``; or the values that
+        codes stand for, float32, of the shape of ``x``. The same bits as torch.
     """
     x = x.contiguous()
-    found = x.new_empty(*x.shape[:-1], row_bytes, dtype=torch.uint8) if row_bytes else torch.empty_like(x)
+    found = (
+        x.new_empty(*x.shape[:-1], row_bytes, dtype=torch.uint8)
+        if row_bytes
+        else torch.empty_like(x)
+    )
     pointers = (found.data_ptr(), None) if row_bytes else (None, found.data_ptr())
-    failed = build.load_library().spikellm_code_heads(x.data_ptr(), *x.shape[:3], plan.data_ptr(), *pointers, torch.get_num_threads())
+    failed = build.load_library().spikellm_code_heads(
+        x.data_ptr(), *x.shape[:3], plan.data_ptr(), *pointers, torch.get_num_threads()
+    )
     return _unless(failed, found)
 
 
 def _key_scores(query: Tensor, rows: Tensor, plan: Tensor) -> Tensor:
-    """``spikellm::key_scores``: products of queries, float32 ``(batch, heads, queries, channels)``, with keys in rows: ``(batch, heads, queries, tokens)``."""
+    """``spikellm::key_scores``: products of queries, float32 ``(batch, heads, queries, channels)``,
+    with keys in rows: ``(batch, heads, queries, tokens)``.
+    """
     return _with_rows(build.load_library().spikellm_key_scores, query, rows, plan, rows.shape[2])
 
 
 def _value_sums(weights: Tensor, rows: Tensor, plan: Tensor, channels: int) -> Tensor:
-    """``spikellm::value_sums``: sums of values in rows by weights, float32 ``(batch, heads, queries, tokens)``: ``(batch, heads, queries, channels)``."""
+    """``spikellm::value_sums``: sums of values in rows by weights, float32 ``(batch, heads,
+    queries, tokens)``: ``(batch, heads, queries, channels)``.
+    """
     return _with_rows(build.load_library().spikellm_value_sums, weights, rows, plan, channels)
 
 
-def _with_rows(kernel: Callable[..., int], x: Tensor, rows: Tensor, plan: Tensor, last: int) -> Tensor:
+def _with_rows(
+    kernel: Callable[..., int], x: Tensor, rows: Tensor, plan: Tensor, last: int
+) -> Tensor:
     x, rows = x.contiguous(), rows.contiguous()
     batch, heads, queries, _ = x.shape
     found = x.new_empty(batch, heads, queries, last)
     own = rows.shape[1]
     failed = kernel(
-        x.data_ptr(), batch, own, heads // own, queries, rows.data_ptr(), rows.shape[2], plan.data_ptr(), found.data_ptr(), torch.get_num_threads()
-    )  # fmt: skip
+        x.data_ptr(),
+        batch,
+        own,
+        heads // own,
+        queries,
+        rows.data_ptr(),
+        rows.shape[2],
+        plan.data_ptr(),
+        found.data_ptr(),
+        torch.get_num_threads(),
+    )
     return _unless(failed, found)
 
 
 def _walsh(x: Tensor) -> Tensor:
-    """``spikellm::walsh``: Walsh–Hadamard transform of float32 ``(rows, 2**a)``; the same bits as :func:`spikellm.quantization.hadamard.walsh`."""
+    """``spikellm::walsh``: Walsh–Hadamard transform of float32 ``(rows, 2**a)``.
+
+    The same bits as :func:`spikellm.quantization.hadamard.walsh`.
+    """
     found = x.contiguous().clone()
     build.load_library().spikellm_walsh(found.data_ptr(), *found.shape, torch.get_num_threads())
     return found
@@ -189,15 +249,31 @@ _library.impl("key_scores", _key_scores, "CPU")
 _library.impl("value_sums", _value_sums, "CPU")
 torch.library.register_fake(
     "spikellm::code_heads",
-    lambda x, plan, row_bytes: x.new_empty(*x.shape[:-1], row_bytes, dtype=torch.uint8) if row_bytes else torch.empty_like(x),
+    lambda x, plan, row_bytes: (
+        x.new_empty(*x.shape[:-1], row_bytes, dtype=torch.uint8)
+        if row_bytes
+        else torch.empty_like(x)
+    ),
 )
-torch.library.register_fake("spikellm::key_scores", lambda query, rows, plan: query.new_empty(*query.shape[:-1], rows.shape[2]))
-torch.library.register_fake("spikellm::value_sums", lambda weights, rows, plan, channels: weights.new_empty(*weights.shape[:-1], channels))
+torch.library.register_fake(
+    "spikellm::key_scores",
+    lambda query, rows, plan: query.new_empty(*query.shape[:-1], rows.shape[2]),
+)
+torch.library.register_fake(
+    "spikellm::value_sums",
+    lambda weights, rows, plan, channels: weights.new_empty(*weights.shape[:-1], channels),
+)
 torch.library.register_fake(
     "spikellm::spike_linear",
-    lambda x, plan, codes, *rest: (x.new_empty(x.shape[0], codes.shape[0]), codes.new_empty(x.shape if rest[-1] else 0)),
+    lambda x, plan, codes, *rest: (
+        x.new_empty(x.shape[0], codes.shape[0]),
+        codes.new_empty(x.shape if rest[-1] else 0),
+    ),
 )
-torch.library.register_fake("spikellm::additive_linear", lambda x, plan, words, scale, *_: x.new_empty(x.shape[0], scale.shape[0]))
+torch.library.register_fake(
+    "spikellm::additive_linear",
+    lambda x, plan, words, scale, *_: x.new_empty(x.shape[0], scale.shape[0]),
+)
 spike_linear = torch.ops.spikellm.spike_linear.default
 code_heads = torch.ops.spikellm.code_heads.default
 key_scores = torch.ops.spikellm.key_scores.default

@@ -12,8 +12,8 @@ _EXACT_FLOAT64 = 2**53
 def integer_product(codes: Tensor, weights: Tensor, largest: int) -> Tensor:
     """``codes @ weightsᵀ``, exact.
 
-    The product runs in floating point, in a type in which no partial sum can round, so that it is exact in any order of summation and fast on
-    every device.
+    The product runs in floating point, in a type in which no partial sum can round, so that it is
+    exact in any order of summation and fast on every device.
 
     Args:
         codes: integers in any dtype, ``(rows, in)``.
@@ -31,8 +31,12 @@ def integer_product(codes: Tensor, weights: Tensor, largest: int) -> Tensor:
 
 
 def _float32_is_exact() -> bool:
-    """Whether products of float32 matrices are carried out in float32, not in a shorter type that the user chose for speed."""
+    """Whether products of float32 matrices are carried out in float32, not in a shorter type that
+    the user chose for speed.
+    """
     try:
         return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set through torch's newer interface, which this question cannot be asked of
+    except (
+        RuntimeError
+    ):  # set through torch's newer interface, which this question cannot be asked of
         return False

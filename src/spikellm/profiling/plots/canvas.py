@@ -1,7 +1,9 @@
-"""Axes to draw on, and the way from a figure to SVG: inline for a page, whose style sheet decides the colours, or a file of its own.
+"""Axes to draw on, and the way from a figure to SVG: inline for a page, whose style sheet decides
+the colours, or a file of its own.
 
-Figures are drawn in stand-in colours, which become CSS variables (``--ink``, ``--muted``, ``--grid``, ``--surface``, ``--series-1`` …), so that one picture is
-readable on a light page, on a dark one and in print. Text stays text; every picture has a title and a description.
+Figures are drawn in stand-in colours, which become CSS variables (``--ink``, ``--muted``,
+``--grid``, ``--surface``, ``--series-1`` …), so that one picture is readable on a light page, on a
+dark one and in print. Text stays text; every picture has a title and a description.
 """
 
 from __future__ import annotations
@@ -24,23 +26,57 @@ if TYPE_CHECKING:
 INK, MUTED, GRID, SURFACE = "#010203", "#010204", "#010205", "#010206"
 SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
 _VARIABLES = {
-    INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface",
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    SURFACE: "--surface",
     **{color: f"--series-{index}" for index, color in enumerate(SERIES, start=1)},
-}  # fmt: skip
+}
 LIGHT = {
-    "--ink": "#1b1f24", "--muted": "#57606a", "--grid": "#d8dee4", "--surface": "#ffffff",
-    "--series-1": "#0a62c4", "--series-2": "#c4480a", "--series-3": "#1a7f45", "--series-4": "#8a3ffc", "--series-5": "#a3185c", "--series-6": "#6b5900",
-}  # fmt: skip
+    "--ink": "#1b1f24",
+    "--muted": "#57606a",
+    "--grid": "#d8dee4",
+    "--surface": "#ffffff",
+    "--series-1": "#0a62c4",
+    "--series-2": "#c4480a",
+    "--series-3": "#1a7f45",
+    "--series-4": "#8a3ffc",
+    "--series-5": "#a3185c",
+    "--series-6": "#6b5900",
+}
 DARK = {
-    "--ink": "#e8eaed", "--muted": "#a6adb5", "--grid": "#3a4149", "--surface": "#14181d",
-    "--series-1": "#6db3ff", "--series-2": "#ff9e64", "--series-3": "#6fd39a", "--series-4": "#c3a5ff", "--series-5": "#ff8ac0", "--series-6": "#d9c45a",
-}  # fmt: skip
+    "--ink": "#e8eaed",
+    "--muted": "#a6adb5",
+    "--grid": "#3a4149",
+    "--surface": "#14181d",
+    "--series-1": "#6db3ff",
+    "--series-2": "#ff9e64",
+    "--series-3": "#6fd39a",
+    "--series-4": "#c3a5ff",
+    "--series-5": "#ff8ac0",
+    "--series-6": "#d9c45a",
+}
 HEAT = "cividis"  # a colour map that those who cannot tell red from green read as well
 _STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "spikellm", "font.size": 9, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED,
-    "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "spikellm",
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+}
 
 
 @contextmanager
@@ -48,7 +84,8 @@ def axes(width: float = 4.6, height: float = 2.8, **grid: Any) -> Iterator[tuple
     """A figure with its axes in the style of the project, closed at the end.
 
     Args:
-        width, height: inches; 4.6 fits a telephone without shrinking its text below what can be read.
+        width, height: inches; 4.6 fits a telephone without shrinking its text below what can be
+            read.
         grid: for ``Figure.subplots``, for example ``nrows=2``.
 
     Raises:
@@ -81,7 +118,11 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
         description: what it shows, for those who do not see it.
     """
     drawing = io.StringIO()
-    figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        drawing,
+        format="svg",
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
     svg = drawing.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for color, variable in _VARIABLES.items():
@@ -89,7 +130,10 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", svg)
     opening = f'<svg role="img" aria-labelledby="{name}-title {name}-description" '
-    words = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-description">{escape(description)}</desc>'
+    words = (
+        f'<title id="{name}-title">{escape(title)}</title><desc'
+        f' id="{name}-description">{escape(description)}</desc>'
+    )
     tag, rest = svg.split(">", 1)
     return f"{opening}{tag.removeprefix('<svg ')}>{words}{rest}"
 
@@ -101,10 +145,17 @@ def write_svg(figure: Figure, path: Path, title: str, description: str) -> None:
         SpikeLLMError: the file system refused.
     """
     svg = inline_svg(figure, path.stem.replace("_", "-"), title, description)
-    light, dark = ("".join(f"{name}:{value};" for name, value in scheme.items()) for scheme in (LIGHT, DARK))
-    style = f"<style>svg{{{light}background:var(--surface)}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    light, dark = (
+        "".join(f"{name}:{value};" for name, value in scheme.items()) for scheme in (LIGHT, DARK)
+    )
+    style = (
+        f"<style>svg{{{light}background:var(--surface)}}@media"
+        f" (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    )
     tag, rest = svg.split(">", 1)
-    write_atomically(path, lambda temporary: temporary.write_text(f"{tag}>{style}{rest}", encoding="utf-8"))
+    write_atomically(
+        path, lambda temporary: temporary.write_text(f"{tag}>{style}{rest}", encoding="utf-8")
+    )
 
 
 def label(axis: Axes, x: str, y: str) -> None:

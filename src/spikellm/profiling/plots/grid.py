@@ -18,7 +18,10 @@ _WRITTEN = 12  # columns that leave room for numbers in the cells
 
 
 class Place(NamedTuple):
-    """Where a layer stands: index of its block, and its name within it; numbered parts of the name (experts) are one row."""
+    """Where a layer stands: index of its block, and its name within it.
+
+    Numbered parts of the name (experts) are one row.
+    """
 
     block: int
     row: str
@@ -27,11 +30,18 @@ class Place(NamedTuple):
 def place_of(name: str) -> Place | None:
     """Place of a layer by its full name; None outside the blocks."""
     found = _BLOCK.match(name)
-    return Place(int(found["block"]), re.sub(r"(?<=\.)\d+(?=\.)", "*", found["layer"])) if found else None
+    return (
+        Place(int(found["block"]), re.sub(r"(?<=\.)\d+(?=\.)", "*", found["layer"]))
+        if found
+        else None
+    )
 
 
 class Grid(NamedTuple):
-    """Values ``(rows, blocks)``, float64, NaN where there is none; names of the rows in the order in which layers came."""
+    """Values ``(rows, blocks)``, float64, NaN where there is none.
+
+    Names of the rows in the order in which layers came.
+    """
 
     rows: list[str]
     values: Tensor
@@ -41,7 +51,10 @@ class Grid(NamedTuple):
         lines = []
         for row, values in zip(self.rows, self.values, strict=True):
             known = values[~values.isnan()]
-            lines.append(f"{row}: {float(known.min()):.3g} to {float(known.max()):.3g}{unit}, mean {float(known.mean()):.3g}{unit}")
+            lines.append(
+                f"{row}: {float(known.min()):.3g} to {float(known.max()):.3g}{unit}, mean"
+                f" {float(known.mean()):.3g}{unit}"
+            )
         return "; ".join(lines)
 
 
@@ -52,17 +65,29 @@ def make_grid(values: Mapping[str, float]) -> Grid:
         if place := place_of(name):
             cells[place].append(value)
     rows = list(dict.fromkeys(place.row for place in cells))
-    grid = torch.full((len(rows), max((place.block for place in cells), default=-1) + 1), torch.nan, dtype=torch.float64)
+    grid = torch.full(
+        (len(rows), max((place.block for place in cells), default=-1) + 1),
+        torch.nan,
+        dtype=torch.float64,
+    )
     for place, found in cells.items():
         grid[rows.index(place.row), place.block] = sum(found) / len(found)
     return Grid(rows, grid)
 
 
 def draw_grid(
-    figure: Any, axis: Any, grid: Grid, measure: str, low: float | None = None, high: float | None = None, digits: int = 2
+    figure: Any,
+    axis: Any,
+    grid: Grid,
+    measure: str,
+    low: float | None = None,
+    high: float | None = None,
+    digits: int = 2,
 ) -> None:
     """Colours with a scale; numbers in the cells where they fit."""
-    shown = axis.imshow(grid.values.numpy(), aspect="auto", cmap=HEAT, vmin=low, vmax=high, interpolation="nearest")
+    shown = axis.imshow(
+        grid.values.numpy(), aspect="auto", cmap=HEAT, vmin=low, vmax=high, interpolation="nearest"
+    )
     axis.grid(visible=False)
     axis.set_yticks(range(len(grid.rows)), grid.rows)
     blocks = grid.values.shape[1]
@@ -75,7 +100,13 @@ def draw_grid(
                 if not math.isnan(value):  # of an empty cell
                     bright = (value - floor) / max(ceiling - floor, 1e-12) > 0.5
                     axis.text(
-                        column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=6.5, color="#111111" if bright else "#ffffff"
+                        column,
+                        row,
+                        f"{value:.{digits}f}",
+                        ha="center",
+                        va="center",
+                        fontsize=6.5,
+                        color="#111111" if bright else "#ffffff",
                     )
     bar = figure.colorbar(shown, ax=axis, orientation="horizontal", shrink=0.7, pad=0.02, aspect=40)
     bar.set_label(measure, color=INK)

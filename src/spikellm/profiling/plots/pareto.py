@@ -19,7 +19,9 @@ class Point(NamedTuple):
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points no other point beats: none is at most as large in both numbers and smaller in one. Equal points stand or fall together."""
+    """Which points no other point beats: none is at most as large in both numbers and smaller in
+    one. Equal points stand or fall together.
+    """
 
     def beaten(a: tuple[float, float]) -> bool:
         return any(b[0] <= a[0] and b[1] <= a[1] and b != a for b in points)
@@ -35,7 +37,9 @@ def write_pareto(points: Sequence[Point], original: float, text: str, path: Path
     """
     costs = list(points[0].costs)
     told = []
-    with axes(width=7.4, height=3.1 + 0.13 * len(points), ncols=len(costs), sharey=True, squeeze=False) as (figure, grid):
+    with axes(
+        width=7.4, height=3.1 + 0.13 * len(points), ncols=len(costs), sharey=True, squeeze=False
+    ) as (figure, grid):
         for place, (axis, cost) in enumerate(zip(grid[0], costs, strict=True)):
             on_front = pareto_front([(point.costs[cost], point.perplexity) for point in points])
             for index, (point, best) in enumerate(zip(points, on_front, strict=True)):
@@ -51,11 +55,32 @@ def write_pareto(points: Sequence[Point], original: float, text: str, path: Path
                     elinewidth=1,
                 )
                 axis.annotate(
-                    str(index + 1), (point.costs[cost], point.perplexity), xytext=(5, 4), textcoords="offset points", fontsize=7, color=INK
+                    str(index + 1),
+                    (point.costs[cost], point.perplexity),
+                    xytext=(5, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=INK,
                 )
-            line = sorted((point.costs[cost], point.perplexity) for point, best in zip(points, on_front, strict=True) if best)
-            axis.plot(*zip(*line, strict=True), color=SERIES[0], linewidth=1, zorder=1, label="Pareto front" if place == 0 else None)
-            axis.axhline(original, color=SERIES[1], linewidth=1, linestyle="--", label="original" if place == 0 else None)
+            line = sorted(
+                (point.costs[cost], point.perplexity)
+                for point, best in zip(points, on_front, strict=True)
+                if best
+            )
+            axis.plot(
+                *zip(*line, strict=True),
+                color=SERIES[0],
+                linewidth=1,
+                zorder=1,
+                label="Pareto front" if place == 0 else None,
+            )
+            axis.axhline(
+                original,
+                color=SERIES[1],
+                linewidth=1,
+                linestyle="--",
+                label="original" if place == 0 else None,
+            )
             axis.margins(0.12)
             label(axis, cost, f"perplexity on {text}" if place == 0 else "")
             best_names = [point.name for point, best in zip(points, on_front, strict=True) if best]
@@ -63,4 +88,9 @@ def write_pareto(points: Sequence[Point], original: float, text: str, path: Path
         key = "\n".join(f"{index + 1}  {point.name}" for index, point in enumerate(points))
         figure.legend(loc="outside upper left", ncols=2, fontsize=8)
         figure.supxlabel(key, fontsize=7, x=0.02, ha="left", color=INK)
-        write_svg(figure, path, f"Perplexity on {text} against cost", "; ".join(told) + f"; the original has {original:.2f}")
+        write_svg(
+            figure,
+            path,
+            f"Perplexity on {text} against cost",
+            "; ".join(told) + f"; the original has {original:.2f}",
+        )

@@ -16,7 +16,8 @@ def draw_raster(axis: Any, planes: Tensor, salient: Tensor | None = None) -> Non
 
     Args:
         planes: {−1, 0, 1}, ``(moments, channels)``.
-        salient: bool ``(channels,)``: channels with more steps, or a range of their own, drawn in another colour.
+        salient: bool ``(channels,)``: channels with more steps, or a range of their own, drawn in
+            another colour.
     """
     moments, channels = planes.shape
     salient = torch.zeros(channels, dtype=torch.bool) if salient is None else salient
@@ -28,26 +29,40 @@ def draw_raster(axis: Any, planes: Tensor, salient: Tensor | None = None) -> Non
     for words, members, sign, color in kinds:
         time, channel = ((planes == sign) & members).nonzero().unbind(1)
         if len(time):
-            axis.scatter(channel.numpy(), time.numpy() + 1, marker="|", s=9, linewidths=0.8, color=color, label=words)
+            axis.scatter(
+                channel.numpy(),
+                time.numpy() + 1,
+                marker="|",
+                s=9,
+                linewidths=0.8,
+                color=color,
+                label=words,
+            )
     axis.set_xlim(-1, channels)
     axis.set_ylim(moments + 0.7, 0.3)
     axis.grid(visible=False)
     label(axis, "channel", "moment")
 
 
-def membrane_in_moments(neuron: SoftResetNeuron, current: Tensor, theta: Tensor, baseline: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Membrane potential of one neuron in units of its threshold, moment after moment of the binary form, all charge arriving at the start.
+def membrane_in_moments(
+    neuron: SoftResetNeuron, current: Tensor, theta: Tensor, baseline: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Membrane potential of one neuron in units of its threshold, moment after moment of the binary
+    form, all charge arriving at the start.
 
     Args:
         current, theta, baseline: scalars.
 
     Returns:
-        ``(potential, spikes)``: before firing at each moment, float64, and what fires then, int64; ``(steps · L,)``. A step of a GIF neuron is L moments in which a
-        plain integrate-and-fire neuron gives off at most one spike each; after its last one it waits for the next step.
+        ``(potential, spikes)``: before firing at each moment, float64, and what fires then, int64;
+        ``(steps · L,)``. A step of a GIF neuron is L moments in which a plain integrate-and-fire
+        neuron gives off at most one spike each; after its last one it waits for the next step.
     """
     trace = neuron.simulate(current, theta, baseline, steps)
     potential, spikes = [], []
-    for charged, fired in zip((trace.charged / theta.double()).tolist(), trace.spikes.tolist(), strict=True):
+    for charged, fired in zip(
+        (trace.charged / theta.double()).tolist(), trace.spikes.tolist(), strict=True
+    ):
         for moment in range(neuron.levels):
             given = min(moment, abs(fired))
             potential.append(charged - given * (1 if fired >= 0 else -1))
@@ -63,13 +78,27 @@ def draw_membrane(axis: Any, potential: Tensor, spikes: Tensor, title: str, leve
         levels: moments of a step; steps are parted by thin lines.
     """
     moments = torch.arange(1, len(potential) + 1)
-    axis.step(moments.numpy(), potential.numpy(), where="mid", color=SERIES[0], linewidth=1.2, label="membrane potential")
+    axis.step(
+        moments.numpy(),
+        potential.numpy(),
+        where="mid",
+        color=SERIES[0],
+        linewidth=1.2,
+        label="membrane potential",
+    )
     axis.axhline(1.0, color=MUTED, linewidth=0.9, linestyle="--", label="threshold")
     if bool((spikes < 0).any()):
         axis.axhline(-1.0, color=MUTED, linewidth=0.9, linestyle="--")
     for border in range(levels, len(potential), levels):
         axis.axvline(border + 0.5, color=GRID, linewidth=1.2, zorder=0)
     fired = spikes != 0
-    axis.scatter(moments[fired].numpy(), potential[fired].numpy(), s=12, color=SERIES[1], zorder=3, label="spike")
+    axis.scatter(
+        moments[fired].numpy(),
+        potential[fired].numpy(),
+        s=12,
+        color=SERIES[1],
+        zorder=3,
+        label="spike",
+    )
     axis.set_title(title, fontsize=8, loc="left", color=INK)
     axis.set_xlim(0.3, len(potential) + 0.7)
