@@ -5,22 +5,23 @@ Each does one thing to a model of the model library and returns plain data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from spikellm.algorithms import algorithms
 from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.load import load
 from spikellm.checkpoint.save import mark_converted, save, spike_config
 from spikellm.conversion.fingerprint import identity_of
-from spikellm.conversion.journal import Journal
-from spikellm.conversion.loop import Store, convert_blocks
-from spikellm.conversion.record import BlockRecord, OnBlock
+from spikellm.conversion.loop import convert_blocks
+from spikellm.conversion.options import ConvertOptions, RunOptions, require_known_options
+from spikellm.conversion.record import BlockRecord
 from spikellm.core.devices import find_device
 from spikellm.core.errors import NumericalError, RequestError
 from spikellm.core.offload import offload
@@ -37,7 +38,6 @@ from spikellm.models.attention_interface import spiking_attentions
 from spikellm.models.prepare import evaluating, prepared
 from spikellm.models.summary import ModelSummary, summarize
 from spikellm.nn.execution import set_execution_mode, spiking_linears
-from spikellm.observers.activation_store import SharedStream
 from spikellm.profiling.energy import load_table
 from spikellm.profiling.report import Beside, Origin, Report, Text, make_report, measure_beside
 from spikellm.recipe import Recipe
@@ -89,18 +89,7 @@ def convert(
     tokenizer: Any,
     recipe: str | Path | Recipe = "w4a4-t2",
     calibration: str | Path | None = None,
-    *,
-    samples: int | None = None,
-    seqlen: int | None = None,
-    seed: int | None = None,
-    settings: Iterable[str] = (),
-    device: str | torch.device | None = None,
-    journal: str | Path | None = None,
-    on_block: OnBlock | None = None,
-    on_stage: Callable[[str], None] | None = None,
-    shared: SharedStream | None = None,
-    store: Store = None,
-    replaces: bool = False,
+    **options: Unpack[ConvertOptions],
 ) -> Conversion:
     """Turn a causal language model into a spike-driven one, in place.
 
@@ -130,50 +119,56 @@ def convert(
             is converted already, a journal of something else.
         UnsupportedModelError: the family cannot be converted exactly.
         NumericalError: a weight or a hidden state is NaN or infinite; the tensor or block is named.
+        TypeError: a keyword that is not known.
     """
-    resolved = resolve_recipe(recipe, calibration, samples, seqlen, seed, settings)
-    pipeline = algorithms[resolved.pipeline]()
-    place = find_device(device or next(model.parameters()).device)
+    require_known_options(options)
+    resolved = resolve_recipe(
+        recipe,
+        calibration,
+        options.get("samples"),
+        options.get("seqlen"),
+        options.get("seed"),
+        options.get("settings", ()),
+    )
+    device = find_device(options.get("device") or next(model.parameters()).device)
     if spike_config(model) is not None or spiking_linears(model):
         raise RequestError("the model is converted already; load the original")
-    stage = on_stage or (lambda _: None)
+    stage = options.get("on_stage") or (lambda _: None)
     _require_finite_weights(model)
     stage(f"reading and tokenizing {resolved.calibration.text}")
     windows = calibration_windows(model, tokenizer, resolved)
-    length = windows.shape[1]
-    identity = identity_of(model, windows, resolved, place)
-    book = Journal(Path(journal), identity, replaces=replaces) if journal is not None else None
+    identity = identity_of(model, windows, resolved, device)
+    run = RunOptions.of(options, device, identity)
     stage(
         f"checking that blocks run alone as they run in the model, then converting {len(windows)}"
-        f" windows of {length} tokens"
+        f" windows of {windows.shape[1]} tokens"
     )
     with evaluating(model, stays=True), prepared(model, attention=resolved.attention.spiking):
-        records = convert_blocks(
-            model,
-            windows,
-            resolved,
-            pipeline,
-            device=place,
-            journal=book,
-            on_block=on_block,
-            on_stage=stage,
-            shared=shared,
-            store=store,
-        )
+        algorithm = algorithms[resolved.pipeline]()
+        records = convert_blocks(model, windows, resolved, algorithm, run)
+    _mark(model, resolved, records, windows, identity)
+    return Conversion(resolved, records, summarize(model))
+
+
+def _mark(
+    model: Any,
+    recipe: Recipe,
+    records: list[BlockRecord],
+    windows: Tensor,
+    identity: dict[str, Any],
+) -> None:
+    """Let a converted model know how it was converted."""
+    count, length = windows.shape
     record = {
         "blocks": [asdict(block) for block in records],
-        "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]},
-        "versions": identity["versions"],
-        "model": identity["model"],
-        "device": identity["device"],
+        "calibration": {"windows": count, "seqlen": length, "sha256": identity["text"]},
+        **{key: identity[key] for key in ("versions", "model", "device")},
     }
     shapes = {name: list(spikes.shape) for name, spikes in spiking_attentions(model).items()}
     layers = spiking_linears(model)
     sizes = {name: list(layer.sizes) for name, layer in layers.items() if layer.sizes}
-    mark_converted(
-        model, SpikeConfig(resolved.model_dump(mode="json"), list(layers), record, shapes, sizes)
-    )
-    return Conversion(resolved, records, summarize(model))
+    config = SpikeConfig(recipe.model_dump(mode="json"), list(layers), record, shapes, sizes)
+    mark_converted(model, config)
 
 
 def resolve_recipe(

@@ -134,7 +134,7 @@ def test_saliency_is_measured_on_the_converted_stream(
         seen[name] = x.clone()
         return original(x, weight, settings, seed, name, **more)
 
-    monkeypatch.setattr("spikellm.nn.channels.salient_channels", watch)
+    monkeypatch.setattr("spikellm.algorithms.channel_choice.salient_channels", watch)
     model, tokenizer = bundled
     result = spikellm.convert(
         model,

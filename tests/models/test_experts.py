@@ -184,7 +184,7 @@ def test_after_an_error_experts_are_fused_as_before(
     def fail(*_: Any) -> None:
         raise NumericalError("made up")
 
-    monkeypatch.setattr("spikellm.conversion.loop.record_of", fail)
+    monkeypatch.setattr("spikellm.conversion.steps.record_of", fail)
     with pytest.raises(NumericalError, match="made up"):
         spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=1, seqlen=8)
     with torch.no_grad():

@@ -17,14 +17,17 @@ from families import build
 from spikellm.algorithms.compensation import SequentialFit
 from spikellm.conversion.block_runner import BlockRunner
 from spikellm.core.errors import RecipeError, RequestError, UnsupportedModelError
+from spikellm.data.shards import shard_windows
 from spikellm.models.cache import spiking_cache
 from spikellm.models.families import find_blocks
+from spikellm.models.plan import plan_blocks
 from spikellm.nn.rotation import Rotation, rotations
-from spikellm.observers.activation_store import SharedStream
+from spikellm.observers.activation_store import ActivationStore, SharedStream
 from spikellm.profiling.trace import trace_block
 from spikellm.recipe.load import load_recipe
-from spikellm.transforms.residual_rotation import ModelRotation
-from spikellm.transforms.wrap import wrap_online
+from spikellm.transforms import ModelState, transforms_of
+from spikellm.transforms.block_state import BlockState
+from spikellm.transforms.sequence import TransformSequence
 
 ROTATED = [
     "cohere",
@@ -52,20 +55,17 @@ def rotated(model: Any) -> Any:
     """The model on a rotated residual stream, nothing coded."""
     recipe = load_recipe("rtn-w4a4", ["rotation.residual=true"])
     windows = torch.randint(2, 2000, (2, 16), generator=torch.Generator().manual_seed(0))
+    shard = shard_windows(windows, len(windows))
     with torch.no_grad():
-        blocks = wrap_online(model, find_blocks(model), recipe)
+        blocks = find_blocks(model)
         runner = BlockRunner(model, blocks, windows, {1})
-        rotating = ModelRotation(model, blocks, recipe)
-        rotating.ends(windows[:1])
-        hidden = next(iter(runner.first_inputs()))
-        for index, block in enumerate(blocks.modules):
-            rotating.stream(
-                index,
-                block,
-                hidden[:1],
-                lambda module, states, index=index: runner.forward(index, module, states),
-            )
-            hidden = runner.forward(index, block, hidden)
+        sequence = TransformSequence(transforms_of(recipe))
+        sequence.prepare_model(ModelState(model, blocks, recipe, windows[:1]))
+        states = ActivationStore(runner.first_inputs())
+        for index, plan in enumerate(plan_blocks(model, blocks, recipe)):
+            block, forward = blocks.modules[index], functools.partial(runner.forward, index)
+            sequence.prepare_stream(BlockState(plan, block, states, forward, shard, recipe))
+            states.advance(functools.partial(forward, block))
     return model
 
 
@@ -95,7 +95,7 @@ def test_a_rotated_stream_changes_nothing(family: str, tokens: torch.Tensor) -> 
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_families_that_do_more_with_the_stream_are_refused(family: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"set rotation\.residual to false"):
+    with pytest.raises(UnsupportedModelError, match="leave residual-rotation out"):
         rotated(uneven(family))
 
 
@@ -340,7 +340,7 @@ def test_recipes_are_checked(settings: tuple[str, ...], message: str) -> None:
 
 def test_a_family_without_the_layer_is_refused(text_file: Path) -> None:
     model, (_, tokenizer) = build("bloom"), spikellm.load(BUNDLED)
-    with pytest.raises(UnsupportedModelError, match=r"rotation\.online names 'output'"):
+    with pytest.raises(UnsupportedModelError, match=r"online-rotation names 'output'"):
         spikellm.convert(
             model,
             tokenizer,
@@ -409,7 +409,7 @@ def test_double_precision(text_file: Path, tokens: torch.Tensor) -> None:
 
 
 def test_a_layer_that_is_rotated_but_never_converted_is_refused(text_file: Path) -> None:
-    with pytest.raises(RequestError, match=r"rotation\.online names 'down'"):
+    with pytest.raises(RequestError, match=r"online-rotation names 'down'"):
         convert(
             text_file, *WHOLE, "overrides=[{match: '.*down_proj', skip: true}]", recipe="rtn-w4a4"
         )

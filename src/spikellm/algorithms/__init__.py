@@ -1,8 +1,8 @@
 """Pipelines: how the weights of a block are fitted."""
 
-from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
+from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, Streams, algorithms
 from spikellm.core.registry import import_parts
 
-__all__ = ["BlockContext", "FittedBlock", "Algorithm", "algorithms"]
+__all__ = ["Algorithm", "BlockContext", "FittedBlock", "Streams", "algorithms"]
 
 import_parts(__name__, __path__)

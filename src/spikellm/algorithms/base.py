@@ -1,7 +1,7 @@
-"""What a pipeline is: which inputs it asks to see, and how it fits one block.
+"""What an algorithm is: which inputs it asks to see, and how it fits one block.
 
-The block loop (:mod:`spikellm.conversion.loop`) does everything else. Adding a pipeline is adding a
-file with a class under ``@pipelines.register(name)``.
+The block loop (:mod:`spikellm.conversion.loop`) does everything else. Adding an algorithm is
+adding a file with a class under ``@algorithms.register(name)``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.core.registry import Registry
+from spikellm.models.plan import BlockPlan
 from spikellm.nn.attention import HeadShape
 from spikellm.nn.linear import SpikingLinear
 from spikellm.observers.activation_store import ActivationStore
@@ -24,40 +25,77 @@ from spikellm.observers.input_stats import SampledInputs
 from spikellm.recipe import LinearRecipe, Recipe
 
 
-@dataclass(frozen=True)
-class BlockContext:
-    """One decoder block as a pipeline sees it.
+class Streams(NamedTuple):
+    """What a block is fed and should give, batch by batch of windows.
 
     Attributes:
-        name: full name of the block.
-        module: the full-precision block; where attention is to spike, it codes Q, K and V already.
-        heads: heads of its attention, where known.
-        layers: its linear layers to convert, by full name.
-        settings: recipe of each of them.
-        samples: input tokens of the layers that the pipeline asked for, from the converted stream.
         inputs: converted stream: what the block will be fed.
-        targets: full-precision stream: what the block should give.
-        entering: full-precision stream in front of the block, for pipelines that ask for it
+        fp_output: full-precision stream: what the block should give.
+        fp_input: full-precision stream in front of the block, for algorithms that ask for it
             (``needs_fp_input``); the converted one otherwise.
-        forward: ``forward(module, hidden)`` runs a block on the windows of a batch, or on the part
-            of it that one gradient step takes.
-        recipe: the whole recipe.
-        salient: how many channels of a layer are salient, where that was decided over the model.
     """
 
-    name: str
-    module: nn.Module
-    heads: HeadShape | None
-    layers: dict[str, nn.Module]
-    settings: dict[str, LinearRecipe]
-    samples: SampledInputs
     inputs: ActivationStore
     fp_output: ActivationStore
     fp_input: ActivationStore
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """One decoder block as an algorithm sees it.
+
+    Attributes:
+        plan: its name, and the recipe of each of its layers.
+        module: the full-precision block; where attention is to spike, it codes Q, K and V already.
+        layers: its linear layers to convert, by full name.
+        samples: input tokens of the layers that the algorithm asked for, from the converted stream.
+        streams: what the block is fed and should give.
+        forward: ``forward(module, hidden)`` runs a block on the windows of a batch, or on the part
+            of it that one gradient step takes.
+        recipe: the whole recipe.
+        device: where the block is.
+        salient: how many channels of a layer are salient, where that was allocated over the model.
+    """
+
+    plan: BlockPlan
+    module: nn.Module
+    layers: dict[str, nn.Module]
+    samples: SampledInputs
+    streams: Streams
     forward: Callable[[nn.Module, Tensor], Tensor]
     recipe: Recipe
     device: torch.device
     salient: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Full name of the block."""
+        return self.plan.name
+
+    @property
+    def settings(self) -> dict[str, LinearRecipe]:
+        """Recipe of each layer, by full name."""
+        return self.plan.linears
+
+    @property
+    def heads(self) -> HeadShape | None:
+        """Heads of its attention, where known."""
+        return self.plan.heads
+
+    @property
+    def inputs(self) -> ActivationStore:
+        """See :class:`Streams`."""
+        return self.streams.inputs
+
+    @property
+    def fp_output(self) -> ActivationStore:
+        """See :class:`Streams`."""
+        return self.streams.fp_output
+
+    @property
+    def fp_input(self) -> ActivationStore:
+        """See :class:`Streams`."""
+        return self.streams.fp_input
 
     def sample(self, name: str) -> Tensor:
         """Sampled inputs of a layer, float32, ``(tokens, in)``.
@@ -76,7 +114,7 @@ class BlockContext:
     def hessian(self, name: str) -> Tensor:
         """``XᵀX`` of all calibration inputs of a layer, float64, ``(in, in)``.
 
-        For pipelines that sum it up.
+        For algorithms that sum it up.
 
         Raises:
             UnsupportedModelError: the layer was not run on the calibration text.
@@ -93,13 +131,13 @@ class BlockContext:
         """
         return self.samples.turn(name)
 
-    def readers(self, name: str) -> list[str]:
+    def shared_input_layers(self, name: str) -> list[str]:
         """Layers that read the same tensor as this one and code it by the same settings, this one
         first; itself alone where inputs were not watched.
         """
         if self.samples.get(name) is None:
             return [name]
-        same = self.samples.readers(name) & {
+        same = self.samples.shared_input_layers(name) & {
             other
             for other in self.layers
             if self.settings[other].activations == self.settings[name].activations
@@ -108,7 +146,7 @@ class BlockContext:
 
 
 class FittedBlock(NamedTuple):
-    """What a pipeline makes of a block.
+    """What an algorithm makes of a block.
 
     Attributes:
         layers: spiking layers by full name.
@@ -130,20 +168,20 @@ class Algorithm(ABC):
     """How weights and channel groups of a block are fitted.
 
     Attributes:
-        codes: kinds of weight codes (``weights.code``) that it can fit.
+        formats: weight formats (``weights.code``) that it can fit.
         fits_alone: whether it can fit a layer without a block around it: the output projection,
             which is rounded to nearest otherwise.
     """
 
-    codes: ClassVar[tuple[str, ...]] = ("affine",)
+    formats: ClassVar[tuple[str, ...]] = ("affine",)
     fits_alone: ClassVar[bool] = False
 
     @abstractmethod
-    def observes(self, settings: LinearRecipe) -> bool:
-        """Whether the inputs of a layer with these settings are needed."""
+    def needs_inputs(self, settings: LinearRecipe) -> bool:
+        """Whether a sample of the inputs of a layer with these settings is needed."""
 
     def needs_hessian(self, recipe: Recipe) -> bool:
-        """Whether ``XᵀX`` of the observed inputs is to be summed up."""
+        """Whether ``XᵀX`` of the sampled layers' inputs is to be summed up."""
         return False
 
     def needs_fp_input(self, recipe: Recipe) -> bool:
@@ -161,6 +199,17 @@ class Algorithm(ABC):
         """
         raise NotImplementedError
 
+    def batch_sizes(self, windows: Sequence[int], recipe: Recipe) -> set[int]:
+        """Numbers of windows that it runs a block on at a time, beside whole batches.
+
+        ``windows`` are those of each batch.
+        """
+        return set()
+
+    def for_head(self, recipe: Recipe) -> Recipe:
+        """The recipe as it fits the output projection, which has no layers beside it."""
+        return recipe
+
     def check_share(self, windows: Sequence[int], recipe: Recipe) -> None:  # noqa: B027  most can share any text
         """Refuse a share of the calibration text that would make several ranks fit other than one.
 
@@ -176,3 +225,4 @@ class Algorithm(ABC):
 
 
 algorithms: Registry[Callable[[], Algorithm]] = Registry("pipeline")
+"""Algorithms: how the weights of a block are fitted."""

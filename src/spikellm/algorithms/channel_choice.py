@@ -34,7 +34,7 @@ def choose_groups(
         first = pending[0]
         activations = context.settings[first].activations
         shared = not activations.spiking or activations.salient_for == "input"
-        names = context.readers(first) if shared else [first]
+        names = context.shared_input_layers(first) if shared else [first]
         pending = [name for name in pending if name not in names]
         if activations.salient_rate > 0 and context.salient.get(first) != 0:
             weights = torch.cat([evidence(name)[1] for name in names])

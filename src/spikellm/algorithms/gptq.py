@@ -48,7 +48,7 @@ class Gptq(Algorithm):
     spent over all layers.
     """
 
-    codes = ("affine", "ternary", "partly-binary")
+    formats = ("affine", "ternary", "partly-binary")
     fits_alone = True
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Gptq(Algorithm):
             by_power=recipe.gptq.activation_order,
         )
 
-    def observes(self, settings: LinearRecipe) -> bool:
+    def needs_inputs(self, settings: LinearRecipe) -> bool:
         return True
 
     def needs_hessian(self, recipe: Recipe) -> bool:
@@ -74,6 +74,10 @@ class Gptq(Algorithm):
 
     def needs_fp_input(self, recipe: Recipe) -> bool:
         return recipe.gptq.compensate
+
+    def for_head(self, recipe: Recipe) -> Recipe:
+        alone = recipe.gptq.model_copy(update={"compensate": False})
+        return recipe.model_copy(update={"gptq": alone})
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
         chosen = list(

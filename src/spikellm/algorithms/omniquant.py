@@ -45,8 +45,12 @@ from spikellm.transforms.smoothing import (
 class OmniQuant(Algorithm):
     """LET and LWC, each switchable."""
 
-    def observes(self, settings: LinearRecipe) -> bool:
+    def needs_inputs(self, settings: LinearRecipe) -> bool:
         return True
+
+    def batch_sizes(self, windows: Sequence[int], recipe: Recipe) -> set[int]:
+        step = recipe.omniquant.batch_size
+        return {step, *(size % step for size in windows)}
 
     def check_share(self, windows: Sequence[int], recipe: Recipe) -> None:
         check_share(recipe.omniquant, windows)

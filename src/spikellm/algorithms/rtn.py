@@ -1,6 +1,6 @@
 """Round to nearest: weights coded by the range of each row (and group), nothing learned.
 
-The fastest pipeline and everyone's baseline.
+The fastest algorithm and everyone's baseline.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class RoundToNearest(Algorithm):
 
     fits_alone = True
 
-    def observes(self, settings: LinearRecipe) -> bool:
+    def needs_inputs(self, settings: LinearRecipe) -> bool:
         return settings.activations.salient_rate + settings.weights.salient_rate > 0
 
     def fit_block(self, context: BlockContext) -> FittedBlock:

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor, nn
+
+from spikellm.conversion.context import ConversionContext
+from spikellm.models.attention_interface import CHILD
+from spikellm.models.plan import BlockPlan
+from spikellm.models.swap import replace_module
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.channels import group_of, salient_channels
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
+
+
+def ranked_attentions(context: ConversionContext, plan: BlockPlan) -> dict[str, nn.Module]:
+    """Attention modules of a block of which something is to be sampled, by full name."""
+    return {
+        name: context.model.get_submodule(name)
+        for name, (_, settings) in plan.attentions.items()
+        if settings.key.salient_rate + settings.value.salient_rate > 0 or settings.center
+    }
+
+
+def fit_attentions(
+    context: ConversionContext, plan: BlockPlan, samples: Mapping[str, dict[str, Tensor]]
+) -> dict[str, nn.Module]:
+    """Spiking attention for every attention module of a block, by full name; from here on the block
+    codes Q, K and V.
+
+    Args:
+        samples: from :class:`spikellm.observers.attention_stats.AttentionSample`, of those that
+            :func:`ranked_attentions` names.
+    """
+    found: dict[str, nn.Module] = {}
+    seed, device = context.recipe.seed, context.options.device
+    for name, (shape, settings) in plan.attentions.items():
+        child = f"{name}.{CHILD}"
+        found[child] = fit_attention(name, shape, settings, samples.get(name), seed, device)
+        replace_module(context.model, child, found[child])
+    return found
 
 
 def fit_attention(

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikellm.conversion.block_runner import input_of
+from spikellm.conversion.plan import ConversionPlan
 from spikellm.core.offload import released_after_forward
 from spikellm.models.experts import every_expert_sees_every_token
 from spikellm.models.families import weight_and_bias
 from spikellm.models.plan import BlockPlan
-from spikellm.observers.input_stats import SampledInputs
+from spikellm.observers.input_stats import SampledInputs, stride_of
 from spikellm.recipe import LinearRecipe
 
 
@@ -36,7 +37,7 @@ class Needs(NamedTuple):
 
 class Unit(NamedTuple):
     """What is converted at a time: a block or the output projection, and channels of every tensor
-    that its observed layers read.
+    that its sampled layers read.
     """
 
     module: nn.Module
@@ -50,7 +51,7 @@ def find_units(
     blocks: nn.ModuleList,
     plan: Sequence[BlockPlan],
     head: BlockPlan | None,
-    observes: Callable[[LinearRecipe], bool],
+    needs_inputs: Callable[[LinearRecipe], bool],
 ) -> list[Unit]:
     """All units of a model.
 
@@ -58,7 +59,11 @@ def find_units(
     of new names.
     """
     layers = [
-        {name.removeprefix(own.name): name for name, one in own.linears.items() if observes(one)}
+        {
+            name.removeprefix(own.name): name
+            for name, one in own.linears.items()
+            if needs_inputs(one)
+        }
         for own in plan
     ]
     new = [
@@ -79,7 +84,7 @@ def find_units(
     first: dict[str, str] = {}  # of the layers that read the same tensor, by name within the block
     for own in run:
         for short, name in own.items():
-            same = samples.readers(name) if samples.get(name) is not None else {name}
+            same = samples.shared_input_layers(name) if samples.get(name) is not None else {name}
             first.setdefault(short, next(other for other, full in own.items() if full in same))
     units = []
     for block, own, settings in zip(blocks, layers, plan, strict=True):
@@ -94,55 +99,65 @@ def find_units(
     return units
 
 
-def estimate(
-    model: Any,
-    units: Sequence[Unit],
-    streams: int,
-    sampled: int,
-    *,
-    hessian: bool,
-    sequential: bool = False,
-    rotated: bool = False,
-    whole: bool = False,
-) -> Needs:
-    """Needs of a conversion.
-
-    Args:
-        units: everything that is converted.
-        streams: bytes of the hidden states that are kept at a time.
-        sampled: tokens of a sample.
-        hessian: whether the pipeline keeps Hessians of all inputs of a block.
-        in_turn: whether it keeps second moments of one input at a time.
-        rotated: whether weights are rotated, in float64, and compared with what they were, in
-            float32; ``whole``: before any block is converted, so that all are in memory.
-    """
-    largest, coded = 0, 0
-    for module, plan, inputs in units:
-        weights = [
-            (model.get_submodule(name).weight, settings.weights.bits)
-            for name, settings in plan.linears.items()
-        ]
-        numbers = sum(parameter.numel() for parameter in module.parameters())
-        samples = 4 * sampled * sum(inputs)
-        widest = max(inputs, default=0)
-        kept = (
-            sum(side * side for side in inputs)
-            if hessian
-            else 2 * widest * widest
-            if sequential
-            else 0
-        )
-        matrices = (
-            8 * (kept + 2 * widest * widest) if kept else 0
-        )  # sums, a damped copy, its factor
-        copies = 6 * 4 * max((weight.numel() for weight, _ in weights), default=0)
-        turned = 16 * numbers if rotated else 0
-        largest = max(largest, 4 * numbers + samples + max(matrices + copies, turned))
-        coded += sum(weight.numel() * bits // 8 for weight, bits in weights)
+def estimate(plan: ConversionPlan) -> Needs:
+    """Needs of a conversion."""
+    model = plan.model
+    units = find_units(
+        model, plan.blocks.modules, plan.plan, plan.head, plan.algorithm.needs_inputs
+    )
+    largest = max(_unit_bytes(plan, unit) for unit in units)
+    coded = sum(
+        weight.numel() * bits // 8 for unit in units for weight, bits in _weights(model, unit.plan)
+    )
     rest = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     held = sum(
         parameter.numel() * parameter.element_size()
         for unit in units
         for parameter in unit.module.parameters()
     )
-    return Needs(streams, largest + (held if rotated and whole else 0), coded, coded + rest - held)
+    if plan.transforms.active and plan.surveyed:  # all blocks are prepared before one is converted
+        largest += held
+    return Needs(_stream_bytes(plan), largest, coded, coded + rest - held)
+
+
+def _stream_bytes(plan: ConversionPlan) -> int:
+    """Of the hidden states that are kept at a time; those of the output projection take the place
+    of all others.
+    """
+    channels = plan.model.get_input_embeddings().weight.shape[1]
+    state = channels * torch.empty(0, dtype=plan.model.dtype).element_size()
+    streams = 3 if plan.algorithm.needs_fp_input(plan.recipe) else 2
+    tokens = max(streams * plan.shard.windows.numel(), plan.shard.whole if plan.head else 0)
+    return int(tokens * state)
+
+
+def _unit_bytes(plan: ConversionPlan, unit: Unit) -> int:
+    """Of one unit while it is converted."""
+    whole = plan.shard.whole
+    sampled = -(-whole // stride_of(whole, plan.recipe.calibration.saliency_tokens))
+    numbers = sum(parameter.numel() for parameter in unit.module.parameters())
+    samples = 4 * sampled * sum(unit.inputs)
+    weights = [weight.numel() for weight, _ in _weights(plan.model, unit.plan)]
+    fitting = _moment_bytes(plan, unit) + 6 * 4 * max(weights, default=0)
+    # transforms work in float64, and compare with what was in float32
+    transforming = 16 * numbers if plan.transforms.active else 0
+    return 4 * numbers + samples + max(fitting, transforming)
+
+
+def _moment_bytes(plan: ConversionPlan, unit: Unit) -> int:
+    """Of second moments: sums for all inputs or one at a time, a damped copy and its factor."""
+    widest = max(unit.inputs, default=0)
+    kept = 0
+    if plan.algorithm.needs_hessian(plan.recipe):
+        kept = sum(side * side for side in unit.inputs)
+    elif plan.algorithm.needs_fp_input(plan.recipe):
+        kept = 2 * widest * widest
+    return 8 * (kept + 2 * widest * widest) if kept else 0
+
+
+def _weights(model: Any, plan: BlockPlan) -> list[tuple[Tensor, int]]:
+    """Weight and bits of every layer of a unit."""
+    return [
+        (model.get_submodule(name).weight, settings.weights.bits)
+        for name, settings in plan.linears.items()
+    ]

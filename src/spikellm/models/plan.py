@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,18 +57,21 @@ class BlockPlan(NamedTuple):
         return modules
 
 
-def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
+def plan_blocks(
+    model: Any, blocks: Blocks, recipe: Recipe, *, untied: bool = False
+) -> list[BlockPlan]:
     """What each block becomes.
 
     Where attention is to spike, the model must use the attention interface already.
+
+    Args:
+        untied: the output projection will have a weight of its own when it is converted.
 
     Raises:
         UnsupportedModelError: a part that cannot be converted as asked.
         RequestError: an override that matches nothing, or nothing left to convert.
     """
-    if (
-        recipe.lm_head and has_tied_head(model) and not recipe.rotation.residual
-    ):  # which parts the two
+    if recipe.lm_head and has_tied_head(model) and not untied:
         raise UnsupportedModelError(
             "lm_head is true, but the output projection shares its weight with the input embedding;"
             " leave lm_head false"
@@ -80,34 +83,47 @@ def plan_blocks(model: Any, blocks: Blocks, recipe: Recipe) -> list[BlockPlan]:
         prefix = f"{blocks.name}.{index}"
         full = [f"{prefix}.{name}" for name in linear_layers(block)]
         names += map(layer_name, full)
-        linears = {
-            name: settings
-            for name in full
-            if (settings := recipe.for_module(layer_name(name))) is not None
-        }
-        inside = {name: shape for name, shape in sites.items() if name.startswith(f"{prefix}.")}
-        attentions = {
-            name: (shape, spiking)
-            for name, shape in inside.items()
-            if (spiking := recipe.attention_for(name)) is not None
-        }
-        plan.append(BlockPlan(prefix, linears, attentions, next(iter(inside.values()), None)))
+        plan.append(_plan_block(prefix, full, sites, recipe))
     head = output_head(model)
     if recipe.lm_head and head is not None:
         names.append(head)
-    if unmatched := recipe.unmatched_overrides(names, sites):
-        hint = (
-            "; it matches attention, which an override can only skip"
-            if unmatched[0] not in recipe.unmatched_overrides(sites)
-            else ""
-        )
-        raise RequestError(
-            f"the override {unmatched[0]!r} matches no layer{hint}; names are like"
-            f" {[*sites, *names][-1]!r}"
-        )
+    _require_matches(recipe, names, list(sites))
     if not any(block.linears or block.attentions for block in plan):
         raise RequestError("the recipe skips every layer, so there is nothing to convert")
     return plan
+
+
+def _plan_block(
+    name: str, layers: Sequence[str], sites: Mapping[str, HeadShape], recipe: Recipe
+) -> BlockPlan:
+    linears = {
+        layer: settings
+        for layer in layers
+        if (settings := recipe.for_module(layer_name(layer))) is not None
+    }
+    inside = {site: shape for site, shape in sites.items() if site.startswith(f"{name}.")}
+    attentions = {
+        site: (shape, spiking)
+        for site, shape in inside.items()
+        if (spiking := recipe.attention_for(site)) is not None
+    }
+    return BlockPlan(name, linears, attentions, next(iter(inside.values()), None))
+
+
+def _require_matches(recipe: Recipe, layers: list[str], sites: list[str]) -> None:
+    """Every override must match a layer, or skip an attention module."""
+    unmatched = recipe.unmatched_overrides(layers, sites)
+    if not unmatched:
+        return
+    hint = (
+        "; it matches attention, which an override can only skip"
+        if unmatched[0] not in recipe.unmatched_overrides(sites)
+        else ""
+    )
+    raise RequestError(
+        f"the override {unmatched[0]!r} matches no layer{hint}; names are like"
+        f" {[*sites, *layers][-1]!r}"
+    )
 
 
 def plan_head(model: nn.Module, recipe: Recipe) -> BlockPlan | None:

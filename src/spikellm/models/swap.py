@@ -57,3 +57,17 @@ def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
     """Replace the submodule with this full name."""
     parent, _, leaf = name.rpartition(".")
     setattr(root.get_submodule(parent) if parent else root, leaf, module)
+
+
+def put_parameters(root: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give parameters, by full name, other values: vectors in place, matrices in a new layer, so
+    that the layer as it was stays as it was.
+    """
+    for name, value in values.items():
+        if value.dim() == 1:
+            root.get_parameter(name).data.copy_(value)
+        else:
+            owner, _, leaf = name.rpartition(".")
+            old = root.get_submodule(owner)
+            new = {leaf: value.to(old.get_parameter(leaf).device)}
+            replace_module(root, owner, with_parameters(old, new))

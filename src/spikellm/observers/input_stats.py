@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -83,9 +83,8 @@ class SampledInputs:
             before,
         )
         self._of: dict[str, TokenSample] = {}
-        self._recent: list[
-            tuple[weakref.ref[Tensor], int, TokenSample]
-        ] = []  # tensors that live, as they were when sampled
+        # tensors that live, as they were when sampled
+        self._recent: list[tuple[weakref.ref[Tensor], int, TokenSample]] = []
 
     def __getitem__(self, name: str) -> Tensor:
         return self._of[name].tokens()
@@ -101,7 +100,7 @@ class SampledInputs:
         """
         return self._of[name].hessian if name in self._of else None
 
-    def readers(self, name: str) -> set[str]:
+    def shared_input_layers(self, name: str) -> set[str]:
         """Watched layers that are fed the same tensor as this one, itself included."""
         return {other for other, sample in self._of.items() if sample is self._of[name]}
 
@@ -131,7 +130,7 @@ class SampledInputs:
         for sample in dict.fromkeys(self._of.values()):
             sample.all_gather()
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             x = arguments[0]
             self._recent = [entry for entry in self._recent if entry[0]() is not None]

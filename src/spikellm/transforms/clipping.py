@@ -18,4 +18,5 @@ def initial_logits(
     rows: int, groups: int, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor]:
     """γ and β at their start, ``(rows, groups)`` each: 98% of the range."""
-    return tuple(torch.full((rows, groups), INITIAL_LOGIT, device=device) for _ in range(2))  # type: ignore[return-value]
+    start = torch.full((rows, groups), INITIAL_LOGIT, device=device)
+    return start, start.clone()

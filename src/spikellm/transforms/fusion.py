@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +105,8 @@ class Fusion:
         if not bool(torch.isfinite(stays).all()):
             raise UnsupportedModelError(
                 f"{norm} adds a bias where its gain is 0, and a layer behind it has no bias to take"
-                " that, so the residual stream cannot be rotated; set rotation.residual to false"
+                " that, so the residual stream cannot be rotated; leave residual-rotation out of"
+                " the recipe"
             )
         self.vectors[f"{norm}.bias"] = turn(stays)
 
@@ -130,12 +133,25 @@ class Fusion:
             root.get_parameter(name).data.copy_(value)
 
 
+class Probe(NamedTuple):
+    """What a block is compared on.
+
+    Attributes:
+        hidden: states in front of it, in the stream after the change.
+        forward: runs a block.
+        back: from that stream to the one before the change.
+    """
+
+    hidden: Tensor
+    forward: Forward
+    back: Turn = lambda x: x
+
+
 def difference(
     block: nn.Module,
     fusion: Fusion,
-    hidden: Tensor,
-    forward: Forward,
-    back: Turn = lambda x: x,
+    probe: Probe,
+    *,
     around: nn.Module | None = None,
     at: str | None = None,
 ) -> float:
@@ -145,26 +161,24 @@ def difference(
     Channel by channel, since one that is very large would hide what is wrong with the others.
 
     Args:
-        hidden: in the stream after the change.
-        back: to the stream before it.
         around: the block with its new surroundings, if those changed too.
         at: compare what this layer is fed, instead of what the block adds to the stream.
     """
-    wide = torch.promote_types(torch.float32, hidden.dtype)
-    hidden = hidden.to(wide)
-    before, after = (
-        copy.deepcopy(block).to(wide),
-        copy.deepcopy(block if around is None else around).to(wide),
-    )
+    wide = torch.promote_types(torch.float32, probe.hidden.dtype)
+    hidden = probe.hidden.to(wide)
+    before = copy.deepcopy(block).to(wide)
+    after = copy.deepcopy(block if around is None else around).to(wide)
     fusion.put(after, wide)
     if at is not None:
-        expected = first_input(before.get_submodule(at), lambda: forward(before, back(hidden))).to(
-            wide
+        expected, found = (
+            first_input(module.get_submodule(at), partial(probe.forward, module, states)).to(wide)
+            for module, states in ((before, probe.back(hidden)), (after, hidden))
         )
-        found = first_input(after.get_submodule(at), lambda: forward(after, hidden)).to(wide)
     else:
-        expected, found = forward(before, back(hidden)), back(forward(after, hidden))
-        expected, found = (states - back(hidden).to(states.device) for states in (expected, found))
+        expected = probe.forward(before, probe.back(hidden))
+        found = probe.back(probe.forward(after, hidden))
+        skipped = probe.back(hidden)
+        expected, found = (states - skipped.to(states.device) for states in (expected, found))
     sizes, errors = (values.abs().flatten(0, -2).amax(0) for values in (expected, found - expected))
     return float((errors / sizes.clamp(min=1e-3 * float(sizes.median()) + 1e-20)).max())
 
@@ -229,26 +243,3 @@ def rotate_stream(
 def by_head(turn: Turn, channels: int) -> Turn:
     """A map of each head's channels, for heads side by side."""
     return lambda x: turn(x.unflatten(-1, (-1, channels))).flatten(-2)
-
-
-def even_scale(power: Tensor, energy: Tensor) -> Tensor:
-    """The scale s that loses least where ``x / s`` is rotated and coded: ``(E[x²] / ‖W‖²)^¼``, of
-    geometric mean 1; 1 for dead channels.
-
-    Rotated channels share one range, whose square follows ``Σ E[x²]/s²``, and each error weighs ``Σ
-    s²‖W‖²`` on average; the product is least, by Cauchy and Schwarz, where ``s⁴`` follows
-    ``E[x²]/‖W‖²``.
-
-    Args:
-        power: mean square of every channel, ``(channels,)``.
-        energy: squared norm of the columns that read it, ``(channels,)``.
-    """
-    alive = (power > 0) & (energy > 0)
-    scale = (
-        torch.where(alive, power.double() / energy.double().clamp(min=1e-300), 1.0).clamp(
-            1e-12, 1e12
-        )
-        ** 0.25
-    )
-    centre = scale[alive].log().mean().exp() if bool(alive.any()) else 1.0
-    return torch.where(alive, scale / centre, 1.0)

@@ -67,10 +67,11 @@ class Factors(NamedTuple):
         """The parameter after scaling, differentiable in the factors."""
         if self.offset:
             parameter = parameter + self.offset
-        vector = parameter.dim() == 1 and self.rows is not None
         scaled = (
-            parameter * self.rows if vector else scale_weight(parameter, self.rows, self.columns)
-        )  # type: ignore[operator]
+            parameter * self.rows
+            if parameter.dim() == 1 and self.rows is not None
+            else scale_weight(parameter, self.rows, self.columns)
+        )
         return scaled - self.offset if self.offset else scaled
 
 

@@ -1,0 +1,75 @@
+"""What goes through a conversion from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from spikellm.conversion.block_runner import BlockRunner
+from spikellm.conversion.estimate import estimate
+from spikellm.conversion.options import RunOptions
+from spikellm.conversion.plan import ConversionPlan
+from spikellm.observers.activation_store import ActivationStore
+from spikellm.transforms import ModelState
+from spikellm.transforms.block_state import BlockState
+
+
+@dataclass(frozen=True)
+class ConversionContext(ConversionPlan):
+    """A conversion that is under way.
+
+    Attributes:
+        runner: runs blocks on the windows of this rank.
+        folder: where hidden states are kept; RAM if None.
+        options: how it runs.
+        salient: how many channels of a layer are salient, where that was allocated over the model.
+    """
+
+    runner: BlockRunner
+    folder: Path | None
+    options: RunOptions
+    salient: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, plan: ConversionPlan, options: RunOptions) -> ConversionContext:
+        """Find out where hidden states are kept, then how blocks are called.
+
+        Raises:
+            UnsupportedModelError: see :class:`spikellm.conversion.block_runner.BlockRunner`.
+        """
+        store = options.store
+        place = store(estimate(plan)) if callable(store) else store
+        sizes = plan.transforms.batch_sizes()
+        sizes |= plan.algorithm.batch_sizes(plan.batches, plan.recipe)
+        runner = BlockRunner(plan.model, plan.blocks, plan.shard.windows, sizes)
+        folder = None if place is None else Path(place)
+        return cls(**vars(plan), runner=runner, folder=folder, options=options)
+
+    def forward(self, index: int) -> Callable[[nn.Module, Tensor], Tensor]:
+        """What runs block ``index``, or another in its place, on some windows."""
+        return partial(self.runner.forward, index)
+
+    def first_states(self) -> ActivationStore:
+        """What the first block is fed."""
+        return ActivationStore(self.runner.first_inputs(), self.folder)
+
+    def prepare_model(self) -> None:
+        """Let transforms change what is outside the blocks."""
+        self.transforms.prepare_model(
+            ModelState(self.model, self.blocks, self.recipe, self.shard.windows[:1])
+        )
+
+    def block_state(self, index: int, states: ActivationStore) -> BlockState:
+        """Block ``index`` as transforms see it, with a stream in front of it."""
+        return BlockState(
+            self.plan[index],
+            self.blocks.modules[index],
+            states,
+            self.forward(index),
+            self.shard,
+            self.recipe,
+        )

@@ -1,0 +1,104 @@
+"""What a conversion will do to which layer, decided and checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from spikellm.algorithms import Algorithm, algorithms
+from spikellm.conversion.block_runner import batch_windows
+from spikellm.core import distributed
+from spikellm.core.errors import RequestError
+from spikellm.data.shards import WindowShard, shard_windows
+from spikellm.models.families import Blocks, find_blocks
+from spikellm.models.plan import BlockPlan, plan_blocks, plan_head
+from spikellm.recipe import LinearRecipe, Recipe
+from spikellm.transforms import ModelState, transforms_of
+from spikellm.transforms.sequence import TransformSequence
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """A conversion as it is planned.
+
+    Attributes:
+        model, blocks: the model, and its decoder blocks.
+        recipe, algorithm, transforms: what to do, and how.
+        plan: what each block becomes.
+        head: what the output projection becomes; None if it stays.
+        windows: all calibration tokens, ``(windows, seqlen)``.
+        shard: those of this rank.
+    """
+
+    model: Any
+    blocks: Blocks
+    recipe: Recipe
+    algorithm: Algorithm
+    transforms: TransformSequence
+    plan: list[BlockPlan]
+    head: BlockPlan | None
+    windows: Tensor
+    shard: WindowShard
+
+    def is_surveyed(self, settings: LinearRecipe) -> bool:
+        """Whether a layer with these settings is to be seen before any block is converted."""
+        allocated = settings.activations.allocated_over_model
+        return allocated or self.algorithm.needs_survey(settings)
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether the whole model is looked at before any block is converted."""
+        return any(self.is_surveyed(one) for block in self.plan for one in block.linears.values())
+
+    @property
+    def batches(self) -> list[int]:
+        """How many windows each batch of this rank has."""
+        return _batches(self.shard)
+
+
+def plan_conversion(
+    model: Any, windows: Tensor, recipe: Recipe, algorithm: Algorithm
+) -> ConversionPlan:
+    """Plan a conversion; puts in what transforms will run with the model.
+
+    Raises:
+        UnsupportedModelError: the family cannot be converted exactly as asked.
+        RequestError: the recipe asks for what the algorithm cannot do, for layers that are not
+            there, or for more ranks than the text has batches.
+    """
+    blocks = find_blocks(model)
+    transforms = TransformSequence(transforms_of(recipe))
+    transforms.insert(ModelState(model, blocks, recipe, windows[:1]))
+    plan = plan_blocks(model, blocks, recipe, untied=transforms.unties_embeddings)
+    head = plan_head(model, recipe)
+    for block in plan:
+        _require_fits(block, algorithm, recipe)
+    if head:
+        _require_fits(head, head_algorithm(algorithm), recipe)
+    shard = shard_windows(windows, batch_windows(windows.shape[1]))
+    if distributed.world_size() > 1:
+        algorithm.check_share(_batches(shard), recipe)
+    return ConversionPlan(model, blocks, recipe, algorithm, transforms, plan, head, windows, shard)
+
+
+def head_algorithm(algorithm: Algorithm) -> Algorithm:
+    """What fits the output projection: the algorithm itself, or rounding to nearest where it needs
+    a block around a layer.
+    """
+    return algorithm if algorithm.fits_alone else algorithms["rtn"]()
+
+
+def _batches(shard: WindowShard) -> list[int]:
+    return [len(batch) for batch in shard.windows.split(batch_windows(shard.windows.shape[1]))]
+
+
+def _require_fits(block: BlockPlan, algorithm: Algorithm, recipe: Recipe) -> None:
+    for name, settings in block.linears.items():
+        if settings.weights.code not in algorithm.formats:
+            raise RequestError(
+                f"pipeline {recipe.pipeline!r} fits weights of code"
+                f" {' or '.join(algorithm.formats)}, and {name} asks for"
+                f" {settings.weights.code!r}; set pipeline to gptq"
+            )
