@@ -8,6 +8,7 @@ import torch
 
 import spikellm
 from families import build
+from spikellm.algorithms import algorithms
 from spikellm.conversion.block_runner import BlockRunner
 from spikellm.conversion.record import Progress
 from spikellm.core.errors import (
@@ -20,6 +21,7 @@ from spikellm.models.families import find_blocks
 from spikellm.nn.execution import spiking_linears
 from spikellm.observers.input_stats import SampledInputs, TokenSample
 from spikellm.quantization.ste import WeightCoding
+from spikellm.recipe.load import load_recipe
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bloom"])
@@ -420,3 +422,19 @@ def test_skipped_layers_stay_as_they_are(
     assert model.model.layers[1].mlp.down_proj.settings.weights.bits == 3
     spikellm.save(model, tokenizer, tmp_path / "mixed")
     assert torch.equal(spikellm.load(tmp_path / "mixed")[0](tokens).logits, model(tokens).logits)
+
+
+def test_an_unknown_keyword_is_refused_with_the_nearest(bundled: tuple[Any, Any]) -> None:
+    with pytest.raises(TypeError, match="unknown option of convert 'sample', did you mean"):
+        spikellm.convert(*bundled, "w8a8", sample=1)  # type: ignore[call-arg]
+
+
+def test_algorithms_say_on_what_they_run_blocks() -> None:
+    learned = load_recipe("omniquant-w4a4", ["omniquant.batch_size=3"])
+    assert algorithms["omniquant"]().batch_sizes([8, 7], learned) == {3, 2, 1}
+    assert algorithms["gptq"]().batch_sizes([8, 7], learned) == set()
+    fitted = load_recipe("gptq-w4a16", ["gptq.compensate=true"])
+    alone = algorithms["gptq"]().for_head(fitted)
+    assert fitted.gptq.compensate
+    assert alone == fitted.replaced({"gptq.compensate": False})
+    assert algorithms["rtn"]().for_head(learned) is learned

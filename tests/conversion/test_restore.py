@@ -71,9 +71,9 @@ def refused(
     block = copy / "block-00000.safetensors"
     with safe_open(block, framework="pt") as file:
         tensors, record = (
-            {name: file.get_tensor(name) for name in file.keys()},
+            {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
             json.loads(file.metadata()["record"]),
-        )  # noqa: SIM118
+        )
     made = change(tensors, record)
     save_file(
         tensors, block, metadata={"record": made if isinstance(made, str) else json.dumps(record)}
