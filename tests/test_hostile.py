@@ -39,6 +39,7 @@ FEW = {
     "suppress_health_check": [HealthCheck.function_scoped_fixture],
 }
 MANY = {**FEW, "max_examples": 150}
+IDENTITY = {"recipe": {}, "text": "abc", "versions": {"torch": "2"}, "model": "a", "device": "cpu"}
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -252,12 +253,15 @@ def test_many_damaged_models(
 
 
 @example('{"\\n": 1}')
+@example(json.dumps({**IDENTITY, "text": "other"}))
+@example(json.dumps({**IDENTITY, "recipe": {"a\nb": 1}}))
+@example(json.dumps({**IDENTITY, "more": 1}))
 @given(st.text(max_size=50) | VALUES.map(json.dumps))
 @settings(**{**FEW, "max_examples": 100})
 def test_manifests(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(RequestError) as caught:
-        Journal(tmp_path, {"recipe": {}, "text": "abc"})
+        Journal(tmp_path, IDENTITY)
     assert "\n" not in str(caught.value)
 
 

@@ -6,7 +6,7 @@ Each does one thing to a model of the model library and returns plain data.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def convert(
             store=store,
         )
     record = {
-        "blocks": [asdict(block) for block in records],
+        "blocks": [block.model_dump() for block in records],
         "calibration": {"windows": len(windows), "seqlen": length, "sha256": identity["text"]},
         "versions": identity["versions"],
         "model": identity["model"],

@@ -238,44 +238,50 @@ def edit_config(folder: Path, change: Any) -> None:
         (lambda c: c["quantization_config"]["modules"].pop(), "lacks 1 tensors"),
         (
             lambda c: c["quantization_config"].update(modules=None),
-            "no valid recipe and list of modules",
+            "modules: Input should be a valid list, found None",
         ),
-        (lambda c: c["quantization_config"].update(record={}), "no valid record"),
+        (lambda c: c["quantization_config"].update(record={}), "record.blocks: Field required"),
         (
             lambda c: c["quantization_config"]["record"].update(blocks=[1, 2]),
-            "a record of a block does not hold name",
+            "record.blocks.0: Input should be a valid dictionary",
         ),
-        (lambda c: c["quantization_config"]["record"].update(blocks=3), "blocks is no list"),
+        (
+            lambda c: c["quantization_config"]["record"].update(blocks=3),
+            "record.blocks: Input should be a valid list, found 3",
+        ),
         (
             lambda c: c["quantization_config"]["record"]["blocks"][1].update(loss=None),
-            "loss in the record of a block is 'None'",
+            "record.blocks.1.loss: Input should be a valid number, found None",
         ),
         (
             lambda c: c["quantization_config"]["record"]["blocks"][1].update(relative_loss="a"),
-            "relative_loss in the record",
+            "record.blocks.1.relative_loss: Input should be a valid number",
         ),
         (
             lambda c: c["quantization_config"]["record"]["blocks"][1].update(more=1),
-            "a record of a block does not hold",
+            "record.blocks.1.more: Extra inputs are not permitted",
         ),
         (
             lambda c: c["quantization_config"]["record"]["blocks"][1].update(name="\x1b[2J"),
-            "name in the record",
+            "record.blocks.1.name: Input should be one line of printable text",
         ),
         (
             lambda c: c["quantization_config"]["record"].update(calibration=5),
-            "calibration does not hold windows, seqlen, sha256",
+            "record.calibration: Input should be a valid dictionary",
         ),
         (
             lambda c: c["quantization_config"]["record"]["calibration"].pop("sha256"),
-            "calibration does not hold",
+            "record.calibration.sha256: Field required",
         ),
         (
             lambda c: c["quantization_config"]["record"].update(versions=7),
-            "versions does not hold one by package",
+            "record.versions: Input should be a valid dictionary",
         ),
-        (lambda c: c["quantization_config"]["record"].update(model=[]), "model or device"),
-        (lambda c: c["quantization_config"].pop("recipe"), "no valid recipe"),
+        (
+            lambda c: c["quantization_config"]["record"].update(model=[]),
+            "record.model: Input should be a valid string",
+        ),
+        (lambda c: c["quantization_config"].pop("recipe"), "recipe: Input should be a valid dict"),
         (lambda c: c.update(hidden_size=-4), "cannot be loaded"),
         (lambda c: c.update(hidden_size="x"), "cannot be loaded"),
         (lambda c: c.update(num_attention_heads=0), "cannot be loaded"),

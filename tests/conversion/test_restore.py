@@ -71,9 +71,9 @@ def refused(
     block = copy / "block-00000.safetensors"
     with safe_open(block, framework="pt") as file:
         tensors, record = (
-            {name: file.get_tensor(name) for name in file.keys()},
+            {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
             json.loads(file.metadata()["record"]),
-        )  # noqa: SIM118
+        )
     made = change(tensors, record)
     save_file(
         tensors, block, metadata={"record": made if isinstance(made, str) else json.dumps(record)}
@@ -129,26 +129,32 @@ def put(name: str, change: Callable[[Tensor], Tensor]) -> Callable[..., None]:
             lambda tensors, _: tensors.update({NORM: torch.zeros(3, dtype=torch.int64)}),
             f"{NORM} holds",
         ),
-        (lambda *_: "5", "a record of a block does not hold name, loss"),
-        (lambda *_: "{}", "a record of a block does not hold name, loss"),
+        (lambda *_: "5", "record of a block: the whole: Input should be a valid dictionary"),
+        (lambda *_: "{}", "record of a block: name: Field required"),
         (lambda *_: "[" * 100_000, "nested too deeply"),
         (lambda *_: "{", "not JSON"),
-        (lambda _, record: record.update(more=1), "a record of a block does not hold"),
-        (lambda _, record: record.update(loss="x"), "loss in the record of a block is 'x'"),
+        (lambda _, record: record.update(more=1), "more: Extra inputs are not permitted"),
+        (
+            lambda _, record: record.update(loss="x"),
+            "loss: Input should be a valid number, found 'x'",
+        ),
         (
             lambda _, record: record.update(loss=float("nan")),
-            "loss in the record of a block is 'nan'",
+            "loss: Input should be a finite number, found nan",
         ),
         (
             lambda _, record: record.update(relative_loss=None),
-            "relative_loss in the record of a block",
+            "relative_loss: Input should be a valid number, found None",
         ),
         (
             lambda _, record: record.update(name="model.layers.3"),
             "it holds the record of 'model.layers.3'",
         ),
         (lambda _, record: record.update(layers=[]), "of 0 modules, expected model.layers.0, of 7"),
-        (lambda _, record: record.update(notes=["\x1b[2J"]), "notes in the record of a block"),
+        (
+            lambda _, record: record.update(notes=["\x1b[2J"]),
+            "notes.0: Input should be one line of printable text",
+        ),
         (lambda _, record: record.update(rotated={"a": 1}), "it holds the record of"),
     ],
 )

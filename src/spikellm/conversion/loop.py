@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,7 +217,7 @@ def _keep(
                 index,
                 modules,
                 {name: parameter.data for name, parameter in dense.items()},
-                asdict(record),
+                record.model_dump(),
             )
         distributed.barrier()
 

@@ -1,4 +1,4 @@
-"""Which weights stay in memory: tensors that are read from a file lazily can be offloaded again, and
+"""Which weights stay in memory: tensors that are read from a file lazily can be offloaded again and
 are read anew when they are needed.
 
 The model library maps safetensors shards into memory, so a model takes memory as its weights are
