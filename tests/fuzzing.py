@@ -10,6 +10,7 @@ one line is a crash, and is written to a file.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,6 +28,7 @@ with atheris.instrument_imports(include=["spikellm", "yaml"]):
     from spikellm.profiling.energy import load_table
     from spikellm.recipe.load import load_recipe
 
+IDENTITY = {"recipe": {}, "text": "abc", "versions": {"torch": "2"}, "model": "a", "device": "cpu"}
 ASSETS = Path(spikellm.__file__).parent
 
 
@@ -42,7 +44,7 @@ def _table(place: Path, data: bytes) -> None:
 
 def _manifest(place: Path, data: bytes) -> None:
     (place / "manifest.json").write_bytes(data)
-    Journal(place, {"recipe": {}, "text": "abc"})
+    Journal(place, IDENTITY)
 
 
 def _configuration(place: Path, data: bytes) -> None:
@@ -97,7 +99,7 @@ def seeds(folder: Path) -> None:
     found = [
         *((0, data) for data in recipes),
         *((1, data) for data in tables),
-        (2, b'{"version": 1, "identity": {"recipe": {}, "text": "abc"}}'),
+        (2, json.dumps({**IDENTITY, "text": "other"}).encode()),
         (
             3,
             (

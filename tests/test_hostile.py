@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 import spikellm
 from conftest import BUNDLED
 from spikellm.conversion.journal import Journal
-from spikellm.core.errors import RequestError, SpikeLLMError
+from spikellm.core.errors import CheckpointError, RequestError, SpikeLLMError
 from spikellm.core.io import PlainDataError, read_json
 from spikellm.profiling.energy import load_table
 from spikellm.recipe.load import load_recipe
@@ -39,6 +39,7 @@ FEW = {
     "suppress_health_check": [HealthCheck.function_scoped_fixture],
 }
 MANY = {**FEW, "max_examples": 150}
+IDENTITY = {"recipe": {}, "text": "abc", "versions": {"torch": "2"}, "model": "a", "device": "cpu"}
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -252,12 +253,15 @@ def test_many_damaged_models(
 
 
 @example('{"\\n": 1}')
+@example(json.dumps({**IDENTITY, "text": "other"}))
+@example(json.dumps({**IDENTITY, "recipe": {"a\nb": 1}}))
+@example(json.dumps({**IDENTITY, "more": 1}))
 @given(st.text(max_size=50) | VALUES.map(json.dumps))
 @settings(**{**FEW, "max_examples": 100})
 def test_manifests(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(RequestError) as caught:
-        Journal(tmp_path, {"recipe": {}, "text": "abc"})
+        Journal(tmp_path, IDENTITY)
     assert "\n" not in str(caught.value)
 
 
@@ -355,6 +359,51 @@ def test_declared_sizes_take_no_memory(copy: Path) -> None:
         spikellm.load(copy)
 
 
+@pytest.mark.parametrize("converted", [False, True])
+def test_numbers_that_the_model_does_not_use_are_no_sizes(
+    converted: bool, copy: Path, tmp_path: Path
+) -> None:
+    """Whatever they are called: what counts is what the library builds."""
+    folder = copy if converted else Path(shutil.copytree(BUNDLED, tmp_path / "original"))
+    config = json.loads((folder / "config.json").read_text())
+    unused = {"hash_buckets_size": 10**15, "n_layer": 10**12, "num_layers": 10**9, "n_ctx": 2**62}
+    config |= {**unused, "audio_config": {"hidden_size": 10**18, "num_hidden_layers": 10**9}}
+    (folder / "config.json").write_text(json.dumps(config))
+    model, _ = spikellm.load(folder)
+    assert len(model.model.layers) == 5
+
+
+def test_layers_are_counted_by_the_names_of_their_family() -> None:
+    """Of families that call them otherwise, and of parts of a model."""
+    from spikellm.checkpoint.outline import require_few_layers
+    from spikellm.checkpoint.shards import Shards
+
+    for config in (
+        {"model_type": "gpt2", "n_layer": 10**12},
+        {"model_type": "gemma3", "text_config": {"num_hidden_layers": 10**12}},
+        {"num_hidden_layers": 10**12},
+        {"model_type": "llama", "num_labels": 10**12},
+    ):
+        with pytest.raises(CheckpointError, match="declares n.* 1000000000000, and the shards"):
+            require_few_layers(config, Shards({}, 0), "here")
+    require_few_layers({"model_type": "llama", "n_layer": 10**12}, Shards({}, 0), "here")
+
+
+def test_a_build_without_end_is_stopped() -> None:
+    from spikellm.checkpoint.outline import bounded_build
+    from spikellm.checkpoint.shards import Shards, StoredTensor
+
+    def build(layers: int) -> None:
+        torch.nn.ModuleList(torch.nn.Linear(1, 1, device="meta") for _ in range(layers))
+
+    shards = Shards({"a": StoredTensor("F32", (1,))}, 100)
+    with bounded_build(shards, "here"):
+        build(2000)
+        with pytest.raises(CheckpointError, match="a model of more than 4,112 parameters"):
+            build(10**12)
+    build(3000)  # nobody counts any more
+
+
 DECLARED = [
     ("num_hidden_layers", 200_000),
     ("num_hidden_layers", 10**12),
@@ -368,6 +417,7 @@ DECLARED = [
     ("hidden_size", 10**400),
     ("hidden_size", float("inf")),
     ("num_hidden_layers", 1000),
+    ("num_labels", 10**10),
 ]
 
 

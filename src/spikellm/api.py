@@ -6,7 +6,7 @@ Each does one thing to a model of the model library and returns plain data.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def _mark(
     """Let a converted model know how it was converted."""
     count, length = windows.shape
     record = {
-        "blocks": [asdict(block) for block in records],
+        "blocks": [block.model_dump() for block in records],
         "calibration": {"windows": count, "seqlen": length, "sha256": identity["text"]},
         **{key: identity[key] for key in ("versions", "model", "device")},
     }

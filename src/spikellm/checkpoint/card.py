@@ -15,7 +15,10 @@ def model_card(name: str, model: Any, config: SpikeConfig) -> str:
         f"| `{block['name']}` | {block['loss']:.4g} | {block['relative_loss']:.2%} |"
         for block in config.record["blocks"]
     )
-    measured = "\n".join(f"- {key}: {value}" for key, value in config.record["versions"].items())
+    versions = "\n".join(f"- {key}: {value}" for key, value in config.record["versions"].items())
+    windows, seqlen = (config.record["calibration"][key] for key in ("windows", "seqlen"))
+    share = summary.weight_bytes / max(summary.dense_bytes, 1)
+    # a backslash at the end of a line joins it to the next
     return f"""---
 library_name: transformers
 tags: [spikellm, spiking-neural-network, quantization]
@@ -29,19 +32,21 @@ A spike-driven language model made by spikellm with the recipe `{recipe.name}`. 
 ## Load it
 
 ```python
-import spikellm  # registers the format; without it transformers would fill the layers with random numbers
+import spikellm  # registers the format; without it transformers would fill the layers with \
+random numbers
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/{name}")
 ```
 
-`model, tokenizer = spikellm.load("path/to/{name}")` does the same and checks more. On the command line: `spikellm generate path/to/{name} "Once"`.
+`model, tokenizer = spikellm.load("path/to/{name}")` does the same and checks more. \
+On the command line: `spikellm generate path/to/{name} "Once"`.
 
 ## Figures
 
 - converted layers: {summary.spiking_layers} of {len(summary.layers)} linear layers
 - average steps over multiply-accumulates of converted layers: {summary.average_steps:.3f}
-- weights of converted layers: {summary.weight_bytes:,} bytes, {summary.weight_bytes / max(summary.dense_bytes, 1):.3f} of 16 bits a weight
+- weights of converted layers: {summary.weight_bytes:,} bytes, {share:.3f} of 16 bits a weight
 
 Difference to the original behind each block, on the calibration text:
 
@@ -51,8 +56,8 @@ Difference to the original behind each block, on the calibration text:
 
 ## Made with
 
-{measured}
-- calibration text: {recipe.calibration.text}, {config.record["calibration"]["windows"]} windows of {config.record["calibration"]["seqlen"]} tokens
+{versions}
+- calibration text: {recipe.calibration.text}, {windows} windows of {seqlen} tokens
 
 ```yaml
 {recipe.to_yaml()}```

@@ -4,12 +4,14 @@ modules, and what converting them did.
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from spikellm.conversion.record_schema import wrong_in_record
+from spikellm.conversion.record import ConversionRecord, Count, Line, Lines, explain
 from spikellm.core.errors import CheckpointError
 from spikellm.core.io import read_json
 from spikellm.recipe import Recipe, recipe_from
@@ -17,22 +19,42 @@ from spikellm.recipe import Recipe, recipe_from
 METHOD = "spikellm"
 CONFIG_VERSION = 1
 
+HeadSizes = Annotated[list[Annotated[Count, Field(gt=0)]], Field(min_length=3, max_length=3)]
+
+
+class _Content(BaseModel):
+    """Types and bounds of what a configuration holds; see :class:`SpikeConfig`."""
+
+    model_config = ConfigDict(strict=True)
+
+    recipe: dict[str, Any]
+    modules: Lines
+    record: ConversionRecord
+    attention: dict[Line, HeadSizes]
+    sizes: dict[Line, Annotated[list[Count], FailFast()]]
+
 
 class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """Configuration of a converted model.
+    """Configuration of a converted model: plain data, as the model library wants it.
 
     Attributes:
-        recipe: the whole recipe, as plain data.
+        recipe: the whole recipe.
         modules: full names of the converted layers.
         sizes: of layers whose buffers have shapes that the recipe does not decide (see
             ``SpikingLinear.sizes``).
         attention: spiking attention modules: key-value heads, channels of a key and of a value
             head.
-        record: errors behind each block, fingerprint of the calibration text, versions.
+        record: see :class:`spikellm.conversion.record.ConversionRecord`.
 
     Raises:
         CheckpointError: written by a newer version of the package, or damaged.
     """
+
+    recipe: dict[str, Any]
+    modules: list[str]
+    record: dict[str, Any]
+    attention: dict[str, list[int]]
+    sizes: dict[str, list[int]]
 
     def __init__(
         self,
@@ -41,63 +63,32 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
         record: dict[str, Any] | None = None,
         attention: dict[str, list[int]] | None = None,
         sizes: dict[str, list[int]] | None = None,
-        version: int = CONFIG_VERSION,
-        quant_method: str = METHOD,
-        **unknown: Any,
+        **rest: Any,
     ) -> None:
-        if version != CONFIG_VERSION or unknown or quant_method != METHOD:
+        version, method = rest.pop("version", CONFIG_VERSION), rest.pop("quant_method", METHOD)
+        if version != CONFIG_VERSION or rest or method != METHOD:
             raise CheckpointError(
-                f"quantization_config has version {version} and keys {sorted(unknown)} that this"
-                f" spikellm does not know (expected version {CONFIG_VERSION}); upgrade spikellm"
+                f"quantization_config has version {reprlib.repr(version)} and keys"
+                f" {reprlib.repr(sorted(rest))} that this spikellm does not know (expected version"
+                f" {CONFIG_VERSION}); upgrade spikellm"
             )
-        if not (
-            isinstance(recipe, dict)
-            and isinstance(modules, list)
-            and all(isinstance(name, str) for name in modules)
-        ):
+        content = {
+            "recipe": recipe,
+            "modules": modules,
+            "record": record,
+            "attention": {} if attention is None else attention,
+            "sizes": {} if sizes is None else sizes,
+        }
+        try:
+            _Content.model_validate(content)
+        except ValidationError as error:
             raise CheckpointError(
-                "quantization_config in config.json has no valid recipe and list of modules; the"
-                " folder is damaged"
-            )
-        problem = wrong_in_record(record)
-        if record is None or problem:
-            raise CheckpointError(
-                "quantization_config in config.json has no valid record of the conversion"
-                f" ({problem}); the folder is damaged"
-            )
-        attention = {} if attention is None else attention
-        if not (
-            isinstance(attention, dict)
-            and all(
-                isinstance(shape, list)
-                and len(shape) == 3
-                and all(isinstance(n, int) and n > 0 for n in shape)
-                for shape in attention.values()
-            )
-        ):
-            raise CheckpointError(
-                "quantization_config in config.json has no valid shapes of attention heads; the"
-                " folder is damaged"
-            )
-        sizes = {} if sizes is None else sizes
-        if not (
-            isinstance(sizes, dict)
-            and all(
-                isinstance(one, list) and all(isinstance(n, int) and 0 <= n < 2**40 for n in one)
-                for one in sizes.values()
-            )
-        ):
-            raise CheckpointError(
-                "quantization_config in config.json has no valid sizes of layers; the folder is"
-                " damaged"
-            )
-        self.quant_method = METHOD
-        self.version = version
-        self.recipe = recipe
-        self.modules = modules
-        self.record = record
-        self.attention = attention
-        self.sizes = sizes
+                "quantization_config in config.json is not what a conversion writes"
+                f" ({explain(error)}); the folder is damaged"
+            ) from None
+        self.quant_method, self.version = METHOD, version
+        for key, value in content.items():
+            setattr(self, key, value)
 
     def parsed_recipe(self) -> Recipe:
         """The recipe as an object."""

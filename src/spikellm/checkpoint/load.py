@@ -5,6 +5,7 @@ it cannot be done.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 
 from spikellm.checkpoint.config import read_config
-from spikellm.checkpoint.declared import Held, require_held
 from spikellm.checkpoint.integrity import check_folder
+from spikellm.checkpoint.outline import bounded_build, require_outline
+from spikellm.checkpoint.shards import Shards, headers_read_once
 from spikellm.core.devices import find_device
 from spikellm.core.errors import (
     CheckpointError,
@@ -62,75 +64,65 @@ def load(
         DependencyError: the hub cannot be reached.
         UnsupportedModelError: not a causal language model.
     """
-    import transformers
-
-    import spikellm.checkpoint.save  # noqa: F401  registers the format
-
     place = find_device(device or "cpu")
     where = str(source)
     local = exists(Path(where))
-    held = None
-    if local:
-        held = check_folder(Path(where))
-    elif _is_path(source):
+    if not local and _is_path(source):
         raise RequestError(
             f"folder {where} does not exist; give a model folder, or a hub name such as"
             " 'organisation/model'"
         )
-    try:
-        if (
-            held is not None and read_config(Path(where)) is None
-        ):  # of a converted model see ``SpikeQuantizer``
-            _require_outline(where, held, trust_remote_code=trust_remote_code)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=dtype,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-        )
-        tokenizer = _tokenizer(where, local=local, trust_remote_code=trust_remote_code)
-    except SpikeLLMError:
-        raise
-    except (SafetensorError, EOFError) as error:
-        raise CheckpointError(f"weights of {where} cannot be read: {_line(error)}") from None
-    except (
-        Exception
-    ) as error:  # whatever a damaged configuration makes the model library stumble over
-        raise _explain(where, local, error) from None
+    with headers_read_once():
+        shards = check_folder(Path(where)) if local else None
+        try:
+            with bounded_build(shards, where) if shards else nullcontext():
+                model, info = _read_model(where, shards, dtype, trust_remote_code=trust_remote_code)
+            tokenizer = _tokenizer(where, local=local, trust_remote_code=trust_remote_code)
+        except SpikeLLMError:
+            raise
+        except (SafetensorError, EOFError) as error:
+            raise CheckpointError(f"weights of {where} cannot be read: {_line(error)}") from None
+        except (
+            Exception
+        ) as error:  # whatever a damaged configuration makes the library stumble over
+            raise _explain(where, local, error) from None
+    _require_complete(where, info, converted=getattr(model, "is_quantized", False))
+    return model.to(place).eval(), tokenizer
+
+
+def _read_model(
+    where: str, shards: Shards | None, dtype: str | torch.dtype, *, trust_remote_code: bool
+) -> tuple[Any, dict[str, Any]]:
+    import transformers
+
+    import spikellm.checkpoint.save  # noqa: F401  registers the format
+
+    if shards and read_config(Path(where)) is None:  # of a converted model see ``SpikeQuantizer``
+        require_outline(where, shards, trust_remote_code=trust_remote_code)
+    found: tuple[Any, dict[str, Any]] = transformers.AutoModelForCausalLM.from_pretrained(
+        where,
+        dtype=dtype,
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+    )
+    return found
+
+
+def _require_complete(where: str, info: dict[str, Any], *, converted: bool) -> None:
     problems = [
         f"{kind.split('_')[0]} {sorted(map(str, info[kind]))[0]}"
         for kind in ("missing_keys", "mismatched_keys")
         if info.get(kind)
     ]
-    if problems or (info.get("unexpected_keys") and getattr(model, "is_quantized", False)):
-        problems += (
-            [f"unexpected {sorted(info['unexpected_keys'])[0]}"]
-            if info.get("unexpected_keys")
-            else []
-        )
+    unexpected = sorted(info.get("unexpected_keys") or ())
+    if problems or (unexpected and converted):
+        problems += [f"unexpected {key}" for key in unexpected[:1]]
         raise CheckpointError(
             f"weights of {where} do not fit its configuration ({'; '.join(problems)}); restore the"
             " folder or convert again"
         )
-    return model.to(place).eval(), tokenizer
-
-
-def _require_outline(where: str, held: Held, *, trust_remote_code: bool) -> None:
-    """Refuse a folder whose configuration makes a model, tried without memory, that is far larger
-    than its shards.
-    """
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        outline = transformers.AutoModelForCausalLM.from_config(
-            config, trust_remote_code=trust_remote_code
-        )
-    require_held(
-        outline, held, where, packed=getattr(config, "quantization_config", None) is not None
-    )
 
 
 def _tokenizer(where: str, *, local: bool, trust_remote_code: bool) -> Any:

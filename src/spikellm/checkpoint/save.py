@@ -17,8 +17,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from spikellm.checkpoint.card import model_card
 from spikellm.checkpoint.config import METHOD, SpikeConfig
-from spikellm.checkpoint.declared import require_held
-from spikellm.checkpoint.integrity import read_shard, sum_of
+from spikellm.checkpoint.outline import require_fit
+from spikellm.checkpoint.shards import read_headers
 from spikellm.core.errors import CheckpointError, RequestError
 from spikellm.core.files import folder_when_done
 from spikellm.models.attention_interface import CHILD, IMPLEMENTATION, register
@@ -45,6 +45,10 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **_: Any
     ) -> nn.Module:
         recipe = self.quantization_config.parsed_recipe()
+        paths = [Path(file) for file in checkpoint_files or () if file.endswith(".safetensors")]
+        shards, where = read_headers(paths), str(paths[0].parent) if paths else ""
+        if paths:
+            require_fit(model, shards, where, packed=True)
         unfuse_experts(model)
         for name in self.quantization_config.modules:
             outer = layer_name(name)
@@ -82,11 +86,9 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                     " folder is damaged"
                 )
             setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
-        shards = [Path(shard) for shard in checkpoint_files or () if shard.endswith(".safetensors")]
-        for shard in shards:
-            _require_none(wrong_stored_type(model, read_shard(shard).types))
-        if shards:
-            require_held(model, sum_of(shards), str(shards[0].parent))
+        _require_none(wrong_stored_type(model, shards.dtypes))
+        if paths:
+            require_fit(model, shards, where)
         return model
 
     def update_attn_implementation(self, config: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,7 @@ def _told(out: Path, resolved: Recipe, result: api.Conversion) -> dict[str, Any]
         "average_steps": summary.average_steps,
         "attention": len(summary.attentions),
         "weight_ratio": summary.weight_bytes / max(summary.dense_bytes, 1),
-        "blocks": [asdict(block) for block in result.blocks],
+        "blocks": [block.model_dump() for block in result.blocks],
     }
 
 

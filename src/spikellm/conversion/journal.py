@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spikellm.conversion.record import Manifest, explain
 from spikellm.core.errors import CheckpointError, RequestError
 from spikellm.core.files import cannot_write, write_atomically
 from spikellm.core.io import PlainDataError, difference_in_words, parse_json, read_json
@@ -31,8 +33,8 @@ class Journal:
 
     Args:
         folder: created with the first finished block.
-        identity: what must be equal for a resumed run to end in the same bytes (recipe,
-            fingerprints, versions).
+        identity: what must be equal for a resumed run to end in the same bytes, as
+            :class:`spikellm.conversion.record.Manifest` has it.
         replaces: the result takes the place of what is there; a resumed run may do so too.
 
     Raises:
@@ -48,9 +50,10 @@ class Journal:
         record: Any
 
     def __init__(self, folder: Path, identity: dict[str, Any], *, replaces: bool = False) -> None:
-        self.folder, self._identity, self._replaces = folder, identity, replaces
+        self.folder, self._replaces = folder, replaces
+        self._manifest = Manifest.model_validate(identity)
         if is_journal(folder):
-            self._compare(_read_manifest(folder / _MANIFEST), json.loads(json.dumps(identity)))
+            self._compare(_read_manifest(folder / _MANIFEST))
 
     def read(self, index: int) -> Entry | None:
         """Tensors and record of a finished block; None if it is not there."""
@@ -77,7 +80,7 @@ class Journal:
                     (self.folder / _REPLACES).touch()
             except OSError as error:
                 raise cannot_write(self.folder, error) from None
-            text = json.dumps(self._identity, indent=1)
+            text = self._manifest.model_dump_json(indent=1)
             write_atomically(
                 self.folder / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8")
             )
@@ -123,22 +126,27 @@ class Journal:
         """The file of a block."""
         return self.folder / f"block-{index:05d}.safetensors"
 
-    def _compare(self, found: dict[str, Any], expected: dict[str, Any]) -> None:
-        for key in sorted(found.keys() | expected.keys()):
-            if found.get(key) != expected.get(key):
+    def _compare(self, other: Manifest) -> None:
+        expected = self._manifest.model_dump()
+        for key, found in other.model_dump().items():
+            if found != expected[key]:
                 raise RequestError(
                     f"{self.folder} holds an interrupted conversion with another"
-                    f" {difference_in_words(key, found.get(key), expected.get(key))}; resume with"
-                    " the same settings, or start afresh with --force"
+                    f" {difference_in_words(key, found, expected[key])}; resume with the same"
+                    " settings, or start afresh with --force"
                 )
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    with suppress(PlainDataError, OSError):
-        found = read_json(path)
-        if isinstance(found, dict):
-            return found
-    raise RequestError(f"{path} is damaged; delete the folder, or start afresh with --force")
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate(read_json(path))
+    except ValidationError as error:
+        problem = explain(error)
+    except (PlainDataError, OSError) as error:
+        problem = " ".join(str(error).split())
+    raise RequestError(
+        f"{path} is damaged ({problem}); delete the folder, or start afresh with --force"
+    )
 
 
 def is_journal(folder: Path) -> bool:

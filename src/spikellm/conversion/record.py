@@ -1,24 +1,49 @@
-"""What is told of a conversion, block by block."""
+"""What is told of a conversion, as frozen models of plain data.
+
+Blocks are recorded one by one in the journal and together in ``config.json``; the journal's
+manifest says what decides the bytes. All of them are read from files that may hold anything, so
+their types and bounds are exact.
+"""
 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 from torch import Tensor, nn
 
 from spikellm.algorithms import FittedBlock
-from spikellm.conversion.record_schema import MOST_ERROR, wrong_in_block
 from spikellm.core import distributed
 from spikellm.core.errors import NumericalError
 from spikellm.nn.rotation import rotation_of
 
+MOST_ERROR = 1e300  # a mean square, absolute or relative
 
-@dataclass(frozen=True)
-class BlockRecord:
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("Input should be one line of printable text")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_printable)]
+Lines = Annotated[list[Line], FailFast()]
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+MeanSquare = Annotated[float, Field(ge=0, le=MOST_ERROR)]  # NaN is none
+
+
+class _Record(BaseModel):
+    """Frozen; nothing is converted, so that what is written again is what was read."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class BlockRecord(_Record):
     """What converting one block did.
 
     Attributes:
@@ -31,13 +56,67 @@ class BlockRecord:
         rotated: how many input channels are rotated while the model runs, by layer.
     """
 
-    name: str
-    loss: float
-    relative_loss: float
-    layers: list[str]
-    dropped: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    rotated: dict[str, int] = field(default_factory=dict)
+    name: Line
+    loss: MeanSquare
+    relative_loss: MeanSquare
+    layers: Lines
+    dropped: Lines = []
+    notes: Lines = []
+    rotated: dict[Line, Count] = {}
+
+
+class CalibrationRecord(_Record, extra="ignore"):
+    """The calibration text: how many windows of how many tokens, and their SHA-256."""
+
+    windows: Count
+    seqlen: Count
+    sha256: Line
+
+
+class ConversionRecord(_Record, extra="ignore"):
+    """What a whole conversion did.
+
+    Attributes:
+        blocks: one record a block, then one of the output projection if it was converted.
+        versions: versions of packages that decide the bytes, by package.
+        model: fingerprint of the original.
+        device: kind of device it was converted on.
+    """
+
+    blocks: Annotated[list[BlockRecord], FailFast()]
+    calibration: CalibrationRecord
+    versions: dict[Line, Line]
+    model: Line = ""
+    device: Line = ""
+
+
+class Manifest(_Record):
+    """What decides the bytes of a conversion: equal manifests, equal bytes.
+
+    Attributes:
+        recipe: the whole recipe, as plain data.
+        text: SHA-256 of the calibration windows.
+        versions: versions of packages that decide the bytes, by package.
+        model: fingerprint of the original.
+        device: kind of device.
+    """
+
+    recipe: dict[str, Any]
+    text: Line
+    versions: dict[Line, Line]
+    model: Line
+    device: Line
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a record that is not valid, in one line, such as
+    ``loss: Input should be a valid number, found None``.
+    """
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"])) or "the whole"
+    place = place if place.isprintable() and len(place) <= 80 else reprlib.repr(place)
+    problem = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {problem}, found {reprlib.repr(first['input'])}"
 
 
 @dataclass(frozen=True)
@@ -80,13 +159,13 @@ def record_of(
             " layers out with an override"
         )
     return BlockRecord(
-        name,
-        squared / count,
-        min(squared / max(power, 1e-300), MOST_ERROR),
-        list(modules),
-        fitted.dropped,
-        fitted.notes,
-        fitted.rotated,
+        name=name,
+        loss=min(squared / count, MOST_ERROR),
+        relative_loss=min(squared / max(power, 1e-300), MOST_ERROR),
+        layers=list(modules),
+        dropped=fitted.dropped,
+        notes=fitted.notes,
+        rotated=fitted.rotated,
     )
 
 
@@ -96,16 +175,18 @@ def record_from(data: Any, name: str, modules: Mapping[str, nn.Module]) -> Block
     Raises:
         ValueError: it is not the record of that block; says in what.
     """
-    if problem := wrong_in_block(data):
-        raise ValueError(problem)
-    rotated = {rotation_of(key) for key in data.get("rotated", ())}
+    try:
+        record = BlockRecord.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"record of a block: {explain(error)}") from None
+    rotated = {rotation_of(key) for key in record.rotated}
     if (
-        data["name"] != name
-        or sorted(data["layers"]) != sorted(modules)
+        record.name != name
+        or sorted(record.layers) != sorted(modules)
         or not rotated <= modules.keys()
     ):
         raise ValueError(
-            f"it holds the record of {data['name'][:80]!r}, of {len(data['layers'])} modules,"
+            f"it holds the record of {record.name[:80]!r}, of {len(record.layers)} modules,"
             f" expected {name}, of {len(modules)}"
         )
-    return BlockRecord(**data)
+    return record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -175,7 +175,7 @@ def record(block: BlockStep, converted: Converted) -> BlockRecord:
     if journal:
         if distributed.is_main():
             dense = {name: one.data for name, one in _dense(block, converted).items()}
-            journal.write(block.index, modules, dense, asdict(found))
+            journal.write(block.index, modules, dense, found.model_dump())
         distributed.barrier()
     return found
 

@@ -1,10 +1,10 @@
-"""Which weights stay in memory: tensors that are read from a file lazily can be let go of again,
-and are read anew when they are needed.
+"""Which weights stay in memory: tensors that are read from a file lazily can be offloaded again and
+are read anew when they are needed.
 
 The model library maps safetensors shards into memory, so a model takes memory as its weights are
-looked at. Letting go is advice to the system (Linux: ``MADV_PAGEOUT``, since 5.4) to take out of
+looked at. Offloading is advice to the system (Linux: ``MADV_PAGEOUT``, since 5.4) to take out of
 memory what has a file behind it; nothing is lost. Where there is no such advice, and for tensors
-without a file, nothing happens.
+whose memory torch allocated itself, nothing happens.
 """
 
 from __future__ import annotations
@@ -31,28 +31,13 @@ def release(module: nn.Module) -> None:
 def offload(tensor: Tensor) -> None:
     """Say that a tensor is not needed for a while."""
     advise = _advice()
-    if advise is None or tensor.device.type != "cpu":
+    if advise is None or tensor.device.type != "cpu" or tensor.nbytes < _LEAST:
         return
-    start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-    first, end = (
-        -(-start // mmap.PAGESIZE) * mmap.PAGESIZE,
-        (start + size) // mmap.PAGESIZE * mmap.PAGESIZE,
-    )
-    if size >= _LEAST and _has_a_file(first):
-        advise(
-            first, end - first, _PAGEOUT
-        )  # advice: an old system that does not know it says so, and that is all
-
-
-def _has_a_file(address: int) -> bool:
-    """Whether the memory at an address is mapped from a file."""
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-        for line in maps:
-            bounds, _, _, _, inode, *_ = line.split(maxsplit=5)
-            start, stop = (int(bound, 16) for bound in bounds.split("-"))
-            if start <= address < stop:
-                return inode != "0"
-    return False
+    if tensor.untyped_storage().resizable():
+        return  # torch's own memory; a mapped file, and other memory from outside, has a fixed size
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    advise(start, end - start, _PAGEOUT)  # an old system that does not know it says so, no more
 
 
 def trim() -> None:
@@ -68,7 +53,7 @@ def trim() -> None:
 
 @contextmanager
 def released_after_forward(modules: nn.ModuleList) -> Iterator[None]:
-    """While this holds, each of the modules is let go of after its forward pass."""
+    """While this holds, each of the modules is offloaded after its forward pass."""
     handles = [
         module.register_forward_hook(lambda module, *_: release(module)) for module in modules
     ]
