@@ -22,8 +22,8 @@ class SurveyedLayer:
         sensitivity: of its outputs (see :mod:`spikellm.observers.sensitivity`), float32,
             ``(out,)``.
         sample: some of its inputs, float32, ``(tokens, in)``.
-        shared_input_layers: the layers that read the same tensor and code it by the same settings, itself
-            included.
+        shared_input_layers: the layers that read the same tensor and code it by the same settings,
+            itself included.
     """
 
     name: str
