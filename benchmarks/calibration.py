@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import spikellm
 from spikellm.algorithms import omniquant
-from spikellm.conversion.loop import Progress
+from spikellm.conversion.record import Progress
 from spikellm.models.families import linear_layers
 from spikellm.models.swap import replace_module
 

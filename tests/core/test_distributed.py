@@ -197,7 +197,7 @@ def test_windows_are_shared_in_whole_batches(monkeypatch: pytest.MonkeyPatch) ->
             parts.append(part)
         assert torch.equal(torch.cat([part.windows for part in parts]), windows)
     monkeypatch.setattr(distributed, "world_size", lambda: 5)
-    with pytest.raises(RequestError, match="5 distributed cannot share"):
+    with pytest.raises(RequestError, match="5 ranks cannot share"):
         shard_windows(windows, 3)
 
 

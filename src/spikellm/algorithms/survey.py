@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from spikellm.recipe import LinearRecipe
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,8 @@ class SurveyedLayer:
         sensitivity: of its outputs (see :mod:`spikellm.observers.sensitivity`), float32,
             ``(out,)``.
         sample: some of its inputs, float32, ``(tokens, in)``.
-        readers: the layers that read the same tensor and code it by the same settings, itself
-            included.
+        shared_input_layers: the layers that read the same tensor and code it by the same settings,
+            itself included.
     """
 
     name: str
@@ -36,4 +32,4 @@ class SurveyedLayer:
     hessian: Tensor | None
     sensitivity: Tensor
     sample: Tensor
-    readers: tuple[str, ...]
+    shared_input_layers: tuple[str, ...]

@@ -49,7 +49,7 @@ class StepShares:
         by_reader: dict[tuple[str, ...], list[SurveyedLayer]] = {}
         for layer in layers:
             if layer.settings.activations.allocated_over_model:
-                by_reader.setdefault(layer.readers, []).append(layer)
+                by_reader.setdefault(layer.shared_input_layers, []).append(layer)
         for readers, group in by_reader.items():
             settings, sample = group[0].settings.activations, group[0].sample
             weights = [
