@@ -29,8 +29,8 @@ from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.core import distributed
 from spikellm.models.families import weight_and_bias
 from spikellm.models.swap import spiking_for, spiking_like
-from spikellm.nn.additive import plane_sizes
 from spikellm.nn.channels import Groups
+from spikellm.nn.formats.ternary import plane_sizes
 from spikellm.nn.layout import make_layout
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import AffineWeights, codes_in_range, weight_range

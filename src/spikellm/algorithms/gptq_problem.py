@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from spikellm.algorithms.step_budget import importance_of
 from spikellm.models.swap import spiking_like
 from spikellm.nn.channels import Groups
-from spikellm.nn.partly_binary import PartlyBinaryLinear, PartlyBinaryWeights
+from spikellm.nn.formats.partly_binary import PartlyBinaryWeights
+from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import codes_in_range, weight_range
 from spikellm.quantization.column_update import CodeColumn, propagate_error
 from spikellm.quantization.rounding import half_up
@@ -63,9 +64,7 @@ class GPTQProblem(NamedTuple):
         return float(((difference @ self.hessian) * difference).sum(dtype=torch.float64))
 
 
-def partly_binary_layer(
-    module: nn.Module, problem: GPTQProblem, groups: Groups
-) -> PartlyBinaryLinear:
+def partly_binary_layer(module: nn.Module, problem: GPTQProblem, groups: Groups) -> SpikingLinear:
     """PB-LLM: salient by ``w²/[U]_jj²``, the others ``±mean|w|`` of their row (and group).
 
     Error feedback over both.
@@ -101,9 +100,8 @@ def partly_binary_layer(
 
     problem.propagate_error(code)
     layer = spiking_like(module, problem.settings, sizes=(count,))
-    assert isinstance(layer, PartlyBinaryLinear)
     layer.set_groups(groups.channel)
-    layer.set_partly_binary(
+    layer.set_weights(
         PartlyBinaryWeights(
             salient, positive, scale, codes.to(torch.uint8), fine_scale, fine_zero.to(torch.uint8)
         )

@@ -23,7 +23,7 @@ from spikellm.checkpoint.save import spike_config
 from spikellm.core import console
 from spikellm.core.errors import RequestError, SpikeLLMError
 from spikellm.core.memory import peak_memory
-from spikellm.kernels.native import ops
+from spikellm.kernels.base import describe as describe_kernels
 from spikellm.models.families import longest_window
 from spikellm.profiling.powercap import Meter
 
@@ -157,7 +157,7 @@ def run_once(name: str, work: Work, trust_remote_code: bool = False) -> Run:
             f"{work.prompt} tokens of prompt and {work.new} new ones exceed the maximum of {name},"
             f" {longest}; ask for less"
         )
-    kernels = ops.describe() if spike_config(model) is not None else "torch"
+    kernels = describe_kernels() if spike_config(model) is not None else "torch"
     tokens = torch.randint(
         0, model.config.vocab_size, (1, work.prompt), generator=torch.Generator().manual_seed(0)
     )

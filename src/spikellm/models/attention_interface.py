@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from spikellm.core.errors import RequestError, UnsupportedModelError
 from spikellm.models.families import caches_latents
 from spikellm.nn.attention import HeadShape, SpikingAttention
-from spikellm.nn.fast_heads import rows_of
 from spikellm.nn.hooks import spike_observer
+from spikellm.nn.packed_kv import rows_of
 
 IMPLEMENTATION = "spike"
 CHILD = "spikes"
@@ -73,7 +73,7 @@ def uncoded(root: nn.Module) -> Iterator[None]:
 
 
 def mark_coded(x: Tensor) -> Tensor:
-    """Say of K or V that it comes decoded from a cache, so that attention does not code it again."""
+    """Say of K or V that it comes decoded from a cache: attention does not code it again."""
     x.spikellm_coded = True  # type: ignore[attr-defined]
     return x
 

@@ -16,7 +16,7 @@ from spikellm.core.errors import UnsupportedModelError
 from spikellm.models.attention_interface import mark_coded, observed, spiking_attentions
 from spikellm.models.families import caches_latents
 from spikellm.nn.attention import SpikingAttention
-from spikellm.nn.fast_heads import MOST_QUERIES, PackedKV, plan_for
+from spikellm.nn.packed_kv import PackedKV
 
 
 class _SpikingRows:
@@ -30,19 +30,19 @@ class _SpikingRows:
     ) -> tuple[Tensor, Tensor]:
         key, value = self.spikes.key_coder(), self.spikes.value_coder()
         self.channels = key_states.shape[-1], value_states.shape[-1]
-        rows = super().update(
+        key_kernels, value_kernels = key.kernels(key_states), value.kernels(value_states)
+        rows = super().update(  # type: ignore[misc]
             key.to_rows(self.spikes.turned_key(key_states)),
             value.to_rows(value_states),
             *arguments,
             **keywords,
-        )  # type: ignore[misc]
-        if key_states.shape[2] < min(rows[0].shape[2], MOST_QUERIES + 1) and not observed():
-            key_plan, value_plan = plan_for(key, key_states), plan_for(value, value_states)
-            if key_plan is not None and value_plan is not None:
-                return (
-                    PackedKV(rows[0], key_plan, self.channels[0]).placeholder(),
-                    PackedKV(rows[1], value_plan, self.channels[1]).placeholder(),
-                )
+        )
+        most = min(key_kernels.most_queries, value_kernels.most_queries)
+        if key_states.shape[2] < min(rows[0].shape[2], most + 1) and not observed():
+            return (
+                PackedKV(rows[0], key_kernels, self.channels[0]).placeholder(),
+                PackedKV(rows[1], value_kernels, self.channels[1]).placeholder(),
+            )
         coded = key.unpack(rows[0], self.channels[0]), value.unpack(rows[1], self.channels[1])
         self.spikes.show("key", key, coded[0].codes)
         self.spikes.show("value", value, coded[1].codes)

@@ -184,7 +184,7 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
             module.weight_bytes,
             dense,
             columns,
-            module.settings.weights.code,
+            module.format.name,
             module.additive_share,
         )
     weight, _ = weight_and_bias(module)

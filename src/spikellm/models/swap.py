@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from spikellm.models.families import weight_and_bias
-from spikellm.nn import additive, partly_binary  # noqa: F401  they register themselves
-from spikellm.nn.linear import SpikingLinear, layer_kinds
+from spikellm.nn.formats import format_of
+from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import LinearRecipe
 
 
@@ -20,7 +20,7 @@ def spiking_like(
     module's own by default).
     """
     weight, bias = weight_and_bias(module)
-    layer = layer_kinds[settings.weights.code](
+    layer = SpikingLinear(
         weight.shape[1],
         weight.shape[0],
         settings,
@@ -38,9 +38,8 @@ def spiking_for(
     module: nn.Module, settings: LinearRecipe, state: Mapping[str, Tensor], device: object = None
 ) -> SpikingLinear:
     """An empty spiking layer, see :func:`spiking_like`, of the sizes that a state has."""
-    return spiking_like(
-        module, settings, device, layer_kinds[settings.weights.code].sizes_of(state)
-    )  # type: ignore[attr-defined]
+    sizes = format_of(settings.weights).sizes_of(state)
+    return spiking_like(module, settings, device, sizes)
 
 
 def with_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:

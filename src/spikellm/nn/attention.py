@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikellm.kernels.base import Transform
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.nn.hooks import SpikeTrain, spike_observer
-from spikellm.nn.rotation import mix
+from spikellm.nn.rotation import prepare_mix
 from spikellm.quantization.ste import pass_through
 from spikellm.recipe import AttentionRecipe
 
@@ -53,6 +54,7 @@ class SpikingAttention(nn.Module):
                 torch.zeros(shape.heads, shape.key_channels, dtype=torch.float32, device=device),
             )
         self._coders: dict[str, HeadCoder] = {}
+        self._mix: Transform | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingAttention:
         mean = self._buffers.get("key_mean")
@@ -61,19 +63,32 @@ class SpikingAttention(nn.Module):
             mean is not None and self.key_mean.dtype != torch.float32
         ):  # casting a model must not change what is coded
             self.key_mean = mean.to(self.key_mean.device)
-        self._coders = {}
+        self.forget_kernels()
         return self
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         super()._load_from_state_dict(*arguments, **keywords)
-        self._coders = {}
+        self.forget_kernels()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in self.__dict__.get("_buffers", ()):
+            self.forget_kernels()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was prepared: copies make their own."""
+        return {**self.__dict__, "_coders": {}, "_mix": None}
+
+    def forget_kernels(self) -> None:
+        """Let coders and their kernels be made anew at the next call."""
+        self.__dict__.update(_coders={}, _mix=None)
 
     @torch.no_grad()
     def set_groups(self, key_group: Tensor, value_group: Tensor) -> None:
         """Set the group of every K and V channel."""
         self.key_group.copy_(key_group)
         self.value_group.copy_(value_group)
-        self._coders = {}
+        self.forget_kernels()
 
     @property
     def caches(self) -> bool:
@@ -88,7 +103,11 @@ class SpikingAttention(nn.Module):
         """Q, or K once it is centered, as it is coded: each head's channels rotated among each
         other, where the recipe says so.
         """
-        return mix(x.float()) if self.settings.rotate else x
+        if not self.settings.rotate:
+            return x
+        if self._mix is None:
+            self._mix = prepare_mix(x.shape[-1], x.device)
+        return self._mix(x.float())
 
     def turned_key(self, key: Tensor) -> Tensor:
         """K as it is coded, ``(batch, heads, tokens, channels)``: centered, where the recipe says

@@ -1,4 +1,4 @@
-"""The forms that a model's spiking layers run in."""
+"""How a model's spiking layers run: their execution mode, and their kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import get_args
 from torch import nn
 
 from spikellm.core.errors import RequestError
-from spikellm.nn.linear import ExecutionMode, SpikingLinear
+from spikellm.kernels.spec import ExecutionMode
+from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import layer_name
 
 
@@ -18,34 +19,34 @@ def spiking_linears(model: nn.Module) -> dict[str, SpikingLinear]:
     }
 
 
-def set_execution_mode(model: nn.Module, form: ExecutionMode) -> None:
-    """Run every spiking layer of a model in one form.
+def set_execution_mode(model: nn.Module, mode: ExecutionMode) -> None:
+    """Run every spiking layer of a model in one execution mode.
 
     Raises:
         RequestError: unknown form, no spiking layer, or a layer that does not code its inputs.
     """
     layers = spiking_linears(model)
-    if form not in get_args(ExecutionMode):
-        raise RequestError(f"unknown form {form!r} (valid: {', '.join(get_args(ExecutionMode))})")
+    if mode not in get_args(ExecutionMode):
+        raise RequestError(f"unknown form {mode!r} (valid: {', '.join(get_args(ExecutionMode))})")
     if not layers:
         raise RequestError("the model has no spiking layer; convert it first")
     silent = [
-        name for name, layer in layers.items() if layer.neuron is None and not layer.unrolls_weights
+        name for name, layer in layers.items() if layer.neuron is None and not layer.format.unrolls
     ]
-    if form != "merged" and silent:
+    if mode != "merged" and silent:
         raise RequestError(
             f"{len(silent)} layers do not code their inputs ({layer_name(silent[0])}, …:"
-            f" activations.bits is 16), so they have no {form} form"
+            f" activations.bits is 16), so they have no {mode} form"
         )
     flat = [
         name
         for name, layer in layers.items()
         if layer.neuron is not None and not layer.neuron.unrolls
     ]
-    if form != "merged" and flat:
+    if mode != "merged" and flat:
         raise RequestError(
             f"{layer_name(flat[0])} codes with the published top code, which no train of spikes"
             f" reaches ({layers[flat[0]].settings.activations.neuron}); it has the merged form only"
         )
     for layer in layers.values():
-        layer.form = form
+        layer.execution_mode = mode

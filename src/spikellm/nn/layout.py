@@ -11,17 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikellm.kernels.spec import Segment
 from spikellm.quantization.affine import column_groups
 from spikellm.recipe import LinearRecipe
-
-
-class Segment(NamedTuple):
-    """Columns ``start … stop`` (in stored order) with one activation group and one weight group."""
-
-    start: int
-    stop: int
-    activation_group: int
-    weight_group: int
 
 
 class Layout(NamedTuple):

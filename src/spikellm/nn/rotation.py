@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikellm.kernels.native import ops
+from spikellm.kernels.base import Transform, select
+from spikellm.kernels.spec import MixSpec
 from spikellm.quantization import hadamard
 
 ROTATION, LINEAR = (
@@ -20,10 +21,11 @@ ROTATION, LINEAR = (
 
 
 class _Plan(NamedTuple):
-    """Channels that are rotated (None: all), and their signs."""
+    """Channels that are rotated (None: all), their signs, and what rotates them."""
 
     channels: Tensor | None
     signs: Tensor
+    mix: Transform
 
 
 class Rotation(nn.Module):
@@ -78,8 +80,9 @@ class Rotation(nn.Module):
             self._plan = _Plan(
                 None if len(chosen) == len(self.signs) else chosen,
                 3 - 2 * self.signs[chosen].float(),
+                prepare_mix(len(chosen), self.signs.device),
             )
-        channels, signs = self._plan
+        channels, signs, mix = self._plan
         if len(signs) == 0:
             return x
         wide = x if x.dtype == torch.float64 else x.float()
@@ -103,16 +106,21 @@ class Rotated(nn.Module):
         return found
 
 
-def mix(x: Tensor) -> Tensor:
-    """:func:`spikellm.quantization.hadamard.mix`, by kernels where they are: the same bits."""
-    fast = (
-        x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and not (torch.is_grad_enabled() and x.requires_grad)
-    )
-    if fast and not torch.compiler.is_compiling() and ops.native():
-        return hadamard.mix(x, ops.walsh)
-    return hadamard.mix(x)
+def prepare_mix(channels: int, device: torch.device) -> Transform:
+    """:func:`spikellm.quantization.hadamard.mix` by the kernels for a device: the same bits.
+
+    The reference runs where a gradient is asked for or the model is being compiled.
+    """
+    if channels == 0:
+        return hadamard.mix
+    spec = MixSpec(channels)
+    chosen = select(spec, device).prepare_mix(spec)
+
+    def mix(x: Tensor) -> Tensor:
+        plain = torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())
+        return hadamard.mix(x) if plain else chosen(x)
+
+    return mix
 
 
 def layer_name(name: str) -> str:

@@ -54,7 +54,7 @@ class Operations:
         sops: synaptic operations by form; of what does not spike nothing.
         slots, spikes: steps of all neurons, and non-zero spikes by form.
         extra_steps: steps that a layer counts beyond the multiply-accumulates executed
-            (:attr:`PartlyBinaryLinear.average_steps`).
+            (:meth:`spikellm.nn.formats.WeightFormat.average_steps`).
     """
 
     macs: int = 0

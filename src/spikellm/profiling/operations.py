@@ -26,11 +26,9 @@ from spikellm.models.attention_interface import (
 )
 from spikellm.models.families import is_linear, weight_and_bias
 from spikellm.models.prepare import evaluating
-from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain, observe_spikes
 from spikellm.nn.linear import SpikingLinear
-from spikellm.nn.partly_binary import PartlyBinaryLinear
 from spikellm.nn.rotation import Rotation, layer_name
 from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Firing, Operations
 from spikellm.quantization.hadamard import largest_power
@@ -139,11 +137,8 @@ class OperationCounter:
         executed = Counter(
             {bits: round(macs * share) for bits, share in products_of(module).items()}
         )
-        extra = (
-            macs * module.average_steps - executed.total()
-            if isinstance(module, PartlyBinaryLinear)
-            else 0.0
-        )
+        counted = module.format.average_steps(module)  # of itself, beyond what is executed
+        extra = 0.0 if counted is None else macs * counted - executed.total()
         entry.add(
             Operations(macs, executed, module.additive_share * executed.total(), extra_steps=extra)
         )
@@ -154,7 +149,7 @@ class OperationCounter:
         if train is not None:
             fired = self._fire(entry, f"{self._names[module]}.input", train)
             entry.sops.update({form: int((fired[form] * reach[form]).sum()) for form in FORMS})
-        elif isinstance(module, AdditiveLinear):
+        elif module.format.unrolls:
             entry.sops.update({form: tokens * int(reach[form].sum()) for form in FORMS})
 
     def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -251,18 +246,17 @@ def operations_of_mix(channels: int, vectors: int) -> Operations:
 
 def products_of(layer: SpikingLinear) -> dict[tuple[int, int], float]:
     """Multiply-accumulates executed for each of the original ones, by bits of input and weight."""
-    activations, weights = layer.settings.activations, layer.settings.weights
+    activations = layer.settings.activations
     a = activations.bits if activations.spiking else DENSE_BITS
-    if isinstance(layer, PartlyBinaryLinear):
-        return {(a, 1): 1 - layer.salient_share, (a, weights.bits): layer.salient_share}
-    return {(a, weights.bits): layer.average_steps}
+    products = layer.format.products(layer, layer.average_steps)
+    return {(a, bits): share for bits, share in products.items()}
 
 
 def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
     """Synapses of every stored column, int64 ``(in,)``, by form: its outputs, or its non-zero
     weight spikes where weights are spikes.
     """
-    if not isinstance(layer, AdditiveLinear):
+    if not layer.format.unrolls:
         every = torch.full(
             (layer.in_features,), layer.out_features, device=layer.channel_group.device
         )

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import NumericalError, RequestError
+from spikellm.kernels.spec import ExecutionMode
 from spikellm.kernels.torch.product import integer_product
 from spikellm.models.families import find_blocks
 from spikellm.models.prepare import evaluating
 from spikellm.nn import rotation
-from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.execution import set_execution_mode, spiking_linears
 from spikellm.nn.hooks import SpikeTrain, observe_spikes
-from spikellm.nn.linear import ExecutionMode, SpikingLinear
+from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.population import (
     Population,
     attention_populations,
@@ -155,14 +155,14 @@ def _in_form(
     block: nn.Module, layers: dict[str, SpikingLinear], form: ExecutionMode
 ) -> Iterator[None]:
     """A block in one form; afterwards each layer has its own again."""
-    own = {name: layer.form for name, layer in layers.items()}
+    own = {name: layer.execution_mode for name, layer in layers.items()}
     if layers:
         set_execution_mode(block, form)
     try:
         yield
     finally:
         for name, layer in layers.items():
-            layer.form = own[name]
+            layer.execution_mode = own[name]
 
 
 class _Watch:
@@ -214,7 +214,7 @@ def weight_planes(layer: SpikingLinear) -> list[Tensor]:
     """
     stored, order = layer.integer_weights().long().cpu(), channel_order(layer)
     weights = torch.empty_like(stored).index_copy_(1, order, stored).T.contiguous()
-    if not isinstance(layer, AdditiveLinear):
+    if not layer.format.unrolls:
         return [weights]
     return [
         (weights > t).long() - (-weights > t).long() for t in range(int(weights.abs().max()))

@@ -1,4 +1,7 @@
-"""Sources of the native kernels, in C11.
-
-Compiled on first use by :mod:`spikellm.kernels.native.build`.
+"""Kernels in C11, whose sources lie here; compiled on first use by
+:mod:`spikellm.kernels.native.build`.
 """
+
+from spikellm.kernels.native.backend import NativeBackend
+
+__all__ = ["NativeBackend"]

@@ -4,6 +4,7 @@
    output takes a look into a table and an addition for every three columns and step. No product with a weight is made; one scaling a row and segment ends the sum. */
 #include <stdint.h>
 #include <stdlib.h>
+#include "floats.h"
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 #endif
@@ -61,8 +62,9 @@ static void add_plane(const uint32_t *words, int32_t count, const float *tables,
 
 /* Returns 0, or 1 where memory ran out.
 
-   x: (tokens, in); plan: header, segments, then the channel of every stored column; words: (blocks of 64 outputs, words, 64); scale: (out, scales); bias: (out) or null. */
-int32_t spikellm_additive_linear(const float *x, int64_t tokens, const int32_t *plan, const uint32_t *words, const float *scale, const float *bias, float *y, int32_t threads) {
+   x: (tokens, in); plan: header, segments, then the channel of every stored column; words: (blocks of 64 outputs, words, 64); scale: (out, scales); bias: (out) or null; type: of x and y, see floats.h. */
+int32_t spikellm_additive_linear(const void *x, int64_t tokens, const int32_t *plan, const uint32_t *words, const float *scale, const float *bias, void *y, int32_t type,
+                                 int32_t threads) {
     const Header *head = (const Header *)plan;
     const Segment *segments = (const Segment *)(plan + sizeof(Header) / sizeof(int32_t));
     const int32_t *source = plan + (sizeof(Header) + (size_t)head->segments * sizeof(Segment)) / sizeof(int32_t);
@@ -70,12 +72,18 @@ int32_t spikellm_additive_linear(const float *x, int64_t tokens, const int32_t *
     size_t size = 0;
     for (int32_t s = 0; s < head->segments; s++) size += (size_t)segments[s].plane_words * TRIPLES * ENTRIES;
     float *tables = aligned_alloc(64, sizeof(float) * (size + ENTRIES)); /* a multiple of 64, as every table is */
-    if (!tables) return 1;
+    float *room = malloc(sizeof(float) * ((size_t)head->in + 1));
+    if (!tables || !room) {
+        free(tables);
+        free(room);
+        return 1;
+    }
     const int32_t blocks = (head->out + OUTPUTS - 1) / OUTPUTS;
     for (int64_t n = 0; n < tokens; n++) {
+        const float *row = load_row(x, type, n, head->in, room);
         size_t at = 0;
         for (int32_t s = 0; s < head->segments; s++) {
-            fill_tables(x + n * head->in, source, &segments[s], tables + at);
+            fill_tables(row, source, &segments[s], tables + at);
             at += (size_t)segments[s].plane_words * TRIPLES * ENTRIES;
         }
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -92,9 +100,11 @@ int32_t spikellm_additive_linear(const float *x, int64_t tokens, const int32_t *
                 for (int32_t o = 0; o < count; o++) total[o] += sums[o] * scale[(int64_t)(first + o) * head->scales + part->weight_group];
                 table += (size_t)part->plane_words * TRIPLES * ENTRIES;
             }
-            for (int32_t o = 0; o < count; o++) y[n * head->out + first + o] = total[o] + (bias ? bias[first + o] : 0.0f);
+            for (int32_t o = 0; o < count; o++) total[o] = total[o] + (bias ? bias[first + o] : 0.0f);
+            store_row(y, type, n * head->out + first, total, count);
         }
     }
     free(tables);
+    free(room);
     return 0;
 }

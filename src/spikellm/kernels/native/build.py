@@ -15,11 +15,12 @@ import platform
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from functools import cache
 from importlib import resources
 from pathlib import Path
+
+import platformdirs
 
 from spikellm.core.errors import DependencyError
 
@@ -56,10 +57,7 @@ def cache_folder() -> Path:
     """Where libraries are kept: ``SPIKELLM_CACHE``, or ``spikellm`` in the user's cache."""
     if own := os.environ.get("SPIKELLM_CACHE"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or (
-        Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    )
-    return Path(base) / "spikellm"
+    return Path(platformdirs.user_cache_dir("spikellm", appauthor=False))
 
 
 def compiler() -> str | None:
@@ -111,13 +109,13 @@ def _load(level: str) -> ctypes.CDLL:
         pointer,
         ctypes.c_int64,
         *[pointer] * 8,
-        ctypes.c_int32,
+        *[ctypes.c_int32] * 2,
     ]
     library.spikellm_additive_linear.argtypes = [
         pointer,
         ctypes.c_int64,
         *[pointer] * 5,
-        ctypes.c_int32,
+        *[ctypes.c_int32] * 2,
     ]
     library.spikellm_code_heads.argtypes = [
         pointer,
@@ -232,9 +230,9 @@ def _has_openmp(tool: str) -> bool:
 
 def _run(command: list[str], folder: str | None) -> str:
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603  a compiler, no shell
             command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
-        )  # noqa: S603  a compiler, no shell
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DependencyError(
             f"the compiler {command[0]} does not run ({error}); name another one in CC"

@@ -164,6 +164,30 @@ static inline int dot_packed(const uint8_t *q, const uint8_t *row, int32_t row_b
     return 1;
 }
 
+/* Four rows of 4-bit codes at once: spike counts are loaded once, and sums end together. */
+static inline void dot_nibbles(const uint8_t *q, const uint8_t *rows, int32_t row_bytes, int32_t first, int32_t blocks, int32_t *sums) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512i acc[ROWS], other[ROWS];
+    UNROLLED for (int r = 0; r < ROWS; r++) acc[r] = other[r] = _mm512_setzero_si512();
+    int64_t at = (int64_t)first * BYTES;
+    for (int32_t b = 0; b < blocks; b++, at += BYTES, q += 2 * BYTES) {
+        const __m512i low = _mm512_loadu_si512(q), high = _mm512_loadu_si512(q + BYTES);
+        UNROLLED for (int r = 0; r < ROWS; r++) {
+            const uint8_t *row = rows + (int64_t)r * row_bytes;
+            fetch_ahead(row, at);
+            const __m512i w = packed_block(row, at, row_bytes - at);
+            acc[r] = _mm512_dpbusd_epi32(acc[r], low, _mm512_and_si512(w, nibble));
+            other[r] = _mm512_dpbusd_epi32(other[r], high, _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble));
+        }
+    }
+    UNROLLED for (int r = 0; r < ROWS; r++) acc[r] = _mm512_add_epi32(acc[r], other[r]);
+    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[0], acc[1]), _mm512_unpackhi_epi32(acc[0], acc[1]));
+    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[2], acc[3]), _mm512_unpackhi_epi32(acc[2], acc[3]));
+    const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
+    _mm_storeu_si128((__m128i *)sums, _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1)));
+}
+
 #elif defined(__AVX2__)
 
 static inline int32_t sum_of(__m256i v) {
@@ -231,4 +255,15 @@ static inline int dot_packed(const uint8_t *q, const uint8_t *row, int32_t row_b
 }
 
 #endif
+
+/* Sums of one token over `count` packed rows; 0 is returned where weights have to be unpacked first. */
+static inline int dot_rows(const uint8_t *q, const uint8_t *packed, int32_t row_bytes, int32_t count, int32_t bits, int32_t first, int32_t blocks, int32_t *sums) {
+    int32_t o = 0;
+#if defined(__AVX512VNNI__)
+    for (; bits == 4 && o + ROWS <= count; o += ROWS) dot_nibbles(q, packed + (int64_t)o * row_bytes, row_bytes, first, blocks, sums + o);
+#endif
+    for (; o < count; o++)
+        if (!dot_packed(q, packed + (int64_t)o * row_bytes, row_bytes, bits, first, blocks, sums + o)) return 0;
+    return 1;
+}
 #endif

@@ -5,61 +5,40 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from spikellm.kernels.native.linear_plan import MODES
+from spikellm.kernels.spec import HeadSpec
 from spikellm.quantization.packing import packed_length
 
 _LANES = 16
 
 
-class HeadCoding(NamedTuple):
-    """A coder of heads as kernels see it.
+def head_misfit(spec: HeadSpec) -> str | None:
+    """Why kernels cannot run a coder of heads; None if they can.
 
-    Tensors are ``(heads, channels)``, of one head where all are alike.
-
-    Attributes:
-        mode: how thresholds are found, see :data:`spikellm.kernels.native.linear_plan.MODES`.
-        top: largest code of an ordinary channel.
-        ranges: how many ranges a token has.
-        order: channel at every place of a row, ordinary ones first.
-        range_of: range of every channel.
-        tops: largest code of every channel.
-        fineness: T of every channel over that of ordinary ones.
-        ordinary: places of ordinary channels.
-        bits: of a stored code, of ordinary and of salient channels.
-        row_bytes: bytes of a row.
+    Codes are bytes, ranges at most two, and run over the channels of one token.
     """
-
-    mode: str
-    top: int
-    ranges: int
-    order: Tensor
-    range_of: Tensor
-    tops: Tensor
-    fineness: Tensor
-    ordinary: int
-    bits: tuple[int, int]
-    row_bytes: int
+    if spec.axis != "token":
+        return "ranges run over the sequence"
+    if not spec.uniform:
+        return "heads differ in how many channels are salient"
+    if max(spec.bits) > 8:
+        return f"codes of {max(spec.bits)} bits do not fit into a byte"
+    if spec.top == 0 or spec.ranges > 2 or spec.order.numel() == 0:
+        return "it has no codes, more than two ranges, or no channels"
+    return None
 
 
-def head_coding_fits(coding: HeadCoding) -> bool:
-    """Whether kernels can run it: codes are bytes, ranges at most two."""
-    return (
-        max(coding.bits) <= 8 and coding.top > 0 and coding.ranges <= 2 and coding.order.numel() > 0
-    )
-
-
-def make_head_plan(coding: HeadCoding) -> Tensor:
-    """The array, int32."""
-    heads, channels = coding.order.shape
+def make_head_plan(spec: HeadSpec) -> Tensor:
+    """The array, int32, of a coder that fits."""
+    heads, channels = spec.order.shape
+    tops, fineness = spec.channel_steps * spec.neuron.levels, spec.channel_steps / spec.steps
     sections: list[int] = []
     places: list[Tensor] = []
     width = 0
-    for count, bits in zip((coding.ordinary, channels - coding.ordinary), coding.bits, strict=True):
+    for count, bits in zip((spec.ordinary, channels - spec.ordinary), spec.bits, strict=True):
         held, place = packed_length(count, bits), torch.arange(count)
         shared = 8 // bits if 8 % bits == 0 else 1  # codes in a byte, which stand field by field
         stride = _rounded(held if 8 % bits == 0 else count)
@@ -69,21 +48,21 @@ def make_head_plan(coding: HeadCoding) -> Tensor:
     header = [
         heads,
         channels,
-        coding.ranges,
-        MODES[coding.mode],
-        coding.top,
-        coding.row_bytes,
+        spec.ranges,
+        MODES[spec.thresholds],
+        spec.top,
+        spec.row_bytes(channels),
         width,
         *sections,
     ]
     by_place = [
-        words.cpu().gather(1, coding.order.cpu()).flatten()
-        for words in (coding.range_of, coding.tops, coding.fineness)
+        words.cpu().gather(1, spec.order.cpu()).flatten()
+        for words in (spec.range_of, tops, fineness)
     ]
     return torch.cat(
         [
             torch.tensor(header, dtype=torch.int32),
-            coding.order.cpu().flatten().int(),
+            spec.order.cpu().flatten().int(),
             by_place[0].int(),
             by_place[1].int(),
             by_place[2].float().contiguous().view(torch.int32),

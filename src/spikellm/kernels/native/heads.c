@@ -1,7 +1,7 @@
 /* Attention on rows of spikes: coding tokens of heads into rows, products of queries with cached keys, sums of cached values; the cache is never unpacked as a whole. */
 #include "heads.h"
 
-/* Code one token of a head. Every float operation is that of modeling/heads.py, in the same order. */
+/* Code one token of a head. Every float operation is that of kernels/torch/heads.py, in the same order. */
 static void code_head(const HeadPlan *plan, const float *x, float *ordered, float *masked, uint8_t *row, float *values) {
     const HeadHeader *head = &plan->head;
     HeadThreshold found[RANGES] = {{0.0f, 0.0f}};

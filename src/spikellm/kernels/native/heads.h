@@ -1,4 +1,4 @@
-/* What kernels of attention need to know of a coder of heads, as one array of 32-bit words; made by kernels/head_plan.py, which says the same in Python.
+/* What kernels of attention need to know of a coder of heads, as one array of 32-bit words; made by head_plan.py, which says the same in Python.
 
    header, then for each head and stored place: channel, range, largest code, T over that of ordinary channels (a float); then for each place where its code stands once unpacked.
 

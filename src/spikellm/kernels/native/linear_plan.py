@@ -5,61 +5,32 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
+
+from spikellm.kernels.spec import LinearSpec
 
 _BYTES = 64  # of a block of a packed row
 MODES = {"asymmetric": 0, "symmetric": 1, "signed": 2}
 
 
-class Part(NamedTuple):
-    """Stored columns ``start … stop`` with one activation group and one weight group."""
+def misfit(spec: LinearSpec) -> str | None:
+    """Why the integer kernel cannot run a layer; None if it can.
 
-    start: int
-    stop: int
-    activation_group: int
-    weight_group: int
-
-
-class Shape(NamedTuple):
-    """A spiking layer as kernels see it.
-
-    Attributes:
-        columns, rows: inputs and outputs.
-        bits: of a weight code.
-        mode: how thresholds are found, see :data:`MODES`.
-        tops: largest code of each activation group.
-        bounds: stored columns of each activation group, ``(start, stop)``.
-        ranges: stored columns of each range, ``(start, stop)``; ``range_of`` that of each group.
-        parts: segments in order.
-        scales: columns of the tensor of weight scales.
-        order: channel of every stored column; None where nothing moved.
+    Spike counts are bytes, and sums stay within 32 bits.
     """
-
-    columns: int
-    rows: int
-    bits: int
-    mode: str
-    tops: list[int]
-    bounds: list[tuple[int, int]]
-    ranges: list[tuple[int, int]]
-    range_of: list[int]
-    parts: list[Part]
-    scales: int
-    order: Tensor | None
-
-
-def fits(shape: Shape) -> bool:
-    """Whether kernels can run the layer: spike counts are bytes, and sums stay within 32 bits."""
-    largest = max(shape.tops, default=0) * (2 if shape.mode == "signed" else 1)
-    return (
-        0 < largest <= 255
-        and shape.bits <= 8
-        and shape.columns > 0
-        and largest * 2**shape.bits * shape.columns < 2**31
-    )
+    largest = max(spec.tops, default=0) * (2 if spec.thresholds == "signed" else 1)
+    if spec.weights == "none":
+        return "its weights have no integer form"
+    if not 0 < largest <= 255:
+        return f"spike counts up to {largest} do not fit into a byte"
+    if spec.weight_bits > 8:
+        return f"weight codes of {spec.weight_bits} bits do not fit into a byte"
+    if spec.columns == 0:
+        return "it has no inputs"
+    if largest * 2**spec.weight_bits * spec.columns >= 2**31:
+        return f"sums over {spec.columns} columns may exceed 32 bits"
+    return None
 
 
 def block_columns(bits: int) -> int:
@@ -67,14 +38,15 @@ def block_columns(bits: int) -> int:
     return _BYTES * 8 // bits if bits in (2, 4) else _BYTES
 
 
-def make_plan(shape: Shape) -> Tensor:
-    """The array, int32."""
-    block = block_columns(shape.bits)
-    fields = 8 // shape.bits if shape.bits in (2, 4) else 1
+def make_plan(spec: LinearSpec) -> Tensor:
+    """The array, int32, of a layer that fits."""
+    bits, spans = spec.weight_bits, list(dict.fromkeys(spec.ranges))
+    block = block_columns(bits)
+    fields = 8 // bits if bits in (2, 4) else 1
     segments: list[int] = []
-    place = torch.empty(shape.columns, dtype=torch.int32)
+    place = torch.empty(spec.columns, dtype=torch.int32)
     offset = 0
-    for part in shape.parts:
+    for part in spec.segments:
         first, last = part.start // block, -(-part.stop // block)
         column = torch.arange(part.start, part.stop) - first * block
         within = column % block
@@ -83,30 +55,29 @@ def make_plan(shape: Shape) -> Tensor:
         ).int()
         segments += [*part, offset, first, last - first]
         offset += (last - first) * block
-    row_bytes = (shape.columns * shape.bits + 7) // 8
     groups = [
         word
-        for top, (start, stop), span in zip(shape.tops, shape.bounds, shape.range_of, strict=True)
-        for word in (start, stop, top, span)
+        for top, (start, stop), span in zip(spec.tops, spec.bounds, spec.ranges, strict=True)
+        for word in (start, stop, top, spans.index(span))
     ]
     header = [
-        shape.columns,
-        shape.rows,
-        shape.bits,
-        MODES[shape.mode],
-        len(shape.tops),
-        len(shape.ranges),
-        len(shape.parts),
+        spec.columns,
+        spec.rows,
+        bits,
+        MODES[spec.thresholds or "asymmetric"],
+        len(spec.tops),
+        len(spans),
+        len(spec.segments),
         offset,
-        row_bytes,
-        shape.scales,
+        (spec.columns * bits + 7) // 8,
+        spec.scales,
         block,
     ]
     source = (
-        torch.arange(shape.columns, dtype=torch.int32) if shape.order is None else shape.order.int()
+        torch.arange(spec.columns, dtype=torch.int32) if spec.order is None else spec.order.int()
     )
     words = torch.tensor(
-        [*header, *groups, *(word for span in shape.ranges for word in span), *segments],
+        [*header, *groups, *(word for span in spans for word in span), *segments],
         dtype=torch.int32,
     )
     return torch.cat([words, source.cpu(), place])

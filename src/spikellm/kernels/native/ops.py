@@ -1,71 +1,21 @@
-"""Which kernels run: native ones where they are to be had, the torch reference otherwise.
+"""The native kernels as operators of torch, so that dispatch modes, fake tensors and profilers see
+them.
 
-``SPIKELLM_KERNELS=auto`` (the default) takes native kernels and falls back with one notice,
-``native`` makes their absence an error, ``torch`` leaves them off.
+What a layer prepared calls the library without going through the dispatcher, see
+:mod:`spikellm.kernels.native.backend`; both come to the same functions.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from spikellm.core.errors import DependencyError
 from spikellm.kernels.native import build
 
-CHOICES = ("auto", "native", "torch")
-_log = logging.getLogger("spikellm")
-
-
-def choice() -> str:
-    """What the user asked for.
-
-    Raises:
-        DependencyError: ``SPIKELLM_KERNELS`` is something else.
-    """
-    found = os.environ.get("SPIKELLM_KERNELS") or "auto"
-    if found not in CHOICES:
-        raise DependencyError(f"SPIKELLM_KERNELS is {found!r}; expected {', '.join(CHOICES)}")
-    return found
-
-
-def native() -> bool:
-    """Whether native kernels are used.
-
-    Raises:
-        DependencyError: they were asked for and cannot be had.
-    """
-    wanted = choice()
-    if wanted == "torch":
-        return False
-    problem = _problem()
-    if problem is not None and wanted == "native":
-        raise DependencyError(problem)
-    return problem is None
-
-
-@cache
-def _problem() -> str | None:
-    """Why there are no native kernels; None if there are. Said once where nobody asked for them."""
-    try:
-        build.load_library()
-    except DependencyError as error:
-        if choice() == "auto":
-            _log.warning("spikellm: native kernels are off, torch is used instead: %s", error)
-        return str(error)
-    return None
-
-
-def describe() -> str:
-    """The kernels in use, in words."""
-    if native():
-        return f"native, {build.level_of(build.load_library())}"
-    return "torch" if choice() == "torch" else f"torch ({_problem()})"
-
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""Types of inputs and outputs of linear layers that kernels read and write themselves."""
 
 _library = torch.library.Library("spikellm", "DEF")
 _library.define(
@@ -96,7 +46,7 @@ def _spike_linear(
     See ``native/spike_linear.c``.
 
     Args:
-        x: float32, ``(tokens, in)``.
+        x: float32 or bfloat16, ``(tokens, in)``.
         plan: int32, see :func:`spikellm.kernels.native.linear_plan.make_plan`.
         codes: uint8, packed, ``(out, bytes)``.
         scale, zero: float32 and uint8, ``(out, weight groups)``.
@@ -105,7 +55,7 @@ def _spike_linear(
         show: give the spike counts too.
 
     Returns:
-        ``(y, counts)``: float32 ``(tokens, out)``, the same bits as the torch path; uint8
+        ``(y, counts)``: ``(tokens, out)`` in the type of ``x``, the same bits as in torch; uint8
         ``(tokens, in)`` in stored order, those of signed neurons raised by their largest code, or
         nothing.
     """
@@ -122,6 +72,7 @@ def _spike_linear(
         _pointer(bias),
         y.data_ptr(),
         counts.data_ptr() if show else None,
+        TYPES[x.dtype],
         torch.get_num_threads(),
     )
     return _unless(failed, y), counts
@@ -135,14 +86,14 @@ def _additive_linear(
     See ``native/additive.c``.
 
     Args:
-        x: float32, ``(tokens, in)``.
+        x: float32 or bfloat16, ``(tokens, in)``.
         plan, words: see :func:`spikellm.kernels.native.additive_plan.make_additive_plan`.
         scale: float32, ``(out, weight groups)``.
         bias: float32, ``(out,)``.
 
     Returns:
-        float32, ``(tokens, out)``: the torch path's up to rounding, and the same bits where inputs
-        are integers.
+        ``(tokens, out)`` in the type of ``x``: as in torch up to rounding, and the same bits where
+        inputs are integers.
     """
     x = x.contiguous()
     y = x.new_empty(x.shape[0], scale.shape[0])
@@ -154,6 +105,7 @@ def _additive_linear(
         scale.data_ptr(),
         _pointer(bias),
         y.data_ptr(),
+        TYPES[x.dtype],
         torch.get_num_threads(),
     )
     return _unless(failed, y)
@@ -171,16 +123,20 @@ def _code_heads(x: Tensor, plan: Tensor, row_bytes: int) -> Tensor:
         Rows as a cache keeps them, uint8 ``(batch, heads, tokens, row_bytes)``; or the values that
         codes stand for, float32, of the shape of ``x``. The same bits as torch.
     """
+    return call_code_heads(build.load_library().spikellm_code_heads, x, plan, row_bytes)
+
+
+def call_code_heads(kernel: Callable[..., int], x: Tensor, plan: Tensor, row_bytes: int) -> Tensor:
+    """``code_heads`` by a function of the library."""
     x = x.contiguous()
     found = (
-        x.new_empty(*x.shape[:-1], row_bytes, dtype=torch.uint8)
+        x.new_empty((*x.shape[:-1], row_bytes), dtype=torch.uint8)
         if row_bytes
         else torch.empty_like(x)
     )
-    pointers = (found.data_ptr(), None) if row_bytes else (None, found.data_ptr())
-    failed = build.load_library().spikellm_code_heads(
-        x.data_ptr(), *x.shape[:3], plan.data_ptr(), *pointers, torch.get_num_threads()
-    )
+    rows, values = (found.data_ptr(), None) if row_bytes else (None, found.data_ptr())
+    threads = torch.get_num_threads()
+    failed = kernel(x.data_ptr(), *x.shape[:3], plan.data_ptr(), rows, values, threads)
     return _unless(failed, found)
 
 
@@ -188,22 +144,24 @@ def _key_scores(query: Tensor, rows: Tensor, plan: Tensor) -> Tensor:
     """``spikellm::key_scores``: products of queries, float32 ``(batch, heads, queries, channels)``,
     with keys in rows: ``(batch, heads, queries, tokens)``.
     """
-    return _with_rows(build.load_library().spikellm_key_scores, query, rows, plan, rows.shape[2])
+    kernel = build.load_library().spikellm_key_scores
+    return call_with_rows(kernel, query, rows, plan, rows.shape[2])
 
 
 def _value_sums(weights: Tensor, rows: Tensor, plan: Tensor, channels: int) -> Tensor:
     """``spikellm::value_sums``: sums of values in rows by weights, float32 ``(batch, heads,
     queries, tokens)``: ``(batch, heads, queries, channels)``.
     """
-    return _with_rows(build.load_library().spikellm_value_sums, weights, rows, plan, channels)
+    return call_with_rows(build.load_library().spikellm_value_sums, weights, rows, plan, channels)
 
 
-def _with_rows(
+def call_with_rows(
     kernel: Callable[..., int], x: Tensor, rows: Tensor, plan: Tensor, last: int
 ) -> Tensor:
+    """Products with packed rows by a function of the library, ``(batch, heads, queries, last)``."""
     x, rows = x.contiguous(), rows.contiguous()
     batch, heads, queries, _ = x.shape
-    found = x.new_empty(batch, heads, queries, last)
+    found = x.new_empty((batch, heads, queries, last))
     own = rows.shape[1]
     failed = kernel(
         x.data_ptr(),
@@ -220,7 +178,7 @@ def _with_rows(
     return _unless(failed, found)
 
 
-def _walsh(x: Tensor) -> Tensor:
+def call_walsh(x: Tensor) -> Tensor:
     """``spikellm::walsh``: Walsh–Hadamard transform of float32 ``(rows, 2**a)``.
 
     The same bits as :func:`spikellm.quantization.hadamard.walsh`.
@@ -242,7 +200,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 _library.impl("spike_linear", _spike_linear, "CPU")
 _library.impl("additive_linear", _additive_linear, "CPU")
-_library.impl("walsh", _walsh, "CPU")
+_library.impl("walsh", call_walsh, "CPU")
 torch.library.register_fake("spikellm::walsh", torch.empty_like)
 _library.impl("code_heads", _code_heads, "CPU")
 _library.impl("key_scores", _key_scores, "CPU")

@@ -1,4 +1,4 @@
-/* What a call of spike_linear needs to know of a layer, as one array of 32-bit integers; made by kernels/plan.py, which says the same in Python.
+/* What a call of spike_linear needs to know of a layer, as one array of 32-bit integers; made by linear_plan.py, which says the same in Python.
 
    header, then for each activation group: first and last stored column, largest code, range; for each range: first and last stored column; for each segment: first and
    last stored column, activation group, weight group, where its spikes stand in the buffer, first block of the packed row, blocks; then for each stored column the

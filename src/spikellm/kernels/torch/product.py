@@ -30,6 +30,22 @@ def integer_product(codes: Tensor, weights: Tensor, largest: int) -> Tensor:
         return codes.to(dtype) @ weights.to(dtype).T
 
 
+def sum_of_chosen(x: Tensor, chosen: Tensor) -> Tensor:
+    """Sums of inputs, by additions alone.
+
+    Args:
+        x: ``(tokens, in)``, floating point.
+        chosen: bool, ``(out, in)``: which inputs each output adds up.
+
+    Returns:
+        ``(tokens, out)``.
+    """
+    counts = chosen.sum(1)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
+    columns = chosen.nonzero()[:, 1]
+    return torch.nn.functional.embedding_bag(columns, x.T.contiguous(), offsets, mode="sum").T
+
+
 def _float32_is_exact() -> bool:
     """Whether products of float32 matrices are carried out in float32, not in a shorter type that
     the user chose for speed.

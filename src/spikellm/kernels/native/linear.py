@@ -1,0 +1,135 @@
+"""Linear layers ready for the library's functions."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from spikellm.kernels.base import LinearWeights, plain
+from spikellm.kernels.native import ops
+from spikellm.kernels.native.additive_plan import OUTPUTS, make_additive_plan
+from spikellm.kernels.native.linear_plan import make_plan
+from spikellm.kernels.spec import LinearSpec
+
+_CHUNK = 1 << 21  # weights that are unpacked at a time
+
+
+class _Native:
+    """What both kinds of layer share: one call of a function with pointers that stay the same.
+
+    ``between`` are the tensors that the function takes between its inputs and its outputs, in its
+    order; they are kept, and never a dense copy of the weights.
+    """
+
+    def __init__(self, function: object, spec: LinearSpec, between: list[Tensor | None]) -> None:
+        self._function, self._columns, self._rows = function, spec.columns, spec.rows
+        self._between = between
+        self._pointers = [None if one is None else one.data_ptr() for one in between]
+        self._shown: tuple[None, ...] = ()  # arguments beside y that stay empty
+
+    def __call__(self, x: Tensor) -> Tensor:
+        kind = ops.TYPES.get(x.dtype)
+        shape = x.shape
+        if (
+            kind is None
+            or shape[-1] != self._columns
+            or not (plain(x) and x.is_cpu and x.is_contiguous())
+        ):
+            return self._by_operator(x)
+        y = x.new_empty((*shape[:-1], self._rows))
+        if self._function(  # type: ignore[operator]
+            x.data_ptr(),
+            x.numel() // self._columns,
+            *self._pointers,
+            y.data_ptr(),
+            *self._shown,
+            kind,
+            torch.get_num_threads(),
+        ):
+            raise MemoryError("a kernel found no memory for its work")
+        return y
+
+    def _by_operator(self, x: Tensor) -> Tensor:
+        return self.observed(x)[0]
+
+    def observed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Output and spike counts, see :class:`spikellm.kernels.base.PreparedLinear`."""
+        tokens = x.reshape(-1, self._columns)
+        y, codes = self._operate(tokens if x.dtype in ops.TYPES else tokens.float())
+        return y.to(x.dtype).reshape(*x.shape[:-1], self._rows), codes
+
+    def _operate(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
+
+
+class NativeLinear(_Native):
+    """Inputs coded on the way into one integer product."""
+
+    def __init__(self, library: ctypes.CDLL, spec: LinearSpec, weights: LinearWeights) -> None:
+        codes, zero = weights.packed_codes()
+        sums = [
+            torch.stack(
+                [part[:, s.start : s.stop].sum(1, dtype=torch.int32) for s in spec.segments]
+            )
+            for part in _chunks(spec, weights)
+        ]
+        self.operands = (
+            make_plan(spec),
+            codes.contiguous(),
+            weights.weight_scale.contiguous(),
+            zero.contiguous(),
+            torch.cat(sums, 1).contiguous(),
+            _float_bias(weights),
+        )
+        super().__init__(library.spikellm_spike_linear, spec, list(self.operands))
+        self._shown = (None,)
+        self._lift = _lift(spec)
+
+    def _operate(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        y, counts = ops.spike_linear(tokens, *self.operands, True)
+        return y, counts.to(torch.int32) - self._lift
+
+
+class NativeAdditive(_Native):
+    """Ternary weights on inputs that are not coded."""
+
+    def __init__(self, library: ctypes.CDLL, spec: LinearSpec, weights: LinearWeights) -> None:
+        made = [make_additive_plan(part, spec) for part in _chunks(spec, weights)]
+        plan = made[0][0]
+        plan[1] = spec.rows
+        self.operands = (
+            plan,
+            torch.cat([words for _, words in made]),
+            weights.weight_scale.contiguous(),
+            _float_bias(weights),
+        )
+        super().__init__(library.spikellm_additive_linear, spec, list(self.operands))
+
+    def _operate(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        return ops.additive_linear(tokens, *self.operands), None
+
+
+def _float_bias(weights: LinearWeights) -> Tensor | None:
+    return None if weights.bias is None else weights.bias.detach().float().contiguous()
+
+
+def _lift(spec: LinearSpec) -> Tensor | int:
+    """By how much counts of signed neurons are raised, ``(in,)``, columns in stored order."""
+    if spec.neuron is None or not spec.neuron.signed:
+        return 0
+    return torch.cat(
+        [
+            torch.full((stop - start,), top, dtype=torch.int32)
+            for top, (start, stop) in zip(spec.tops, spec.bounds, strict=True)
+        ]
+    )
+
+
+def _chunks(spec: LinearSpec, weights: LinearWeights) -> Iterator[Tensor]:
+    """Integer weights, some outputs at a time: a multiple of the additive kernel's blocks."""
+    rows = max(1, _CHUNK // max(1, spec.columns) // OUTPUTS) * OUTPUTS
+    for start in range(0, spec.rows, rows):
+        yield weights.integer_weights(slice(start, start + rows))

@@ -1,0 +1,160 @@
+"""What kernels are asked to run, as plain data: no layer, no recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from spikellm.neurons import SoftResetNeuron
+from spikellm.quantization.packing import packed_length
+
+_HEADER_BYTES = 3  # of a range in a cached row: θ in two, z in one
+
+ExecutionMode = Literal["merged", "stepped", "binary"]
+"""How spikes are summed: one product of counts, T products, or T·L products of {−1, 0, 1}."""
+
+IntegerForm = Literal["affine", "ternary", "none"]
+"""``k = code − zero``; trains of T spikes of −1, 0 and 1; or no integers at all."""
+
+ThresholdMode = Literal["asymmetric", "symmetric", "signed"]
+"""Baseline where the range asks for it, in the middle, or none, since spikes have signs."""
+
+
+class Segment(NamedTuple):
+    """Columns ``start … stop`` (in stored order) with one activation group and one weight group."""
+
+    start: int
+    stop: int
+    activation_group: int
+    weight_group: int
+
+
+def threshold_mode(neuron: SoftResetNeuron, *, symmetric: bool) -> ThresholdMode:
+    """How thresholds are found for a neuron."""
+    return "signed" if neuron.signed else "symmetric" if symmetric else "asymmetric"
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSpec:
+    """A spiking linear layer.
+
+    Attributes:
+        columns, rows: inputs and outputs.
+        weights: integer form of the weights.
+        weight_bits: bits in which every code fits; 0 without an integer form.
+        scales: columns of the tensor of weight scales.
+        weight_steps: T of each weight group.
+        weight_tops: largest code of each weight group.
+        neuron: what codes the inputs; None where inputs are not coded.
+        symmetric: whether baselines are in the middle.
+        steps: T of each activation group.
+        bounds: stored columns ``(start, stop)`` of each activation group.
+        ranges: stored columns ``(start, stop)`` whose range activation group a takes.
+        segments: in stored order.
+        order: channel of every stored column, ``(in,)``; None where nothing moved.
+        execution: how spikes are summed.
+    """
+
+    columns: int
+    rows: int
+    weights: IntegerForm
+    weight_bits: int
+    scales: int
+    weight_steps: tuple[int, ...]
+    weight_tops: tuple[int, ...]
+    neuron: SoftResetNeuron | None
+    symmetric: bool
+    steps: tuple[int, ...]
+    bounds: tuple[tuple[int, int], ...]
+    ranges: tuple[tuple[int, int], ...]
+    segments: tuple[Segment, ...]
+    order: Tensor | None
+    execution: ExecutionMode
+
+    @property
+    def thresholds(self) -> ThresholdMode | None:
+        """How thresholds are found; None where inputs are not coded."""
+        neuron = self.neuron
+        return None if neuron is None else threshold_mode(neuron, symmetric=self.symmetric)
+
+    @property
+    def tops(self) -> list[int]:
+        """Largest code of each activation group; nothing where inputs are not coded."""
+        neuron = self.neuron
+        return [] if neuron is None else [int(neuron.top(steps)) for steps in self.steps]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadSpec:
+    """A coder of attention heads.
+
+    Tensors are int64 ``(heads, channels)``, of one head where all are alike.
+
+    Attributes:
+        neuron: what codes.
+        symmetric: whether baselines are in the middle.
+        steps, salient_steps: T of ordinary and of salient channels.
+        axis: ``"token"``: ranges over the channels of one token; ``"sequence"``: over all tokens of
+            a channel.
+        ranges: how many ranges a token has.
+        range_of: range of every channel.
+        channel_steps: T of every channel.
+        order: channel at every place of a row, ordinary ones first.
+        ordinary: places of ordinary channels.
+        uniform: whether all heads have as many of them.
+    """
+
+    neuron: SoftResetNeuron
+    symmetric: bool
+    steps: int
+    salient_steps: int
+    axis: str
+    ranges: int
+    range_of: Tensor
+    channel_steps: Tensor
+    order: Tensor
+    ordinary: int
+    uniform: bool
+
+    @property
+    def channels(self) -> int:
+        """Channels of a head."""
+        return self.order.shape[1]
+
+    @property
+    def thresholds(self) -> ThresholdMode:
+        """How thresholds are found."""
+        return threshold_mode(self.neuron, symmetric=self.symmetric)
+
+    @property
+    def top(self) -> int:
+        """Largest code of an ordinary channel, where a train reaches it."""
+        return self.neuron.levels * self.steps
+
+    @property
+    def bits(self) -> tuple[int, int]:
+        """Bits of a stored code of an ordinary and of a salient channel."""
+        span = (2 if self.neuron.signed else 1) * self.neuron.levels
+        ordinary, salient = span * self.steps, span * self.salient_steps
+        return ordinary.bit_length(), max(ordinary, salient).bit_length()
+
+    def lengths(self, channels: int) -> list[int]:
+        """How many of a head's channels are ordinary and salient."""
+        return [self.ordinary, channels - self.ordinary]
+
+    def row_bytes(self, channels: int) -> int:
+        """Bytes of one cached token and head: codes, then θ and z of each range."""
+        held = zip(self.lengths(channels), self.bits, strict=True)
+        return sum(packed_length(n, bits) for n, bits in held) + _HEADER_BYTES * self.ranges
+
+
+@dataclass(frozen=True)
+class MixSpec:
+    """A rotation by additions, :func:`spikellm.quantization.hadamard.mix`."""
+
+    channels: int
+
+
+Spec = LinearSpec | HeadSpec | MixSpec

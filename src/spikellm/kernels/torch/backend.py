@@ -1,0 +1,31 @@
+"""The reference backend: plain torch, for everything and everywhere. Every other backend must
+equal it in integers.
+"""
+
+from __future__ import annotations
+
+from spikellm.kernels.base import REFERENCE, Backend, LinearWeights, Transform, register
+from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, Spec
+from spikellm.kernels.torch.heads import TorchHeads
+from spikellm.kernels.torch.linear import TorchLinear
+from spikellm.quantization.hadamard import mix
+
+
+@register
+class TorchBackend(Backend):
+    """Runs stepped and binary execution, gradients, compiled models and every device."""
+
+    name = REFERENCE
+    preference = 0
+
+    def supports(self, spec: Spec) -> str | None:
+        return None
+
+    def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> TorchLinear:
+        return TorchLinear(spec, weights)
+
+    def prepare_heads(self, spec: HeadSpec) -> TorchHeads:
+        return TorchHeads(spec)
+
+    def prepare_mix(self, spec: MixSpec) -> Transform:
+        return mix

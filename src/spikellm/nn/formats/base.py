@@ -1,0 +1,170 @@
+"""What a weight format is: how a layer stores its weights, and what that costs.
+
+A format holds no tensors. A layer has one, keeps the buffers that it asks for, and hands itself
+over where a question is about them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from spikellm.core.registry import Registry
+from spikellm.kernels.base import PackedCodes
+from spikellm.kernels.spec import IntegerForm
+from spikellm.nn.layout import Layout
+from spikellm.recipe import LinearRecipe, WeightRecipe
+
+
+class Buffer(NamedTuple):
+    """A named buffer before anything is written to it; ``fill`` is its value everywhere."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fill: int
+
+
+class LayerShape(NamedTuple):
+    """What decides the shapes of a layer's buffers.
+
+    Attributes:
+        columns, rows: inputs and outputs.
+        settings: how the layer is coded.
+        sizes: what decides shapes beyond the settings, see :meth:`WeightFormat.sizes_of`; saved in
+            the model's configuration.
+    """
+
+    columns: int
+    rows: int
+    settings: LinearRecipe
+    sizes: tuple[int, ...]
+
+
+class Stored(Protocol):
+    """A layer as its format sees it."""
+
+    shape: LayerShape
+
+    @property
+    def weight_scale(self) -> Tensor: ...
+
+    def get_buffer(self, target: str) -> Tensor: ...
+
+    def layout(self) -> Layout: ...
+
+    def stored(self, of_channels: Tensor) -> Tensor: ...
+
+
+class WeightFormat(ABC):
+    """How weights are stored. Rows are outputs, columns inputs in stored order.
+
+    Attributes:
+        name: in the registry and in recipes.
+        integer_form: what kernels may make of the weights.
+        unrolls: whether weights are trains of spikes, so that stepped and binary execution unroll
+            them where inputs are not coded.
+    """
+
+    name: ClassVar[str]
+    integer_form: ClassVar[IntegerForm] = "affine"
+    unrolls: ClassVar[bool] = False
+
+    @abstractmethod
+    def buffers(self, shape: LayerShape) -> list[Buffer]:
+        """The buffers that hold the weights; ``weight_scale`` is one of them."""
+
+    def sizes_of(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """``LayerShape.sizes`` of the layer with these buffers.
+
+        Raises:
+            ValueError: the buffers are damaged.
+        """
+        return ()
+
+    @abstractmethod
+    def write(self, layer: Stored, weights: Any) -> None:
+        """Take over coded weights, of the kind that this format has."""
+
+    @abstractmethod
+    def integer_weights(self, layer: Stored, rows: slice) -> Tensor:
+        """Integer weights of some outputs, int16 ``(out, in)``.
+
+        Raises:
+            RequestError: the format has no integer form.
+        """
+
+    def dense_weight(self, layer: Stored) -> Tensor:
+        """The weight that the codes stand for, float32, ``(out, in)``, columns in their original
+        order.
+        """
+        weight, layout = self.integer_weights(layer, slice(None)).float(), layer.layout()
+        for group, (start, stop) in enumerate(layout.weight_groups):
+            weight[:, start:stop] *= layer.weight_scale[:, group : group + 1]
+        if layout.order is None:
+            return weight
+        return torch.empty_like(weight).index_copy_(1, layout.order, weight)
+
+    @abstractmethod
+    def kernel_bits(self, layer: Stored) -> int:
+        """Bits in which every code of :meth:`packed_codes` fits; 0 without an integer form."""
+
+    @abstractmethod
+    def packed_codes(self, layer: Stored) -> PackedCodes:
+        """Codes of ``kernel_bits`` bits for all columns, and their zero-points."""
+
+    def salient_columns(self, shape: LayerShape) -> int:
+        """Columns whose weights take ``weights.salient_steps``."""
+        return 0
+
+    def column_steps(self, layer: Stored) -> Tensor | None:
+        """Steps T of the weights of every channel, ``(in,)``; None where all take one."""
+        return None
+
+    def additive_share(self, layer: Stored) -> float | None:
+        """Share of products that are additions whatever the inputs are; None where the inputs
+        decide it.
+        """
+        return None
+
+    def average_steps(self, layer: Stored) -> float | None:
+        """Steps that the format counts of itself; None for the mean of input steps times weight
+        steps over the columns.
+        """
+        return None
+
+    def products(self, layer: Stored, steps: float) -> dict[int, float]:
+        """Products executed for each of the original ones, by bits of the weight.
+
+        Args:
+            steps: the layer's average steps.
+        """
+        return {layer.shape.settings.weights.bits: steps}
+
+    def validation_error(self, layer: Stored) -> str | None:
+        """What in the stored weights no conversion writes; None if all is well."""
+        return None
+
+
+formats: Registry[WeightFormat] = Registry("weights.code")
+
+
+def register(kind: type[WeightFormat]) -> type[WeightFormat]:
+    """Decorator that enters a format under its name."""
+    formats.register(kind.name)(kind())
+    return kind
+
+
+def format_of(settings: WeightRecipe) -> WeightFormat:
+    """The format that a recipe asks for."""
+    return formats[settings.code]
+
+
+def group_of_columns(layout: Layout) -> Tensor:
+    """Weight group of every stored column, int64 ``(in,)``."""
+    sizes = torch.tensor([stop - start for start, stop in layout.weight_groups])
+    return torch.arange(len(sizes)).repeat_interleave(sizes)
