@@ -1,7 +1,7 @@
 """What a pipeline is: which inputs it asks to see, and how it fits one block.
 
 The block loop (:mod:`spikellm.conversion.loop`) does everything else. Adding a pipeline is adding a
-file with a class under ``@pipelines.register(name)``.
+file with a class under ``@algorithms.register(name)``.
 """
 
 from __future__ import annotations
@@ -175,4 +175,4 @@ class Algorithm(ABC):
         """A spiking layer for every layer of the context."""
 
 
-algorithms: Registry[Callable[[], Algorithm]] = Registry("pipeline")
+algorithms: Registry[Callable[[], Algorithm]] = Registry("algorithm")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.step_budget import importance_of
 from spikellm.models.swap import spiking_like
 from spikellm.nn.channels import Groups
@@ -16,7 +17,7 @@ from spikellm.nn.partly_binary import PartlyBinaryLinear, PartlyBinaryWeights
 from spikellm.quantization.affine import codes_in_range, weight_range
 from spikellm.quantization.column_update import CodeColumn, propagate_error
 from spikellm.quantization.rounding import half_up
-from spikellm.recipe import GptqRecipe, LinearRecipe
+from spikellm.recipe import LinearRecipe
 
 
 class GPTQProblem(NamedTuple):
@@ -41,7 +42,7 @@ class GPTQProblem(NamedTuple):
     owner: list[int]
     steps: list[int]
     settings: LinearRecipe
-    options: GptqRecipe
+    options: GptqOptions
 
     @property
     def importance(self) -> Tensor:

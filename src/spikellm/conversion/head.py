@@ -29,7 +29,7 @@ def alone(recipe: Recipe) -> Recipe:
     """The recipe as it fits the output projection, which has no layers beside it that could be
     fitted in turn.
     """
-    return recipe.model_copy(update={"gptq": recipe.gptq.model_copy(update={"compensate": False})})
+    return recipe.model_copy(update={"algorithm": recipe.algorithm.alone()})
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def convert_head(
         fitted = fitted._replace(notes=[note, *fitted.notes])
     if settings.activations.allocated_over_model:
         note = (
-            f"{name} gives more steps to its own share of channels: activations.salient_over: model"
+            f"{name} gives more steps to its own share of channels: activations.allocation: model"
             " shares out over the layers of the blocks"
         )
         fitted = fitted._replace(notes=[note, *fitted.notes])

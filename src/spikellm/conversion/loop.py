@@ -334,10 +334,10 @@ def _sizes(windows: Tensor, recipe: Recipe) -> set[int]:
     """Numbers of windows that are run at a time beside whole batches: one where rotations are
     checked, and of a pipeline that learns its batch size and what is left of each batch.
     """
-    step = recipe.omniquant.batch_size
+    step = recipe.algorithm.windows_of_a_step
     return ({1} if recipe.rotation.active else set()) | (
         {step, *(batch.shape[0] % step for batch in windows.split(batch_windows(windows.shape[1])))}
-        if recipe.pipeline == "omniquant"
+        if step is not None
         else set()
     )
 

@@ -1,67 +1,27 @@
-"""The section of a recipe that says where channels are rotated among each other before they are
-coded.
-"""
+"""The transforms of a recipe as one section of switches."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field, model_validator
-
-from spikellm.recipe.base import Section
+from typing import NamedTuple
 
 
-class RotationRecipe(Section):
-    """Rotations that leave the full-precision model's function as it is (QuaRot, SpinQuant), and
-    make what is coded even.
+class RotationView(NamedTuple):
+    """Which transforms a recipe names, and what they say.
+
+    Attributes:
+        residual, value_output: whether the residual stream, the heads of V are rotated.
+        online: layers whose inputs are rotated while the model runs.
+        equalize: whether channels are scaled between layers.
+        choose: which channels are rotated online, ``all`` or ``loss``.
     """
 
-    residual: bool = Field(
-        False,
-        description=(
-            "rotate the residual stream; fused into all weights around it, so it costs nothing"
-        ),
-        strict=True,
-    )
-    value_output: bool = Field(
-        False,
-        description="rotate the channels of each head of V; fused into V and the output layer",
-        strict=True,
-    )
-    online: tuple[Literal["output", "down"], ...] = Field(
-        (),
-        description=(
-            "layers whose inputs are rotated while the model runs: attention's output layer, the"
-            " feed-forward part's last layer"
-        ),
-    )
-    equalize: bool = Field(
-        False,
-        description=(
-            "first scale channels between up and down, value and output, query and key so that they"
-            " lose least together; fused"
-        ),
-        strict=True,
-    )
-    choose: Literal["all", "loss"] = Field(
-        "all",
-        description=(
-            "online: rotate all channels, or whatever loses least on a sample: none, all, or all"
-            " but the largest"
-        ),
-    )
+    residual: bool
+    value_output: bool
+    online: tuple[str, ...]
+    equalize: bool
+    choose: str
 
     @property
     def active(self) -> bool:
         """Whether anything is rotated or scaled."""
         return self.residual or self.value_output or self.equalize or bool(self.online)
-
-    @model_validator(mode="after")
-    def _has_an_effect(self) -> RotationRecipe:
-        if self.choose == "loss" and not self.online:
-            raise ValueError(
-                "choose has no effect: online names no layer; name some, or leave choose out"
-            )
-        if len(set(self.online)) != len(self.online):
-            raise ValueError(f"online names a layer twice ({', '.join(self.online)})")
-        return self

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from spikellm.models.rounding import fit_layer
 from spikellm.nn.channels import Groups, group_of, salient_channels, seed_of
+from spikellm.nn.formats.affine_options import AffineOptions
 from spikellm.nn.rotation import Rotation
 from spikellm.quantization.hadamard import random_signs
-from spikellm.recipe import LinearRecipe, WeightRecipe
+from spikellm.recipe import LinearRecipe
 from spikellm.saliency import salient_count
 
 _TOKENS = 1024  # on which a choice is measured
@@ -77,7 +78,7 @@ def _loss(
     dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
     dense.weight = nn.Parameter(columns, requires_grad=False)
     plain = LinearRecipe(
-        weights=WeightRecipe(bits=settings.weights.bits), activations=settings.activations
+        weights=AffineOptions(bits=settings.weights.bits), activations=settings.activations
     )
     found = fit_layer(dense, plain, Groups(group, None))(turned)
     return float((found - exact).square().sum())
