@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 import spikellm
 from spikellm.algorithms import gptq
+from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.models.families import weight_and_bias
 from spikellm.nn.channels import Groups
 from spikellm.nn.linear import SpikingLinear
-from spikellm.recipe import GptqRecipe, LinearRecipe
+from spikellm.recipe import LinearRecipe
 
 BLOCK = 128
 
@@ -112,7 +113,7 @@ def main() -> None:
         settings: LinearRecipe,
         groups: Groups,
         hessian: Tensor,
-        options: GptqRecipe,
+        options: GptqOptions,
     ) -> tuple[SpikingLinear, float]:
         feedbacks.append(0)
         started = time.perf_counter()

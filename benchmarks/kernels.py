@@ -26,7 +26,7 @@ from spikellm.kernels.native import ops
 from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import AffineWeights
-from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
+from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 _MEMORY = 128 << 20
 
@@ -34,8 +34,8 @@ _MEMORY = 128 << 20
 def spiking(size: int, recipe: LinearRecipe, seed: int = 0) -> SpikingLinear:
     """A layer of random weights, a tenth of its channels salient where the recipe says so."""
     generator = torch.Generator().manual_seed(seed)
-    layer = (AdditiveLinear if recipe.weights.code == "ternary" else SpikingLinear)(
-        size, size, recipe, bias=False, sizes=(size,) if recipe.weights.code == "ternary" else ()
+    layer = (AdditiveLinear if recipe.weights.format == "ternary" else SpikingLinear)(
+        size, size, recipe, bias=False, sizes=(size,) if recipe.weights.format == "ternary" else ()
     )
     group = torch.zeros(size, dtype=torch.uint8)
     if recipe.activations.spiking and recipe.activations.salient_rate:
@@ -47,7 +47,7 @@ def spiking(size: int, recipe: LinearRecipe, seed: int = 0) -> SpikingLinear:
         torch.rand(size, groups, generator=generator) + 0.5,
         torch.zeros(size, groups, dtype=torch.uint8),
     )
-    if recipe.weights.code == "ternary":
+    if recipe.weights.format == "ternary":
         codes = torch.randint(-1, 2, (size, size), generator=generator, dtype=torch.int8)
     else:
         codes = torch.randint(
@@ -64,9 +64,9 @@ Contender = Callable[[], Iterator[Callable[[Tensor], object]]]
 def contenders(size: int) -> dict[str, tuple[Contender, int]]:
     """Layers by name: how to make copies, and bytes of one."""
 
-    def ours(weights: WeightRecipe, activations: ActivationRecipe) -> tuple[Contender, int]:
+    def ours(weights: str | dict[str, int], activations: ActivationRecipe) -> tuple[Contender, int]:
         first = spiking(size, LinearRecipe(weights=weights, activations=activations))
-        held = first.weight_bytes if weights.code == "affine" else 0
+        held = first.weight_bytes if first.settings.weights.format == "affine" else 0
 
         def make() -> Iterator[Callable[[Tensor], object]]:
             for seed in itertools.count():
@@ -103,22 +103,16 @@ def contenders(size: int) -> dict[str, tuple[Contender, int]]:
             )
 
     t2 = ActivationRecipe(bits=4, salient_rate=0.1, salient_steps=2)
-    ternary = WeightRecipe(code="ternary", bits=2, symmetric=True)
+    ternary = "ternary"
     return {
         "torch bfloat16": (dense, 2 * size * size),
         "torch int4 weights": (int4, size * size // 2),
         "oneDNN int8": (int8, size * size),
         "spikellm ternary, 16-bit inputs (additive)": ours(ternary, ActivationRecipe(bits=16)),
-        "spikellm 2-bit weights, 8-bit spikes": ours(
-            WeightRecipe(bits=2), ActivationRecipe(bits=8)
-        ),
-        "spikellm 3-bit weights, 4-bit spikes": ours(
-            WeightRecipe(bits=3), ActivationRecipe(bits=4)
-        ),
-        "spikellm 4-bit weights, 4-bit spikes, T = 2 on 10%": ours(WeightRecipe(bits=4), t2),
-        "spikellm 8-bit weights, 8-bit spikes": ours(
-            WeightRecipe(bits=8), ActivationRecipe(bits=8)
-        ),
+        "spikellm 2-bit weights, 8-bit spikes": ours({"bits": 2}, ActivationRecipe(bits=8)),
+        "spikellm 3-bit weights, 4-bit spikes": ours({"bits": 3}, ActivationRecipe(bits=4)),
+        "spikellm 4-bit weights, 4-bit spikes, T = 2 on 10%": ours({"bits": 4}, t2),
+        "spikellm 8-bit weights, 8-bit spikes": ours({"bits": 8}, ActivationRecipe(bits=8)),
     }
 
 

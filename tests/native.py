@@ -13,7 +13,7 @@ from spikellm.nn import fast
 from spikellm.nn.additive import AdditiveLinear, plane_sizes
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import AffineWeights
-from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
+from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 needs_compiler = pytest.mark.skipif(
     build.compiler() is None, reason="no C compiler on this machine"
@@ -57,9 +57,7 @@ def additive(
     Inputs are not coded, unless a recipe says how.
     """
     activations = activations or ActivationRecipe(bits=16)
-    settings = LinearRecipe(
-        weights=WeightRecipe(code="ternary", bits=2, symmetric=True), activations=activations
-    )
+    settings = LinearRecipe(weights="ternary", activations=activations)
     layer = AdditiveLinear(columns, outputs, settings, bias=bias, sizes=plane_sizes(steps))
     groups = torch.randint(0, len(activations.group_steps), (columns,), generator=generator).to(
         torch.uint8

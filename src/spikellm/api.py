@@ -144,7 +144,7 @@ def convert(
         f" windows of {windows.shape[1]} tokens"
     )
     with evaluating(model, stays=True), prepared(model, attention=resolved.attention.spiking):
-        algorithm = algorithms[resolved.pipeline]()
+        algorithm = algorithms[resolved.algorithm.name]()
         records = convert_blocks(model, windows, resolved, algorithm, run)
     _mark(model, resolved, records, windows, identity)
     return Conversion(resolved, records, summarize(model))
@@ -199,7 +199,7 @@ def resolve_recipe(
     )
     require_apart(settings, given)
     resolved = load_recipe(recipe, settings).replaced(given)
-    algorithms[resolved.pipeline]
+    algorithms[resolved.algorithm.name]
     return resolved
 
 

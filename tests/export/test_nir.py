@@ -13,7 +13,7 @@ from spikellm.core.errors import CheckpointError, DependencyError
 from spikellm.export.nir import layer_graph, read_graph, run_graph, segment_weights, write_graph
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.population import layer_population
-from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
+from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 
 def layer(
@@ -25,7 +25,7 @@ def layer(
     kind = {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"bits": 3}
     chosen = {"salient_rate": rate, "salient_steps": 2, "saliency": "rms"} if rate else {}
     recipe = LinearRecipe(
-        weights=WeightRecipe(bits=4),
+        weights={"bits": 4},
         activations=ActivationRecipe.model_validate({**kind, **chosen}),
     )
     return fit(dense, recipe, sample=torch.randn(32, columns, generator=generator)), torch.randn(

@@ -21,7 +21,7 @@ from spikellm.core.errors import DependencyError
 from spikellm.kernels.native import build, ops
 from spikellm.nn import fast
 from spikellm.nn.fast_heads import PackedKV
-from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
+from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
@@ -31,7 +31,7 @@ def test_without_a_compiler_torch_is_used_and_that_is_said_once(
 ) -> None:
     layer = fit(
         nn.Linear(20, 6),
-        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+        LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4)),
     )
     x = torch.randn(2, 20)
     monkeypatch.setenv("SPIKELLM_KERNELS", "torch")
@@ -140,7 +140,7 @@ def linear_calls() -> Iterator[Call]:
     ]
     for columns, outputs, tokens, bits in sizes:
         activations = ActivationRecipe(bits=4, salient_rate=0.2, salient_steps=2, saliency="rms")
-        recipe = LinearRecipe(weights=WeightRecipe(bits=bits), activations=activations)
+        recipe = LinearRecipe(weights={"bits": bits}, activations=activations)
         layer = fit(
             nn.Linear(columns, outputs),
             recipe,

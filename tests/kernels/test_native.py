@@ -18,7 +18,7 @@ from spikellm.kernels.native.linear_plan import fits
 from spikellm.nn import fast
 from spikellm.nn.hooks import observe_spikes
 from spikellm.nn.linear import SpikingLinear
-from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
+from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
@@ -49,9 +49,12 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, Tensor]:
             else {}
         )
         bits = draw(st.integers(2, 6 if several else 8))
-        weights = WeightRecipe.model_validate(
-            {"bits": bits, "symmetric": draw(st.booleans()), "group_size": group, **several}
-        )
+        weights = {
+            "bits": bits,
+            "symmetric": draw(st.booleans()),
+            "group_size": group,
+            **several,
+        }
         dense = nn.Linear(columns, outputs, bias=bias)
         nn.init.normal_(dense.weight, generator=generator)
         layer = fit(
@@ -99,9 +102,7 @@ def test_what_is_not_finite_stays_visible(level: str, value: float) -> None:
         ActivationRecipe(bits=4, symmetric=True),
         ActivationRecipe(neuron="ternary", bits=2, symmetric=True),
     ):
-        layer = fit(
-            nn.Linear(40, 5), LinearRecipe(weights=WeightRecipe(bits=4), activations=recipe)
-        )
+        layer = fit(nn.Linear(40, 5), LinearRecipe(weights={"bits": 4}, activations=recipe))
         x = torch.randn(3, 40)
         x[1, 7] = value
         found, expected = both(layer, x)
@@ -120,9 +121,7 @@ def test_extreme_codes(level: str) -> None:
         dense.weight.data = torch.where(torch.rand(9, 257) < 0.5, -1.0, 1.0)
         layer = fit(
             dense,
-            LinearRecipe(
-                weights=WeightRecipe(bits=bits), activations=ActivationRecipe(bits=6, steps=4)
-            ),
+            LinearRecipe(weights={"bits": bits}, activations=ActivationRecipe(bits=6, steps=4)),
         )
         layer.weight_codes.fill_(255)
         if 257 * bits % 8:  # what is beyond the last code stays zero
@@ -183,7 +182,7 @@ def test_every_level_adds_alike(code: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_threads_change_nothing() -> None:
     layer = fit(
         nn.Linear(300, 130),
-        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+        LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4)),
     )
     x, before = torch.randn(7, 300), torch.get_num_threads()
     try:
@@ -201,7 +200,7 @@ def test_threads_change_nothing() -> None:
 def test_operators_are_sound() -> None:
     layer = fit(
         nn.Linear(20, 6),
-        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+        LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4)),
     )
     ready, x = fast.prepare(layer), torch.randn(3, 20)
     assert layer.bias is not None
@@ -237,7 +236,7 @@ def test_spikes_are_shown_to_whoever_watches(signed: bool) -> None:
     )
     layer = fit(
         nn.Linear(40, 6),
-        LinearRecipe(weights=WeightRecipe(bits=4), activations=recipe),
+        LinearRecipe(weights={"bits": 4}, activations=recipe),
         sample=torch.randn(50, 40),
     )
     x, seen = torch.randn(5, 40), []
@@ -254,7 +253,7 @@ def test_spikes_are_shown_to_whoever_watches(signed: bool) -> None:
 def test_changed_weights_are_seen(converted_folder: Path) -> None:
     layer = fit(
         nn.Linear(20, 6),
-        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+        LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4)),
     )
     x = torch.randn(2, 20)
     before = layer(x)
@@ -271,7 +270,7 @@ def test_inference_mode() -> None:
     with torch.inference_mode():
         layer = fit(
             nn.Linear(20, 6),
-            LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+            LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4)),
         )
         assert torch.equal(*both(layer, x))
 
@@ -280,7 +279,7 @@ def test_inference_mode() -> None:
 def test_gradients_and_compiled_models_take_torch() -> None:
     layer = fit(
         nn.Linear(20, 6),
-        LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4)),
+        LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4)),
     )
     x = torch.randn(2, 20)
     assert fast.run(layer, x.clone().requires_grad_()) is None

@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikellm.algorithms.gptq import fit_layer
+from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.core.errors import RequestError
 from spikellm.nn.additive import AdditiveLinear, plane_sizes, sum_of_chosen
 from spikellm.nn.channels import Groups, salient_columns
 from spikellm.nn.execution import set_execution_mode
 from spikellm.nn.partly_binary import PartlyBinaryLinear
-from spikellm.recipe import GptqRecipe, LinearRecipe
+from spikellm.recipe import LinearRecipe
 
-TERNARY = {"code": "ternary", "bits": 2, "symmetric": True}
+TERNARY = {"format": "ternary"}
 
 
 def fit(
@@ -38,7 +39,7 @@ def fit(
     )
     groups = Groups(torch.zeros(inputs, dtype=torch.uint8), steps)
     return (
-        fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqRecipe(**options))[0],
+        fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqOptions(**options))[0],
         dense,
         x,
     )
@@ -161,7 +162,7 @@ def test_feedback_fitting_and_steps_each_lower_the_error() -> None:
         < mean({**TERNARY, "budget": 1.4})
     )
     assert mean({"bits": 4}) < mean({"bits": 3}) < mean({"bits": 2})
-    rate = {"code": "partly-binary", "bits": 8}
+    rate = {"format": "partly-binary", "bits": 8}
     assert mean({**rate, "salient_rate": 0.2}) < mean({**rate, "salient_rate": 0.05})
     assert mean({**TERNARY, "budget": 1.4}) < mean({**rate, "salient_rate": 0.05}), (
         "at 1.4 and 1.35 steps"
@@ -189,7 +190,7 @@ def test_allocation_beats_its_controls() -> None:
             else None
         )
         groups = Groups(torch.zeros(inputs, dtype=torch.uint8), steps)
-        layer, _ = fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqRecipe())
+        layer, _ = fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqOptions())
         assert layer.average_steps == pytest.approx(1.4)
         return relative_error(layer, dense, x)
 
@@ -201,7 +202,7 @@ def test_allocation_beats_its_controls() -> None:
 
 def test_partly_binary_counts_and_keeps_its_mask() -> None:
     layer, _, x = fit(
-        {"code": "partly-binary", "bits": 8, "salient_rate": 0.1, "group_size": 8}, inputs=40
+        {"format": "partly-binary", "bits": 8, "salient_rate": 0.1, "group_size": 8}, inputs=40
     )
     assert isinstance(layer, PartlyBinaryLinear)
     assert layer.salient_codes.shape == (24,)
@@ -233,11 +234,11 @@ def test_dead_channels_and_rows() -> None:
     for weights in (
         TERNARY,
         {"bits": 2},
-        {"code": "partly-binary", "bits": 8, "salient_rate": 0.2},
+        {"format": "partly-binary", "bits": 8, "salient_rate": 0.2},
     ):
         settings = LinearRecipe.model_validate({"weights": weights, "activations": {"bits": 16}})
         layer = fit_layer(
-            "layer", dense, settings, groups, torch.zeros(5, 5, dtype=torch.float64), GptqRecipe()
+            "layer", dense, settings, groups, torch.zeros(5, 5, dtype=torch.float64), GptqOptions()
         )[0]
         assert torch.isfinite(layer(torch.randn(2, 5))).all()
 

@@ -70,7 +70,7 @@ def test_gradients_that_overflow_and_memory_that_runs_out_are_said(
         with pytest.raises(
             RequestError,
             match=(
-                r"does not fit into memory; set weights\.budget_over and activations\.salient_over"
+                r"does not fit into memory; set weights\.allocation and activations\.allocation"
                 r" to layer"
             ),
         ):

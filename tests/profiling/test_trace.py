@@ -23,7 +23,7 @@ from spikellm.profiling.events import read_codes, write_events
 from spikellm.profiling.plots.spikes import membrane_in_moments
 from spikellm.profiling.population import layer_population
 from spikellm.profiling.trace import add_up, trace_block, weight_planes
-from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
+from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 RECIPES = ["w4a4-t2", "spike-w4a4-t2", "ternary-1.4-a4-t2", "w8a8"]
 FAST = {
@@ -42,9 +42,7 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, torch.Tensor]:
     )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     activations = draw(activation_recipes(st.integers(1, 5), st.just(False)))
-    recipe = LinearRecipe(
-        weights=WeightRecipe(bits=draw(st.integers(2, 8))), activations=activations
-    )
+    recipe = LinearRecipe(weights={"bits": draw(st.integers(2, 8))}, activations=activations)
     dense = torch.nn.Linear(columns, outputs, bias=draw(st.booleans()))
     torch.nn.init.normal_(dense.weight, generator=generator)
     x = torch.randn(tokens, columns, generator=generator)
@@ -81,7 +79,7 @@ def one_layer() -> tuple[SpikingLinear, torch.Tensor]:
     dense = torch.nn.Linear(12, 5)
     torch.nn.init.normal_(dense.weight, generator=generator)
     return fit(
-        dense, LinearRecipe(weights=WeightRecipe(bits=4), activations=ActivationRecipe(bits=4))
+        dense, LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4))
     ), torch.randn(3, 12, generator=generator)
 
 

@@ -69,11 +69,11 @@ def test_reference_presets_follow_the_paper() -> None:
         ("activations.invert=true", "cannot be inverted"),
         ("activations.bits=8", None),
         ("seed=-1", "greater than or equal to 0"),
-        ("version=2", "Input should be 1"),
+        ("version=3", "Input should be 2"),
         ("nonsense", "expected key=value"),
         ("weights.bits.x=3", "no section"),
         ("weights=[", "not a YAML value"),
-        ("overrides=[{match: '(', skip: true}]", "not a regular expression"),
+        ("overrides=[{match: 're:(', skip: true}]", "not a regular expression"),
         ("overrides=[{match: x}]", "must either skip or set"),
         ("overrides=[{match: x, weights: {bits: 11}}]", "less than or equal to 8"),
     ],
@@ -104,16 +104,18 @@ def test_shared_thresholds_with_equal_steps_are_refused() -> None:
         ("w4a4-t2", "activations.bits=true", "valid integer"),
         (
             "gptq-w4a16",
-            "gptq.rounds=1",
-            "gptq.rounds would have no effect on weights of code 'affine', only on 'ternary'",
+            "algorithm.rounds=1",
+            "algorithm.rounds would have no effect on weights of format 'affine', only on"
+            " 'ternary'",
         ),
-        ("pbllm-90", "gptq.rounds=1", "of code 'partly-binary', only on 'ternary'"),
+        ("pbllm-90", "algorithm.rounds=1", "of format 'partly-binary', only on 'ternary'"),
         (
             "ternary-1.4",
-            "gptq.search_range=true",
-            "gptq.search_range would have no effect on weights of code 'ternary', only on 'affine'",
+            "algorithm.search_range=true",
+            "algorithm.search_range would have no effect on weights of format 'ternary', only on"
+            " 'affine'",
         ),
-        ("gptq-w4a16", "gptq={rounds: 1, search_range: true}", "gptq.rounds"),
+        ("gptq-w4a16", "algorithm={name: gptq, rounds: 1, search_range: true}", "m.rounds"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(preset: str, setting: str, message: str) -> None:
@@ -122,45 +124,43 @@ def test_what_would_have_no_effect_is_refused(preset: str, setting: str, message
 
 
 def test_partly_binary_weights_take_no_spikes() -> None:
-    weights = "{code: partly-binary, bits: 8, salient_rate: 0.1}"
-    reason = r"code partly-binary takes inputs as they are .*; set activations\.bits to 16, not 4$"
+    weights = "{format: partly-binary, bits: 8, salient_rate: 0.1}"
+    reason = r"partly-binary take inputs as they are .*; set activations\.bits to 16, not 4$"
     with pytest.raises(RecipeError, match=reason) as caught:
-        load_recipe("rtn-w4a4", ["pipeline=gptq", f"weights={weights}"])
+        load_recipe("rtn-w4a4", ["algorithm=gptq", f"weights={weights}"])
     assert "\n" not in str(caught.value)
     with pytest.raises(RecipeError, match=reason):
-        load_recipe("pbllm-90", ["overrides=[{match: '.*q', activations: {bits: 4}}]"])
+        load_recipe("pbllm-90", ["overrides=[{match: '*q', activations: {bits: 4}}]"])
     with pytest.raises(RecipeError, match=reason):
         load_recipe(
-            "rtn-w4a4", ["pipeline=gptq", f"overrides=[{{match: '.*q', weights: {weights}}}]"]
+            "rtn-w4a4", ["algorithm=gptq", f"overrides=[{{match: '*q', weights: {weights}}}]"]
         )
-    mixed = f"overrides=[{{match: '.*q', weights: {weights}, activations: {{bits: 16}}}}]"
-    assert load_recipe("rtn-w4a4", ["pipeline=gptq", mixed]).for_module("q") is not None
+    mixed = f"overrides=[{{match: '*q', weights: {weights}, activations: {{bits: 16}}}}]"
+    assert load_recipe("rtn-w4a4", ["algorithm=gptq", mixed]).for_module("q") is not None
 
 
 def test_overrides_bring_codes_that_have_an_effect() -> None:
-    ternary = "{match: '.*q', weights: {code: ternary, bits: 2, symmetric: true}}"
-    assert load_recipe("gptq-w4a16", ["gptq.rounds=1", f"overrides=[{ternary}]"]).gptq.rounds == 1
-    with pytest.raises(RecipeError, match="gptq.rounds would have no effect"):
-        load_recipe(
-            "gptq-w4a16", ["gptq.rounds=1", "overrides=[{match: '.*q', weights: {bits: 3}}]"]
-        )
-    affine = "{match: '.*q', weights: {code: affine, bits: 4, budget: null, budget_over: layer}}"
-    assert load_recipe(
-        "ternary-1.4", ["gptq.search_range=true", f"overrides=[{affine}]"]
-    ).gptq.search_range
+    rounds = "algorithm.rounds=1"
+    ternary = "overrides=[{match: '*q', weights: ternary}]"
+    assert load_recipe("gptq-w4a16", [rounds, ternary]).for_module("q").weights.format == "ternary"
+    with pytest.raises(RecipeError, match=r"algorithm\.rounds would have no effect"):
+        load_recipe("gptq-w4a16", [rounds, "overrides=[{match: '*q', weights: {bits: 3}}]"])
+    affine = "overrides=[{match: '*q', weights: {format: affine, bits: 4}}]"
+    recipe = load_recipe("ternary-1.4", ["algorithm.search_range=true", affine])
+    assert recipe.for_module("q").weights.budget is None
 
 
 def test_overrides_that_only_clash_together() -> None:
     recipe = load_recipe(
         "rtn-w4a4",
         [
-            "overrides=[{match: '.*', activations: {bits: 16}}, {match: '.*q', activations: {steps:"
+            "overrides=[{match: '*', activations: {bits: 16}}, {match: '*q', activations: {steps:"
             " 2}}]"
         ],
     )
     assert recipe.for_module("k") is not None
     with pytest.raises(
-        RecipeError, match=r"override '\.\*q': activations: steps would have no effect"
+        RecipeError, match=r"override '\*q': activations: steps would have no effect"
     ):
         recipe.for_module("q")
 
@@ -175,8 +175,8 @@ def test_overrides_are_merged_in_order_and_matched_whole() -> None:
     recipe = load_recipe(
         "w4a4-t2",
         [
-            "overrides=[{match: '.*down', weights: {bits: 8}}, {match: 'b.*', skip: true}, {match:"
-            " '.*down', activations: {salient_steps: 4}}]"
+            "overrides=[{match: '*down', weights: {bits: 8}}, {match: 'b.*', skip: true}, {match:"
+            " '*down', activations: {salient_steps: 4}}]"
         ],
     )
     plain, down, skipped = (
@@ -196,22 +196,22 @@ def test_overrides_are_merged_in_order_and_matched_whole() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("omniquant.let_rate=.inf", "finite number"),
-        ("omniquant.lwc_rate=.nan", "finite number"),
+        ("algorithm.let_rate=.inf", "finite number"),
+        ("algorithm.lwc_rate=.nan", "finite number"),
         ("weights.salient_rate=.nan", "finite number"),
         ("calibration.samples=1000001", "less than or equal to 1000000"),
         ("calibration.seqlen=10000001", "less than or equal to 10000000"),
         ("calibration.saliency_tokens=1000000000", "less than or equal to 100000000"),
-        ("omniquant.batch_size=10000000", "less than or equal to 1000000"),
-        ("omniquant.accumulate=10000000", "less than or equal to 1000000"),
-        ("omniquant.epochs=1000000", "less than or equal to 100000"),
-        ("gptq.rounds=10000000", "less than or equal to 1000000"),
+        ("algorithm.batch_size=10000000", "less than or equal to 1000000"),
+        ("algorithm.accumulate=10000000", "less than or equal to 1000000"),
+        ("algorithm.epochs=1000000", "less than or equal to 100000"),
+        ("algorithm={name: gptq, rounds: 10000000}", "less than or equal to 1000000"),
         ('name="a\\eb"', r"name: holds '\\x1b', which means something to a terminal"),
         ('name="a\\nb"', r"name: holds '\\n', which means something to a terminal"),
         ('name="a\\ud800"', "name: holds half a character"),
         ('calibration.text="a\\udc80.txt"', r"calibration\.text: holds half a character"),
         (
-            "overrides=[{match: '.*', skip: true}, {match: \"a\\ud800\", skip: true}]",
+            "overrides=[{match: '*', skip: true}, {match: \"a\\ud800\", skip: true}]",
             r"overrides\.1\.match: holds half a character",
         ),
         (

@@ -168,7 +168,7 @@ class Algorithm(ABC):
     """How weights and channel groups of a block are fitted.
 
     Attributes:
-        formats: weight formats (``weights.code``) that it can fit.
+        formats: weight formats (``weights.format``) that it can fit.
         fits_alone: whether it can fit a layer without a block around it: the output projection,
             which is rounded to nearest otherwise.
     """
@@ -224,5 +224,5 @@ class Algorithm(ABC):
         """A spiking layer for every layer of the context."""
 
 
-algorithms: Registry[Callable[[], Algorithm]] = Registry("pipeline")
+algorithms: Registry[Callable[[], Algorithm]] = Registry("algorithm")
 """Algorithms: how the weights of a block are fitted."""

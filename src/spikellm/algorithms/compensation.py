@@ -125,7 +125,7 @@ def target_weight(name: str, weight: Tensor, moments: Moments, damping: float) -
         raise NumericalError(
             f"layer {name}: the second moments of its inputs are not positive definite, even with"
             f" damping {share:.2g} of their mean diagonal; give more calibration text or raise"
-            " gptq.compensation_damping"
+            " algorithm.compensation_percdamp"
         )
     cross_moment = weight.double() @ moments.cross_moment
     return (weight.double() + torch.cholesky_solve(cross_moment.T, factor).T).float()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
 from spikellm.algorithms.channel_choice import choose_groups
 from spikellm.algorithms.compensation import Moments, SequentialFit, target_weight
+from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.gptq_problem import GPTQProblem, partly_binary_layer
 from spikellm.algorithms.step_budget import (
     importance_of,
@@ -36,7 +37,7 @@ from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import AffineWeights, codes_in_range, weight_range
 from spikellm.quantization.column_update import inverse_factor, permuted
 from spikellm.quantization.ternary import refit_scales, search_scale
-from spikellm.recipe import GptqRecipe, LinearRecipe, Recipe
+from spikellm.recipe import LinearRecipe, Recipe
 
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a range, tried where it is searched
 _ENOUGH = 1e-3  # relative gain below which fitting stops
@@ -60,24 +61,25 @@ class Gptq(Algorithm):
         return over_model(settings)
 
     def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:
+        options = recipe.options(GptqOptions)
         self._steps = spend_over_model(
             (layer for layer in layers if over_model(layer.settings)),
-            recipe.gptq.damping,
-            by_power=recipe.gptq.activation_order,
+            options.percdamp,
+            by_power=options.activation_order,
         )
 
     def needs_inputs(self, settings: LinearRecipe) -> bool:
         return True
 
     def needs_hessian(self, recipe: Recipe) -> bool:
-        return not recipe.gptq.compensate
+        return not recipe.options(GptqOptions).compensate
 
     def needs_fp_input(self, recipe: Recipe) -> bool:
-        return recipe.gptq.compensate
+        return recipe.options(GptqOptions).compensate
 
     def for_head(self, recipe: Recipe) -> Recipe:
-        alone = recipe.gptq.model_copy(update={"compensate": False})
-        return recipe.model_copy(update={"gptq": alone})
+        alone = recipe.options(GptqOptions).model_copy(update={"compensate": False})
+        return recipe.model_copy(update={"algorithm": alone})
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
         chosen = list(
@@ -88,7 +90,7 @@ class Gptq(Algorithm):
         )
         layers: dict[str, SpikingLinear] = {}
         notes: list[str] = []
-        if not context.recipe.gptq.compensate:
+        if not context.recipe.options(GptqOptions).compensate:
             groups = {name: own for _, shared in chosen for name, own in shared.items()}
             return FittedBlock(self._fit_together(context, groups, None, notes), notes=notes)
         with SequentialFit(context) as block:
@@ -126,14 +128,14 @@ class Gptq(Algorithm):
             layers[name], damping = _exchanged(
                 context.layers[name], context.settings[name], owner, fitted.get(name)
             )
-            if damping > context.recipe.gptq.damping:
+            if damping > context.recipe.options(GptqOptions).percdamp:
                 notes.append(
                     f"the Hessian of {name} is not positive definite; damping was raised to"
                     f" {damping:.2g} of its mean diagonal"
                 )
             if over_model(context.settings[name]) and name not in self._steps:
                 notes.append(
-                    f"{name} spends its budget of steps by itself: weights.budget_over: model"
+                    f"{name} spends its budget of steps by itself: weights.allocation: model"
                     " spends over the layers of the blocks"
                 )
         return {name: layers[name] for name in groups}
@@ -143,11 +145,12 @@ class Gptq(Algorithm):
     ) -> tuple[SpikingLinear, float]:
         if name in self._steps:
             groups = groups._replace(column_steps=self._steps[name].to(groups.channel.device))
-        layer, settings, options = context.layers[name], context.settings[name], context.recipe.gptq
+        layer, settings = context.layers[name], context.settings[name]
+        options = context.recipe.options(GptqOptions)
         if moments is None:
             return fit_layer(name, layer, settings, groups, context.hessian(name), options)
         weight = target_weight(
-            name, weight_and_bias(layer)[0].detach(), moments, options.compensation_damping
+            name, weight_and_bias(layer)[0].detach(), moments, options.compensation_percdamp
         )
         return fit_layer(name, layer, settings, groups, moments.hessian, options, weight)
 
@@ -187,7 +190,7 @@ def fit_layer(
     settings: LinearRecipe,
     groups: Groups,
     hessian: Tensor,
-    options: GptqRecipe,
+    options: GptqOptions,
     weight: Tensor | None = None,
 ) -> tuple[SpikingLinear, float]:
     """Spiking layer of one linear layer, and the damping that its Hessian took.
@@ -201,9 +204,9 @@ def fit_layer(
     """
     weight = (weight_and_bias(module)[0].detach() if weight is None else weight).float()
     coding = order_of_coding(hessian, by_power=options.activation_order)
-    factor, damping = inverse_factor(hessian, options.damping, name, coding)
+    factor, damping = inverse_factor(hessian, options.percdamp, name, coding)
     column_steps = groups.column_steps
-    if settings.weights.code == "ternary" and column_steps is None:
+    if settings.weights.format == "ternary" and column_steps is None:
         column_steps = spend_in_layer(
             weight, importance_of(factor, coding), settings.weights.budget
         )
@@ -230,12 +233,12 @@ def fit_layer(
         settings,
         options,
     )
-    if settings.weights.code == "partly-binary":
+    if settings.weights.format == "partly-binary":
         return partly_binary_layer(module, problem, groups), damping
-    weights = _ternary(problem) if settings.weights.code == "ternary" else _affine(problem)
+    weights = _ternary(problem) if settings.weights.format == "ternary" else _affine(problem)
     sizes = (
         ()
-        if column_steps is None or settings.weights.code == "affine"
+        if column_steps is None or settings.weights.format == "affine"
         else plane_sizes(column_steps)
     )
     layer = spiking_like(module, settings, sizes=sizes)

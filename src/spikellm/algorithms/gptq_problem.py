@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.step_budget import importance_of
 from spikellm.models.swap import spiking_like
 from spikellm.nn.channels import Groups
@@ -17,7 +18,7 @@ from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import codes_in_range, weight_range
 from spikellm.quantization.column_update import CodeColumn, propagate_error
 from spikellm.quantization.rounding import half_up
-from spikellm.recipe import GptqRecipe, LinearRecipe
+from spikellm.recipe import LinearRecipe
 
 
 class GPTQProblem(NamedTuple):
@@ -42,7 +43,7 @@ class GPTQProblem(NamedTuple):
     owner: list[int]
     steps: list[int]
     settings: LinearRecipe
-    options: GptqRecipe
+    options: GptqOptions
 
     @property
     def importance(self) -> Tensor:

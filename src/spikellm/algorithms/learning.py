@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikellm.algorithms.omniquant_options import OmniQuantOptions
 from spikellm.core import distributed
 from spikellm.core.errors import NumericalError, RequestError
-from spikellm.recipe import OmniQuantRecipe
 from spikellm.transforms.smoothing import State
 
 _RETRIES = 3
@@ -39,7 +39,7 @@ class Learned(NamedTuple):
         )
 
 
-def check_share(options: OmniQuantRecipe, windows: Sequence[int]) -> None:
+def check_share(options: OmniQuantOptions, windows: Sequence[int]) -> None:
     """Refuse a share of the text that does not let ranks take the steps that one would take.
 
     See :meth:`spikellm.algorithms.Pipeline.check_share`.
@@ -49,9 +49,9 @@ def check_share(options: OmniQuantRecipe, windows: Sequence[int]) -> None:
         return
     if options.accumulate % distributed.world_size():
         raise RequestError(
-            f"omniquant.accumulate is {options.accumulate}: {distributed.world_size()} ranks share"
+            f"algorithm.accumulate is {options.accumulate}: {distributed.world_size()} ranks share"
             f" the batches of each step, so it must be a multiple of {distributed.world_size()};"
-            f" add --set omniquant.accumulate={distributed.world_size()}, or run it without"
+            f" add --set algorithm.accumulate={distributed.world_size()}, or run it without"
             " torchrun"
         )
     if len(set(found)) > 1 or found[0] % (options.accumulate // distributed.world_size()):
@@ -79,7 +79,7 @@ class Learning:
     def __init__(
         self,
         name: str,
-        options: OmniQuantRecipe,
+        options: OmniQuantOptions,
         batches: Callable[[], Iterator[tuple[Tensor, Tensor]]],
         state_of: Callable[[Learned], State],
         run: Callable[[State, Tensor], Tensor],

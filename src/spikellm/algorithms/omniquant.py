@@ -20,6 +20,7 @@ from torch.func import functional_call
 from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
 from spikellm.algorithms.channel_choice import choose_groups
 from spikellm.algorithms.learning import Learned, Learning, check_share
+from spikellm.algorithms.omniquant_options import OmniQuantOptions
 from spikellm.core import distributed
 from spikellm.models.attention_interface import uncoded
 from spikellm.models.families import is_linear, weight_and_bias
@@ -49,11 +50,11 @@ class OmniQuant(Algorithm):
         return True
 
     def batch_sizes(self, windows: Sequence[int], recipe: Recipe) -> set[int]:
-        step = recipe.omniquant.batch_size
+        step = recipe.options(OmniQuantOptions).batch_size
         return {step, *(size % step for size in windows)}
 
     def check_share(self, windows: Sequence[int], recipe: Recipe) -> None:
-        check_share(recipe.omniquant, windows)
+        check_share(recipe.options(OmniQuantOptions), windows)
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
         return _Fit(context).result()
@@ -74,7 +75,7 @@ class _Fit:
     """The fit of one block. Names of layers are those within the block."""
 
     def __init__(self, context: BlockContext) -> None:
-        self.context, self.options = context, context.recipe.omniquant
+        self.context, self.options = context, context.recipe.options(OmniQuantOptions)
         self.full = {name.removeprefix(f"{context.name}."): name for name in context.layers}
         self.block = copy.deepcopy(context.module).float()
         self.fake_quant_layers: dict[str, FakeQuantLinear] = {}

@@ -5,11 +5,21 @@ The fastest algorithm and everyone's baseline.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
 from spikellm.algorithms.channel_choice import choose_groups
 from spikellm.models.families import weight_and_bias
 from spikellm.models.rounding import fit_layer
 from spikellm.recipe import LinearRecipe
+from spikellm.recipe.base import AlgorithmOptions, register_options
+
+
+@register_options
+class RtnOptions(AlgorithmOptions):
+    """Nothing to choose."""
+
+    name: Literal["rtn"] = "rtn"
 
 
 @algorithms.register("rtn")

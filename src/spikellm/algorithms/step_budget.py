@@ -49,7 +49,7 @@ def spend_in_layer(weight: Tensor, importance: Tensor, budget: float | None) -> 
 
 def over_model(settings: LinearRecipe) -> bool:
     """Whether a layer takes part in a budget over all layers."""
-    return settings.weights.budget is not None and settings.weights.budget_over == "model"
+    return settings.weights.budget is not None and settings.weights.allocation == "model"
 
 
 def spend_over_model(

@@ -64,12 +64,12 @@ def _notes(context: ConversionContext, plan: BlockPlan) -> list[str]:
     notes = []
     if settings.activations.allocated_over_model:
         notes.append(
-            f"{name} gives more steps to its own share of channels: activations.salient_over: model"
+            f"{name} gives more steps to its own share of channels: activations.allocation: model"
             " shares out over the layers of the blocks"
         )
     if not context.algorithm.fits_alone:
         notes.append(
-            f"{name} is rounded to nearest: pipeline {context.recipe.pipeline!r} learns on what a"
+            f"{name} is rounded to nearest: algorithm {context.recipe.algorithm.name!r} learns on what a"
             " block gives, and there is none around it"
         )
     return notes

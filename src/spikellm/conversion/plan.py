@@ -96,9 +96,9 @@ def _batches(shard: WindowShard) -> list[int]:
 
 def _require_fits(block: BlockPlan, algorithm: Algorithm, recipe: Recipe) -> None:
     for name, settings in block.linears.items():
-        if settings.weights.code not in algorithm.formats:
+        if settings.weights.format not in algorithm.formats:
             raise RequestError(
-                f"pipeline {recipe.pipeline!r} fits weights of code"
+                f"algorithm {recipe.algorithm.name!r} fits weights of format"
                 f" {' or '.join(algorithm.formats)}, and {name} asks for"
-                f" {settings.weights.code!r}; set pipeline to gptq"
+                f" {settings.weights.format!r}; set algorithm to gptq"
             )

@@ -45,7 +45,7 @@ class StepShares:
         self._tensors: dict[ActivationRecipe, list[_Tensor]] = {}
 
     def look(self, layers: Iterable[SurveyedLayer]) -> None:
-        """Take note of the layers of one block whose settings say ``salient_over: model``."""
+        """Take note of the layers of one block whose settings say ``allocation: model``."""
         by_reader: dict[tuple[str, ...], list[SurveyedLayer]] = {}
         for layer in layers:
             if layer.settings.activations.allocated_over_model:

@@ -1,13 +1,12 @@
-"""YAML and JSON from files that nobody vouches for: of bounded size, also once aliases are
-followed, and not nested without end.
-"""
+"""YAML and JSON from files that nobody vouches for: of bounded size, and not nested without end."""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import yaml
 
 MOST_BYTES = 1 << 20  # of a YAML file
 MOST_JSON_BYTES = 100_000_000  # of a JSON file: as many as the header of a shard may have
-MOST_NODES = 100_000  # of YAML, aliases followed
+MOST_NODES = 100_000  # values and keys of YAML
 MOST_DEPTH = 100
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class PlainDataError(ValueError):
@@ -43,16 +43,59 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise PlainDataError(f"not UTF-8 text ({error.reason})") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data without anchors and aliases, of bounded size and depth, each key once."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "anchor", None) is not None:
+            raise _refused("anchors and aliases are not read, write the value again", event)
+        self._depth += 1
+        self._nodes += 1
+        if self._depth > MOST_DEPTH:
+            raise _refused(f"nested deeper than {MOST_DEPTH}", event)
+        if self._nodes > MOST_NODES:
+            raise _refused(f"more than {MOST_NODES:,} values", event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        known = set()
+        for key, _ in node.value:
+            if key.tag == _MERGE:
+                raise _refused("merge keys are not read, write the values again", key)
+            value = self.construct_object(key, deep=True)
+            if isinstance(value, Hashable):
+                if value in known:
+                    raise _refused(f"the key {key.value!r} is there twice", key)
+                known.add(value)
+        return super().construct_mapping(node, deep)
+
+
+def _refused(problem: str, place: Any) -> PlainDataError:
+    return PlainDataError(f"line {place.start_mark.line + 1}: {problem}")
+
+
 def read_yaml(text: str) -> Any:
-    """YAML by the safe loader.
+    """YAML of plain data.
 
     Raises:
-        PlainDataError: not YAML; larger than :data:`MOST_BYTES` or, with aliases followed, than
-            :data:`MOST_NODES` values; nested deeper than :data:`MOST_DEPTH`.
+        PlainDataError: not YAML, with anchors or a key twice, larger than :data:`MOST_BYTES` or
+            than :data:`MOST_NODES` values, nested deeper than :data:`MOST_DEPTH`.
     """
     if len(text) > MOST_BYTES:
         raise PlainDataError(f"{len(text):,} characters, expected at most {MOST_BYTES:,}")
-    return _bounded(lambda: yaml.safe_load(text), "YAML")
+    with _told("YAML"):
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
 
 
 def read_json(path: Path) -> Any:
@@ -72,32 +115,30 @@ def parse_json(text: str) -> Any:
     Raises:
         PlainDataError: not JSON, or nested deeper than :data:`MOST_DEPTH`.
     """
-    return _bounded(
-        lambda: json.loads(text), "JSON", len(text) + 1
-    )  # it has no aliases, so no more values than characters
-
-
-def _bounded(read: Callable[[], Any], kind: str, most: int = MOST_NODES) -> Any:
-    try:
-        data = read()
-    except RecursionError:
-        raise PlainDataError(f"{kind} that is nested too deeply") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise PlainDataError(f"not {kind} ({' '.join(str(error).split())[:200]})") from None
-    waiting, seen = [(data, 0)], 0
+    with _told("JSON"):
+        data = json.loads(text)
+    waiting = [(data, 0)]
     while waiting:
         value, depth = waiting.pop()
-        seen += 1
-        if seen + len(waiting) > most or depth > MOST_DEPTH:
-            raise PlainDataError(
-                f"{kind} that grows beyond all bounds once its aliases are followed, or is nested"
-                f" deeper than {MOST_DEPTH}"
-            )
-        if isinstance(value, dict):
-            waiting += [(part, depth + 1) for part in value.values()]
-        elif isinstance(value, (list, set, tuple)):
-            waiting += [(part, depth + 1) for part in value]
+        if depth > MOST_DEPTH:
+            raise PlainDataError(f"JSON that is nested deeper than {MOST_DEPTH}")
+        if isinstance(value, (dict, list)):
+            parts = value.values() if isinstance(value, dict) else value
+            waiting += [(part, depth + 1) for part in parts]
     return data
+
+
+@contextmanager
+def _told(kind: str) -> Iterator[None]:
+    """Errors of a parser in one line."""
+    try:
+        yield
+    except RecursionError:
+        raise PlainDataError(f"{kind} that is nested too deeply") from None
+    except PlainDataError:
+        raise
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise PlainDataError(f"not {kind} ({' '.join(str(error).split())[:200]})") from None
 
 
 def leaves(data: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -1,5 +1,9 @@
-"""Named parts (neurons, saliency criteria, pipelines): a decorator puts one in, a lookup takes it
+"""Named parts (neurons, saliency criteria, algorithms): a decorator puts one in, a lookup takes it
 out and lists the valid names if it is not there.
+
+Parts are found where they lie: the package's own in :data:`PARTS`, those of other distributions
+through entry points of the group :data:`PLUGINS`. Both are imported once, when a name is looked up
+that is not there yet or all names are asked for.
 """
 
 from __future__ import annotations
@@ -7,16 +11,28 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from spikellm.core.errors import RequestError
+from spikellm.core.errors import DependencyError, RequestError
 
 T = TypeVar("T")
+PARTS = (
+    "spikellm.neurons",
+    "spikellm.kernels",
+    "spikellm.saliency",
+    "spikellm.nn.formats",
+    "spikellm.transforms",
+    "spikellm.algorithms",
+    "spikellm.export",
+)
+PLUGINS = "spikellm.plugins"
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
-    """One line for a name that is not known: what was found, the nearest valid one, all valid ones."""
+    """One line for an unknown name: what was found, the nearest valid one, all valid ones."""
     valid = list(valid)
     near = difflib.get_close_matches(name, valid, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
@@ -24,14 +40,22 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
 
 
 class Registry(Generic[T]):
-    """A dictionary of parts of one kind that refuses unknown names with the valid ones."""
+    """A dictionary of parts of one kind that refuses unknown names with the valid ones.
+
+    Looking up a name that is there costs no more than a dictionary does. Where it is not, or all
+    names are asked for, :func:`load_parts` runs first.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that enters a part under ``name``."""
+        """Decorator that enters a part under ``name``.
+
+        Raises:
+            ValueError: another part has that name.
+        """
 
         def enter(part: T) -> T:
             if name in self._entries:
@@ -41,12 +65,19 @@ class Registry(Generic[T]):
 
         return enter
 
-    def __getitem__(self, name: str) -> T:
+    def __contains__(self, name: object) -> bool:
         if name not in self._entries:
+            load_parts()
+        return name in self._entries
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self:
             raise RequestError(unknown_name(self.kind, name, self.names()))
         return self._entries[name]
 
     def names(self) -> list[str]:
+        """Names of all parts, those of plugins included, sorted."""
+        load_parts()
         return sorted(self._entries)
 
 
@@ -56,3 +87,62 @@ def import_parts(package: str, path: Iterable[str]) -> None:
     """
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")
+
+
+class _Loader:
+    """Imports all parts once; a plugin that fails stays the same error until the process ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._begun = self._done = False
+        self._problem: str | None = None
+
+    def load(self) -> None:
+        if not self._done:
+            with self._lock:
+                if not self._begun:  # what is being imported may look names up itself
+                    self._begun = True
+                    try:
+                        self._import()
+                    except BaseException:
+                        self._begun = False
+                        raise
+                    self._done = True
+        if self._problem is not None:
+            raise DependencyError(self._problem)
+
+    def _import(self) -> None:
+        for name in PARTS:
+            import_parts(name, importlib.import_module(name).__path__)
+        for plugin in sorted(entry_points(group=PLUGINS), key=lambda one: (one.name, one.value)):
+            self._problem = self._problem or _load_plugin(plugin)
+
+
+def _load_plugin(plugin: EntryPoint) -> str | None:
+    """Import a plugin and let it register its parts; returns what went wrong, in one line."""
+    try:
+        found = plugin.load()
+        if callable(found):
+            found()
+    except Exception as error:
+        owner = f" of {plugin.dist.name} {plugin.dist.version}" if plugin.dist else ""
+        return (
+            f"the plugin {plugin.name!r}{owner} ({plugin.value}) cannot be loaded:"
+            f" {type(error).__name__}: {' '.join(str(error).split())}; repair or uninstall it"
+        )
+    return None
+
+
+_loader = _Loader()
+
+
+def load_parts() -> None:
+    """Import the package's own parts and all plugins, once.
+
+    An entry point of :data:`PLUGINS` names a module that registers parts on import, or a function
+    that registers them when called. Its parts are then like the package's own.
+
+    Raises:
+        DependencyError: a plugin cannot be loaded; names it.
+    """
+    _loader.load()

@@ -75,7 +75,7 @@ def output_sensitivity(
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RequestError(
             "the backward pass that weighs layers against each other does not fit into memory; set"
-            " weights.budget_over and activations.salient_over to layer, or shorten seqlen"
+            " weights.allocation and activations.allocation to layer, or shorten seqlen"
         ) from error
     finally:
         for handle in handles:

@@ -79,7 +79,7 @@ def inverse_factor(
         damping *= 10
     raise NumericalError(
         f"layer {name}: its Hessian is not positive definite, even with damping {damping / 10:.2g}"
-        " of the mean diagonal; give more calibration text or raise gptq.damping"
+        " of the mean diagonal; give more calibration text or raise algorithm.percdamp"
     )
 
 

@@ -4,28 +4,24 @@ is saved with the model.
 Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm.recipe.load`.
 """
 
-from spikellm.recipe.algorithms import GptqRecipe, OmniQuantRecipe
-from spikellm.recipe.rotation import RotationRecipe
-from spikellm.recipe.sections import (
-    ActivationRecipe,
-    AttentionRecipe,
-    LinearRecipe,
-    Override,
-    WeightRecipe,
-)
-from spikellm.recipe.whole import RECIPE_VERSION, Recipe, place_value, recipe_from
+from spikellm.recipe.attention import AttentionRecipe
+from spikellm.recipe.base import AlgorithmOptions, TransformOptions, WeightOptions, register_options
+from spikellm.recipe.overrides import Override
+from spikellm.recipe.sections import ActivationRecipe, LinearRecipe
+from spikellm.recipe.values import place_value
+from spikellm.recipe.whole import RECIPE_VERSION, Recipe, recipe_from
 
 __all__ = [
     "RECIPE_VERSION",
     "ActivationRecipe",
+    "AlgorithmOptions",
     "AttentionRecipe",
-    "GptqRecipe",
     "LinearRecipe",
-    "OmniQuantRecipe",
     "Override",
     "Recipe",
-    "RotationRecipe",
-    "WeightRecipe",
+    "TransformOptions",
+    "WeightOptions",
     "place_value",
     "recipe_from",
+    "register_options",
 ]

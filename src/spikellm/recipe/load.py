@@ -14,7 +14,9 @@ from spikellm.core.errors import RecipeError
 from spikellm.core.files import exists
 from spikellm.core.io import PlainDataError, read_text, read_yaml
 from spikellm.core.registry import unknown_name
-from spikellm.recipe import Recipe, place_value, recipe_from
+from spikellm.recipe.migrate import upgraded
+from spikellm.recipe.old_settings import place_settings
+from spikellm.recipe.whole import Recipe, validated
 
 _FOLDER = Path(__file__).parent / "presets"
 
@@ -41,23 +43,20 @@ def load_recipe(source: str | Path | Recipe, settings: Iterable[str] = ()) -> Re
     else:
         data, where = _read(str(source))
     settings = list(settings)
-    for setting in settings:
-        _set(data, setting)
+    place_settings(data, [_parsed(setting) for setting in settings])
     if (
         settings
         and data.get("name")
         and not any(setting.startswith("name=") for setting in settings)
     ):
         data["name"] = f"{data['name']} with {' '.join(', '.join(settings).split())}"
-    return recipe_from(data, where)
+    return validated(data, where)
 
 
 def _read(source: str) -> tuple[dict[str, Any], str]:
     if source in preset_names():
-        return {
-            "name": source,
-            **read_yaml((_FOLDER / f"{source}.yaml").read_text(encoding="utf-8")),
-        }, f"preset {source!r}"
+        text = (_FOLDER / f"{source}.yaml").read_text(encoding="utf-8")
+        return {"name": source, **read_yaml(text)}, f"preset {source!r}"
     path = Path(source)
     if not exists(path) or path.is_dir():
         looks_like_path = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
@@ -77,10 +76,12 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
             f"recipe file {source} holds {type(data).__name__}, expected keys and values; `spikellm"
             " recipes w4a4-t2` prints one to start from"
         )
-    return {"name": path.stem, **data}, f"recipe file {source}"
+    where = f"recipe file {source}"
+    return {"name": path.stem, **upgraded(data, where, source)}, where
 
 
-def _set(data: dict[str, Any], setting: str) -> None:
+def _parsed(setting: str) -> tuple[str, Any]:
+    """Key and value of a setting."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {setting!r}: expected key=value, for example weights.bits=3")
@@ -88,4 +89,4 @@ def _set(data: dict[str, Any], setting: str) -> None:
         value = read_yaml(text)
     except PlainDataError:
         raise RecipeError(f"--set {setting!r}: {text!r} is not a YAML value") from None
-    place_value(data, key, value)
+    return key, value

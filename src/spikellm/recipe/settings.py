@@ -9,6 +9,8 @@ from typing import Any
 
 from spikellm.core.errors import RequestError
 from spikellm.core.io import PlainDataError, read_yaml
+from spikellm.recipe.old_settings import new_key
+from spikellm.recipe.parts import SECTIONS, as_mapping
 
 
 def require_apart(settings: Iterable[str], given: Iterable[str] = ()) -> None:
@@ -37,16 +39,19 @@ def require_apart(settings: Iterable[str], given: Iterable[str] = ()) -> None:
 
 def _read(setting: str) -> tuple[str, set[str], str]:
     key, _, text = setting.partition("=")
+    key = new_key(key)
     try:
         value = read_yaml(text)
     except PlainDataError:  # told where the recipe is made
         value = None
+    if key in SECTIONS:
+        value = as_mapping(SECTIONS[key], value)
     return key, set(_fields(key, value)) if isinstance(value, dict) else {key}, f"--set {setting}"
 
 
 def _fields(key: str, value: Any) -> list[str]:
     if not isinstance(value, dict):
-        return [key]
+        return [new_key(key)]
     return [field for name, part in value.items() for field in _fields(f"{key}.{name}", part)]
 
 

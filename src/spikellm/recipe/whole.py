@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from functools import cached_property
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    BaseModel,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from spikellm.core.errors import RecipeError
-from spikellm.core.registry import unknown_name
-from spikellm.recipe.algorithms import GptqRecipe, OmniQuantRecipe
-from spikellm.recipe.base import Section
-from spikellm.recipe.patterns import MOST_WAYS, ways
-from spikellm.recipe.rotation import RotationRecipe
-from spikellm.recipe.sections import (
-    ActivationRecipe,
-    AttentionRecipe,
-    CalibrationRecipe,
-    LinearRecipe,
-    Override,
-    WeightRecipe,
+from spikellm.recipe.attention import AttentionRecipe
+from spikellm.recipe.base import AlgorithmOptions, Section, TransformOptions, WeightOptions
+from spikellm.recipe.explain import explain
+from spikellm.recipe.migrate import upgraded
+from spikellm.recipe.overrides import Override
+from spikellm.recipe.parts import (
+    AlgorithmField,
+    TransformField,
+    WeightField,
+    changed_options,
+    default_part,
 )
+from spikellm.recipe.sections import ActivationRecipe, CalibrationRecipe, LinearRecipe
+from spikellm.recipe.values import place_value
 
-RECIPE_VERSION: Literal[1] = 1
+RECIPE_VERSION: Literal[2] = 2
 _NOT_SHOWN = {"Cc", "Zl", "Zp"}  # control characters, ends of lines
+A = TypeVar("A", bound=AlgorithmOptions)
 
 
 class Recipe(Section):
     """A whole conversion."""
 
-    version: Literal[1] = RECIPE_VERSION
+    version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
     description: str = ""
-    pipeline: str = Field("rtn", description="how weights are fitted")
     seed: int = Field(
         2,
         ge=0,
@@ -51,12 +44,21 @@ class Recipe(Section):
         description="decides calibration windows and random controls",
         strict=True,
     )
-    weights: WeightRecipe = WeightRecipe()
+    algorithm: AlgorithmField = Field(
+        default_factory=partial(default_part, "algorithm"), description="how weights are fitted"
+    )
+    weights: WeightField = Field(
+        default_factory=partial(default_part, "weights"),
+        description="how weights become integer codes",
+    )
     activations: ActivationRecipe = ActivationRecipe()
     attention: AttentionRecipe = AttentionRecipe()
-    rotation: RotationRecipe = RotationRecipe()
-    omniquant: OmniQuantRecipe = OmniQuantRecipe()
-    gptq: GptqRecipe = GptqRecipe()
+    transforms: tuple[TransformField, ...] = Field(
+        (),
+        description=(
+            "what makes the model easier to code and leaves what it computes as it is, in order"
+        ),
+    )
     calibration: CalibrationRecipe = CalibrationRecipe()
     lm_head: bool = Field(False, description="convert the output projection too")
     overrides: tuple[Override, ...] = ()
@@ -76,106 +78,67 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:
+        names = [transform.name for transform in self.transforms]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"transforms names {twice!r} twice; give all its options at once")
         try:
-            plain = LinearRecipe(weights=self.weights, activations=self.activations)
+            plain = self._plain()
         except ValidationError as error:
-            raise ValueError(_explain(error, LinearRecipe)) from None
-        if self.pipeline != "omniquant" and self.omniquant != OmniQuantRecipe():
-            raise ValueError(
-                f"the section omniquant has no effect on pipeline {self.pipeline!r}; set pipeline"
-                " to omniquant"
-            )
-        ranked = (
-            self.activations.salient_rate > 0
-            or self.weights.salient_rate > 0
-            or bool(self.overrides)
-        )
-        if not self.omniquant.saliency_after_smoothing and not ranked:
-            raise ValueError(
-                "omniquant.saliency_after_smoothing would have no effect: no channel is salient;"
-                " set activations.salient_rate above 0"
-            )
-        if self.pipeline != "gptq" and self.gptq != GptqRecipe():
-            raise ValueError(
-                f"the section gptq has no effect on pipeline {self.pipeline!r}; set pipeline to"
-                " gptq"
-            )
-        if self.rotation.equalize and not (
-            self.rotation.value_output or self.rotation.online or self.attention.key.spiking
-        ):
-            raise ValueError(
-                "rotation.equalize has no effect without value_output, online or coded keys; set"
-                " one of them, or leave equalize out"
-            )
-        if sum(ways(override.match) for override in self.overrides) > MOST_WAYS:
-            raise ValueError(
-                "overrides: the patterns together may take for ever to match; leave out some of"
-                " their '.*'"
-            )
+            raise ValueError(explain(error)) from None
         for override in self.overrides:
             self._apply(override, plain)
-        codes = {
-            self.weights.code,
-            *(
-                override.weights["code"]
-                for override in self.overrides
-                if "code" in override.weights
-            ),
-        }
-        for field, code in (("search_range", "affine"), ("rounds", "ternary")):
-            if (
-                getattr(self.gptq, field) != GptqRecipe.model_fields[field].default
-                and code not in codes
-            ):
-                raise ValueError(
-                    f"gptq.{field} would have no effect on weights of code"
-                    f" {' and '.join(map(repr, sorted(codes)))}, only on {code!r}; leave it out"
-                )
+        for part in (self.algorithm, self.weights, *self.transforms):
+            part.check(self)
         return self
 
-    @cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], Override]]:
-        return [(re.compile(override.match), override) for override in self.overrides]
+    def _plain(self) -> LinearRecipe:
+        return LinearRecipe(weights=self.weights, activations=self.activations)
+
+    @property
+    def formats(self) -> set[str]:
+        """Names of the weight formats, those of overrides included."""
+        tag = WeightOptions.tag
+        return {
+            self.weights.format,
+            *(one.weights[tag] for one in self.overrides if tag in one.weights),
+        }
+
+    def options(self, kind: type[A]) -> A:
+        """The algorithm's options, as the class that the algorithm declares."""
+        assert isinstance(self.algorithm, kind)
+        return self.algorithm
+
+    def transform(self, name: str) -> TransformOptions | None:
+        """Options of the transform of this name, None where the recipe has none."""
+        return next((one for one in self.transforms if one.name == name), None)
 
     def for_module(self, name: str) -> LinearRecipe | None:
         """Settings of the module with this full name, or None to leave it.
 
         Later overrides win field by field.
         """
-        settings: LinearRecipe | None = LinearRecipe(
-            weights=self.weights, activations=self.activations
-        )
-        for pattern, override in self._patterns:
-            if pattern.fullmatch(name):
+        settings: LinearRecipe | None = self._plain()
+        for override in self.overrides:
+            if override.pattern.matches(name):
                 settings = (
-                    None
-                    if override.skip
-                    else self._apply(
-                        override,
-                        settings
-                        or LinearRecipe(weights=self.weights, activations=self.activations),
-                    )
+                    None if override.skip else self._apply(override, settings or self._plain())
                 )
         return settings
 
     def attention_for(self, name: str) -> AttentionRecipe | None:
         """Settings of the attention module with this full name, or None to leave it."""
-        skipped = any(
-            override.skip and pattern.fullmatch(name) for pattern, override in self._patterns
-        )
+        skipped = any(one.skip and one.pattern.matches(name) for one in self.overrides)
         return self.attention if self.attention.spiking and not skipped else None
 
     @staticmethod
     def _apply(override: Override, settings: LinearRecipe) -> LinearRecipe:
         merged = settings.model_dump()
-        merged["weights"].update(override.weights)
+        merged["weights"] = changed_options(WeightOptions, merged["weights"], override.weights)
         merged["activations"].update(override.activations)
         try:
             return LinearRecipe.model_validate(merged)
         except ValidationError as error:
-            raise RecipeError(
-                f"override {override.match!r}: {_explain(error, LinearRecipe)}"
-            ) from None
+            raise RecipeError(f"override {override.match!r}: {explain(error)}") from None
 
     def unmatched_overrides(
         self, layers: Iterable[str], attentions: Iterable[str] = ()
@@ -187,9 +150,9 @@ class Recipe(Section):
         layers, attentions = list(layers), list(attentions)
         return [
             override.match
-            for pattern, override in self._patterns
+            for override in self.overrides
             if not any(
-                pattern.fullmatch(name)
+                override.pattern.matches(name)
                 for name in (layers + attentions if override.skip else layers)
             )
         ]
@@ -203,19 +166,16 @@ class Recipe(Section):
         data = self.model_dump()
         for key, value in values.items():
             place_value(data, key, value)
-        return recipe_from(data, f"recipe {self.name!r}")
+        return validated(data, f"recipe {self.name!r}")
 
     def to_yaml(self, *, named: bool = True) -> str:
         """The recipe as YAML, sections that are switched off left out.
 
         Without name and description if it is to be changed.
         """
-        idle = {
-            name
-            for name in ("attention", "rotation", "omniquant", "gptq")
-            if getattr(self, name) == type(self).model_fields[name].default
-        }
-        excluded = idle if named else idle | {"name", "description"}
+        excluded = set() if named else {"name", "description"}
+        idle = {"attention": self.attention == AttentionRecipe(), "transforms": not self.transforms}
+        excluded |= {name for name, is_idle in idle.items() if is_idle}
         return yaml.safe_dump(
             self.model_dump(mode="json", exclude=excluded),
             sort_keys=False,
@@ -225,52 +185,21 @@ class Recipe(Section):
 
 
 def recipe_from(data: Mapping[str, Any], where: str) -> Recipe:
-    """Validate plain data into a recipe; ``where`` names its origin in the error."""
+    """Validate plain data into a recipe, of version 1 too; ``where`` names its origin in errors.
+
+    Raises:
+        RecipeError: unknown key or value out of range; names what is valid.
+    """
+    return validated(upgraded(data, where), where)
+
+
+def validated(data: Mapping[str, Any], where: str) -> Recipe:
+    """Validate plain data of this version into a recipe.
+
+    Raises:
+        RecipeError: see :func:`recipe_from`.
+    """
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error)}") from None
-
-
-def place_value(data: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value under a dotted key of plain recipe data.
-
-    Raises:
-        RecipeError: a part of the key is no section.
-    """
-    *sections, field = key.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise RecipeError(f"key {key!r}: {section!r} is no section of a recipe")
-    data[field] = value
-
-
-def _explain(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
-    """The first problem of a validation error in one line, with the valid names where a key is
-    unknown.
-    """
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        section: Any = root
-        for part in path[:-1]:
-            annotation = (
-                section.model_fields[part].annotation
-                if part in getattr(section, "model_fields", {})
-                else Override
-            )
-            section = (
-                annotation
-                if isinstance(annotation, type) and issubclass(annotation, BaseModel)
-                else Override
-            )
-        return unknown_name(
-            "key", ".".join(path), [".".join([*path[:-1], name]) for name in section.model_fields]
-        )
-    message = first["msg"].removeprefix("Value error, ")
-    where = ".".join(path)
-    found = (
-        f" (found {first['input']!r})" if not isinstance(first["input"], (dict, BaseModel)) else ""
-    )
-    return f"{where}: {message}{found}" if where else message
+        raise RecipeError(f"{where}: {explain(error)}") from None

@@ -7,7 +7,7 @@ compares a block with what it was. Adding one is adding a file with a class unde
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,12 +17,6 @@ from spikellm.core.registry import Registry
 from spikellm.models.families import Blocks
 from spikellm.recipe import Recipe
 from spikellm.recipe.base import TransformOptions
-from spikellm.transforms._options import (
-    EqualizationOptions,
-    OnlineRotationOptions,
-    ResidualRotationOptions,
-    ValueOutputRotationOptions,
-)
 from spikellm.transforms.block_state import BlockState
 
 OptionsT = TypeVar("OptionsT", bound=TransformOptions)
@@ -100,21 +94,4 @@ transforms: Registry[type[Transform[Any]]] = Registry("transform")
 
 def transforms_of(recipe: Recipe) -> list[Transform[Any]]:
     """The transforms of a recipe, in the order in which they are applied."""
-    return [transforms[options.name](options) for options in _options_of(recipe)]
-
-
-def _options_of(recipe: Recipe) -> Iterator[Any]:
-    section = recipe.rotation
-    if section.residual:
-        yield ResidualRotationOptions()
-    sites = {
-        "query-key": recipe.attention.key.spiking,
-        "value-output": section.value_output or "output" in section.online,
-        "up-down": "down" in section.online,
-    }
-    if section.equalize:
-        yield EqualizationOptions(sites=tuple(site for site, wanted in sites.items() if wanted))
-    if section.value_output:
-        yield ValueOutputRotationOptions()
-    if section.online:
-        yield OnlineRotationOptions(layers=section.online, choose=section.choose)
+    return [transforms[options.name](options) for options in recipe.transforms]

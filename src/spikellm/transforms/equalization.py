@@ -13,10 +13,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from spikellm.transforms._options import EqualizationOptions
 from spikellm.transforms.base import Transform, transforms
 from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.fusion import Fusion
+from spikellm.transforms.options import EqualizationOptions
 from spikellm.transforms.value_heads import find_value_heads
 
 _OBSERVED = {

@@ -16,13 +16,14 @@ from spikellm.models.families import block_roles, is_linear, weight_and_bias
 from spikellm.models.rounding import fit_layer
 from spikellm.models.swap import replace_module
 from spikellm.nn.channels import Groups, group_of, salient_channels, seed_of
+from spikellm.nn.formats.affine_options import AffineOptions
 from spikellm.nn.rotation import Rotated, Rotation, layer_name, rotation_of
 from spikellm.quantization.hadamard import random_signs
-from spikellm.recipe import LinearRecipe, WeightRecipe
+from spikellm.recipe import LinearRecipe
 from spikellm.saliency import salient_count
-from spikellm.transforms._options import OnlineRotationOptions
 from spikellm.transforms.base import ModelState, Transform, transforms
 from spikellm.transforms.block_state import BlockState
+from spikellm.transforms.options import OnlineRotationOptions
 
 _TOKENS = 1024  # on which a choice is measured
 
@@ -133,7 +134,7 @@ class Trial:
         dense = nn.Linear(inputs, outputs, bias=False, device=self.weight.device)
         dense.weight = nn.Parameter(columns, requires_grad=False)
         plain = LinearRecipe(
-            weights=WeightRecipe(bits=self.settings.weights.bits), activations=activations
+            weights=AffineOptions(bits=self.settings.weights.bits), activations=activations
         )
         found = fit_layer(dense, plain, Groups(group, None))(turned)
         return float((found - self.exact).square().sum())

@@ -19,7 +19,6 @@ from spikellm.models.families import Blocks, block_roles, is_linear
 from spikellm.models.plan import output_head
 from spikellm.models.swap import replace_module
 from spikellm.quantization.hadamard import random_signs, turn
-from spikellm.transforms._options import ResidualRotationOptions
 from spikellm.transforms.base import ModelState, Transform, transforms
 from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.fusion import (
@@ -31,6 +30,7 @@ from spikellm.transforms.fusion import (
     readers_of_norms,
     rotate_stream,
 )
+from spikellm.transforms.options import ResidualRotationOptions
 
 _COARSE = 5e-2  # tolerance where logits are compared in a short type, the model's own
 _TOKENS = 16  # on which logits are compared

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.quantization.hadamard import random_signs, spread
-from spikellm.transforms._options import ValueOutputRotationOptions
 from spikellm.transforms.base import Transform, transforms
 from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.fusion import by_head
+from spikellm.transforms.options import ValueOutputRotationOptions
 from spikellm.transforms.value_heads import find_value_heads
 
 

@@ -17,7 +17,8 @@ from spikellm.core.registry import Registry
 from spikellm.kernels.base import PackedCodes
 from spikellm.kernels.spec import IntegerForm
 from spikellm.nn.layout import Layout
-from spikellm.recipe import LinearRecipe, WeightRecipe
+from spikellm.recipe import LinearRecipe
+from spikellm.recipe.base import WeightOptions
 
 
 class Buffer(NamedTuple):
@@ -150,7 +151,7 @@ class WeightFormat(ABC):
         return None
 
 
-formats: Registry[WeightFormat] = Registry("weights.code")
+formats: Registry[WeightFormat] = Registry("weight format")
 
 
 def register(kind: type[WeightFormat]) -> type[WeightFormat]:
@@ -159,9 +160,9 @@ def register(kind: type[WeightFormat]) -> type[WeightFormat]:
     return kind
 
 
-def format_of(settings: WeightRecipe) -> WeightFormat:
+def format_of(settings: WeightOptions) -> WeightFormat:
     """The format that a recipe asks for."""
-    return formats[settings.code]
+    return formats[settings.format]
 
 
 def group_of_columns(layout: Layout) -> Tensor:

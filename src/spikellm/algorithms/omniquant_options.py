@@ -1,17 +1,19 @@
-"""The sections of a recipe that say how a pipeline fits."""
+"""Options of OmniQuant."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from spikellm.recipe.base import Section
+from spikellm.recipe.base import AlgorithmOptions, register_options
 
 
-class OmniQuantRecipe(Section):
-    """What the ``omniquant`` pipeline learns."""
+@register_options
+class OmniQuantOptions(AlgorithmOptions):
+    """What OmniQuant learns, and how."""
 
+    name: Literal["omniquant"] = "omniquant"
     epochs: int = Field(
         20,
         ge=0,
@@ -53,10 +55,10 @@ class OmniQuantRecipe(Section):
     )
 
     @model_validator(mode="after")
-    def _learns_something(self) -> OmniQuantRecipe:
+    def _learns_something(self) -> OmniQuantOptions:
         if not self.let and not self.lwc:
             raise ValueError(
-                "let and lwc are both false, so nothing is left of omniquant; use pipeline rtn"
+                "let and lwc are both false, so nothing is left of omniquant; use algorithm rtn"
             )
         if self.epochs == 0 and self.lwc:
             raise ValueError(
@@ -84,65 +86,14 @@ class OmniQuantRecipe(Section):
                 raise ValueError(f"{', '.join(changed)} would have no effect: {reason}")
         return self
 
-
-class GptqRecipe(Section):
-    """How the ``gptq`` pipeline fits weights."""
-
-    damping: float = Field(
-        0.01,
-        gt=0.0,
-        le=10.0,
-        description=(
-            "added to the Hessian's diagonal, as a share of its mean; raised where that is not"
-            " enough"
-        ),
-    )
-    activation_order: bool = Field(
-        True, description="code the columns of the largest inputs first", strict=True
-    )
-    search_range: bool = Field(
-        False,
-        description=(
-            "affine codes: take the range of each row and group that loses least, instead of all of"
-            " it (plain GPTQ)"
-        ),
-        strict=True,
-    )
-    compensate: bool = Field(
-        False,
-        description=(
-            "fit the layers of a block in turn, on inputs as they will be coded, towards what the"
-            " full-precision stream gives"
-        ),
-        strict=True,
-    )
-    compensation_damping: float = Field(
-        0.03,
-        gt=0.0,
-        le=10.0,
-        description=(
-            "compensate: how little is made of what the calibration text shows, as a share of the"
-            " Hessian's mean diagonal"
-        ),
-    )
-    rounds: int = Field(
-        6,
-        ge=1,
-        le=1_000_000,
-        description=(
-            "fits of ternary codes and scales in turn, at most; stops when they do not improve"
-        ),
-        strict=True,
-    )
-
-    @model_validator(mode="after")
-    def _has_an_effect(self) -> GptqRecipe:
-        if (
-            not self.compensate
-            and self.compensation_damping != type(self).model_fields["compensation_damping"].default
-        ):
+    def check(self, recipe: Any) -> None:
+        ranked = (
+            recipe.activations.salient_rate > 0
+            or recipe.weights.salient_rate > 0
+            or bool(recipe.overrides)
+        )
+        if not self.saliency_after_smoothing and not ranked:
             raise ValueError(
-                "compensation_damping has no effect while compensate is false; set compensate to"
-                " true, or leave it out"
+                "algorithm.saliency_after_smoothing would have no effect: no channel is salient;"
+                " set activations.salient_rate above 0"
             )
-        return self

@@ -1,0 +1,84 @@
+"""Options of GPTQ."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from spikellm.recipe.base import AlgorithmOptions, register_options
+
+_ONLY_ON = {"search_range": "affine", "rounds": "ternary"}  # formats on which a field has an effect
+
+
+@register_options
+class GptqOptions(AlgorithmOptions):
+    """How GPTQ fits weights."""
+
+    name: Literal["gptq"] = "gptq"
+    percdamp: float = Field(
+        0.01,
+        gt=0.0,
+        le=10.0,
+        description=(
+            "added to the Hessian's diagonal, as a share of its mean; raised where that is not"
+            " enough"
+        ),
+    )
+    activation_order: bool = Field(
+        True, description="code the columns of the largest inputs first", strict=True
+    )
+    search_range: bool = Field(
+        False,
+        description=(
+            "affine codes: take the range of each row and group that loses least, instead of all of"
+            " it (plain GPTQ)"
+        ),
+        strict=True,
+    )
+    compensate: bool = Field(
+        False,
+        description=(
+            "fit the layers of a block in turn, on inputs as they will be coded, towards what the"
+            " full-precision stream gives"
+        ),
+        strict=True,
+    )
+    compensation_percdamp: float = Field(
+        0.03,
+        gt=0.0,
+        le=10.0,
+        description=(
+            "compensate: how little is made of what the calibration text shows, as a share of the"
+            " Hessian's mean diagonal"
+        ),
+    )
+    rounds: int = Field(
+        6,
+        ge=1,
+        le=1_000_000,
+        description=(
+            "fits of ternary codes and scales in turn, at most; stops when they do not improve"
+        ),
+        strict=True,
+    )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> GptqOptions:
+        default = type(self).model_fields["compensation_percdamp"].default
+        if not self.compensate and self.compensation_percdamp != default:
+            raise ValueError(
+                "compensation_percdamp has no effect while compensate is false; set compensate to"
+                " true, or leave it out"
+            )
+        return self
+
+    def check(self, recipe: Any) -> None:
+        for field, format_ in _ONLY_ON.items():
+            is_set = getattr(self, field) != type(self).model_fields[field].default
+            if is_set and format_ not in recipe.formats:
+                raise ValueError(
+                    f"algorithm.{field} would have no effect on weights of format"
+                    f" {' and '.join(map(repr, sorted(recipe.formats)))}, only on {format_!r};"
+                    " leave it out"
+                )

@@ -1,0 +1,30 @@
+"""Options of affine weights: integers with a zero-point."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from spikellm.nn.formats.salient_columns import SalientColumnOptions
+from spikellm.recipe.base import register_options
+
+
+@register_options
+class AffineOptions(SalientColumnOptions):
+    """Integers with a zero-point; salient columns take several steps (SpikeLLM)."""
+
+    format: Literal["affine"] = "affine"
+    bits: int = Field(4, ge=2, le=8, description="bits of a weight code", strict=True)
+    symmetric: bool = Field(
+        False,
+        description="zero-point fixed in the middle instead of placed by the range",
+        strict=True,
+    )
+    group_size: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 24,
+        description="columns that share a scale; null for the whole row",
+        strict=True,
+    )

@@ -1,0 +1,104 @@
+"""The section of a recipe that says how attention is coded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from spikellm.neurons import make_neuron
+from spikellm.recipe.base import Section
+from spikellm.recipe.sections import ActivationRecipe
+
+_NOT_CODED = ActivationRecipe(bits=16)
+
+
+class AttentionRecipe(Section):
+    """How attention becomes spikes; each part with ``bits: 16`` stays as it is.
+
+    Channels are those of one head.
+    """
+
+    query: ActivationRecipe = _NOT_CODED
+    key: ActivationRecipe = _NOT_CODED
+    value: ActivationRecipe = _NOT_CODED
+    probabilities: ActivationRecipe = _NOT_CODED
+    key_axis: Literal["token", "sequence"] = Field(
+        "token",
+        description="ranges of K over a token, or over the sequence as published (evaluation only)",
+    )
+    center: bool = Field(
+        False,
+        description=(
+            "take the mean of each channel of K off before it is coded, which the softmax does"
+            " not see"
+        ),
+        strict=True,
+    )
+    rotate: bool = Field(
+        False,
+        description=(
+            "rotate Q and K of each head after rotary embedding, which leaves their products as"
+            " they are"
+        ),
+        strict=True,
+    )
+
+    @property
+    def spiking(self) -> bool:
+        """Whether any part is coded."""
+        return any(part.spiking for part in (self.query, self.key, self.value, self.probabilities))
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> AttentionRecipe:
+        for name in ("query", "probabilities"):
+            if getattr(self, name).salient_rate > 0:
+                raise ValueError(
+                    f"{name} takes one step in every channel; salient channels are for key and"
+                    " value"
+                )
+            if (steps := getattr(self, name).steps) != 1:
+                raise ValueError(
+                    f"{name} takes one step, not {steps}: steps are for key and value; raise"
+                    f" {name}.bits for finer spikes"
+                )
+        for name in ("query", "key", "value", "probabilities"):
+            part: ActivationRecipe = getattr(self, name)
+            if part.spiking and not make_neuron(part.neuron, part.bits).unrolls:
+                raise ValueError(
+                    f"{name}.neuron {part.neuron!r} is for linear layers; attention takes gif, if"
+                    " or ternary"
+                )
+        for name in ("key", "value"):
+            if getattr(self, name).allocated_over_model:
+                raise ValueError(
+                    f"{name}.allocation has no effect: steps are shared out over linear layers;"
+                    " leave it out"
+                )
+            if getattr(self, name).salient_for != "input":
+                raise ValueError(
+                    f"{name}.salient_for has no effect: every head chooses its own channels; leave"
+                    " it out"
+                )
+        if self.key.spiking != self.value.spiking:
+            raise ValueError(
+                "key and value are coded together, since they share a cache; set bits of both, or"
+                " of neither"
+            )
+        if self.rotate and not (self.query.spiking or self.key.spiking):
+            raise ValueError(
+                "rotate has no effect: neither query nor key is coded; set bits of one, or leave"
+                " rotate out"
+            )
+        if self.center and not self.key.spiking:
+            raise ValueError(
+                "center has no effect: key is not coded; set its bits, or leave center out"
+            )
+        if self.key_axis == "sequence" and (
+            not self.key.spiking or (self.key.salient_rate > 0 and self.key.thresholds == "split")
+        ):
+            raise ValueError(
+                "key_axis: sequence gives every channel of K a range of its own over all tokens; K"
+                " must spike, with shared thresholds"
+            )
+        return self

@@ -1,0 +1,80 @@
+"""Options of the transforms."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from spikellm.recipe.base import TransformOptions, register_options
+
+Site = Literal["query-key", "value-output", "up-down"]
+OnlineLayer = Literal["output", "down"]
+
+
+@register_options
+class ResidualRotationOptions(TransformOptions):
+    """Rotate the residual stream; fused into the weights around it, so it costs nothing (QuaRot)."""
+
+    name: Literal["residual-rotation"] = "residual-rotation"
+
+
+@register_options
+class EqualizationOptions(TransformOptions):
+    """Scale channels between two layers so that both lose least together; fused."""
+
+    name: Literal["equalization"] = "equalization"
+    sites: tuple[Site, ...] = Field(
+        ("query-key", "value-output", "up-down"), description="between which layers"
+    )
+
+    @field_validator("sites")
+    @classmethod
+    def _names_each_once(cls, value: tuple[Site, ...]) -> tuple[Site, ...]:
+        _require_names("sites", value, "site")
+        return value
+
+    def check(self, recipe: Any) -> None:
+        if "query-key" in self.sites and not recipe.attention.key.spiking:
+            raise ValueError(
+                "equalization of query-key has no effect: keys are not coded; set"
+                " attention.key.bits, or leave query-key out of sites"
+            )
+
+
+@register_options
+class ValueOutputRotationOptions(TransformOptions):
+    """Rotate the channels of each head of V; fused into V and the output layer."""
+
+    name: Literal["value-output-rotation"] = "value-output-rotation"
+
+
+@register_options
+class OnlineRotationOptions(TransformOptions):
+    """Rotate inputs of layers while the model runs."""
+
+    name: Literal["online-rotation"] = "online-rotation"
+    layers: tuple[OnlineLayer, ...] = Field(
+        ("output", "down"),
+        description="attention's output layer, the feed-forward part's last layer",
+    )
+    choose: Literal["all", "loss"] = Field(
+        "all",
+        description=(
+            "rotate all channels, or whatever loses least on a sample: none, all, or all but the"
+            " largest"
+        ),
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _names_each_once(cls, value: tuple[OnlineLayer, ...]) -> tuple[OnlineLayer, ...]:
+        _require_names("layers", value, "layer")
+        return value
+
+
+def _require_names(field: str, value: tuple[str, ...], what: str) -> None:
+    if not value:
+        raise ValueError(f"{field} names no {what}, so the transform has no effect; leave it out")
+    if len(set(value)) != len(value):
+        raise ValueError(f"{field} names a {what} twice ({', '.join(value)})")
