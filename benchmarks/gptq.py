@@ -153,11 +153,9 @@ def main() -> None:
         )
         print(f"{kind:<10} spikellm {ours * 1e3:.1f} ms   {ratios}")
     for peer in peers:
-        print(
-            "all layers:"
-            f" {sum(sum(kind['spikellm']) for kind in spent.values()) / sum(sum(kind[peer]) for kind in spent.values()):.2f}"
-            f" of {peer}"
-        )
+        own = sum(sum(kind["spikellm"]) for kind in spent.values())
+        theirs = sum(sum(kind[peer]) for kind in spent.values())
+        print(f"all layers: {own / theirs:.2f} of {peer}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ SLOW_POINTS, SLOW_MOMENTS = 32, 24
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> dict[str, Any]:
-    """An uninterrupted conversion: its bytes, how many operations on files it takes, and how long."""
+    """An uninterrupted conversion: its bytes, its file operations, and how long it takes."""
     place = tmp_path_factory.mktemp("whole")
     (place / "count").write_text("")
     started = time.monotonic()

@@ -70,10 +70,8 @@ def refused(
     copy = Path(shutil.copytree(journal, place / "journal"))
     block = copy / "block-00000.safetensors"
     with safe_open(block, framework="pt") as file:
-        tensors, record = (
-            {name: file.get_tensor(name) for name in file.keys()},
-            json.loads(file.metadata()["record"]),
-        )  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        record = json.loads(file.metadata()["record"])
     made = change(tensors, record)
     save_file(
         tensors, block, metadata={"record": made if isinstance(made, str) else json.dumps(record)}

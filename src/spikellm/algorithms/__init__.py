@@ -3,6 +3,6 @@
 from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
 from spikellm.core.registry import import_parts
 
-__all__ = ["BlockContext", "FittedBlock", "Algorithm", "algorithms"]
+__all__ = ["Algorithm", "BlockContext", "FittedBlock", "algorithms"]
 
 import_parts(__name__, __path__)

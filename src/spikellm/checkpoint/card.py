@@ -16,6 +16,8 @@ def model_card(name: str, model: Any, config: SpikeConfig) -> str:
         for block in config.record["blocks"]
     )
     measured = "\n".join(f"- {key}: {value}" for key, value in config.record["versions"].items())
+    text, share = config.record["calibration"], summary.weight_bytes / max(summary.dense_bytes, 1)
+    windows = f"{text['windows']} windows of {text['seqlen']} tokens"
     return f"""---
 library_name: transformers
 tags: [spikellm, spiking-neural-network, quantization]
@@ -29,19 +31,21 @@ A spike-driven language model made by spikellm with the recipe `{recipe.name}`. 
 ## Load it
 
 ```python
-import spikellm  # registers the format; without it transformers would fill the layers with random numbers
+# Registers the format; without it transformers would fill the layers with random numbers.
+import spikellm
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/{name}")
 ```
 
-`model, tokenizer = spikellm.load("path/to/{name}")` does the same and checks more. On the command line: `spikellm generate path/to/{name} "Once"`.
+`model, tokenizer = spikellm.load("path/to/{name}")` does the same and checks more. On the command
+line: `spikellm generate path/to/{name} "Once"`.
 
 ## Figures
 
 - converted layers: {summary.spiking_layers} of {len(summary.layers)} linear layers
 - average steps over multiply-accumulates of converted layers: {summary.average_steps:.3f}
-- weights of converted layers: {summary.weight_bytes:,} bytes, {summary.weight_bytes / max(summary.dense_bytes, 1):.3f} of 16 bits a weight
+- weights of converted layers: {summary.weight_bytes:,} bytes, {share:.3f} of 16 bits a weight
 
 Difference to the original behind each block, on the calibration text:
 
@@ -52,7 +56,7 @@ Difference to the original behind each block, on the calibration text:
 ## Made with
 
 {measured}
-- calibration text: {recipe.calibration.text}, {config.record["calibration"]["windows"]} windows of {config.record["calibration"]["seqlen"]} tokens
+- calibration text: {recipe.calibration.text}, {windows}
 
 ```yaml
 {recipe.to_yaml()}```

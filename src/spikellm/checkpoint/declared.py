@@ -18,7 +18,9 @@ _SIZES = re.compile(
 )
 _COUNTS = re.compile(r"(layer|expert|head|block|group)s?$", re.IGNORECASE)
 _NOT_SIZES = re.compile(r"theta|base|_id$|_ids$|eps|token|std|scale", re.IGNORECASE)
-_FREE_COUNT = 1024  # of layers, experts or heads: cheap to make without weights; some names say nothing of how many there are
+# Of layers, experts or heads, which are cheap to make without weights; some names do not say how
+# many there are.
+_FREE_COUNT = 1024
 _FREE_SIZE = 1 << 24  # of a context, say, which no tensor shows
 _FREE_ELEMENTS = 1 << 27  # of tables of positions and masks, which are not stored
 

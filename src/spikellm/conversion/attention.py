@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spikellm.nn.attention import HeadShape, SpikingAttention
-from spikellm.nn.channels import group_of, salient_channels
+from spikellm.nn.channels import Sample, group_of, salient_channels
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
 
@@ -70,4 +70,4 @@ def _group(
 ) -> Tensor:
     if settings.salient_rate == 0:
         return torch.zeros(x.shape[1], dtype=torch.uint8, device=x.device)
-    return group_of(salient_channels(x, weight, settings, seed, name, gradient))
+    return group_of(salient_channels(Sample(x, weight, gradient), settings, seed, name))

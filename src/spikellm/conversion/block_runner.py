@@ -16,7 +16,7 @@ from spikellm.models.families import Blocks
 from spikellm.nn.hooks import first_input
 
 _BATCH_TOKENS = 2048
-_TOLERANCE = 1e-2  # the same operations in the same order: only a device that sums in another order differs at all
+_TOLERANCE = 1e-2  # the operations are the same; only a device that sums in another order differs
 
 
 class Call(NamedTuple):

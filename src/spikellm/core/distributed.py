@@ -122,7 +122,7 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def assign(costs: Mapping[str, float]) -> dict[str, int]:
-    """Which rank takes which piece of work: the largest first, each to the rank with least to do."""
+    """Rank of every piece of work: the largest first, each to the rank with the least to do."""
     load_of, owner = [0.0] * world_size(), {}
     for name in sorted(costs, key=lambda name: (-costs[name], name)):
         owner[name] = load_of.index(min(load_of))

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
-    """One line for a name that is not known: what was found, the nearest valid one, all valid ones."""
+    """One line for an unknown name: what was found, the nearest valid name, all valid names."""
     valid = list(valid)
     near = difflib.get_close_matches(name, valid, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""

@@ -73,7 +73,7 @@ def uncoded(root: nn.Module) -> Iterator[None]:
 
 
 def mark_coded(x: Tensor) -> Tensor:
-    """Say of K or V that it comes decoded from a cache, so that attention does not code it again."""
+    """Mark K or V as decoded from a cache, so that attention does not code it again."""
     x.spikellm_coded = True  # type: ignore[attr-defined]
     return x
 

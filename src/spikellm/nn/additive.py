@@ -67,7 +67,7 @@ class AdditiveLinear(SpikingLinear):
 
     @torch.no_grad()
     def set_weights(self, weights: AffineWeights) -> None:
-        """Take over codes ``−T … T`` (zero-points are not used) whose columns are in stored order."""
+        """Store codes ``−T … T`` (zero-points are not used); columns in stored order."""
         steps = self.stored(self.column_steps)
         for name, sign in (("spikes_plus", 1), ("spikes_minus", -1)):
             planes = [

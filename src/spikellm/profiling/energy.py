@@ -138,9 +138,9 @@ def layer_energy(layer: Operations, table: EnergyTable, form: str) -> float:
     """Estimated energy of one layer's arithmetic in one form, pJ."""
     (a, b), _ = max(layer.by_bits.items(), key=lambda item: item[1])
     adds = layer.additive_share > 0.999
-    if (
-        layer.sops and (form != "merged" or not layer.slots)
-    ):  # of weights that are spikes the merged form has operations too: a multiply for each that is not zero
+    # Weights that are spikes have synaptic operations in merged mode too: one multiplication for
+    # each weight that is not zero.
+    if layer.sops and (form != "merged" or not layer.slots):
         event = (
             table.addition(a)
             if form == "binary" or (adds and form == "stepped")

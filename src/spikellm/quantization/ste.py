@@ -100,7 +100,7 @@ def scale_weight(weight: Tensor, rows: Tensor | None, columns: Tensor | None) ->
 
 class _FakeCode(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913  autograd differentiates only tensors that it is given one by one
         ctx: Any,
         weight: Tensor,
         coding: WeightCoding,

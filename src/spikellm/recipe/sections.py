@@ -69,7 +69,7 @@ class WeightRecipe(Section):
     )
 
     def top(self, steps: int) -> int:
-        """Largest code of a weight of T steps: T·L, with L = 2**bits − 1, or T for ternary weights."""
+        """Largest code of a weight of T steps: T·L with L = 2**bits − 1, or T if it is ternary."""
         return steps if self.code == "ternary" else steps * ((1 << self.bits) - 1)
 
     @property

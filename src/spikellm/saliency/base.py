@@ -95,7 +95,7 @@ def ranks(name: str) -> Callable[[Score], Score]:
 
 
 def salient_count(rate: float, channels: int) -> int:
-    """Channels that a rate stands for: rounded, at least one when the rate is above 0, never all."""
+    """Channels at a given rate: rounded, at least one where the rate is above 0, never all."""
     return 0 if rate <= 0 else max(1, min(channels - 1, round(rate * channels)))
 
 

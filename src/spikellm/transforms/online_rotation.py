@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.models.rounding import fit_layer
-from spikellm.nn.channels import Groups, group_of, salient_channels, seed_of
+from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, seed_of
 from spikellm.nn.rotation import Rotation
 from spikellm.quantization.hadamard import random_signs
 from spikellm.recipe import LinearRecipe, WeightRecipe
@@ -73,7 +73,8 @@ def _loss(
     turned, columns = rotation(x).float(), rotation(weight).float()
     group = torch.zeros_like(signs)
     if settings.activations.salient_rate > 0 and not settings.activations.allocated_over_model:
-        group = group_of(salient_channels(turned, columns, settings.activations, seed, name))
+        sample = Sample(turned, columns)
+        group = group_of(salient_channels(sample, settings.activations, seed, name))
     dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
     dense.weight = nn.Parameter(columns, requires_grad=False)
     plain = LinearRecipe(

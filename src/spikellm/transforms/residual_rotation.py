@@ -31,7 +31,7 @@ from spikellm.transforms.fusion import (
     rotate_stream,
 )
 
-_COARSE = 5e-2  # tolerance of the ends, which are compared in the model's own type, where that is a short one
+_COARSE = 5e-2  # tolerance of the ends where the model's own type is a short one
 _TOKENS = 16  # on which the ends are compared
 _ROWS = 4096  # of an embedding at a time
 

@@ -232,9 +232,9 @@ def _has_openmp(tool: str) -> bool:
 
 def _run(command: list[str], folder: str | None) -> str:
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603  a compiler, no shell
             command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
-        )  # noqa: S603  a compiler, no shell
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DependencyError(
             f"the compiler {command[0]} does not run ({error}); name another one in CC"
