@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict, Unpack
+
 from spikellm.core.errors import DependencyError, RequestError, SpikeLLMError
 from spikellm.core.extras import require
+from spikellm.core.keywords import require_known_keywords
 from spikellm.models.prepare import evaluating
 
 PAPER = ("piqa", "arc_easy", "arc_challenge", "boolq", "hellaswag", "winogrande")
 """The six tasks of the paper."""
+OnBatch = Callable[[int, int], None]
 _LOUD = ("lm_eval", "datasets", "fsspec", "httpx", "urllib3")
 
 
@@ -51,17 +55,19 @@ class TaskResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+class TaskOptions(TypedDict, total=False):
+    """Keywords of :func:`zero_shot`, as it describes them."""
+
+    folder: str | Path | None
+    limit: int | None
+    shots: int | None
+    batch_size: int
+    trust_remote_code: bool
+    on_batch: OnBatch | None
+
+
 def zero_shot(
-    model: Any,
-    tokenizer: Any,
-    tasks: str | Iterable[str],
-    *,
-    folder: str | Path | None = None,
-    limit: int | None = None,
-    shots: int | None = None,
-    batch_size: int = 1,
-    trust_remote_code: bool = False,
-    on_batch: Callable[[int, int], None] | None = None,
+    model: Any, tokenizer: Any, tasks: str | Iterable[str], **options: Unpack[TaskOptions]
 ) -> dict[str, TaskResult]:
     """Accuracy of a model, converted or not, on tasks of the harness.
 
@@ -70,7 +76,7 @@ def zero_shot(
         folder: of task files (YAML) of your own, whose tasks may be named too.
         limit: documents of each task, the first ones; all by default.
         shots: examples before each question; as the task says by default.
-        batch_size: sequences at a time.
+        batch_size: sequences at a time; 1 by default.
         trust_remote_code: run what the files of ``folder`` name, and Python code that comes with
             the model; needed for every folder.
         on_batch: called with ``(sequences done, sequences in all)``; the harness runs some of them
@@ -80,27 +86,31 @@ def zero_shot(
         Results by task; a name that stands for several tasks gives them all.
 
     Raises:
-        RequestError: an unknown task, a folder that is none or that is not trusted, a number below
-            its least.
+        RequestError: an unknown task, a missing or untrusted folder, or a number below its least.
         DependencyError: lm-eval is not installed, or a task's data cannot be reached.
         SpikeLLMError: the harness fails on a task.
+        TypeError: a keyword that is not known.
     """
+    require_known_keywords("zero_shot", options, TaskOptions.__annotations__)
     names = expand(tasks)
+    limit, shots = options.get("limit"), options.get("shots")
+    batch_size, trusted = options.get("batch_size", 1), options.get("trust_remote_code", False)
     if (limit is not None and limit < 1) or batch_size < 1 or (shots is not None and shots < 0):
         raise RequestError(
             f"limit {limit}, batch size {batch_size}, shots {shots}: expected at least 1 document,"
             " 1 sequence and 0 shots"
         )
-    folder = None if folder is None else _checked(Path(folder), trust_remote_code)
+    given = options.get("folder")
+    folder = None if given is None else _checked(Path(given), trusted)
     with _quiet(), evaluating(model):
         require("tasks", "eval", "lm_eval")
         harness = _Harness()
         built = _build(harness, names, folder)
-        wrapped = harness.counting(on_batch)(
+        wrapped = harness.counting(options.get("on_batch"))(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=batch_size,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trusted,
         )
         try:
             found = harness.simple_evaluate(
@@ -127,12 +137,9 @@ def expand(tasks: str | Iterable[str]) -> list[str]:
         RequestError: there is none.
     """
     given = tasks.split(",") if isinstance(tasks, str) else list(tasks)
-    names = [
-        name
-        for one in given
-        if one.strip()
-        for name in (PAPER if one.strip() == "paper" else [one.strip()])
-    ]
+    names: list[str] = []
+    for name in filter(None, map(str.strip, given)):
+        names += PAPER if name == "paper" else [name]
     if not names:
         raise RequestError(
             "no task is named; give names of lm-eval separated by commas, or paper for the six of"
@@ -151,8 +158,8 @@ class _Harness:
 
         self.simple_evaluate, self.HFLM, self.TaskManager = simple_evaluate, HFLM, TaskManager
 
-    def counting(self, on_batch: Callable[[int, int], None] | None) -> Any:
-        """The harness's model class, which also tells how far it is."""
+    def counting(self, on_batch: OnBatch | None) -> Any:
+        """The harness's model class, which also reports its progress."""
 
         class CountingModel(self.HFLM):  # type: ignore[name-defined, misc]
             def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -258,9 +265,7 @@ def _result(name: str, found: dict[str, Any]) -> TaskResult:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the harness says for itself away from standard output, and its warnings from
-    standard error.
-    """
+    """Suppress what the harness prints to standard output, and its warnings."""
     import warnings
 
     levels = {name: logging.getLogger(name).level for name in _LOUD}
