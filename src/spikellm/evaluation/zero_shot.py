@@ -7,27 +7,28 @@ their templates are evaluated. A folder of them is read only where the user says
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import io
-import logging
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import TypedDict, Unpack
 
-from spikellm.core.errors import DependencyError, RequestError, SpikeLLMError
+from spikellm.core.errors import RequestError, SpikeLLMError
 from spikellm.core.extras import require
 from spikellm.core.keywords import require_known_keywords
+from spikellm.evaluation.harness import (
+    Harness,
+    OnBatch,
+    build_tasks,
+    checked_folder,
+    one_line,
+    quiet,
+)
 from spikellm.models.prepare import evaluating
 
 PAPER = ("piqa", "arc_easy", "arc_challenge", "boolq", "hellaswag", "winogrande")
 """The six tasks of the paper."""
-OnBatch = Callable[[int, int], None]
-_LOUD = ("lm_eval", "datasets", "fsspec", "httpx", "urllib3")
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,11 @@ def zero_shot(
             " 1 sequence and 0 shots"
         )
     given = options.get("folder")
-    folder = None if given is None else _checked(Path(given), trusted)
-    with _quiet(), evaluating(model):
+    folder = None if given is None else checked_folder(Path(given), trusted)
+    with quiet(), evaluating(model):
         require("tasks", "eval", "lm_eval")
-        harness = _Harness()
-        built = _build(harness, names, folder)
+        harness = Harness()
+        built = build_tasks(harness, names, folder)
         wrapped = harness.counting(options.get("on_batch"))(
             pretrained=model,
             tokenizer=tokenizer,
@@ -125,7 +126,7 @@ def zero_shot(
         except Exception as error:
             raise SpikeLLMError(
                 f"the harness failed on {', '.join(names)}: {type(error).__name__}:"
-                f" {_one_line(error)}"
+                f" {one_line(error)}"
             ) from error
     return {name: _result(name, found) for name in found["results"]}
 
@@ -148,103 +149,6 @@ def expand(tasks: str | Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-class _Harness:
-    """The parts of lm-eval that are used."""
-
-    def __init__(self) -> None:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-
-        self.simple_evaluate, self.HFLM, self.TaskManager = simple_evaluate, HFLM, TaskManager
-
-    def counting(self, on_batch: OnBatch | None) -> Any:
-        """The harness's model class, which also reports its progress."""
-
-        class CountingModel(self.HFLM):  # type: ignore[name-defined, misc]
-            def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **keywords: Any) -> Any:
-                self._done, self._total = 0, len(requests)
-                return super()._loglikelihood_tokens(requests, *arguments, **keywords)
-
-            def _model_call(self, inps: Any, *arguments: Any, **keywords: Any) -> Any:
-                found = super()._model_call(inps, *arguments, **keywords)
-                if on_batch and hasattr(self, "_total"):
-                    self._done = min(self._done + len(inps), self._total)
-                    on_batch(self._done, self._total)
-                return found
-
-        return CountingModel
-
-
-def _checked(folder: Path, trusted: bool) -> Path:
-    """A folder of task files that the user trusts.
-
-    No look at the files can replace that: code comes in by functions, included files, templates,
-    pickled data and metric scripts.
-    """
-    files = [*folder.rglob("*.yaml"), *folder.rglob("*.yml")] if folder.is_dir() else []
-    if not files:
-        raise RequestError(
-            f"task folder {folder}: expected a folder with task files (*.yaml), found"
-            f" {'none in it' if folder.is_dir() else 'no folder'}"
-        )
-    if not trusted:
-        raise RequestError(
-            f"task folder {folder}: task files can run any Python code; read them, then allow it"
-            " with --trust-remote-code"
-        )
-    return folder
-
-
-def _build(harness: _Harness, names: list[str], folder: Path | None) -> list[Any]:
-    """Task objects.
-
-    The harness's own list is read, which takes some seconds, only if a name is not in the folder.
-    """
-    try:
-        manager = harness.TaskManager(
-            include_path=str(folder) if folder else None, include_defaults=False
-        )
-        if any(name not in manager.all_tasks for name in names):
-            manager = harness.TaskManager(include_path=str(folder) if folder else None)
-    except Exception as error:
-        raise RequestError(f"task folder {folder}: {_one_line(error)}") from error
-    built: dict[str, Any] = {}
-    for name in names:
-        if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = (
-                f"; did you mean {' or '.join(near)}?"
-                if near
-                else "; `lm-eval ls tasks` lists what the harness has"
-            )
-            raise RequestError(f"unknown task {name!r}{hint}")
-        try:
-            built.update(manager.load([name])["tasks"])
-        except Exception as error:
-            raise _cannot_load(name, error) from error
-    return list(built.values())
-
-
-def _cannot_load(name: str, error: Exception) -> SpikeLLMError:
-    words = f"{type(error).__name__}: {_one_line(error)}"
-    network = isinstance(error, ConnectionError) or re.search(
-        r"connect|offline|resolve|reach|hub", words, re.IGNORECASE
-    )
-    if network:
-        return DependencyError(
-            f"the data of task {name!r} is not here and could not be fetched ({words}); connect to"
-            " the hub, or name tasks of a folder of your own (--task-folder)"
-        )
-    return RequestError(
-        f"task {name!r} cannot be made from its file ({words}); correct its YAML or its data"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _result(name: str, found: dict[str, Any]) -> TaskResult:
     metrics = {
         key.removesuffix(",none"): float(value)
@@ -261,20 +165,3 @@ def _result(name: str, found: dict[str, Any]) -> TaskResult:
         int(found["n-samples"][name]["effective"]),
         metrics,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress what the harness prints to standard output, and its warnings."""
-    import warnings
-
-    levels = {name: logging.getLogger(name).level for name in _LOUD}
-    for name in _LOUD:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
