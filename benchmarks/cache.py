@@ -97,13 +97,10 @@ def main() -> None:
     )
     for tokens in map(int, arguments.tokens.split(",")):
         with torch.no_grad():
-            contenders = {
-                name: [
-                    Layer(tokens, own, arguments.shared, arguments.channels, recipe)
-                    for _ in range(arguments.layers)
-                ]
-                for name, recipe in {"bfloat16": None, **RECIPES}.items()
-            }
+            contenders: dict[str, list[Layer]] = {}
+            for name, recipe in {"bfloat16": None, **RECIPES}.items():
+                size = (tokens, own, arguments.shared, arguments.channels)
+                contenders[name] = [Layer(*size, recipe) for _ in range(arguments.layers)]
             spent: dict[str, list[float]] = {name: [] for name in contenders}
             for turn in range(-2, arguments.repeat):
                 query = torch.randn(1, arguments.heads, 1, arguments.channels, dtype=torch.bfloat16)
@@ -114,13 +111,16 @@ def main() -> None:
                         layer.step(query, key, value)
                     if turn >= 0:
                         spent[name].append((time.perf_counter() - started) / len(layers))
-            base, size = statistics.median(spent["bfloat16"]), contenders["bfloat16"][0].cache_bytes
+            base, whole = (
+                statistics.median(spent["bfloat16"]),
+                contenders["bfloat16"][0].cache_bytes,
+            )
             print(f"\n{tokens} tokens")
             for name, layers in contenders.items():
                 took, held = statistics.median(spent[name]), layers[0].cache_bytes
                 print(
                     f"{name:<24} {took * 1e3:8.3f} ms   {base / took:5.2f}× bfloat16  "
-                    f" {held / 2**20:7.2f} MiB   {held / size:.3f} of bfloat16"
+                    f" {held / 2**20:7.2f} MiB   {held / whole:.3f} of bfloat16"
                 )
 
 

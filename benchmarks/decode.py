@@ -77,13 +77,8 @@ def main() -> None:
         if not original.exists():
             make(arguments.shape, original)
         words = folder / "words.txt"
-        words.write_text(
-            " ".join(
-                random.Random(0).choices(
-                    ["return", "the", "value", "of", "list", "a", "file"], k=4000
-                )
-            )
-        )  # noqa: S311
+        vocabulary = ["return", "the", "value", "of", "list", "a", "file"]
+        words.write_text(" ".join(random.Random(0).choices(vocabulary, k=4000)))  # noqa: S311
         for recipe in arguments.recipes.split(","):
             ternary = load_recipe(recipe).weights.code == "ternary"
             quick = (

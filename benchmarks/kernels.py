@@ -143,13 +143,10 @@ def main() -> None:
         f" {ops.describe()}, memory {speed / 1e9:.1f} GB/s"
     )
     with torch.no_grad():
-        all_of_them = {
-            name: (
-                [copy for copy, _ in zip(make(), range(max(2, -(-_MEMORY // size))), strict=False)],
-                size,
-            )
-            for name, (make, size) in contenders(arguments.size).items()
-        }
+        all_of_them = {}
+        for name, (make, size) in contenders(arguments.size).items():
+            copies = max(2, -(-_MEMORY // size))
+            all_of_them[name] = ([*itertools.islice(make(), copies)], size)
         for rows in map(int, arguments.rows.split(",")):
             x = torch.randn(rows, arguments.size).bfloat16()
             spent: dict[str, list[float]] = {name: [] for name in all_of_them}

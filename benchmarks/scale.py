@@ -53,7 +53,13 @@ def watched():
 workflow.report_block = watched
 started = time.monotonic()
 status = main(sys.argv[1:])
-print(json.dumps({"peak": max([*within, peak_memory()]), "within": within, "after": after, "blocks": seconds, "seconds": time.monotonic() - started}))
+print(json.dumps({
+    "peak": max([*within, peak_memory()]),
+    "within": within,
+    "after": after,
+    "blocks": seconds,
+    "seconds": time.monotonic() - started,
+}))
 sys.exit(status)
 """
 
@@ -157,13 +163,8 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         text = folder / "words.txt"
-        text.write_text(
-            " ".join(
-                random.Random(0).choices(
-                    ["return", "the", "value", "of", "list", "a", "file"], k=20000
-                )
-            )
-        )  # noqa: S311
+        vocabulary = ["return", "the", "value", "of", "list", "a", "file"]
+        text.write_text(" ".join(random.Random(0).choices(vocabulary, k=20000)))  # noqa: S311
         print(f"{arguments.samples} × {arguments.seqlen} tokens, {arguments.threads} thread(s)")
         for recipe in arguments.recipes.split(","):
             first: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spikellm.models.rounding import fit_layer
-from spikellm.nn.channels import Groups, group_of, salient_channels, salient_columns
+from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, salient_columns
 from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
@@ -25,10 +25,12 @@ def fit(
     group, column_steps = torch.zeros(dense.in_features, dtype=torch.uint8), None
     if settings.activations.salient_rate > 0:
         assert sample is not None
-        group = group_of(salient_channels(sample, dense.weight, settings.activations, seed, name))
+        group = group_of(
+            salient_channels(Sample(sample, dense.weight), settings.activations, seed, name)
+        )
     if settings.weights.salient_rate > 0:
         assert sample is not None
-        column_steps = salient_columns(sample, dense.weight, settings, seed, name)
+        column_steps = salient_columns(Sample(sample, dense.weight), settings, seed, name)
     return fit_layer(dense, settings, Groups(group, column_steps))
 
 

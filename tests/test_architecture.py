@@ -70,7 +70,7 @@ def imported(path: Path) -> Iterator[str]:
 def test_imports_point_down(path: Path) -> None:
     own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
     for module in imported(path):
-        other = (module.split(".") + [""])[1]
+        other = [*module.split("."), ""][1]
         assert other in RANKS, f"{own} imports {module}, which has no rank"
         assert RANKS.index(other) <= RANKS.index(own), f"{own} imports {module}, which is above it"
 

@@ -159,7 +159,7 @@ BEST = {
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["llama-wt2-8m", "llama-wt2-8m-outliers"])
 def test_the_most_accurate_presets(model: str) -> None:
-    """Everything is coded, the cache of keys and values too (of the ternary one the weights alone)."""
+    """Everything is coded, the cache of keys and values too (of the ternary one only weights)."""
     outliers = "outliers" in model
     recipes = ["quarot-w4a4", "best-w4a4"] if outliers else list(BEST)
     ratio = compare(model, "wikitext-2", recipes)

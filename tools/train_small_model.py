@@ -28,7 +28,7 @@ VOCABULARY = 2048
 
 
 def corpus() -> tuple[str, str]:
-    """Training text and the text that chooses the epoch, both disjoint from the evaluation split."""
+    """Training text and the text that picks the epoch, both disjoint from the evaluation split."""
     train: list[str] = []
     choose: list[str] = []
     for module, doc in iterate_docstrings():

@@ -6,13 +6,13 @@ Each does one thing to a model of the model library and returns plain data.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import TypedDict, Unpack
 
 from spikellm.algorithms import algorithms
 from spikellm.checkpoint.config import SpikeConfig
@@ -20,10 +20,11 @@ from spikellm.checkpoint.load import load
 from spikellm.checkpoint.save import mark_converted, save, spike_config
 from spikellm.conversion.fingerprint import identity_of
 from spikellm.conversion.loop import convert_blocks
-from spikellm.conversion.options import ConvertOptions, RunOptions, require_known_options
+from spikellm.conversion.options import ConvertOptions, RunOptions
 from spikellm.conversion.record import BlockRecord
 from spikellm.core.devices import find_device
 from spikellm.core.errors import NumericalError, RequestError
+from spikellm.core.keywords import require_known_keywords
 from spikellm.core.offload import offload
 from spikellm.data.tokens import read_tokens, require_known
 from spikellm.data.windows import random_windows, window_length
@@ -39,7 +40,8 @@ from spikellm.models.prepare import evaluating, prepared
 from spikellm.models.summary import ModelSummary, summarize
 from spikellm.nn.execution import set_execution_mode, spiking_linears
 from spikellm.profiling.energy import load_table
-from spikellm.profiling.report import Beside, Origin, Report, Text, make_report, measure_beside
+from spikellm.profiling.measurement import make_report, measure_beside
+from spikellm.profiling.report import Beside, Origin, Report, Text
 from spikellm.recipe import Recipe
 from spikellm.recipe.load import load_recipe
 from spikellm.recipe.settings import require_apart
@@ -121,7 +123,7 @@ def convert(
         NumericalError: a weight or a hidden state is NaN or infinite; the tensor or block is named.
         TypeError: a keyword that is not known.
     """
-    require_known_options(options)
+    require_known_keywords("convert", options, ConvertOptions.__annotations__)
     resolved = resolve_recipe(
         recipe,
         calibration,
@@ -231,22 +233,26 @@ def is_made_from(
     return found == identity
 
 
+class ReportOptions(TypedDict, total=False):
+    """Keywords of :func:`report`, as it describes them."""
+
+    tokens: int
+    seqlen: int | None
+    name: str
+    beside: Iterable[tuple[str, Any]]
+    energy_table: str | Path | None
+
+
 def report(
-    model: Any,
-    tokenizer: Any,
-    text: str = "stdlib",
-    *,
-    tokens: int = 4096,
-    seqlen: int | None = None,
-    name: str = "model",
-    beside: Iterable[tuple[str, Any]] = (),
-    energy_table: str | Path | None = None,
+    model: Any, tokenizer: Any, text: str = "stdlib", **options: Unpack[ReportOptions]
 ) -> Report:
     """What a model costs on a text: operations, spikes, estimated energy, sizes, perplexity.
 
     Args:
-        text: as for :func:`perplexity`; the first windows of it.
-        tokens: how many tokens to measure on, in whole windows, at least one.
+        text: as for :func:`perplexity`; its first windows.
+        tokens: how many tokens to measure on, in whole windows, at least one; 4096 by default.
+        seqlen: tokens of a window.
+        name: of the model, in the report; ``"model"`` by default.
         beside: names and models measured on the same windows: the original, or other conversions of
             it. Taken one at a time.
         energy_table: see :func:`spikellm.profiling.energy.load_table`.
@@ -254,31 +260,30 @@ def report(
     Raises:
         RequestError: unknown text or table, a text shorter than one window, a model beside it with
             another vocabulary.
+        TypeError: a keyword that is not known.
     """
+    require_known_keywords("report", options, ReportOptions.__annotations__)
+    tokens, name = options.get("tokens", 4096), options.get("name", "model")
     if tokens < 1:
         raise RequestError(f"tokens is {tokens}; expected at least 1")
-    table = load_table(energy_table)
-    length = window_length(model.config, seqlen)
+    table = load_table(options.get("energy_table"))
+    length = window_length(model.config, options.get("seqlen"))
     windows = text_windows(model, tokenizer, text, seqlen=length, limit=max(1, tokens // length))
     rows: list[Beside] = []
-    for other_name, other in beside:
+    for other_name, other in options.get("beside", ()):
         if other.config.vocab_size != model.config.vocab_size:
             raise RequestError(
                 f"{other_name} has {other.config.vocab_size} tokens in its vocabulary, {name} has"
                 f" {model.config.vocab_size}; perplexities of other tokens do not compare"
             )
-        value = perplexity_of_windows(other, windows).value
-        rows.append(
-            measure_beside(
-                other, other_name, windows, value, table, converted=spike_config(other) is not None
-            )
-        )
+        value, converted = perplexity_of_windows(other, windows).value, bool(spike_config(other))
+        rows.append(measure_beside(other, other_name, windows, value, table, converted=converted))
     config = spike_config(model)
     origin = Origin(config.parsed_recipe(), dict(config.record or {})) if config else None
-    measured = Text(
-        Path(text).name, windows.shape[0], length, perplexity_of_windows(model, windows).value
-    )
-    return make_report(model, name, windows, measured, table, origin, tuple(rows))
+    value = perplexity_of_windows(model, windows).value
+    measured = Text(Path(text).name, windows.shape[0], length, value)
+    found = make_report(model, name, windows, measured, table, origin)
+    return replace(found, beside=tuple(rows))
 
 
 def _require_finite_weights(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from spikellm.commands.inputs import sources
 
 @pytest.fixture
 def place(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model, texts, a recipe, a table of energies and a folder of tasks, in the current folder."""
+    """A model, texts, a recipe, an energy table and a folder of tasks, in the current folder."""
     shutil.copytree(BUNDLED, tmp_path / "model")
     shutil.copy(text_file, tmp_path / "mine.txt")
     (tmp_path / "texts").mkdir()

@@ -130,11 +130,9 @@ def test_saliency_is_measured_on_the_converted_stream(
     seen: dict[str, torch.Tensor] = {}
     original = channels.salient_channels
 
-    def watch(
-        x: torch.Tensor, weight: torch.Tensor, settings: Any, seed: int, name: str, **more: Any
-    ) -> Any:
-        seen[name] = x.clone()
-        return original(x, weight, settings, seed, name, **more)
+    def watch(sample: channels.Sample, settings: Any, seed: int, name: str, **more: Any) -> Any:
+        seen[name] = sample.x.clone()
+        return original(sample, settings, seed, name, **more)
 
     monkeypatch.setattr("spikellm.algorithms.channel_choice.salient_channels", watch)
     model, tokenizer = bundled

@@ -313,11 +313,15 @@ library = ctypes.CDLL({str(library)!r})
 for index, (function, arguments) in enumerate(json.load(open({str(tmp_path / "calls.json")!r}))):
     with np.load(f"{tmp_path}/{{index}}.npz") as file:
         arrays = {{int(key): file[key] for key in file.files}}
-    found = {{place: np.empty_like(arrays[place]) for place, kind in enumerate(arguments) if kind == "Out"}}
-    passed = [
-        ctypes.c_void_p((found if kind == "Out" else arrays)[place].ctypes.data) if isinstance(kind, str) else None if kind is None else ctypes.c_int64(kind)
-        for place, kind in enumerate(arguments)
-    ]
+    found, passed = {{}}, []
+    for place, kind in enumerate(arguments):
+        if kind == "Out":
+            found[place] = np.empty_like(arrays[place])
+        if isinstance(kind, str):
+            array = (found if kind == "Out" else arrays)[place]
+            passed.append(ctypes.c_void_p(array.ctypes.data))
+        else:
+            passed.append(None if kind is None else ctypes.c_int64(kind))
     assert getattr(library, function)(*passed, ctypes.c_int32(2)) == 0
     for place, array in found.items():
         assert np.array_equal(array, arrays[place]), (function, index)

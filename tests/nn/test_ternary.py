@@ -11,7 +11,7 @@ from spikellm.algorithms.gptq import fit_layer
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.core.errors import RequestError
 from spikellm.nn.additive import AdditiveLinear, plane_sizes, sum_of_chosen
-from spikellm.nn.channels import Groups, salient_columns
+from spikellm.nn.channels import Groups, Sample, salient_columns
 from spikellm.nn.execution import set_execution_mode
 from spikellm.nn.partly_binary import PartlyBinaryLinear
 from spikellm.recipe import LinearRecipe
@@ -185,7 +185,7 @@ def test_allocation_beats_its_controls() -> None:
             {"weights": {**TERNARY, **weights}, "activations": {"bits": 16}}
         )
         steps = (
-            salient_columns(x, dense.weight, settings, 0, "layer")
+            salient_columns(Sample(x, dense.weight), settings, 0, "layer")
             if "salient_rate" in weights
             else None
         )

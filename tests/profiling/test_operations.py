@@ -15,10 +15,10 @@ from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.counts import FORMS
+from spikellm.profiling.firing import count_spikes
 from spikellm.profiling.operations import (
     OperationCounter,
     count_operations,
-    count_spikes,
     operations_of_mix,
 )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +23,9 @@ def evidence(
     tokens: int = 50,
     channels: int = 12,
     outliers: int = 0,
-    steps: int = 1,
-    salient_steps: int = 2,
-    count: int = 3,
-    split: bool = True,
-    symmetric: bool = False,
+    **changes: Any,
 ) -> Evidence:
+    """Three of the channels are to be chosen, with two steps and a range of their own."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, channels, generator=generator)
     weight = torch.randn(9, channels, generator=generator) * torch.rand(
@@ -35,18 +33,19 @@ def evidence(
     )
     x[:, :outliers] *= 30
     weight[:, :outliers] /= 30
-    return Evidence(
-        x,
-        weight,
-        make_neuron("gif", 4),
-        steps,
-        salient_steps,
-        count,
-        split,
-        symmetric,
-        False,
-        torch.Generator().manual_seed(seed),
+    case = Evidence(
+        x=x,
+        weight=weight,
+        neuron=make_neuron("gif", 4),
+        steps=1,
+        salient_steps=2,
+        count=3,
+        split=True,
+        symmetric=False,
+        invert=False,
+        generator=torch.Generator().manual_seed(seed),
     )
+    return replace(case, **changes)
 
 
 def output_error(case: Evidence, salient: torch.Tensor, own: torch.Tensor) -> float:

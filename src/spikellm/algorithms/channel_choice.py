@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spikellm.algorithms.base import BlockContext
 from spikellm.models.families import weight_and_bias
-from spikellm.nn.channels import Groups, group_of, salient_channels, salient_columns
+from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, salient_columns
 
 
 def choose_groups(
@@ -40,8 +40,7 @@ def choose_groups(
             weights = torch.cat([evidence(name)[1] for name in names])
             group = group_of(
                 salient_channels(
-                    evidence(first)[0],
-                    weights,
+                    Sample(evidence(first)[0], weights),
                     activations,
                     context.recipe.seed,
                     first,
@@ -59,7 +58,7 @@ def _column_steps(
 ) -> Tensor | None:
     settings = context.settings[name]
     return (
-        salient_columns(*evidence(name), settings, context.recipe.seed, name)
+        salient_columns(Sample(*evidence(name)), settings, context.recipe.seed, name)
         if settings.weights.salient_rate > 0
         else None
     )

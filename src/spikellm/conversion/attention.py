@@ -12,7 +12,7 @@ from spikellm.models.attention_interface import CHILD
 from spikellm.models.plan import BlockPlan
 from spikellm.models.swap import replace_module
 from spikellm.nn.attention import HeadShape, SpikingAttention
-from spikellm.nn.channels import group_of, salient_channels
+from spikellm.nn.channels import Sample, group_of, salient_channels
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
 
@@ -104,4 +104,4 @@ def _group(
 ) -> Tensor:
     if settings.salient_rate == 0:
         return torch.zeros(x.shape[1], dtype=torch.uint8, device=x.device)
-    return group_of(salient_channels(x, weight, settings, seed, name, gradient))
+    return group_of(salient_channels(Sample(x, weight, gradient), settings, seed, name))

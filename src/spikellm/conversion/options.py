@@ -15,7 +15,6 @@ from typing_extensions import TypedDict
 from spikellm.conversion.estimate import Needs
 from spikellm.conversion.journal import Journal
 from spikellm.conversion.record import OnBlock, Progress
-from spikellm.core.registry import unknown_name
 from spikellm.observers.activation_store import SharedStream
 
 OnStage = Callable[[str], object]
@@ -77,18 +76,6 @@ class RunOptions:
             options.get("shared"),
             options.get("store"),
         )
-
-
-def require_known_options(options: ConvertOptions) -> None:
-    """Refuse keywords that :func:`spikellm.convert` does not have.
-
-    Raises:
-        TypeError: names the nearest that it has.
-    """
-    valid = list(ConvertOptions.__annotations__)
-    for name in options:
-        if name not in valid:
-            raise TypeError(unknown_name("option of convert", name, valid))
 
 
 def _say_nothing(_: Progress | str) -> None:

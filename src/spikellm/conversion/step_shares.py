@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.models.families import weight_and_bias
-from spikellm.nn.channels import evidence_of
+from spikellm.nn.channels import Sample, evidence_of
 from spikellm.recipe import ActivationRecipe
 from spikellm.saliency.allocation import spend
 from spikellm.saliency.layer_loss import least_loss
@@ -57,9 +57,8 @@ class StepShares:
                 * layer.sensitivity.sqrt().unsqueeze(1)
                 for layer in group
             ]
-            evidence = evidence_of(
-                sample, torch.cat(weights), settings, 0.0, self._seed, readers[0]
-            )
+            observed = Sample(sample, torch.cat(weights))
+            evidence = evidence_of(observed, settings, 0.0, self._seed, readers[0])
             channels = sample.shape[1]
             losses = [least_loss(replace(evidence, count=count)) for count in _counts(channels)]
             self._tensors.setdefault(settings, []).append(

@@ -1,4 +1,4 @@
-"""How the command line speaks: results to standard output, progress and errors to standard error."""
+"""Output of the command line: results to standard output, progress and errors to standard error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ err = Console(stderr=True)
 
 
 def speak(yes: bool) -> None:
-    """Whether progress is told at all; of several ranks one tells it."""
+    """Print progress, or be quiet; of several ranks only one prints."""
     err.quiet = not yes
 
 
@@ -46,7 +46,7 @@ def check_json_target(
     reads: Iterable[Source] = (),
     writes: Mapping[str, Path | None] | None = None,
 ) -> None:
-    """The file of ``--json``, as :func:`check_file_target` has it; ``-`` is standard output."""
+    """Check the target of ``--json`` by :func:`check_file_target`; ``-`` is standard output."""
     if target != "-":
         check_file_target("--json", target, reads, writes, ", or - for standard output")
 
@@ -58,16 +58,16 @@ def check_file_target(
     writes: Mapping[str, Path | None] | None = None,
     otherwise: str = "",
 ) -> None:
-    """Refuse a file that could not be written, or that would destroy another one, before the work
-    that would fill it.
+    """Refuse a file that could not be written, or that would overwrite another one, before the
+    work whose result it is to hold.
 
     Args:
         reads: what the command reads.
-        writes: files and folders that the command writes besides, by the option that names them.
+        writes: other files and folders that the command writes, by the option that names them.
 
     Raises:
-        RequestError: the folder of the file does not exist, the target is a folder, a part of what
-            is read, or a part of what is written besides.
+        RequestError: the folder of the file does not exist, or the target is a folder or part of
+            what is read or of what else is written.
     """
     path = None if target is None else Path(target)
     if path is None:
@@ -98,9 +98,9 @@ def check_file_target(
 
 
 def write_json(data: Any, target: str) -> None:
-    """JSON to a file, or to standard output where the target is ``-``.
+    """Write JSON to a file, or to standard output where the target is ``-``.
 
-    Characters that have no place there are escaped.
+    Characters that its encoding lacks are escaped.
     """
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     if not encodes(text, sys.stdout.encoding if target == "-" else "utf-8"):
@@ -117,9 +117,9 @@ Style = Literal["table", "markdown", "csv", "latex"]
 def table(
     title: str, columns: list[str], rows: list[list[str]], *, left: int = 1, style: Style = "table"
 ) -> None:
-    """A table on standard output; the first ``left`` columns are flush left, the others right.
+    """Print a table; the first ``left`` columns are flush left, the others right.
 
-    Titles are for people only.
+    The title is left out of styles that programs read.
     """
     if style != "table":
         sys.stdout.write(_plain_table(columns, rows, left, style))
@@ -152,34 +152,39 @@ def _plain_table(columns: list[str], rows: list[list[str]], left: int, style: St
         csv.writer(sheet, lineterminator="\n").writerows([columns, *rows])
         return sheet.getvalue()
     sides = ["l" if place < left else "r" for place in range(len(columns))]
-    if style == "markdown":
-        lines = [[cell.replace("|", "\\|") for cell in row] for row in (columns, *rows)]
-        rule = [":--" if side == "l" else "--:" for side in sides]
-        return "".join(f"| {' | '.join(row)} |\n" for row in (lines[0], rule, *lines[1:]))
-    special = {
+    return (_markdown if style == "markdown" else _latex)([columns, *rows], sides)
+
+
+def _markdown(rows: list[list[str]], sides: list[str]) -> str:
+    lines = []
+    for row in rows:
+        cells = [cell.replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    rule = [":--" if side == "l" else "--:" for side in sides]
+    lines.insert(1, f"| {' | '.join(rule)} |\n")
+    return "".join(lines)
+
+
+_LATEX = str.maketrans(
+    {
         "\\": r"\textbackslash{}",
         "±": r"$\pm$",
         "×": r"$\times$",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     }
-    special.update({sign: f"\\{sign}" for sign in "&%$#_{}"})
-    lines = [
-        ["".join(special.get(sign, sign) for sign in cell) for cell in row]
-        for row in (columns, *rows)
-    ]
-    body = [" & ".join(row) + r" \\" for row in lines]
+)
+
+
+def _latex(rows: list[list[str]], sides: list[str]) -> str:
+    lines = []
+    for row in rows:
+        cells = [cell.translate(_LATEX) for cell in row]
+        lines.append(" & ".join(cells) + r" \\")
+    opening = rf"\begin{{tabular}}{{{''.join(sides)}}}"
     return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{''.join(sides)}}}",
-            r"\hline",
-            body[0],
-            r"\hline",
-            *body[1:],
-            r"\hline",
-            r"\end{tabular}",
-            "",
-        ]
+        [opening, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}", ""]
     )
 
 

@@ -11,7 +11,7 @@ def find_device(name: str | torch.device) -> torch.device:
     """A device that exists and can hold a tensor.
 
     Raises:
-        RequestError: no such device here.
+        RequestError: there is no such device, or it holds no values.
     """
     try:
         device = torch.device(name)

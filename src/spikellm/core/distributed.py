@@ -1,8 +1,8 @@
 """One conversion on several processes (``torchrun``): each runs its share of the calibration text,
-sums and samples are put together, layers are dealt out.
+sums are reduced, samples gathered, and layers assigned to ranks.
 
-Without ``torch.distributed`` there is one rank, and everything here gives back what it is given.
-What goes between ranks are tensors, never pickled objects.
+Without ``torch.distributed`` there is one rank, and every function returns its argument. Ranks
+exchange tensors, never pickled objects.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the rank that writes and speaks."""
+    """Whether this is the rank that writes files and prints."""
     return rank() == 0
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other ranks, where ``torchrun`` started several.
+    """Join the other ranks if ``torchrun`` started several.
 
     Raises:
         RequestError: ranks cannot be joined here, or the environment does not say where they are.
@@ -53,7 +53,7 @@ def process_group() -> Iterator[None]:
     if not os.environ.get("MASTER_ADDR"):
         raise RequestError(f"MASTER_ADDR is not set, expected the machine of rank 0; {_START}")
     _number("MASTER_PORT", 0, 65535)
-    _told(lambda: dist.init_process_group("gloo"))
+    _exchange(lambda: dist.init_process_group("gloo"))
     try:
         yield
     finally:
@@ -61,7 +61,7 @@ def process_group() -> Iterator[None]:
 
 
 def _number(name: str, least: int, most: int | None = None) -> int:
-    """A whole number of the environment."""
+    """A whole number from the environment."""
     text = os.environ.get(name)
     if text is None or not (
         text.isascii() and text.isdigit() and least <= int(text) <= (most or int(text))
@@ -77,19 +77,19 @@ def _number(name: str, least: int, most: int | None = None) -> int:
 def all_reduce(tensor: Tensor) -> Tensor:
     """Sum over all ranks, in place."""
     if world_size() > 1:
-        _told(lambda: dist.all_reduce(tensor))
+        _exchange(lambda: dist.all_reduce(tensor))
     return tensor
 
 
 def sum_scalar(number: float) -> float:
-    """Sum of one number of each rank."""
+    """Sum of a number over all ranks."""
     return (
         float(all_reduce(torch.tensor(number, dtype=torch.float64))) if world_size() > 1 else number
     )
 
 
 def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
-    """Put the sum over all ranks in the place of each gradient; one exchange for all of them."""
+    """Replace each gradient by its sum over all ranks, in one exchange."""
     if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -101,7 +101,7 @@ def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def gather_counts(number: int) -> list[int]:
-    """A number of every rank, in order of ranks."""
+    """The number of every rank, in the order of ranks."""
     numbers = torch.zeros(world_size(), dtype=torch.int64)
     numbers[rank()] = number
     found: list[int] = all_reduce(numbers).tolist()
@@ -109,7 +109,7 @@ def gather_counts(number: int) -> list[int]:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """Rows of all ranks, ``(rows, …)``, in order of ranks."""
+    """Concatenate the rows of all ranks, ``(rows, …)``, in the order of ranks."""
     if world_size() == 1:
         return tensor
     sizes = gather_counts(len(tensor))
@@ -117,12 +117,12 @@ def all_gather(tensor: Tensor) -> Tensor:
         tensor, (0, 0) * (tensor.dim() - 1) + (0, max(sizes) - len(tensor))
     ).contiguous()
     parts = [torch.empty_like(padded) for _ in sizes]
-    _told(lambda: dist.all_gather(parts, padded))
+    _exchange(lambda: dist.all_gather(parts, padded))
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def assign(costs: Mapping[str, float]) -> dict[str, int]:
-    """Which rank takes which piece of work: the largest first, each to the rank with least to do."""
+    """Rank of every piece of work: the largest first, each to the rank with the least to do."""
     load_of, owner = [0.0] * world_size(), {}
     for name in sorted(costs, key=lambda name: (-costs[name], name)):
         owner[name] = load_of.index(min(load_of))
@@ -131,7 +131,7 @@ def assign(costs: Mapping[str, float]) -> dict[str, int]:
 
 
 def broadcast(owner: int, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Tensors that one rank has and all need."""
+    """Send tensors from the rank ``owner`` to all others; every rank returns them."""
     if world_size() == 1:
         return dict(tensors or {})
     data = torch.frombuffer(
@@ -139,19 +139,20 @@ def broadcast(owner: int, tensors: Mapping[str, Tensor] | None) -> dict[str, Ten
         dtype=torch.uint8,
     )
     size = torch.tensor([len(data)])
-    _told(lambda: dist.broadcast(size, owner))
+    _exchange(lambda: dist.broadcast(size, owner))
     data = data if rank() == owner else torch.empty(int(size), dtype=torch.uint8)
-    _told(lambda: dist.broadcast(data, owner))
+    _exchange(lambda: dist.broadcast(data, owner))
     return load(data.numpy().tobytes())
 
 
 def barrier() -> None:
-    """Until all ranks are here."""
+    """Wait for all ranks."""
     if world_size() > 1:
-        _told(dist.barrier)
+        _exchange(dist.barrier)
 
 
-def _told(work: Callable[[], object]) -> None:
+def _exchange(work: Callable[[], object]) -> None:
+    """Run one; a lost rank becomes the project's own error."""
     try:
         work()
     except RuntimeError as error:

@@ -9,11 +9,12 @@ _LONGEST = 1200  # characters of a message
 
 
 class SpikeLLMError(Exception):
-    """Base of every error that this package raises on purpose.
+    """Base of the errors that this package raises on purpose.
 
-    ``exit_status`` is what the command line returns: 2 where the request was wrong, 1 where the
-        work failed. What is quoted from a file may be of any length, so long
-    messages lose their middle.
+    A quotation from a file may have any length, so the middle of a long message is left out.
+
+    Attributes:
+        exit_status: of the command line: 2 where the request was wrong, 1 where the work failed.
     """
 
     exit_status = 1

@@ -1,4 +1,4 @@
-"""Packages that only some work needs: asked for before that work begins."""
+"""Optional packages, imported before the work that needs them begins."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ def require(work: str, extra: str, *packages: str, otherwise: str = "") -> Modul
     """Import packages of an extra.
 
     Args:
-        work: what needs them, as a message begins: ``"pictures"``.
-        extra: whose installation brings them.
-        otherwise: what to do without them.
+        work: what needs the packages, as the subject of a message: ``"pictures"``.
+        extra: the extra that installs them.
+        otherwise: what to do without them, appended to the message.
 
     Returns:
         The first package.
 
     Raises:
-        DependencyError: one is not installed; names it.
+        DependencyError: one of them is not installed.
     """
     try:
         modules = [importlib.import_module(package) for package in packages]

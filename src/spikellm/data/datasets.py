@@ -39,10 +39,10 @@ def read_text(source: str, split: Split) -> str:
 
 
 def require_source(source: str) -> None:
-    """Refuse what is neither the name of a set nor an existing path.
+    """Refuse a source that is neither the name of a set nor an existing path.
 
     Raises:
-        RequestError: says what there is.
+        RequestError: it is neither; the message lists the known sets.
     """
     if not source:
         raise RequestError(
@@ -105,9 +105,7 @@ def _from_hub(source: str, field: str, /, **where: Any) -> list[str]:
     try:
         data = datasets.load_dataset(**where)
         return list(data[field])
-    except (
-        Exception
-    ) as error:  # the hub client raises many kinds, all of which mean the same to the user
+    except Exception as error:  # the hub client raises many kinds, which all mean the same here
         reason = " ".join(str(error).split())[:160]
         raise DependencyError(
             f"the text {source!r} comes from the hub, which could not be read ({reason}); give a"

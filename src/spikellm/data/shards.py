@@ -12,9 +12,12 @@ from spikellm.core.errors import RequestError
 
 
 class WindowShard(NamedTuple):
-    """Calibration windows of this rank, ``(windows, seqlen)``.
+    """A rank's share of the calibration windows.
 
-    Tokens of those before them, and of all.
+    Attributes:
+        windows: tokens, ``(windows, seqlen)``.
+        before: how many tokens the ranks before this one have.
+        whole: how many tokens all ranks have.
     """
 
     windows: Tensor
@@ -23,8 +26,8 @@ class WindowShard(NamedTuple):
 
 
 def shard_windows(windows: Tensor, size: int) -> WindowShard:
-    """This rank's share of the calibration windows, in whole batches of ``size``, so that every
-    batch is computed as one process would.
+    """This rank's share of the calibration windows, in whole batches of ``size``, so that batches
+    are the same as in one process.
 
     Raises:
         RequestError: there are fewer batches than ranks.

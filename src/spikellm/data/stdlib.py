@@ -1,4 +1,4 @@
-"""Text that every Python carries: the docstrings of the running interpreter's standard library.
+"""Text that is part of every Python: the docstrings of its standard library.
 
 Files are parsed, never imported, so that reading them has no side effect and needs no optional
 component. The text differs a little from one Python version to the next; a figure measured on it
@@ -16,7 +16,7 @@ from typing import Literal
 
 Split = Literal["calibration", "evaluation"]
 
-# What a distribution may leave out, or what is no prose of the library itself.
+# Parts that a distribution may leave out, or that are not prose of the library itself.
 _EXCLUDED = frozenset(
     {
         "site-packages",

@@ -1,4 +1,4 @@
-"""From text to tokens of a model."""
+"""Tokens of texts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ _recent: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
 
 
 def tokenize(tokenizer: Any, text: str) -> Tensor:
-    """Tokens of a whole text, tokenized once with the tokenizer's own special tokens: int64,
-    ``(tokens,)``.
-    """
+    """Tokens of a whole text, with the tokenizer's own special tokens: int64 ``(tokens,)``."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
 
 
 def read_tokens(tokenizer: Any, source: str, split: Split) -> Tensor:
     """Tokens of a source, ``(tokens,)``.
 
-    The last few are remembered, since comparisons read the same text again and again.
+    The last few are cached, since comparisons read the same text repeatedly.
     """
     text = read_text(source, split)
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -53,10 +51,8 @@ def require_known(tokens: Tensor, model: Any) -> None:
     Raises:
         RequestError: the tokenizer is that of another model.
     """
-    known, largest = (
-        int(model.get_input_embeddings().weight.shape[0]),
-        (int(tokens.max()) if tokens.numel() else 0),
-    )
+    known = int(model.get_input_embeddings().weight.shape[0])
+    largest = int(tokens.max()) if tokens.numel() else 0
     if largest >= known:
         raise RequestError(
             f"the tokenizer gives token {largest} and the model knows {known}; give the tokenizer"

@@ -7,23 +7,28 @@ their templates are evaluated. A folder of them is read only where the user says
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import io
-import logging
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spikellm.core.errors import DependencyError, RequestError, SpikeLLMError
+from typing_extensions import TypedDict, Unpack
+
+from spikellm.core.errors import RequestError, SpikeLLMError
 from spikellm.core.extras import require
+from spikellm.core.keywords import require_known_keywords
+from spikellm.evaluation.harness import (
+    Harness,
+    OnBatch,
+    build_tasks,
+    checked_folder,
+    one_line,
+    quiet,
+)
 from spikellm.models.prepare import evaluating
 
 PAPER = ("piqa", "arc_easy", "arc_challenge", "boolq", "hellaswag", "winogrande")
 """The six tasks of the paper."""
-_LOUD = ("lm_eval", "datasets", "fsspec", "httpx", "urllib3")
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,19 @@ class TaskResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+class TaskOptions(TypedDict, total=False):
+    """Keywords of :func:`zero_shot`, as it describes them."""
+
+    folder: str | Path | None
+    limit: int | None
+    shots: int | None
+    batch_size: int
+    trust_remote_code: bool
+    on_batch: OnBatch | None
+
+
 def zero_shot(
-    model: Any,
-    tokenizer: Any,
-    tasks: str | Iterable[str],
-    *,
-    folder: str | Path | None = None,
-    limit: int | None = None,
-    shots: int | None = None,
-    batch_size: int = 1,
-    trust_remote_code: bool = False,
-    on_batch: Callable[[int, int], None] | None = None,
+    model: Any, tokenizer: Any, tasks: str | Iterable[str], **options: Unpack[TaskOptions]
 ) -> dict[str, TaskResult]:
     """Accuracy of a model, converted or not, on tasks of the harness.
 
@@ -70,7 +77,7 @@ def zero_shot(
         folder: of task files (YAML) of your own, whose tasks may be named too.
         limit: documents of each task, the first ones; all by default.
         shots: examples before each question; as the task says by default.
-        batch_size: sequences at a time.
+        batch_size: sequences at a time; 1 by default.
         trust_remote_code: run what the files of ``folder`` name, and Python code that comes with
             the model; needed for every folder.
         on_batch: called with ``(sequences done, sequences in all)``; the harness runs some of them
@@ -80,27 +87,31 @@ def zero_shot(
         Results by task; a name that stands for several tasks gives them all.
 
     Raises:
-        RequestError: an unknown task, a folder that is none or that is not trusted, a number below
-            its least.
+        RequestError: an unknown task, a missing or untrusted folder, or a number below its least.
         DependencyError: lm-eval is not installed, or a task's data cannot be reached.
         SpikeLLMError: the harness fails on a task.
+        TypeError: a keyword that is not known.
     """
+    require_known_keywords("zero_shot", options, TaskOptions.__annotations__)
     names = expand(tasks)
+    limit, shots = options.get("limit"), options.get("shots")
+    batch_size, trusted = options.get("batch_size", 1), options.get("trust_remote_code", False)
     if (limit is not None and limit < 1) or batch_size < 1 or (shots is not None and shots < 0):
         raise RequestError(
             f"limit {limit}, batch size {batch_size}, shots {shots}: expected at least 1 document,"
             " 1 sequence and 0 shots"
         )
-    folder = None if folder is None else _checked(Path(folder), trust_remote_code)
-    with _quiet(), evaluating(model):
+    given = options.get("folder")
+    folder = None if given is None else checked_folder(Path(given), trusted)
+    with quiet(), evaluating(model):
         require("tasks", "eval", "lm_eval")
-        harness = _Harness()
-        built = _build(harness, names, folder)
-        wrapped = harness.counting(on_batch)(
+        harness = Harness()
+        built = build_tasks(harness, names, folder)
+        wrapped = harness.counting(options.get("on_batch"))(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=batch_size,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trusted,
         )
         try:
             found = harness.simple_evaluate(
@@ -115,7 +126,7 @@ def zero_shot(
         except Exception as error:
             raise SpikeLLMError(
                 f"the harness failed on {', '.join(names)}: {type(error).__name__}:"
-                f" {_one_line(error)}"
+                f" {one_line(error)}"
             ) from error
     return {name: _result(name, found) for name in found["results"]}
 
@@ -127,115 +138,15 @@ def expand(tasks: str | Iterable[str]) -> list[str]:
         RequestError: there is none.
     """
     given = tasks.split(",") if isinstance(tasks, str) else list(tasks)
-    names = [
-        name
-        for one in given
-        if one.strip()
-        for name in (PAPER if one.strip() == "paper" else [one.strip()])
-    ]
+    names: list[str] = []
+    for name in filter(None, map(str.strip, given)):
+        names += PAPER if name == "paper" else [name]
     if not names:
         raise RequestError(
             "no task is named; give names of lm-eval separated by commas, or paper for the six of"
             " the paper"
         )
     return list(dict.fromkeys(names))
-
-
-class _Harness:
-    """The parts of lm-eval that are used."""
-
-    def __init__(self) -> None:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-
-        self.simple_evaluate, self.HFLM, self.TaskManager = simple_evaluate, HFLM, TaskManager
-
-    def counting(self, on_batch: Callable[[int, int], None] | None) -> Any:
-        """The harness's model class, which also tells how far it is."""
-
-        class CountingModel(self.HFLM):  # type: ignore[name-defined, misc]
-            def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **keywords: Any) -> Any:
-                self._done, self._total = 0, len(requests)
-                return super()._loglikelihood_tokens(requests, *arguments, **keywords)
-
-            def _model_call(self, inps: Any, *arguments: Any, **keywords: Any) -> Any:
-                found = super()._model_call(inps, *arguments, **keywords)
-                if on_batch and hasattr(self, "_total"):
-                    self._done = min(self._done + len(inps), self._total)
-                    on_batch(self._done, self._total)
-                return found
-
-        return CountingModel
-
-
-def _checked(folder: Path, trusted: bool) -> Path:
-    """A folder of task files that the user trusts.
-
-    No look at the files can replace that: code comes in by functions, included files, templates,
-    pickled data and metric scripts.
-    """
-    files = [*folder.rglob("*.yaml"), *folder.rglob("*.yml")] if folder.is_dir() else []
-    if not files:
-        raise RequestError(
-            f"task folder {folder}: expected a folder with task files (*.yaml), found"
-            f" {'none in it' if folder.is_dir() else 'no folder'}"
-        )
-    if not trusted:
-        raise RequestError(
-            f"task folder {folder}: task files can run any Python code; read them, then allow it"
-            " with --trust-remote-code"
-        )
-    return folder
-
-
-def _build(harness: _Harness, names: list[str], folder: Path | None) -> list[Any]:
-    """Task objects.
-
-    The harness's own list is read, which takes some seconds, only if a name is not in the folder.
-    """
-    try:
-        manager = harness.TaskManager(
-            include_path=str(folder) if folder else None, include_defaults=False
-        )
-        if any(name not in manager.all_tasks for name in names):
-            manager = harness.TaskManager(include_path=str(folder) if folder else None)
-    except Exception as error:
-        raise RequestError(f"task folder {folder}: {_one_line(error)}") from error
-    built: dict[str, Any] = {}
-    for name in names:
-        if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = (
-                f"; did you mean {' or '.join(near)}?"
-                if near
-                else "; `lm-eval ls tasks` lists what the harness has"
-            )
-            raise RequestError(f"unknown task {name!r}{hint}")
-        try:
-            built.update(manager.load([name])["tasks"])
-        except Exception as error:
-            raise _cannot_load(name, error) from error
-    return list(built.values())
-
-
-def _cannot_load(name: str, error: Exception) -> SpikeLLMError:
-    words = f"{type(error).__name__}: {_one_line(error)}"
-    network = isinstance(error, ConnectionError) or re.search(
-        r"connect|offline|resolve|reach|hub", words, re.IGNORECASE
-    )
-    if network:
-        return DependencyError(
-            f"the data of task {name!r} is not here and could not be fetched ({words}); connect to"
-            " the hub, or name tasks of a folder of your own (--task-folder)"
-        )
-    return RequestError(
-        f"task {name!r} cannot be made from its file ({words}); correct its YAML or its data"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _result(name: str, found: dict[str, Any]) -> TaskResult:
@@ -254,22 +165,3 @@ def _result(name: str, found: dict[str, Any]) -> TaskResult:
         int(found["n-samples"][name]["effective"]),
         metrics,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the harness says for itself away from standard output, and its warnings from
-    standard error.
-    """
-    import warnings
-
-    levels = {name: logging.getLogger(name).level for name in _LOUD}
-    for name in _LOUD:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

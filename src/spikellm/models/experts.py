@@ -1,9 +1,9 @@
-"""Mixture-of-experts layers, whose experts the model library fuses into 3-D parameters: taken apart
-into one linear layer an expert.
+"""Experts of mixture-of-experts layers, which the model library fuses into 3-D parameters, split
+into one linear layer for each expert.
 
 After :func:`unfuse_experts` an expert's matrices are ordinary ``nn.Linear`` layers that share the
-storage of the fused parameter, so that every pipeline converts them like any other, and the module
-computes through the library's experts interface. The router is left alone.
+storage of the fused parameter, so that every algorithm converts them like any other layer, and the
+module computes through the library's experts interface. The router does not change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _everywhere: ContextVar[bool] = ContextVar("spikellm_experts_everywhere", defaul
 
 
 class Fused(NamedTuple):
-    """What a module had before it was taken apart."""
+    """A module that was split, and the parameters that it had before."""
 
     module: nn.Module
     parameters: dict[str, nn.Parameter]
@@ -30,8 +30,9 @@ class Fused(NamedTuple):
 
 @contextmanager
 def every_expert_sees_every_token() -> Iterator[None]:
-    """While this holds, experts compute on all tokens, so that those the router seldom asks are
-    observed too; outputs stay as they are.
+    """Within this context experts compute on all tokens, so that rarely used ones are observed too.
+
+    Outputs do not change.
     """
     token = _everywhere.set(True)
     try:
@@ -83,16 +84,19 @@ def is_fused(module: nn.Module) -> bool:
 
 
 def is_unfused(module: nn.Module) -> bool:
-    """Whether a module's experts were taken apart."""
+    """Whether a module's experts were split."""
     return isinstance(getattr(module, "gate_up", None), nn.ModuleList) and hasattr(
         module, "is_transposed"
     )
 
 
 def routers_of(block: nn.Module) -> set[str]:
-    """Modules beside experts that were taken apart which route or gate, and stay as they are:
-    linear layers directly there, and modules all of whose
-    matrices have one row an expert."""
+    """Names of the modules that route tokens to split experts or gate them, which are not
+    converted.
+
+    They are siblings of the experts: linear layers, and modules whose matrices all have one row for
+    each expert.
+    """
     found = set()
     for name, parent in block.named_modules():
         counts = [len(child.gate_up) for child in parent.children() if is_unfused(child)]
@@ -105,12 +109,12 @@ def routers_of(block: nn.Module) -> set[str]:
 
 
 def unfuse_experts(model: Any) -> list[Fused]:
-    """Take all experts of a model apart, on any device (meta too).
+    """Split all experts of a model, on any device (meta too).
 
-    Nothing happens to a model without experts.
+    A model without experts does not change.
 
     Returns:
-        What :func:`fuse_again` needs.
+        What :func:`fuse_again` needs to undo it.
     """
     found = [module for module in model.modules() if is_fused(module)]
     if not found:
@@ -126,7 +130,7 @@ def unfuse_experts(model: Any) -> list[Fused]:
 
 
 def fuse_again(model: Any, taken: list[Fused], implementation: str | None) -> None:
-    """Put a model back as it was before :func:`unfuse_experts`."""
+    """Undo :func:`unfuse_experts`."""
     for module, parameters in taken:
         del module.gate_up, module.down
         for name, parameter in parameters.items():

@@ -1,8 +1,7 @@
-"""What the package knows of model families: where the decoder blocks are and which layers in them
-are linear.
+"""Where the decoder blocks of a model are, and which of their layers are linear.
 
-Found by structure: ``_no_split_modules`` as the model library declares it, else the largest
-``ModuleList`` of one class. This is the only place where the name of a family may appear.
+Blocks are found by structure: by ``_no_split_modules`` of the model library, or else as the largest
+``ModuleList`` of one class. Names of families appear in this file only.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def find_blocks(model: nn.Module) -> Blocks:
         if isinstance(module, nn.ModuleList) and len(module)
     ]
     whole = set(getattr(model, "_no_split_modules", None) or ())
-    declared = [entry for entry in lists if {type(block).__name__ for block in entry[1]} <= whole]
-    uniform = [entry for entry in lists if len({type(block) for block in entry[1]}) == 1]
+    declared = [entry for entry in lists if _class_names(entry[1]) <= whole]
+    uniform = [entry for entry in lists if len(_class_names(entry[1])) == 1]
     candidates = declared or uniform
     if not candidates:
         raise UnsupportedModelError(
@@ -56,15 +55,19 @@ def find_blocks(model: nn.Module) -> Blocks:
     return Blocks(name, modules)
 
 
+def _class_names(blocks: nn.ModuleList) -> set[str]:
+    return {type(block).__name__ for block in blocks}
+
+
 def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
     """Linear layers of a block by name within it: ``nn.Linear``, and ``Conv1D`` as GPT-2 has it.
 
-    Routers of mixture-of-experts layers are left out; experts must have been taken apart
+    Routers of mixture-of-experts layers are left out; fused experts must have been split
     (:mod:`spikellm.models.experts`).
 
     Raises:
-        UnsupportedModelError: the block holds matrix weights in another shape, which would stay
-            dense unsaid.
+        UnsupportedModelError: the block has matrices outside of such layers, which would stay dense
+            without notice.
     """
     routers = routers_of(block)
 
@@ -100,7 +103,7 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def caches_latents(attention: nn.Module) -> bool:
-    """Whether an attention module caches compressed latents from which it makes K and V anew
+    """Whether an attention module caches compressed latents and computes K and V from them
     (multi-head latent attention).
     """
     return hasattr(attention, "kv_b_proj")
@@ -169,7 +172,7 @@ _ROLES: dict[str, tuple[str, ...]] = {
 
 
 def block_roles(block: nn.Module) -> dict[str, str]:
-    """Names within a block of the parts that equivalent transforms work on.
+    """Names, within a block, of the layers that equivalent transforms change, by role.
 
     Roles that the family lacks are left out.
     """
@@ -178,9 +181,10 @@ def block_roles(block: nn.Module) -> dict[str, str]:
         name: f"{name}.{LINEAR}" if isinstance(module, Rotated) else name
         for name, module in names.items()
     }
-    return {
-        role: inner[name]
-        for role, candidates in _ROLES.items()
-        for name in candidates[::-1]
-        if name in names
-    }
+    found = {}
+    for role, candidates in _ROLES.items():
+        for name in candidates:
+            if name in names:
+                found[role] = inner[name]
+                break
+    return found

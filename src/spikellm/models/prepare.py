@@ -1,4 +1,4 @@
-"""A model made ready for conversion, and put back as it was if that fails."""
+"""Preparation of a model for conversion, undone if the conversion fails."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from spikellm.models.swap import replace_module
 
 @contextmanager
 def evaluating(model: nn.Module, *, stays: bool = False) -> Iterator[None]:
-    """A model in evaluation mode: nothing is dropped out.
+    """Put a model into evaluation mode, without dropout.
 
-    Afterwards every module is in the mode it was in; with ``stays`` only after an error.
+    Afterwards every module has its former mode again; with ``stays`` only after an error.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -35,8 +35,8 @@ def evaluating(model: nn.Module, *, stays: bool = False) -> Iterator[None]:
 
 @contextmanager
 def prepared(model: Any, *, attention: bool) -> Iterator[None]:
-    """Take experts apart and, where attention is to spike, compute it through the library's
-    interface; after an error undo that and all that was converted.
+    """Split experts and, where attention is to spike, compute it through the library's interface;
+    after an error undo both, and the conversion.
 
     Raises:
         UnsupportedModelError: see :func:`spikellm.models.attention_interface.use_interface`.
@@ -66,7 +66,7 @@ def prepared(model: Any, *, attention: bool) -> Iterator[None]:
             table.weight = weight
         if tied is not None:
             model.config.tie_word_embeddings = tied
-        for name, value in vectors.items():  # norms may have taken over scales
+        for name, value in vectors.items():  # scales may have been fused into norms
             model.get_parameter(name).data.copy_(value)
         for name in spiking_attentions(model):
             delattr(model.get_submodule(name), CHILD)

@@ -1,6 +1,4 @@
-"""Spiking neurons: how a current becomes an integer number of spikes, and how that number unrolls
-in time.
-"""
+"""Spiking neurons: encoding of currents as spike counts, and their unrolling in time."""
 
 from spikellm.core.registry import import_parts
 from spikellm.neurons.base import Drive, Neuron, SoftResetNeuron, Trace, make_neuron, neurons

@@ -1,9 +1,8 @@
-"""What a spiking neuron is here: a protocol, and the membrane dynamics that all soft-reset neurons
-share.
+"""The protocol of spiking neurons, and the membrane dynamics that all soft-reset neurons share.
 
-A spike train is stored *merged*: one integer code for each value. Its *stepped* form (T spikes of
-at most L) and its *binary* form (every spike unrolled to {0, 1} or {−1, 0, 1}) are derived and sum
-to the code exactly, so one integer product stands for all steps.
+A spike train is stored *merged*: one integer code for each value. The *stepped* train (T spikes of
+at most L) and the *binary* train (every spike unrolled to {0, 1} or {−1, 0, 1}) are derived from
+the code and sum to it exactly, so one integer product replaces the products of all steps.
 
 Membrane potentials are computed in 64-bit fixed point, in units of the threshold with 30 fractional
 bits and scaled by T, so that a constant current x/T is represented without rounding and the spike
@@ -24,18 +23,14 @@ from spikellm.quantization.rounding import half_up
 
 Drive = Literal["drain", "constant"]
 Steps = Tensor | int
-"""Steps T of a train: one number, or one for each channel (an integer tensor that broadcasts to the
-last axis).
-"""
+"""Steps T of a train: one number, or an integer tensor with one for each channel (last axis)."""
 
-_FRACTION = (
-    30  # fractional bits of the membrane: every float32 in [2**-7, 2**22] is represented exactly
-)
+_FRACTION = 30  # fractional bits of the membrane; float32 in [2**-7, 2**22] is represented exactly
 _CHARGE_LIMIT = 2.0**22  # thresholds; beyond any code, so clamping here changes nothing
 
 
 class Trace(NamedTuple):
-    """What can be observed of a neuron over time; all ``(T, *shape)``.
+    """The states of a neuron over time; all ``(T, *shape)``.
 
     Attributes:
         spikes: int32, spike of each step.
@@ -50,7 +45,7 @@ class Trace(NamedTuple):
 
 
 class Neuron(Protocol):
-    """A neuron turns a current into an integer number of spikes and unrolls that number in time.
+    """A neuron encodes a current as an integer number of spikes and unrolls that number in time.
 
     Attributes:
         levels: L, the largest magnitude of one spike.
@@ -140,9 +135,7 @@ class SoftResetNeuron:
     def fake_quantize(
         self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1
     ) -> Tensor:
-        """``decode(encode(current))`` in fewer passes, for finite currents within the range that θ
-        and z were made for.
-        """
+        """``decode(encode(current))`` in fewer passes, for currents in the range of θ and z."""
         top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=current.device)
         units = current.float() / theta
         if self.signed:
@@ -153,14 +146,14 @@ class SoftResetNeuron:
         return code.mul_(theta)
 
     def stepped(self, code: Tensor, steps: Steps = 1) -> Tensor:
-        """Spikes of the drained train, first steps fullest: int32 ``(T, *code.shape)``, each at
+        """Spikes of the drained train, all full but the last: int32 ``(T, *code.shape)``, each at
         most L; ``sum(0) == code`` exactly.
         """
         return torch.stack(list(self.iterate_stepped(code, steps)))
 
     def binary(self, code: Tensor, steps: Steps = 1) -> Tensor:
-        """Every spike unrolled to L binary ones: int8 ``(T·L, *code.shape)`` of {0, 1}, or {−1, 0,
-        1} if signed; ``sum(0) == code`` exactly.
+        """Every spike unrolled to L binary spikes: int8 ``(T·L, *code.shape)`` of {0, 1}, or of
+        {−1, 0, 1} if signed; ``sum(0) == code`` exactly.
         """
         return torch.stack(list(self.iterate_binary(code, steps)))
 
@@ -201,9 +194,8 @@ class SoftResetNeuron:
         if drive not in ("drain", "constant"):
             raise ValueError(f"unknown drive {drive!r} (valid: drain, constant)")
         theta, baseline = theta.float(), torch.as_tensor(baseline, device=current.device)
-        limit = (
-            float(torch.as_tensor(self.top(steps)).max() + baseline.abs().max()) + 1
-        )  # beyond any code: nothing changes, nothing overflows
+        # A limit beyond any code changes nothing, and nothing overflows.
+        limit = float(torch.as_tensor(self.top(steps)).max() + baseline.abs().max()) + 1
         units = (current.float() / theta).clamp(-limit, limit).double()
         sign = (
             torch.sign(units).long()
@@ -235,7 +227,7 @@ class SoftResetNeuron:
 
     def _check(self, code: Tensor, steps: Steps) -> None:
         top = torch.as_tensor(steps * self.levels, device=code.device)
-        low = -top if self.signed else torch.zeros_like(top)
+        low = -top if self.signed else top * 0
         if bool(((code > top) | (code < low)).any()):
             raise ValueError(
                 f"codes from {int(code.min())} to {int(code.max())} do not fit {int(low.min())} …"
@@ -248,10 +240,10 @@ def _horizon(steps: Steps) -> int:
 
 
 def make_neuron(name: str, bits: int) -> SoftResetNeuron:
-    """Neuron by registered name.
+    """Make a neuron by its registered name.
 
     Raises:
         RequestError: the name is not registered.
-        ValueError: the neuron has no spike of so many bits.
+        ValueError: the neuron does not support spikes of so many bits.
     """
     return neurons[name](bits)

@@ -1,10 +1,10 @@
-"""GIF: the generalized integrate-and-fire neuron (SpikeLLM, §3.1), L consecutive IF steps merged
-into one.
+"""GIF: the generalized integrate-and-fire neuron (SpikeLLM, §3.1), which merges L IF steps into
+one.
 
     s(t) = clip(floor(v(t)/θ), 0, L),   v ← v − θ·s(t),   L = 2**bits − 1
 
-T steps code ``0 … T·L``. Note the top code: T·L, not ``2**(bits + log2 T) − 1``, whose stepped form
-would lose a unit.
+T steps code ``0 … T·L``. The top code is T·L, not ``2**(bits + log2 T) − 1``, which T spikes do not
+reach.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Spike rasters: which neuron fires when."""
+"""Spike rasters: spikes of every neuron over time."""
 
 from __future__ import annotations
 

@@ -18,58 +18,56 @@ from spikellm.recipe import ActivationRecipe, LinearRecipe
 from spikellm.saliency import Evidence, Selection, criteria, salient_count
 
 
+class Sample(NamedTuple):
+    """What was observed of a layer, from which its channels are chosen.
+
+    Attributes:
+        x: sampled inputs, float32, ``(tokens, in)``.
+        weight: ``(out, in)``.
+        gradient: see :class:`spikellm.saliency.Evidence`.
+    """
+
+    x: Tensor
+    weight: Tensor
+    gradient: Tensor | None = None
+
+
 def salient_channels(
-    x: Tensor,
-    weight: Tensor,
-    settings: ActivationRecipe,
-    seed: int,
-    name: str,
-    gradient: Tensor | None = None,
-    count: int | None = None,
+    sample: Sample, settings: ActivationRecipe, seed: int, name: str, count: int | None = None
 ) -> Selection:
     """The channels that get ``salient_steps``, and those with a range of their own.
 
     Args:
-        x: sampled inputs, float32, ``(tokens, in)``.
-        weight: ``(out, in)``.
         settings: how the inputs are coded.
         seed, name: decide the draw of random controls.
-        gradient: see :class:`spikellm.saliency.Evidence`.
-        count: how many; by default what the settings' rate stands for.
+        count: how many; by default as many as the settings' rate says.
     """
-    evidence = evidence_of(x, weight, settings, settings.salient_rate, seed, name, gradient)
-    return criteria[settings.saliency](
-        evidence if count is None else replace(evidence, count=count)
-    )
+    evidence = evidence_of(sample, settings, settings.salient_rate, seed, name)
+    if count is not None:
+        evidence = replace(evidence, count=count)
+    return criteria[settings.saliency](evidence)
 
 
-def salient_columns(
-    x: Tensor, weight: Tensor, settings: LinearRecipe, seed: int, name: str
-) -> Tensor:
+def salient_columns(sample: Sample, settings: LinearRecipe, seed: int, name: str) -> Tensor:
     """Steps T of the weights of every column, uint8 ``(in,)``.
 
     Arguments as for :func:`salient_channels`.
     """
-    plain = ActivationRecipe(bits=8)
-    evidence = evidence_of(x, weight, plain, settings.weights.salient_rate, seed, f"{name}.weight")
-    evidence = replace(evidence, invert=settings.weights.invert)
-    salient = criteria[settings.weights.saliency](evidence).salient.to(torch.uint8)
-    return 1 + salient * (settings.weights.salient_steps - 1)
+    weights, plain = settings.weights, ActivationRecipe(bits=8)
+    evidence = evidence_of(sample, plain, weights.salient_rate, seed, f"{name}.weight")
+    evidence = replace(evidence, invert=weights.invert)
+    salient = criteria[weights.saliency](evidence).salient.to(torch.uint8)
+    return 1 + salient * (weights.salient_steps - 1)
 
 
 def evidence_of(
-    x: Tensor,
-    weight: Tensor,
-    settings: ActivationRecipe,
-    rate: float,
-    seed: int,
-    name: str,
-    gradient: Tensor | None = None,
+    sample: Sample, settings: ActivationRecipe, rate: float, seed: int, name: str
 ) -> Evidence:
-    """What criteria see.
+    """What a criterion is given; ``rate`` is the share of channels that it chooses.
 
-    Arguments as for :func:`salient_channels`, ``rate`` the share of channels to be chosen.
+    Other arguments as for :func:`salient_channels`.
     """
+    x, weight, gradient = sample
     return Evidence(
         x=x,
         weight=weight.detach().float().to(x.device),
@@ -86,13 +84,16 @@ def evidence_of(
 
 
 def seed_of(name: str, seed: int) -> int:
-    """The seed of what is drawn for one layer."""
+    """Seed of the random draws for one layer."""
     return (seed + zlib.crc32(name.encode())) % 2**63
 
 
 class Groups(NamedTuple):
-    """Of every input channel of a layer, uint8 ``(in,)`` each: its activation group, and the steps
-    T of its weights (None: one each).
+    """Groups of a layer's input channels.
+
+    Attributes:
+        channel: activation group of every channel, uint8 ``(in,)``.
+        column_steps: steps T of the weights of every column, uint8 ``(in,)``; None for one each.
     """
 
     channel: Tensor

@@ -2,13 +2,12 @@
 
 An estimate is never a measurement.
 
-dense    every multiply-accumulate of the original at 16 bits
-merged   every multiply-accumulate as executed: integers by the product of their widths, 16-bit
-inputs with coded weights as floating point;
-         additions where weights are one bit
-stepped  event-driven: synaptic operations of the stepped form, a multiply of one spike's width each
-(an addition where weights are ternary) binary   event-driven: synaptic operations of the binary
-form, an addition each
+- dense: every multiply-accumulate of the original at 16 bits.
+- merged: every multiply-accumulate as executed; integers by the product of their widths, 16-bit
+  inputs with coded weights as floating point, additions where weights have one bit.
+- stepped: event-driven, one multiplication of a spike's width for each synaptic operation (one
+  addition where weights are ternary).
+- binary: event-driven, one addition for each synaptic operation.
 """
 
 from __future__ import annotations
@@ -67,9 +66,12 @@ class EnergyTable(_Section):
 
 
 class Energy(NamedTuple):
-    """Estimated energy of arithmetic, pJ, of the original and of each form.
+    """Estimated energy, pJ.
 
-    Of reading weights, pJ.
+    Attributes:
+        dense: arithmetic of the original.
+        merged, stepped, binary: arithmetic of each execution mode.
+        weight_traffic: reading the weights.
     """
 
     dense: float
@@ -120,10 +122,9 @@ def estimate(counts: Counts, table: EnergyTable, weight_bytes: int = 0, passes: 
         weight_bytes: bytes of all weights, read from memory once a pass.
         passes: forward passes that were counted.
     """
-    forms = {
-        form: sum(layer_energy(layer, table, form) for layer in counts.layers.values())
-        for form in FORMS
-    }
+    forms = dict.fromkeys(FORMS, 0.0)
+    for form in FORMS:
+        forms[form] = sum(layer_energy(layer, table, form) for layer in counts.layers.values())
     dense = counts.total().macs * table.multiply_accumulate(DENSE_BITS, DENSE_BITS)
     return Energy(
         dense,
@@ -135,12 +136,12 @@ def estimate(counts: Counts, table: EnergyTable, weight_bytes: int = 0, passes: 
 
 
 def layer_energy(layer: Operations, table: EnergyTable, form: str) -> float:
-    """Estimated energy of one layer's arithmetic in one form, pJ."""
+    """Estimated energy of one layer's arithmetic in one execution mode, pJ."""
     (a, b), _ = max(layer.by_bits.items(), key=lambda item: item[1])
     adds = layer.additive_share > 0.999
-    if (
-        layer.sops and (form != "merged" or not layer.slots)
-    ):  # of weights that are spikes the merged form has operations too: a multiply for each that is not zero
+    # Weights that are spikes have synaptic operations in merged mode too: one multiplication for
+    # each weight that is not zero.
+    if layer.sops and (form != "merged" or not layer.slots):
         event = (
             table.addition(a)
             if form == "binary" or (adds and form == "stepped")

@@ -1,14 +1,14 @@
-"""Spikes as events, a small file for other tools: one row a binary spike, and what it takes to turn
-spikes back into values.
+"""Binary spikes as events in a file for other tools, with thresholds to decode them.
 
-``events.npz`` (read with ``numpy.load(path, allow_pickle=False)``):
+Arrays of ``events.npz``, read with ``numpy.load(path, allow_pickle=False)``:
 
-    names, tokens         of the populations, text; of the window, a number
-    population            uint16, which of them; all arrays of events have one entry a spike,
-    ordered by population, time, token, channel time                  uint16, moment of the binary
-    form, from 0 token, channel        uint32 sign                  int8, 1 or −1 steps.I, levels.I
-    T of every channel, uint8, and L, of population I group.I               group of every channel,
-    uint8 theta.I, baseline.I   float32, (tokens, groups); absent for Q, K and V
+- ``names``: of the populations, text. ``tokens``: of the window, a number.
+- One entry for each spike, ordered by population, time, token and channel: ``population``, uint16;
+  ``time``, uint16, moment of the binary mode, from 0; ``token`` and ``channel``, uint32; ``sign``,
+  int8, 1 or −1.
+- Of population I: ``steps.I``, T of every channel, uint8; ``levels.I``, L; ``group.I``, group of
+  every channel, uint8; ``theta.I`` and ``baseline.I``, float32 ``(tokens, groups)``, absent for
+  Q, K and V.
 
 The code of a channel is the sum of its signs over time, its value ``θ[token, group] · (code −
 z[token, group])``.

@@ -4,10 +4,10 @@ synaptic operations, counted while it runs.
     ACE  = Σ over multiply-accumulates of bits(a) · bits(b); a channel of T steps counts T times
     SOPs = Σ over non-zero spikes of their fan-out
 
-A code q of T steps of at most L is one spike in merged form, ``⌈|q|/L⌉`` in stepped form (the
-drained train) and |q| in binary form. The fan-out of an input spike is the layer's outputs, or the
-weight spikes of its column where weights are ternary spikes; the baseline's charge belongs to the
-code.
+A code q of T steps of at most L is one spike in merged mode, ``⌈|q|/L⌉`` in stepped mode (the
+drained train) and |q| in binary mode. The fan-out of an input spike is the number of the layer's
+outputs, or of the weight spikes in its column where weights are ternary spikes; the charge of the
+baseline belongs to the code.
 """
 
 from __future__ import annotations
@@ -30,38 +30,18 @@ from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain, observe_spikes
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation, layer_name
-from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Firing, Operations
+from spikellm.profiling.attention_products import (
+    AttentionProduct,
+    operations_of_product,
+    products_of_attention,
+)
+from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Operations
+from spikellm.profiling.firing import count_spikes, firing_of
 from spikellm.quantization.hadamard import largest_power
-from spikellm.recipe.sections import MAX_TOP_CODE
-
-_EXACT_ROWS = 2**24 // MAX_TOP_CODE
-
-
-def count_spikes(codes: Tensor, levels: int) -> dict[str, Tensor]:
-    """Non-zero spikes of every form, summed over all but the last dimension: int64 ``(channels,)``.
-
-    The spikes of a drained train are full but for the last.
-
-    Args:
-        codes: merged codes, ``(…, channels)``.
-        levels: L.
-    """
-    flat = codes.reshape(-1, codes.shape[-1])
-    found = {
-        form: torch.zeros(codes.shape[-1], dtype=torch.int64, device=codes.device) for form in FORMS
-    }
-    for part in flat.split(
-        _EXACT_ROWS
-    ):  # float32 sums of integers below 2**24 are exact, and far faster than integer ones
-        size = part.abs().float()
-        found["binary"] += size.sum(0).long()
-        found["stepped"] += (size + (levels - 1)).div_(levels).floor_().sum(0).long()
-        found["merged"] += size.clamp_(max=1).sum(0).long()
-    return found
 
 
 class OperationCounter:
-    """Counts the operations of every forward pass while it is entered.
+    """Context manager that counts the operations of every forward pass within it.
 
     The model and its outputs do not change.
 
@@ -159,86 +139,44 @@ class OperationCounter:
             )
 
     def _attention(self, module: nn.Module, seen: Observation) -> None:
-        name = self._names[module]
-        spikes = getattr(module, "spikes", None)
-        batch, heads, queries, channels = seen.query.shape
-        keys, shared, outputs = seen.key.shape[2], seen.key.shape[1], seen.value.shape[-1]
-        pairs, group = batch * heads * queries * keys, heads // shared
-        if isinstance(spikes, SpikingAttention) and spikes.settings.rotate:
-            self._entry(f"{name} rotation", "rotation").add(
-                operations_of_mix(channels, batch * queries * (heads + shared))
-            )
-        scores, values = (
-            self._entry(f"{name} scores", "attention"),
-            self._entry(f"{name} values", "attention"),
-        )
-        for entry, part, other, width in (
-            (scores, "key", "query", channels),
-            (values, "value", "probabilities", outputs),
-        ):
-            macs, bits, other_bits, steps = pairs * width, DENSE_BITS, DENSE_BITS, 1.0
-            if isinstance(spikes, SpikingAttention):
-                own, opposite = getattr(spikes.settings, part), getattr(spikes.settings, other)
-                bits, other_bits = own.bits, opposite.bits
-                steps = self._mean_steps(spikes, part)
-            entry.add(Operations(macs, Counter({(other_bits, bits): round(macs * steps)})))
-            trains = (
-                {which: self._trains.pop((spikes, which), None) for which in (part, other)}
-                if spikes is not None
-                else {}
-            )
-            fired = {
-                which: self._fire(entry, f"{name}.{which}", train)
-                for which, train in trains.items()
-                if train is not None
-            }
-            reach = {
-                "query": keys,
-                "key": queries * group,
-                "probabilities": outputs,
-                "value": queries * group,
-            }
-            through = (
-                other if other in fired else part
-            )  # the spikes that arrive; the other operand is what they meet
-            if through in fired:
-                entry.sops.update(
-                    {form: int(fired[through][form].sum()) * reach[through] for form in FORMS}
-                )
+        name, child = self._names[module], getattr(module, "spikes", None)
+        spikes = child if isinstance(child, SpikingAttention) else None
+        if spikes is not None and spikes.settings.rotate:
+            batch, heads, queries, channels = seen.query.shape
+            vectors = batch * queries * (heads + seen.key.shape[1])
+            rotation = self._entry(f"{name} rotation", "rotation")
+            rotation.add(operations_of_mix(channels, vectors))
+        for product in products_of_attention(seen):
+            entry = self._entry(f"{name} {product.name}", "attention")
+            entry.add(operations_of_product(product, spikes))
+            if spikes is not None:
+                self._fire_into_product(entry, name, product, spikes)
 
-    @staticmethod
-    def _mean_steps(spikes: SpikingAttention, part: str) -> float:
-        if not getattr(spikes.settings, part).spiking:
-            return 1.0
-        coder = spikes.key_coder() if part == "key" else spikes.value_coder()
-        return float(coder.steps.float().mean())
+    def _fire_into_product(
+        self, entry: Operations, name: str, product: AttentionProduct, spikes: SpikingAttention
+    ) -> None:
+        """Count the spikes of both operands, and what one of them sets off."""
+        fired = {}
+        for part in (product.cached, product.arriving):
+            train = self._trains.pop((spikes, part), None)
+            if train is not None:
+                fired[part] = self._fire(entry, f"{name}.{part}", train)
+        # The operand that arrives drives the other one, where it spikes.
+        driving = product.arriving if product.arriving in fired else product.cached
+        for form, count in fired.get(driving, {}).items():
+            entry.sops[form] += int(count.sum()) * product.fan_out[driving]
 
     def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> dict[str, Tensor]:
         fired = count_spikes(train.codes, train.neuron.levels)
-        steps = train.steps.expand(*train.steps.shape[:-1], train.codes.shape[-1])
-        slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * (
-            train.codes.numel() // steps.numel()
-        )
-        entry.slots += int(slots.sum())
-        entry.spikes.update({form: int(count.sum()) for form, count in fired.items()})
-        binary, most = fired["binary"], slots * train.neuron.levels
-        if train.part == "probabilities":  # of keys, which become more as tokens come
-            binary, most = binary.sum(0, keepdim=True), most.sum(0, keepdim=True)
-        rates = binary / most.clamp(min=1)
-        firing = Firing(
-            train.codes.numel(),
-            int(slots.sum()),
-            {form: int(count.sum()) for form, count in fired.items()},
-            rates.float(),
-        )
+        firing = firing_of(train, fired)
+        entry.slots += firing.slots
+        entry.spikes.update(firing.spikes)
         self._counts.add(Counts(0, firing={name: firing}))
         return fired
 
 
 def operations_of_mix(channels: int, vectors: int) -> Operations:
-    """Operations of :func:`spikellm.quantization.hadamard.mix`: additions of operands that are not
-    coded.
-    """
+    """Operations of :func:`spikellm.quantization.hadamard.mix`: additions of uncoded operands."""
     power = largest_power(channels)
     additions = vectors * power * (power.bit_length() - 1) * (1 if power == channels else 2)
     return Operations(0, Counter({(DENSE_BITS, 1): additions}), additions)
@@ -253,8 +191,8 @@ def products_of(layer: SpikingLinear) -> dict[tuple[int, int], float]:
 
 
 def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
-    """Synapses of every stored column, int64 ``(in,)``, by form: its outputs, or its non-zero
-    weight spikes where weights are spikes.
+    """Synapses of every stored column, int64 ``(in,)``, by execution mode: the layer's outputs, or
+    the column's non-zero weight spikes where weights are spikes.
     """
     if not layer.format.unrolls:
         every = torch.full(
@@ -273,7 +211,7 @@ def count_operations(
 
     Args:
         windows: tokens, ``(windows, tokens)`` each.
-        decode: of the tokens of each window how many come one at a time, after the others, from a
+        decode: how many of the last tokens of each window are processed one at a time, with a
             cache.
 
     Returns:

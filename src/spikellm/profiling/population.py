@@ -1,6 +1,4 @@
-"""Spikes of the neurons before one layer, or of a part of attention: all tokens, channels as the
-model numbers them, on the CPU.
-"""
+"""Spikes of the neurons at the input of a layer, or of a part of attention, on the CPU."""
 
 from __future__ import annotations
 
@@ -18,9 +16,9 @@ from spikellm.quantization.thresholds import Threshold
 
 
 class Population(NamedTuple):
-    """Spikes of the neurons before one layer, or of Q, K or V, for all tokens of the window.
+    """Spikes of the neurons at the input of a layer, or of Q, K or V, for all tokens of a window.
 
-    Channels in their own order.
+    Channels are in the order of the model.
 
     Attributes:
         name: of the layer within the block, or of the attention module and the part
@@ -29,7 +27,7 @@ class Population(NamedTuple):
             other.
         steps: T of every channel, int64 ``(channels,)``.
         group: activation group of every channel, int64 ``(channels,)``; 0 throughout for attention.
-        neuron: what fired.
+        neuron: the neuron that fired.
         thresholds: θ and z ``(tokens, groups)`` of a layer, float32; None for attention.
     """
 
@@ -69,22 +67,20 @@ def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
     codes = (
         stored if order is None else torch.empty_like(stored).index_copy_(1, order, stored)
     ).cpu()
-    theta, baseline = (
-        torch.cat([pair[part].expand(len(codes), 1).float() for pair in thresholds], 1).cpu()
-        for part in (0, 1)
-    )
+    theta = [pair[0].expand(len(codes), 1).float() for pair in thresholds]
+    baseline = [pair[1].expand(len(codes), 1).float() for pair in thresholds]
     return Population(
         name,
         codes,
         layer.channel_steps.long().cpu(),
         layer.channel_group.long().cpu(),
         cast(SoftResetNeuron, layer.neuron),
-        Threshold(theta, baseline),
+        Threshold(torch.cat(theta, 1).cpu(), torch.cat(baseline, 1).cpu()),
     )
 
 
 def attention_populations(trains: list[SpikeTrain], block: nn.Module) -> Iterator[Population]:
-    """Populations of Q, K and V of a block's attention, from the trains that were watched."""
+    """Populations of Q, K and V of a block's attention, from observed spike trains."""
     names = {
         module: name.rpartition(".")[0]
         for name, module in block.named_modules()

@@ -11,7 +11,7 @@ ROOT = Path("/sys/class/powercap")
 
 
 class Counter(NamedTuple):
-    """One counter: its name, the file that it is read from, and where it starts again at zero, µJ."""
+    """One counter: its name, the file that it is read from, and where it wraps around, µJ."""
 
     name: str
     file: Path

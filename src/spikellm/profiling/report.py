@@ -11,22 +11,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from spikellm.models.summary import LayerSummary, ModelSummary, summarize
-from spikellm.nn.execution import spiking_linears
-from spikellm.nn.linear import SpikingLinear
-from spikellm.nn.rotation import layer_name
-from spikellm.profiling.counts import FORMS, Counts, Firing, Operations
-from spikellm.profiling.energy import OMITTED, Energy, EnergyTable, estimate
-from spikellm.profiling.operations import count_operations
-from spikellm.profiling.population import Population, layer_population
+from spikellm.models.summary import ModelSummary
+from spikellm.profiling.counts import FORMS, Counts, Operations
+from spikellm.profiling.energy import OMITTED, Energy, EnergyTable
+from spikellm.profiling.population import Population
+from spikellm.profiling.report_data import firing_data, layer_data, operations_data
 from spikellm.recipe import Recipe
 
 PARTS = ("linear", "attention", "head", "rotation", "whole")
-_DRAWN = 32  # tokens that are run for a picture of spikes, of which the last one is drawn
-_DECODED = 16  # tokens of the first window that are counted one at a time
 
 
 class Text(NamedTuple):
@@ -141,7 +135,7 @@ class Report:
     def to_data(self) -> dict[str, Any]:
         """The report as JSON holds it; keys are stable."""
         parts = {
-            name: {**_operations(self.part(name)), "energy_pj": self.energy[name]._asdict()}
+            name: {**operations_data(self.part(name)), "energy_pj": self.energy[name]._asdict()}
             for name in PARTS
         }
         layers = {layer.name: layer for layer in self.summary.layers}
@@ -157,12 +151,12 @@ class Report:
                 "total": self.summary.total_bytes,
             },
             "parts": parts,
-            "decode": {"tokens": self.decode.tokens, **_operations(self.decode.total())},
+            "decode": {"tokens": self.decode.tokens, **operations_data(self.decode.total())},
             "layers": [
-                _layer(name, entry, self.prefill.kinds[name], layers.get(name))
+                layer_data(name, entry, self.prefill.kinds[name], layers.get(name))
                 for name, entry in self.prefill.layers.items()
             ],
-            "firing": {name: _firing(firing) for name, firing in self.prefill.firing.items()},
+            "firing": {name: firing_data(firing) for name, firing in self.prefill.firing.items()},
             "energy_table": {
                 "name": self.table.name,
                 "source": self.table.source,
@@ -175,142 +169,3 @@ class Report:
             "versions": self.origin.record["versions"] if self.origin else None,
             "attention": [asdict(attention) for attention in self.summary.attentions],
         }
-
-
-def make_report(
-    model: nn.Module,
-    name: str,
-    windows: Tensor,
-    text: Text,
-    table: EnergyTable,
-    origin: Origin | None,
-    beside: tuple[Beside, ...] = (),
-) -> Report:
-    """Count what a model does on windows of text.
-
-    Args:
-        windows: ``(windows, tokens)``; the last tokens of the first one are counted one at a time
-            as well.
-        text: where they come from, and the perplexity on them.
-    """
-    summary, prefill = summarize(model), _prefill(model, windows)
-    decode = count_operations(model, [windows[:1]], decode=min(_DECODED, windows.shape[1] - 1))[
-        "decode"
-    ]
-    energy = {part: _energy(prefill, part, summary, table, len(windows)) for part in PARTS}
-    coding = {
-        layer_name(full): layer
-        for full, layer in spiking_linears(model).items()
-        if layer.neuron is not None
-    }
-    steps = {short: layer.channel_steps.cpu() for short, layer in coding.items()}
-    own = {short: (layer.channel_group >= 2).cpu() for short, layer in coding.items()}
-    return Report(
-        name,
-        text,
-        summary,
-        prefill,
-        decode,
-        energy,
-        table,
-        steps,
-        own,
-        _sample(model, coding, windows),
-        origin,
-        beside,
-    )
-
-
-def measure_beside(
-    model: nn.Module,
-    name: str,
-    windows: Tensor,
-    perplexity: float,
-    table: EnergyTable,
-    *,
-    converted: bool,
-) -> Beside:
-    """The line of another model on the same windows."""
-    counts, summary = _prefill(model, windows), summarize(model)
-    linear, energy = counts.total("linear"), _energy(counts, "linear", summary, table, len(windows))
-    return Beside(
-        name,
-        converted,
-        perplexity,
-        linear.average_steps,
-        linear.ace,
-        linear.dense_ace,
-        energy,
-        summary.total_bytes,
-    )
-
-
-def _sample(
-    model: nn.Module, coding: dict[str, SpikingLinear], windows: Tensor
-) -> Population | None:
-    if not coding:
-        return None
-    name = list(coding)[len(coding) // 2]
-    seen: list[Tensor] = []
-    handle = coding[name].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
-        with torch.no_grad():
-            model(windows[:1, :_DRAWN].to(next(model.parameters()).device), use_cache=False)
-    finally:
-        handle.remove()
-    return layer_population(name, coding[name], seen[0])
-
-
-def _prefill(model: nn.Module, windows: Tensor) -> Counts:
-    return count_operations(model, windows.split(max(1, 2048 // windows.shape[1])))["prefill"]
-
-
-def _energy(
-    counts: Counts, part: str, summary: ModelSummary, table: EnergyTable, passes: int
-) -> Energy:
-    """Of a part; its weights are read once a pass, embeddings are looked up and not counted."""
-    names = [name for name, kind in counts.kinds.items() if part in (kind, "whole")]
-    read = sum(layer.weight_bytes for layer in summary.layers if layer.name in names)
-    chosen = Counts(
-        counts.tokens,
-        {name: counts.layers[name] for name in names},
-        {name: counts.kinds[name] for name in names},
-    )
-    return estimate(chosen, table, read, passes)
-
-
-def _operations(entry: Operations) -> dict[str, Any]:
-    return {
-        "macs": entry.macs,
-        "average_steps": entry.average_steps,
-        "ace": entry.ace,
-        "dense_ace": entry.dense_ace,
-        "spike_rate": entry.spike_rate,
-        "sops": {form: entry.sops[form] for form in FORMS},
-        "additive_share": entry.additive_share,
-    }
-
-
-def _layer(name: str, entry: Operations, kind: str, layer: LayerSummary | None) -> dict[str, Any]:
-    products = [
-        {"bits": list(bits), "count": count} for bits, count in sorted(entry.by_bits.items())
-    ]
-    return {
-        "name": name,
-        "kind": kind,
-        **_operations(entry),
-        "products": products,
-        "layer": asdict(layer) if layer else None,
-    }
-
-
-def _firing(firing: Firing) -> dict[str, Any]:
-    rates = firing.rates.double().cpu()
-    marks = torch.quantile(
-        rates, torch.tensor([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0], dtype=torch.float64)
-    ).tolist()
-    return {
-        "mean": float(rates.mean()),
-        "quantiles": dict(zip(("0", "10", "25", "50", "75", "90", "100"), marks, strict=True)),
-        "spikes": firing.spikes,
-    }

@@ -9,24 +9,21 @@ with what the layer gave.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikellm.core.errors import NumericalError, RequestError
-from spikellm.kernels.spec import ExecutionMode
 from spikellm.kernels.torch.product import integer_product
 from spikellm.models.families import find_blocks
 from spikellm.models.prepare import evaluating
 from spikellm.nn import rotation
 from spikellm.nn.attention import SpikingAttention
-from spikellm.nn.execution import set_execution_mode, spiking_linears
-from spikellm.nn.hooks import SpikeTrain, observe_spikes
+from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
+from spikellm.profiling.block_recorder import BlockRecorder, hidden_states, in_execution_mode
 from spikellm.profiling.population import (
     Population,
     attention_populations,
@@ -37,16 +34,16 @@ from spikellm.profiling.population import (
 
 @dataclass(frozen=True)
 class PopulationTrace:
-    """What was found for one population.
+    """Comparison of binary and merged mode for one population.
 
     Attributes:
         moments: binary time steps, the largest T·L.
         spikes: binary spikes fired.
-        additions: weights added or subtracted because of them; 0 for attention, which has no
-            weights.
-        integers: sums compared with the merged ones, and how many differ.
-        output_equal: whether the layer's output, made from the binary sums, has the same bits; None
-            for attention.
+        additions: weights that they added or subtracted; 0 for attention, which has no weights.
+        integers: how many sums were compared with the merged ones.
+        mismatches: how many of them differ.
+        output_equal: whether the layer's output, computed from the binary sums, has the same bits;
+            None for attention.
     """
 
     name: str
@@ -68,16 +65,16 @@ class PopulationTrace:
 
 @dataclass(frozen=True)
 class BlockTrace:
-    """A block in merged and in binary form.
+    """A block in merged and in binary mode.
 
     Attributes:
         block: its full name.
-        populations: what the neurons fired; ``traces`` what was found for each, in the same order.
-        output_difference: largest absolute difference of the block's output, binary against merged
-            form.
+        populations: what the neurons fired.
+        traces: one for each population, in the same order.
+        output_difference: largest absolute difference of the block's output between the modes.
         output_values: how many values that output has.
-        exact: whether the forms have to agree bit for bit: not where a layer adds up 16-bit inputs,
-            whose sums round.
+        exact: whether the modes have to agree bit for bit; they need not where a layer sums 16-bit
+            inputs, since such sums are rounded.
         layers: the spiking layers of the block by name within it.
     """
 
@@ -98,7 +95,7 @@ class BlockTrace:
 
 
 def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
-    """Run a window through a model, and its block ``index`` a second time in binary form.
+    """Run a window through a model, and its block ``index`` a second time in binary mode.
 
     Args:
         tokens: ``(1, tokens)``.
@@ -122,23 +119,22 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
             " the model with a recipe that has activations below 16 bits (weights that are spikes"
             " add up without products in stepped form: spikellm eval --form stepped)"
         )
-    seen = _Watch(block, layers)
+    seen = BlockRecorder(block, layers)
     with torch.no_grad(), evaluating(model):
-        with seen, _in_form(block, layers, "merged"):
+        with seen, in_execution_mode(block, layers, "merged"):
             model(tokens, use_cache=False)
-        merged = _hidden(seen.output)
+        merged = hidden_states(seen.output)
         if not bool(torch.isfinite(merged).all()):
             raise NumericalError(
                 f"{name} gives NaN or infinity on this text; the model's weights are damaged or its"
                 " number type overflows"
             )
-        with _in_form(block, layers, "binary"):
-            binary = _hidden(block(*seen.arguments, **seen.keywords))
+        with in_execution_mode(block, layers, "binary"):
+            binary = hidden_states(block(*seen.arguments, **seen.keywords))
         populations, traces = [], []
         for layer_name, layer in layers.items():
-            if (
-                layer.neuron is not None and layer_name in seen.inputs
-            ):  # not an expert that no token was sent to
+            # An expert that no token was routed to has no input.
+            if layer.neuron is not None and layer_name in seen.inputs:
                 population = layer_population(layer_name, layer, seen.inputs[layer_name])
                 populations.append(population)
                 traces.append(_check_layer(population, layer, seen.outputs[layer_name]))
@@ -148,64 +144,6 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
     exact = all(layer.neuron is not None for layer in layers.values())
     difference = float((merged.double() - binary.double()).abs().max())
     return BlockTrace(name, populations, traces, difference, merged.numel(), exact, layers)
-
-
-@contextmanager
-def _in_form(
-    block: nn.Module, layers: dict[str, SpikingLinear], form: ExecutionMode
-) -> Iterator[None]:
-    """A block in one form; afterwards each layer has its own again."""
-    own = {name: layer.execution_mode for name, layer in layers.items()}
-    if layers:
-        set_execution_mode(block, form)
-    try:
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer.execution_mode = own[name]
-
-
-class _Watch:
-    """What goes into a block and its layers, what comes out, and the spikes of attention."""
-
-    def __init__(self, block: nn.Module, layers: dict[str, SpikingLinear]) -> None:
-        self._block, self._layers = block, layers
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
-        self.trains: list[SpikeTrain] = []
-
-    def __enter__(self) -> _Watch:
-        self._handles = [self._block.register_forward_hook(self._note_block, with_kwargs=True)]
-        for name, layer in self._layers.items():
-            self._handles.append(
-                layer.register_forward_hook(
-                    lambda _, arguments, output, name=name: self._note_layer(
-                        name, arguments[0], output
-                    )
-                )
-            )
-        self._watching = observe_spikes(self.trains.append)
-        self._watching.__enter__()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._watching.__exit__(None, None, None)
-        for handle in self._handles:
-            handle.remove()
-
-    def _note_block(
-        self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
-    ) -> None:
-        self.arguments, self.keywords, self.output = arguments, keywords, output
-
-    def _note_layer(self, name: str, x: Tensor, output: Tensor) -> None:
-        self.inputs[name], self.outputs[name] = x, output
-
-
-def _hidden(output: Any) -> Tensor:
-    hidden = output[0] if isinstance(output, tuple) else output
-    assert isinstance(hidden, Tensor)
-    return hidden
 
 
 def weight_planes(layer: SpikingLinear) -> list[Tensor]:

@@ -1,10 +1,8 @@
-"""Error feedback (GPTQ.
-
-Frantar et al., ICLR 2023): columns are coded one after the other, and what a column loses is made
-up for by the columns still to come.
+"""Error feedback (GPTQ; Frantar et al., ICLR 2023): columns are coded one after the other, and the
+error of a column is compensated in the columns after it.
 
 With ``H = 2XᵀX + λI`` and U the upper Cholesky factor of H⁻¹, coding column j as ``q_j`` adds ``Σ_i
-(w_ij − q_ij)² / U_jj²`` to the squared error of the layer's output, and the columns behind it move
+(w_ij − q_ij)² / U_jj²`` to the squared error of the layer's output, and the columns after it change
 by ``−(w_j − q_j)/U_jj · U_j,:``. Columns are worked on as rows of the transposed matrix, which are
 contiguous.
 """
@@ -22,8 +20,8 @@ from spikellm.core.errors import NumericalError
 BLOCK = 128
 _RAISES = 8
 CodeColumn = Callable[[int, Tensor, Tensor], object]
-"""``code(column, w, error)``: codes ``w`` ``(out,)`` and writes what that loses, ``w − value``,
-into ``error``; called once a column, in the order of coding.
+"""``code(column, w, error)`` codes ``w`` ``(out,)`` and writes the error ``w − value`` into
+``error``; called once for each column, in the order of coding.
 """
 
 
@@ -65,9 +63,8 @@ def inverse_factor(
             " activations overflow on this text"
         )
     for _ in range(_RAISES + 1):
-        matrix = (
-            hessian.clone() if order is None else permuted(hessian, order)
-        )  # one name for all: what is no longer needed goes at once
+        # One name for all matrices frees each of them as soon as the next one exists.
+        matrix = hessian.clone() if order is None else permuted(hessian, order)
         matrix.diagonal().add_(damping * mean)
         matrix.diagonal()[diagonal == 0] = mean
         matrix, info = torch.linalg.cholesky_ex(matrix)
@@ -89,7 +86,7 @@ def propagate_error(weight: Tensor, factor: Tensor, code: CodeColumn) -> Tensor:
     Args:
         weight: ``(out, in)``, columns in the order of coding; not changed.
         factor: ``upper`` of :func:`inverse_factor`, in the same order.
-        code: codes a column.
+        code: codes one column.
 
     Returns:
         The squared output error that coding added, by row, ``(out,)``.
@@ -97,9 +94,7 @@ def propagate_error(weight: Tensor, factor: Tensor, code: CodeColumn) -> Tensor:
     rows = weight.float().T.contiguous()  # (in, out)
     columns, outputs = rows.shape
     diagonal = factor.diagonal().unsqueeze(1)
-    shares = (
-        factor / diagonal
-    ).T.contiguous()  # [j, i]: what column j takes over of the error of column i
+    shares = (factor / diagonal).T.contiguous()  # [j, i]: share of column i's error moved to j
     loss = rows.new_zeros(outputs)
     for first in range(0, columns, BLOCK):
         last = min(first + BLOCK, columns)

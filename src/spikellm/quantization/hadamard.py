@@ -1,14 +1,13 @@
-"""Spreading a vector evenly over its channels: Hadamard's matrix where that must be cheap,
-Hartley's for the rest of a size where it is fused into weights.
+"""Orthogonal transforms that spread a vector over its channels.
 
-:func:`spread`, for a size ``n = 2**a · m`` with odd m, is ``(H ⊗ C) / √n``: H of Sylvester (entries
-±1), C of Hartley (``cos + sin`` of ``2πij/m``, entries at most √2). It is symmetric, orthogonal,
-its own inverse, and its first row is constant.
+:func:`spread` is fused into weights. For a size ``n = 2**a · m`` with odd m it is ``(H ⊗ C) / √n``:
+H of Sylvester (entries ±1), C of Hartley (``cos + sin`` of ``2πij/m``, entries at most √2). It is
+symmetric, orthogonal, its own inverse, and its first row is constant.
 
-:func:`mix`, for any size, takes additions alone: H over the first p channels, then, with the signs
-of Rudin and Shapiro between, over the last p, p the largest power of two that fits; where that
-is the whole size, H once. Without the signs the second would undo much of the first: parts of a row
-    of H are close to other rows.
+:func:`mix` runs with the model, so it consists of additions alone. With p the largest power of two
+that fits into the size, it applies H to the first p channels and then, after the signs of Rudin and
+Shapiro, to the last p; where p is the whole size, H once. Without the signs the second application
+would undo much of the first, since parts of a row of H are close to other rows.
 """
 
 from __future__ import annotations

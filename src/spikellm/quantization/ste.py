@@ -1,9 +1,8 @@
-"""Rounding with gradients: codes in the forward pass, straight through them in the backward pass
-(OmniQuant, LSQ).
+"""Fake quantization with straight-through gradients (OmniQuant, LSQ).
 
-Written as whole functions instead of chains of elementwise ones: the chain would keep six tensors
-of a weight's size for its backward pass. Masks are floats, since torch is several times slower on
-bool tensors.
+These are autograd functions, since a chain of elementwise operations would keep six tensors of a
+weight's size for its backward pass. Masks are floats, since torch is several times slower on bool
+tensors.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def fake_quantize_weight(
     rows: Tensor | None = None,
     columns: Tensor | None = None,
 ) -> Tensor:
-    """What the codes of ``rows · weight · columns`` stand for, columns in their own order.
+    """Values of the codes of ``rows · weight · columns``, columns in their own order.
 
     Differentiable in clip, rows and columns (straight through the rounding; a clipped weight passes
     its gradient to the range that clipped it); equal to decoding :meth:`WeightCoding.code`.
@@ -100,7 +99,7 @@ def scale_weight(weight: Tensor, rows: Tensor | None, columns: Tensor | None) ->
 
 class _FakeCode(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913  autograd differentiates only tensors that it is given one by one
         ctx: Any,
         weight: Tensor,
         coding: WeightCoding,
@@ -135,9 +134,7 @@ class _FakeCode(torch.autograd.Function):
             torch.div(
                 scaled[:, start:stop], scale[:, group : group + 1], out=position[:, start:stop]
             )
-        inside = (
-            (levels - position).abs_().le_(0.5 + 1e-3)
-        )  # further off only where the range clips
+        inside = (levels - position).abs_().le_(0.5 + 1e-3)  # the others are clipped
         through = inside.mul_(gradient)
         wanted_low, wanted_high, by_low, by_high = _range_gradients(
             ctx, (gradient * levels).sub_(position.mul_(through))
@@ -153,8 +150,9 @@ class _FakeCode(torch.autograd.Function):
 def _range_gradients(
     ctx: Any, by_scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients by the extreme weights ``(low, high)`` and by the logits ``(β, γ)``, all ``(out,
-    groups)``.
+    """Gradients of the extreme weights ``(low, high)`` and of the logits ``(β, γ)``.
+
+    All are ``(out, groups)``.
     """
     coding: WeightCoding = ctx.coding
     _, _, _, _, low, high, gamma, beta, _, _ = ctx.saved_tensors
@@ -167,9 +165,8 @@ def _range_gradients(
     top = torch.tensor(coding.tops, dtype=total.dtype, device=total.device)
     if coding.symmetric:
         total = total / torch.floor(top / 2)
-        share = 0.5 + 0.5 * torch.sign(
-            clip_high * high + clip_low * low
-        )  # of the upper end; half where both reach as far
+        # Share of the upper end; half where both ends are equally far from zero.
+        share = 0.5 + 0.5 * torch.sign(clip_high * high + clip_low * low)
         by_low, by_high = (share - 1) * total, share * total
     else:
         total = total / top
@@ -188,8 +185,8 @@ def _range_gradients(
 def _add_at(
     through: Tensor, scaled: Tensor, extreme: Tensor, wanted: Tensor, coding: WeightCoding
 ) -> None:
-    """Add a gradient where the extreme weight of each row and group stands (nowhere if the extreme
-    is the 0 that every range includes).
+    """Add a gradient at the extreme weight of each row and group, unless it is 0, which every range
+    includes.
     """
     wanted = torch.where(extreme == 0, 0.0, wanted)
     for group, (start, stop) in enumerate(coding.groups):

@@ -14,9 +14,7 @@ from spikellm.quantization.rounding import half_up
 
 _COARSE, _FINE = 16, 9  # scales tried over the whole range, and around the best of them
 _LEAST = 0.15  # of the scale that reaches the largest weight
-_SEARCHED = (
-    1024  # columns at most that a scale is searched on, and rows that an error is summed over
-)
+_SEARCHED = 1024  # at most so many columns for the search of a scale, and rows for an error
 
 
 def ternary_codes(weight: Tensor, scale: Tensor, steps: int) -> Tensor:

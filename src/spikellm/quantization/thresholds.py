@@ -1,5 +1,5 @@
 """Thresholds of spiking activations: one firing threshold θ and one baseline z for each token and
-channel group, found on the fly.
+channel group, computed while the model runs.
 
 Values are ``x ≈ θ·(q − z)`` with codes ``q`` in ``[0, top]``, or ``[−top, top]`` for a signed
 neuron. The range of a group always includes zero, so that ``0 ≤ z ≤ top`` and zero current is coded
@@ -8,8 +8,7 @@ without error. Special tokens:
 - all zero (or so small that θ would underflow): θ = 1 and every code is the baseline, so the value
   is exactly 0;
 - constant: coded exactly up to the rounding of θ, since the range then ends at the constant;
-- with NaN or infinity: θ = NaN, so the output of the layer is NaN as it would be without spikes;
-  nothing is hidden.
+- with NaN or infinity: θ = NaN, so the output of the layer is NaN as it would be without spikes.
 """
 
 from __future__ import annotations
@@ -45,21 +44,20 @@ def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[-1] == 0:
         zero = x.new_zeros(*x.shape[:-1], 1)
         return zero, zero
-    return x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(
-        min=0
-    )  # many times faster than aminmax
+    # Many times faster than aminmax.
+    return x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
 
 
 def threshold_for_range(
     low: Tensor, high: Tensor, top: Tensor | int, *, symmetric: bool = False, signed: bool = False
 ) -> Threshold:
-    """Threshold and baseline that let ``top`` spikes reach across a range.
+    """Threshold and baseline with which codes up to ``top`` cover a range.
 
     Args:
         low, high: ends of the range, ``low ≤ 0 ≤ high``, float32, any shape.
         top: largest code, T·L; one number, or one for each channel.
-        symmetric: put the baseline in the middle (``top // 2``) instead of where the range asks for
-            it; needs ``top ≥ 2``.
+        symmetric: put the baseline in the middle (``top // 2``) instead of where zero lies in the
+            range; needs ``top ≥ 2``.
         signed: the neuron fires negative spikes itself, so the baseline is 0 and the range is
             symmetric.
 

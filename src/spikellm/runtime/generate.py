@@ -1,4 +1,4 @@
-"""Text that a model writes."""
+"""Text generation."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def generate(
 ) -> str:
     """Continue a prompt.
 
-    Of the model's own ``generation_config`` special tokens alone are heeded, not penalties, beams
-    or limits on what is chosen.
+    Of the model's own ``generation_config`` only the special tokens are used; penalties, beams and
+    limits on the choice of tokens are ignored.
 
     Args:
-        temperature: 0 for greedy, the likeliest token each time; above 0 tokens are sampled from
-            the whole distribution, the same seed giving the same text.
+        temperature: 0 for greedy decoding; above 0 tokens are sampled from the whole distribution,
+            and the same seed gives the same text.
 
     Returns:
         The prompt with its continuation.
@@ -94,9 +94,7 @@ def _require_finite(tokens: Tensor, scores: Tensor) -> Tensor:
 
 @contextmanager
 def _plain_choice(model: Any) -> Iterator[None]:
-    """Within, the model library chooses tokens as it is told to, not as the model's
-    ``generation_config`` asks besides.
-    """
+    """Within this context ``generation_config`` has no say in how tokens are chosen."""
     from transformers import GenerationConfig
 
     own = model.generation_config

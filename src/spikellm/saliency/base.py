@@ -1,9 +1,8 @@
-"""Which channels get more steps, and which of them a range of their own: what a criterion sees and
-what it returns.
+"""Saliency criteria: which channels get more steps, and which of them a range of their own.
 
-A criterion is a function from :class:`Evidence` to a :class:`Selection`. Most rank channels by a
-score and are written as a function from evidence to scores under ``@ranks(name)``; one that decides
-otherwise registers itself under ``@criteria.register(name)``. Adding a criterion is adding a file.
+A criterion is a function from :class:`Evidence` to a :class:`Selection`. Most of them rank channels
+by a score and are written as a function from evidence to scores under ``@ranks(name)``; any other
+registers itself under ``@criteria.register(name)``. A new criterion is a new file.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from spikellm.neurons.base import SoftResetNeuron
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a linear layer when its channels are chosen.
+    """What is known of a layer when its channels are chosen.
 
     Attributes:
         x: input activations of sampled tokens, float32, ``(tokens, in)``, from the already
@@ -95,7 +94,7 @@ def ranks(name: str) -> Callable[[Score], Score]:
 
 
 def salient_count(rate: float, channels: int) -> int:
-    """Channels that a rate stands for: rounded, at least one when the rate is above 0, never all."""
+    """Channels at a given rate: rounded, at least one where the rate is above 0, never all."""
     return 0 if rate <= 0 else max(1, min(channels - 1, round(rate * channels)))
 
 

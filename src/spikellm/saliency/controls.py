@@ -1,4 +1,4 @@
-"""Controls, so that an ablation can show what a score is worth.
+"""Controls for ablations of saliency scores.
 
 The inverted ranking is a flag of the recipe (``invert``).
 """

@@ -1,5 +1,5 @@
-"""Expected-error saliency: the loss that coding a channel really adds, ``E[δ_c²]·‖W[:,c]‖²``
-(second order: ``½ tr(δ WᵀW δᵀ)``, diagonal).
+"""Expected-error saliency: the measured loss of coding a channel, ``E[δ_c²]·‖W[:,c]‖²``, which is
+the diagonal of the second-order term ``½ tr(δ WᵀW δᵀ)``.
 
 δ is measured with the ordinary number of steps and one range for all channels; T steps would remove
 about ``1 − 1/T²`` of it.

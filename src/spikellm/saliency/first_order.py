@@ -1,10 +1,9 @@
 """First-order saliency (SpikeLLM, §3.2): the mean over tokens of ``X ∘ (X Wᵀ W)``, half of
 ``∂‖XWᵀ‖²/∂X ∘ X``.
 
-It does not change when a channel is scaled and its weight column divided, so it cannot see outlier
-    channels as such: with ranges shared by
-all channels it need not, with split ranges it is the wrong question (see
-:mod:`spikellm.saliency.layer_loss`).
+It does not change when a channel is scaled and its weight column divided by the same factor, so it
+is blind to outlier channels. That is no harm where all channels share a range; with split ranges
+use :mod:`spikellm.saliency.layer_loss`.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""Layer-loss saliency: the choice of channels that makes the expected error of the layer's output
-least.
+"""Layer-loss saliency: the choice of channels with the least expected error of the layer's output.
 
 A rounding error is uniform in ±θ/2, so a channel of range r and T steps adds
-``E[r²]/(12·(T·L)²)·‖W[:,c]‖²``. Two things can be bought with
-the budget of salient channels: a range of their own for the channels that widen everyone's, and
-    finer steps within the common range for
-the channels whose weights matter most. Along an order of channels (by size, or by
-``‖W[:,c]‖²``) the first m get their own range, and the rest of the budget goes
-to the largest ``‖W[:,c]‖²`` among the others; m and the order that lose least are searched. Ranges
-of every cut come from one pass of running maxima. With shared ranges m is 0. With T = 1 for all,
-only the range is bought, and fewer channels than the budget may be chosen.
+``E[r²]/(12·(T·L)²)·‖W[:,c]‖²``. A budget of salient channels can be spent in two ways: on a range
+of their own for the channels that widen the common range, and on finer steps within the common
+range for the channels whose weights matter most. In an order of channels (by size, or by
+``‖W[:,c]‖²``) the first m get their own range, and the rest of the budget goes to the largest
+``‖W[:,c]‖²`` among the others; the m and the order with the least loss are searched. The ranges for
+all m come from one pass of running maxima. With shared ranges m is 0. Where all channels take one
+step, only the range matters, and fewer channels than the budget may be chosen.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Second-order saliency of weights (SpikeLLM §3.2, after OBS and GPTQ): what removing a weight
-costs when the others may make up for it.
+"""Second-order saliency of weights (SpikeLLM §3.2, after OBS and GPTQ): the cost of removing a
+weight when the other weights may compensate for it.
 
 S_ij = w_ij² / [H⁻¹]_jj²,   H = 2 XᵀX + λI;   score of column j = Σ_i S_ij
 """

@@ -1,6 +1,4 @@
-"""Range criteria: channels that are large, and so widen the range of everyone who shares their
-threshold.
-"""
+"""Range criteria: large channels, which widen the range of all that share their threshold."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from spikellm.core.errors import RequestError, UnsupportedModelError
 from spikellm.models.families import block_roles, is_linear, weight_and_bias
 from spikellm.models.rounding import fit_layer
 from spikellm.models.swap import replace_module
-from spikellm.nn.channels import Groups, group_of, salient_channels, seed_of
+from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, seed_of
 from spikellm.nn.formats.affine_options import AffineOptions
 from spikellm.nn.rotation import Rotated, Rotation, layer_name, rotation_of
 from spikellm.quantization.hadamard import random_signs
@@ -129,7 +129,8 @@ class Trial:
         turned, columns = rotation(self.x).float(), rotation(self.weight).float()
         group = torch.zeros_like(signs)
         if activations.salient_rate > 0 and not activations.allocated_over_model:
-            group = group_of(salient_channels(turned, columns, activations, self.seed, self.name))
+            sample = Sample(turned, columns)
+            group = group_of(salient_channels(sample, activations, self.seed, self.name))
         outputs, inputs = self.weight.shape
         dense = nn.Linear(inputs, outputs, bias=False, device=self.weight.device)
         dense.weight = nn.Parameter(columns, requires_grad=False)

@@ -1,7 +1,6 @@
-"""Axes to draw on, and the way from a figure to SVG: inline for a page, whose style sheet decides
-the colours, or a file of its own.
+"""Figures in the style of the project, as SVG inside a page or in a file of its own.
 
-Figures are drawn in stand-in colours, which become CSS variables (``--ink``, ``--muted``,
+Figures are drawn in placeholder colours, which become CSS variables (``--ink``, ``--muted``,
 ``--grid``, ``--surface``, ``--series-1`` …), so that one picture is readable on a light page, on a
 dark one and in print. Text stays text; every picture has a title and a description.
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -101,7 +100,7 @@ def axes(width: float = 4.6, height: float = 2.8, **grid: Any) -> Iterator[tuple
 
 
 def require_pictures() -> None:
-    """Ask for what pictures are drawn with, before the work that they show.
+    """Check that the packages for pictures are installed, before the work that they show.
 
     Raises:
         DependencyError: matplotlib is not installed.
@@ -138,16 +137,19 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     return f"{opening}{tag.removeprefix('<svg ')}>{words}{rest}"
 
 
+def css_of(scheme: Mapping[str, str]) -> str:
+    """Declarations of CSS variables."""
+    return " ".join(f"{name}: {value};" for name, value in scheme.items())
+
+
 def write_svg(figure: Figure, path: Path, title: str, description: str) -> None:
-    """Write a picture that stands alone, light or dark as its reader likes.
+    """Write a picture to a file of its own, light or dark as the reader's system is.
 
     Raises:
         SpikeLLMError: the file system refused.
     """
     svg = inline_svg(figure, path.stem.replace("_", "-"), title, description)
-    light, dark = (
-        "".join(f"{name}:{value};" for name, value in scheme.items()) for scheme in (LIGHT, DARK)
-    )
+    light, dark = css_of(LIGHT).replace(" ", ""), css_of(DARK).replace(" ", "")
     style = (
         f"<style>svg{{{light}background:var(--surface)}}@media"
         f" (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"

@@ -18,9 +18,8 @@ _WRITTEN = 12  # columns that leave room for numbers in the cells
 
 
 class Place(NamedTuple):
-    """Where a layer stands: index of its block, and its name within it.
-
-    Numbered parts of the name (experts) are one row.
+    """Place of a layer in the grid: index of its block, and its name within the block, with ``*``
+    for the numbers of experts.
     """
 
     block: int
@@ -38,28 +37,30 @@ def place_of(name: str) -> Place | None:
 
 
 class Grid(NamedTuple):
-    """Values ``(rows, blocks)``, float64, NaN where there is none.
+    """One value for every kind of layer and block.
 
-    Names of the rows in the order in which layers came.
+    Attributes:
+        rows: kinds of layers, in the order of the model.
+        values: float64 ``(rows, blocks)``, NaN where a block has no such layer.
     """
 
     rows: list[str]
     values: Tensor
 
-    def words(self, unit: str = "") -> str:
-        """A line for each row, for those who do not see the grid."""
+    def words(self) -> str:
+        """The grid in words: smallest, largest and mean value of every row."""
         lines = []
         for row, values in zip(self.rows, self.values, strict=True):
             known = values[~values.isnan()]
             lines.append(
-                f"{row}: {float(known.min()):.3g} to {float(known.max()):.3g}{unit}, mean"
-                f" {float(known.mean()):.3g}{unit}"
+                f"{row}: {float(known.min()):.3g} to {float(known.max()):.3g}, mean"
+                f" {float(known.mean()):.3g}"
             )
         return "; ".join(lines)
 
 
 def make_grid(values: Mapping[str, float]) -> Grid:
-    """Grid of one value a layer, by full name; of layers in one cell the mean."""
+    """Grid of one value for each layer, by full name; layers in the same cell are averaged."""
     cells: dict[Place, list[float]] = defaultdict(list)
     for name, value in values.items():
         if place := place_of(name):
@@ -75,39 +76,48 @@ def make_grid(values: Mapping[str, float]) -> Grid:
     return Grid(rows, grid)
 
 
-def draw_grid(
-    figure: Any,
-    axis: Any,
-    grid: Grid,
-    measure: str,
-    low: float | None = None,
-    high: float | None = None,
-    digits: int = 2,
-) -> None:
-    """Colours with a scale; numbers in the cells where they fit."""
+class Scale(NamedTuple):
+    """What the colours of a grid stand for.
+
+    Attributes:
+        measure: name of the values.
+        low, high: ends of the colour map; those of the values by default.
+    """
+
+    measure: str
+    low: float | None = None
+    high: float | None = None
+
+
+def draw_grid(figure: Any, axis: Any, grid: Grid, scale: Scale) -> None:
+    """Draw a grid in colours, with the numbers in the cells where they fit."""
+    cells, blocks = grid.values.numpy(), grid.values.shape[1]
     shown = axis.imshow(
-        grid.values.numpy(), aspect="auto", cmap=HEAT, vmin=low, vmax=high, interpolation="nearest"
+        cells, aspect="auto", cmap=HEAT, vmin=scale.low, vmax=scale.high, interpolation="nearest"
     )
     axis.grid(visible=False)
     axis.set_yticks(range(len(grid.rows)), grid.rows)
-    blocks = grid.values.shape[1]
     axis.set_xticks(range(0, blocks, max(1, blocks // 16)))
     axis.set_xlabel("block")
     if blocks <= _WRITTEN:
-        floor, ceiling = shown.get_clim()
-        for row, values in enumerate(grid.values.tolist()):
-            for column, value in enumerate(values):
-                if not math.isnan(value):  # of an empty cell
-                    bright = (value - floor) / max(ceiling - floor, 1e-12) > 0.5
-                    axis.text(
-                        column,
-                        row,
-                        f"{value:.{digits}f}",
-                        ha="center",
-                        va="center",
-                        fontsize=6.5,
-                        color="#111111" if bright else "#ffffff",
-                    )
+        _write_numbers(axis, grid, *shown.get_clim())
     bar = figure.colorbar(shown, ax=axis, orientation="horizontal", shrink=0.7, pad=0.02, aspect=40)
-    bar.set_label(measure, color=INK)
+    bar.set_label(scale.measure, color=INK)
     bar.outline.set_visible(False)
+
+
+def _write_numbers(axis: Any, grid: Grid, floor: float, ceiling: float) -> None:
+    for row, values in enumerate(grid.values.tolist()):
+        for column, value in enumerate(values):
+            if math.isnan(value):  # an empty cell
+                continue
+            bright = (value - floor) / max(ceiling - floor, 1e-12) > 0.5
+            axis.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color="#111111" if bright else "#ffffff",
+            )

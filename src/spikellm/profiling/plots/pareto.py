@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spikellm.profiling.plots.canvas import INK, MUTED, SERIES, axes, label, write_svg
 
 
 class Point(NamedTuple):
-    """One setting: costs by name, perplexity with its deviation over seeds, and a word or two."""
+    """One setting: costs by name, perplexity and its deviation over seeds, and a short name."""
 
     costs: dict[str, float]
     perplexity: float
@@ -19,8 +19,9 @@ class Point(NamedTuple):
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points no other point beats: none is at most as large in both numbers and smaller in
-    one. Equal points stand or fall together.
+    """Which points are not dominated: no other point is as good in both numbers and better in one.
+
+    Equal points are both on the front, or both off it.
     """
 
     def beaten(a: tuple[float, float]) -> bool:
@@ -30,67 +31,56 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def write_pareto(points: Sequence[Point], original: float, text: str, path: Path) -> None:
-    """A panel a cost: perplexity with error bars, front drawn through, original as a line.
+    """Draw a panel for each cost: perplexity with error bars, the front, and the original.
+
+    Args:
+        original: perplexity of the model that was converted.
+        text: name of the text that perplexity was measured on.
 
     Raises:
         SpikeLLMError: the file system refused.
     """
-    costs = list(points[0].costs)
-    told = []
+    costs, fronts = list(points[0].costs), []
     with axes(
         width=7.4, height=3.1 + 0.13 * len(points), ncols=len(costs), sharey=True, squeeze=False
     ) as (figure, grid):
         for place, (axis, cost) in enumerate(zip(grid[0], costs, strict=True)):
-            on_front = pareto_front([(point.costs[cost], point.perplexity) for point in points])
-            for index, (point, best) in enumerate(zip(points, on_front, strict=True)):
-                color = SERIES[0] if best else MUTED
-                axis.errorbar(
-                    [point.costs[cost]],
-                    [point.perplexity],
-                    yerr=point.deviation or None,
-                    fmt="o" if best else "x",
-                    color=color,
-                    markersize=5,
-                    capsize=2.5,
-                    elinewidth=1,
-                )
-                axis.annotate(
-                    str(index + 1),
-                    (point.costs[cost], point.perplexity),
-                    xytext=(5, 4),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=INK,
-                )
-            line = sorted(
-                (point.costs[cost], point.perplexity)
-                for point, best in zip(points, on_front, strict=True)
-                if best
-            )
-            axis.plot(
-                *zip(*line, strict=True),
-                color=SERIES[0],
-                linewidth=1,
-                zorder=1,
-                label="Pareto front" if place == 0 else None,
-            )
-            axis.axhline(
-                original,
-                color=SERIES[1],
-                linewidth=1,
-                linestyle="--",
-                label="original" if place == 0 else None,
-            )
-            axis.margins(0.12)
-            label(axis, cost, f"perplexity on {text}" if place == 0 else "")
-            best_names = [point.name for point, best in zip(points, on_front, strict=True) if best]
-            told.append(f"{cost}: front of {', '.join(best_names)}")
-        key = "\n".join(f"{index + 1}  {point.name}" for index, point in enumerate(points))
-        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+            front = _draw_panel(axis, points, cost)
+            fronts.append(f"{cost}: front of {', '.join(point.name for point in front)}")
+            axis.axhline(original, color=SERIES[1], linewidth=1, linestyle="--", label="original")
+            label(axis, cost, "" if place else f"perplexity on {text}")
+        key = "\n".join(f"{index}  {point.name}" for index, point in enumerate(points, start=1))
+        handles = grid[0, 0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper left", ncols=2, fontsize=8)
         figure.supxlabel(key, fontsize=7, x=0.02, ha="left", color=INK)
-        write_svg(
-            figure,
-            path,
-            f"Perplexity on {text} against cost",
-            "; ".join(told) + f"; the original has {original:.2f}",
+        words = f"{'; '.join(fronts)}; the original has {original:.2f}"
+        write_svg(figure, path, f"Perplexity on {text} against cost", words)
+
+
+def _draw_panel(axis: Any, points: Sequence[Point], cost: str) -> list[Point]:
+    """Draw all points over one cost, numbered from 1; returns those on the front."""
+    on_front = pareto_front([(point.costs[cost], point.perplexity) for point in points])
+    for number, (point, best) in enumerate(zip(points, on_front, strict=True), start=1):
+        place = point.costs[cost], point.perplexity
+        axis.errorbar(
+            *([value] for value in place),
+            yerr=point.deviation or None,
+            fmt="o" if best else "x",
+            color=SERIES[0] if best else MUTED,
+            markersize=5,
+            capsize=2.5,
+            elinewidth=1,
         )
+        axis.annotate(
+            str(number),
+            place,
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=7,
+            color=INK,
+        )
+    front = [point for point, best in zip(points, on_front, strict=True) if best]
+    x, y = zip(*sorted((point.costs[cost], point.perplexity) for point in front), strict=True)
+    axis.plot(x, y, color=SERIES[0], linewidth=1, zorder=1, label="Pareto front")
+    axis.margins(0.12)
+    return front

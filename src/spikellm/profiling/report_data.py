@@ -1,0 +1,54 @@
+"""Counts as the JSON of a report holds them; keys are stable."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from spikellm.models.summary import LayerSummary
+from spikellm.profiling.counts import FORMS, Firing, Operations
+
+_PERCENTILES = (0, 10, 25, 50, 75, 90, 100)
+
+
+def operations_data(entry: Operations) -> dict[str, Any]:
+    """Operations of a layer or a part."""
+    return {
+        "macs": entry.macs,
+        "average_steps": entry.average_steps,
+        "ace": entry.ace,
+        "dense_ace": entry.dense_ace,
+        "spike_rate": entry.spike_rate,
+        "sops": {form: entry.sops[form] for form in FORMS},
+        "additive_share": entry.additive_share,
+    }
+
+
+def layer_data(
+    name: str, entry: Operations, kind: str, layer: LayerSummary | None
+) -> dict[str, Any]:
+    """One layer; ``layer`` is None for what is no linear layer."""
+    products = [
+        {"bits": list(bits), "count": count} for bits, count in sorted(entry.by_bits.items())
+    ]
+    return {
+        "name": name,
+        "kind": kind,
+        **operations_data(entry),
+        "products": products,
+        "layer": asdict(layer) if layer else None,
+    }
+
+
+def firing_data(firing: Firing) -> dict[str, Any]:
+    """Firing rates of one population: mean and percentiles over channels."""
+    rates = firing.rates.double().cpu()
+    shares = torch.tensor(_PERCENTILES, dtype=torch.float64) / 100
+    marks = torch.quantile(rates, shares).tolist()
+    return {
+        "mean": float(rates.mean()),
+        "quantiles": dict(zip(map(str, _PERCENTILES), marks, strict=True)),
+        "spikes": firing.spikes,
+    }

@@ -1,0 +1,167 @@
+"""The tables of a page: column names, rows, and a note."""
+
+from __future__ import annotations
+
+from spikellm.profiling.counts import FORMS, Operations
+from spikellm.profiling.report import PARTS, Report
+
+_NAMES = {
+    "linear": "linear layers of blocks",
+    "attention": "attention",
+    "head": "output projection",
+    "rotation": "rotations",
+    "whole": "whole model",
+}
+Sheet = tuple[list[str], list[list[str]], str]
+
+
+def share(part: float, whole: float) -> str:
+    """A share, or a dash where there is no whole."""
+    return f"{part / whole:.3f}" if whole else "-"
+
+
+def count(number: float) -> str:
+    """A large number with three digits and a unit."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(number) < 1000:
+            return f"{number:.3g}{unit}" if unit else f"{number:.0f}"
+        number /= 1000
+    return f"{number:.3g}E"
+
+
+def beside(report: Report) -> Sheet:
+    """This model and those beside it."""
+    columns = [
+        "model",
+        "perplexity",
+        "average steps",
+        "ACE, linear layers",
+        "energy*, merged",
+        "whole model",
+    ]
+    rows = [
+        [
+            row.name,
+            f"{row.perplexity:.2f}",
+            f"{row.average_steps:.3f}",
+            f"{row.ace / row.dense_ace:.3f}×",
+            f"{row.energy.merged / row.energy.dense:.3f}×",
+            f"{row.total_bytes / 2**20:.2f} MiB",
+        ]
+        for row in report.beside
+    ]
+    if report.origin is not None and not any(not row.converted for row in report.beside):
+        rows.insert(0, ["original at 16 bits", "not measured", "1.000", "1.000×", "1.000×", "-"])
+    own = report.energy["linear"]
+    rows.append(
+        [
+            report.name,
+            f"{report.text.perplexity:.2f}",
+            f"{report.average_steps:.3f}",
+            f"{report.ace / report.dense_ace:.3f}×",
+            f"{own.merged / own.dense:.3f}×",
+            f"{report.summary.total_bytes / 2**20:.2f} MiB",
+        ]
+    )
+    return (
+        columns,
+        rows,
+        (
+            "* estimated from operation counts. The original is measured where it is named with"
+            " --beside."
+        ),
+    )
+
+
+def operations(report: Report) -> Sheet:
+    """Operations by part, and token by token."""
+    columns = ["part", "multiply-accumulates", "average steps", "ACE", "of 16 bits", "additive"]
+    rows = [
+        _operation_row(_NAMES[part], report.part(part))
+        for part in PARTS
+        if report.part(part).executed or part == "whole"
+    ]
+    decode = report.decode.total()
+    rows.append(
+        _operation_row(f"whole model, a token at a time ({report.decode.tokens} tokens)", decode)
+    )
+    return (
+        columns,
+        rows,
+        (
+            f"Whole windows ({report.prefill.tokens:,} tokens); the last row counts tokens that"
+            " come one by one, with a cache."
+        ),
+    )
+
+
+def _operation_row(name: str, entry: Operations) -> list[str]:
+    return [
+        name,
+        count(entry.macs),
+        f"{entry.average_steps:.3f}",
+        count(entry.ace),
+        f"{share(entry.ace, entry.dense_ace)}×",
+        f"{entry.additive_share:.1%}",
+    ]
+
+
+def forms(report: Report) -> Sheet:
+    """Spikes and synaptic operations by execution mode."""
+    columns = ["form", "spikes", "synaptic operations, linear", "attention", "whole model"]
+    parts = {part: report.part(part) for part in ("linear", "attention", "whole")}
+    rows = []
+    for form in FORMS:
+        operations = [count(entry.sops[form]) for entry in parts.values()]
+        rows.append([form, count(parts["whole"].spikes[form]), *operations])
+    return (
+        columns,
+        rows,
+        (
+            "Synaptic operations: non-zero spikes times fan-out. Merged: one spike a code; stepped:"
+            " one a step; binary: spikes of 0 and 1."
+        ),
+    )
+
+
+def energies(report: Report) -> Sheet:
+    """Estimated energy by part."""
+    columns = ["part", "original", *FORMS, "reading weights (apart)"]
+    tokens = report.prefill.tokens
+    rows = []
+    for part, energy in report.energy.items():
+        rows.append([_NAMES[part], *(f"{value / tokens / 1e6:.3g} µJ" for value in energy)])
+    return columns, rows, f"A token. Weights are read once a window of {report.text.seqlen} tokens."
+
+
+def layers(report: Report) -> Sheet:
+    """Every layer."""
+    columns = [
+        "layer",
+        "bits (input × weight)",
+        "steps",
+        "ACE",
+        "spike rate",
+        "synaptic operations, binary",
+        "additive",
+    ]
+    rows = []
+    for name, entry in report.prefill.layers.items():
+        bits = ", ".join(f"{a} × {b}" for a, b in sorted(entry.by_bits))
+        rate = f"{entry.spike_rate:.1%}" if entry.slots else "-"
+        rows.append(
+            [
+                name,
+                bits,
+                f"{entry.average_steps:.3f}",
+                count(entry.ace),
+                rate,
+                count(entry.sops["binary"]),
+                f"{entry.additive_share:.0%}",
+            ]
+        )
+    return (
+        columns,
+        rows,
+        "Attention stands as its two products: scores (Q and K) and values (probabilities and V).",
+    )
