@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import spikellm
+from budget import mostly_slow
 from conftest import BUNDLED
 from families import build
 from spikellm.core.errors import RecipeError, RequestError
@@ -39,7 +40,13 @@ def convert(
     )
 
 
-@pytest.mark.parametrize("recipe", [*PRESETS, "ternary-1.4-a4-t2"])
+@pytest.mark.parametrize(
+    "recipe",
+    mostly_slow(
+        [*PRESETS, "ternary-1.4-a4-t2"],
+        {"gptq-w4a16", "pbllm-90", "ternary-1.4", "ternary-1.4-a4-t2"},
+    ),
+)
 def test_presets_convert_count_save_and_generate(
     recipe: str, text_file: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 
 import spikellm
 from conftest import BUNDLED
-from families import build
+from families import build, by_family
 from layers import fit
 from spikellm.algorithms.learning import Learning
 from spikellm.core.errors import NumericalError, RecipeError
@@ -225,7 +225,7 @@ def test_loss_that_never_gets_finite_names_block_and_epoch(
     )
 
 
-@pytest.mark.parametrize("family", ["gemma", "qwen3", "phi3", "opt", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("family", by_family(["gemma", "qwen3", "phi3", "opt", "gpt_neox", "gpt2"]))
 def test_other_families(family: str, text_file: Path, tmp_path: Path, tokens: torch.Tensor) -> None:
     model = build(family)
     tokenizer = spikellm.load(BUNDLED)[1]

@@ -3,9 +3,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from budget import examples
 from spikellm.core.errors import RecipeError
 from spikellm.recipe.load import load_recipe
 from spikellm.recipe.patterns import MOST_WAYS, ways
@@ -98,7 +99,7 @@ PATTERNS = st.recursive(
 
 
 @given(PATTERNS)
-@settings(max_examples=300)
+@examples(300)
 def test_what_is_accepted_ends_soon(pattern: str) -> None:
     try:
         cost = ways(pattern)

@@ -13,7 +13,7 @@ import torch
 
 import spikellm
 from conftest import BUNDLED
-from families import build
+from families import build, by_family
 from spikellm.algorithms.compensation import SequentialFit
 from spikellm.conversion.block_runner import BlockRunner
 from spikellm.core.errors import RecipeError, RequestError, UnsupportedModelError
@@ -80,7 +80,7 @@ def uneven(family: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("family", ROTATED)
+@pytest.mark.parametrize("family", by_family(ROTATED))
 def test_a_rotated_stream_changes_nothing(family: str, tokens: torch.Tensor) -> None:
     model = uneven(family)
     with torch.no_grad():
