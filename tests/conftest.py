@@ -54,6 +54,16 @@ def bundled() -> tuple[Any, Any]:
     return spikellm.load(BUNDLED)
 
 
+def first_blocks(count: int = 2, **keywords: Any) -> tuple[Any, Any]:
+    """The bundled model without its later blocks, where those would only repeat the same, and its
+    tokenizer.
+    """
+    model, tokenizer = spikellm.load(BUNDLED, **keywords)
+    model.model.layers = model.model.layers[:count]
+    model.config.num_hidden_layers = count
+    return model, tokenizer
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     import transformers

@@ -14,7 +14,7 @@ import torch
 
 import spikellm
 from budget import mostly_slow
-from conftest import BUNDLED
+from conftest import first_blocks
 from spikellm.core.errors import NumericalError, RequestError
 
 RECIPES = {
@@ -33,7 +33,7 @@ def converted(
     *,
     seqlen: int = 32,
 ) -> Any:
-    model, tokenizer = spikellm.load(BUNDLED)
+    model, tokenizer = first_blocks()
     change(model)
     spikellm.convert(
         model, tokenizer, recipe, str(text), samples=2, seqlen=seqlen, settings=RECIPES[recipe]

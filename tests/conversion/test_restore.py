@@ -73,7 +73,7 @@ def refused(
         tensors, record = (
             {name: file.get_tensor(name) for name in file.keys()},
             json.loads(file.metadata()["record"]),
-        )
+        )  # noqa: SIM118
     made = change(tensors, record)
     save_file(
         tensors, block, metadata={"record": made if isinstance(made, str) else json.dumps(record)}
