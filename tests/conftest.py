@@ -22,12 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 import spikellm
-
-settings.register_profile("quick", deadline=None, max_examples=10, derandomize=True)
-settings.register_profile(
-    "thorough", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI"))
-)
-settings.load_profile("quick")
+from budget import THOROUGH
 
 PROJECT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("SPIKELLM_SHARED", PROJECT.parent / "shared"))
@@ -36,6 +31,16 @@ BUNDLED = PROJECT / "src" / "spikellm" / "assets" / "stdlib-2m"
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the folder of shared models and texts is not beside the project"
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    """Few examples, unless ``--hypothesis-profile=thorough`` asks for many."""
+    settings.register_profile("quick", deadline=None, max_examples=10, derandomize=True)
+    settings.register_profile(
+        "thorough", deadline=None, max_examples=THOROUGH, derandomize=bool(os.environ.get("CI"))
+    )
+    settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")
