@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+THOROUGH := --hypothesis-profile=thorough
 
 .PHONY: demo test test-slow test-slow-only lint clean
 
@@ -12,10 +13,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(THOROUGH)
 
 test-slow-only: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "slow and not long"
+	$(BIN)/python -m pytest $(THOROUGH) -m "(slow or hypothesis) and not long"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import settings
 
-import spikellm
-
+# Before torch is loaded: what these small models compute is far less work than threads that wait
+# for each other. Tests of several threads ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-settings.register_profile("default", deadline=None, max_examples=60)
-settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+import torch
+
+import spikellm
+from budget import THOROUGH
 
 PROJECT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("SPIKELLM_SHARED", PROJECT.parent / "shared"))
@@ -28,6 +31,16 @@ BUNDLED = PROJECT / "src" / "spikellm" / "assets" / "stdlib-2m"
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the folder of shared models and texts is not beside the project"
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    """Few examples, unless ``--hypothesis-profile=thorough`` asks for many."""
+    settings.register_profile("quick", deadline=None, max_examples=10, derandomize=True)
+    settings.register_profile(
+        "thorough", deadline=None, max_examples=THOROUGH, derandomize=bool(os.environ.get("CI"))
+    )
+    settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +57,16 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundled() -> tuple[Any, Any]:
     """The bundled model and its tokenizer, freshly loaded."""
     return spikellm.load(BUNDLED)
+
+
+def first_blocks(count: int = 2, **keywords: Any) -> tuple[Any, Any]:
+    """The bundled model without its later blocks, where those would only repeat the same, and its
+    tokenizer.
+    """
+    model, tokenizer = spikellm.load(BUNDLED, **keywords)
+    model.model.layers = model.model.layers[:count]
+    model.config.num_hidden_layers = count
+    return model, tokenizer
 
 
 @pytest.fixture(scope="session")

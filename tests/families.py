@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import transformers as t
+
+from budget import mostly_slow
 
 COMMON: dict[str, Any] = {
     "vocab_size": 2048,
@@ -63,6 +66,17 @@ OWN_ATTENTION = {"bloom", "gptj", "codegen", "gpt_neo", "openai_gpt"}
 """Families that compute attention by themselves, not through the library's interface: their linear
 layers spike alone.
 """
+
+
+STRUCTURES = {"llama", "gpt2", "gpt_neox", "gemma2", "gemma3", "mixtral", "opt"}
+"""Families of different structure, which are tested first: layers apart, transposed, fused; norms
+behind; experts; biases and learned positions.
+"""
+
+
+def by_family(names: Iterable[str]) -> list[Any]:
+    """Families as parameters of a test, slow unless they are of a structure of their own."""
+    return mostly_slow(names, STRUCTURES)
 
 
 def build(family: str, *, seed: int = 0) -> Any:

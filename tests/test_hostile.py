@@ -20,11 +20,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import spikellm
+from budget import examples
 from conftest import BUNDLED
 from spikellm.conversion.journal import Journal
 from spikellm.core.errors import CheckpointError, RequestError, SpikeLLMError
@@ -33,13 +34,8 @@ from spikellm.profiling.energy import load_table
 from spikellm.recipe.load import load_recipe
 
 ASSETS = Path(spikellm.__file__).parent
-FEW = {
-    "max_examples": 15,
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.function_scoped_fixture],
-}
-MANY = {**FEW, "max_examples": 150}
 IDENTITY = {"recipe": {}, "text": "abc", "versions": {"torch": "2"}, "model": "a", "device": "cpu"}
+IN_FIXTURES = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -112,7 +108,7 @@ def test_pipes_are_read(read: Callable[..., Any], text: str | None, tmp_path: Pa
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-@settings(**{**FEW, "max_examples": 200})
+@examples(200, **IN_FIXTURES)
 def test_any_bytes_as_a_recipe(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(data)
@@ -234,7 +230,7 @@ DAMAGE = [configurations, shards, tensors]
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @given(data=st.data())
-@settings(**FEW)
+@examples(15, **IN_FIXTURES)
 def test_damaged_models(
     damage: Callable[..., None], copy: Path, converted_folder: Path, data: Any
 ) -> None:
@@ -245,7 +241,7 @@ def test_damaged_models(
 @pytest.mark.long
 @pytest.mark.parametrize("damage", DAMAGE)
 @given(data=st.data())
-@settings(**MANY)
+@examples(150, **IN_FIXTURES)
 def test_many_damaged_models(
     damage: Callable[..., None], copy: Path, converted_folder: Path, data: Any
 ) -> None:
@@ -257,7 +253,7 @@ def test_many_damaged_models(
 @example(json.dumps({**IDENTITY, "recipe": {"a\nb": 1}}))
 @example(json.dumps({**IDENTITY, "more": 1}))
 @given(st.text(max_size=50) | VALUES.map(json.dumps))
-@settings(**{**FEW, "max_examples": 100})
+@examples(100, **IN_FIXTURES)
 def test_manifests(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(RequestError) as caught:

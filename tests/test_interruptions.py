@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import spikellm
+from budget import mostly_slow
 from conftest import BUNDLED
 from interruptions import bytes_of, convert, counting, die_at, ended, forked, kill_after
 from spikellm.conversion import journal
@@ -66,7 +67,7 @@ def killed_at(wanted: int, out: Path, text_file: Path) -> None:
     assert ended(forked(work)) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize("share", mostly_slow([0.02, 0.3, 0.6, 0.9, 1.0], {0.3, 1.0}))
 def test_killed_at_an_operation(
     share: float, whole: dict[str, Any], text_file: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import spikellm
-from conftest import BUNDLED
+from budget import mostly_slow
+from conftest import first_blocks
 from spikellm.core.errors import NumericalError, RequestError
 
 RECIPES = {
@@ -32,7 +33,7 @@ def converted(
     *,
     seqlen: int = 32,
 ) -> Any:
-    model, tokenizer = spikellm.load(BUNDLED)
+    model, tokenizer = first_blocks()
     change(model)
     spikellm.convert(
         model, tokenizer, recipe, str(text), samples=2, seqlen=seqlen, settings=RECIPES[recipe]
@@ -96,7 +97,7 @@ def test_a_row_of_padding_alone_disturbs_no_other(text_file: Path, tokens: torch
     assert torch.equal(together[:1], alone)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", mostly_slow(RECIPES, {"w4a4-t2", "spike-w4a4-t2"}))
 def test_threads_change_no_byte(recipe: str, text_file: Path) -> None:
     before, states = torch.get_num_threads(), []
     try:

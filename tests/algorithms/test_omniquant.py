@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import spikellm
-from conftest import BUNDLED
-from families import build
+from conftest import first_blocks
+from families import build, by_family
 from layers import fit
 from spikellm.algorithms.learning import Learning
 from spikellm.core.errors import NumericalError, RecipeError
@@ -23,7 +23,7 @@ FAST = ("omniquant.epochs=3", "omniquant.let_rate=0.01", "omniquant.lwc_rate=0.0
 def convert(
     recipe: str, text_file: Path, *settings: str, model: Any = None, **keywords: Any
 ) -> tuple[Any, spikellm.Conversion]:
-    loaded, tokenizer = spikellm.load(BUNDLED)
+    loaded, tokenizer = first_blocks()
     loaded = model if model is not None else loaded
     return loaded, spikellm.convert(
         loaded,
@@ -96,7 +96,7 @@ def test_scales_cancel_where_bits_abound(text_file: Path) -> None:
     model, result = convert(
         "smoothquant-w4a4", text_file, "weights.bits=8", "activations.bits=8", "attention={}"
     )
-    original, _ = spikellm.load(BUNDLED)
+    original, _ = first_blocks()
     tokens = torch.randint(2, 2000, (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         error = (model(tokens).logits - original(tokens).logits).float().norm() / original(
@@ -114,9 +114,9 @@ def test_hard_model_converts_like_the_easy_one(text_file: Path) -> None:
     """2% of the channels of each norm times 8, 16 or 32 and the following columns divided: the same
     function, with outliers.
     """
-    easy, _ = spikellm.load(BUNDLED)
+    easy, _ = first_blocks()
     easy = easy.float()
-    hard, tokenizer = spikellm.load(BUNDLED)
+    hard, tokenizer = first_blocks()
     hard = hard.float()
     generator = torch.Generator().manual_seed(0)
     for layer in hard.model.layers:
@@ -143,7 +143,7 @@ def test_hard_model_converts_like_the_easy_one(text_file: Path) -> None:
 
 
 def test_each_part_can_be_switched_off(text_file: Path) -> None:
-    original, _ = spikellm.load(BUNDLED)
+    original, _ = first_blocks()
     without_let, result = convert(
         "omniquant-w4a4",
         text_file,
@@ -214,7 +214,7 @@ def test_loss_that_never_gets_finite_names_block_and_epoch(
     text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Learning, "_epoch", lambda *_: float("inf"))
-    model, tokenizer = spikellm.load(BUNDLED)
+    model, tokenizer = first_blocks()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(
         NumericalError, match=r"block model\.layers\.0 is NaN or infinite in epoch 1"
@@ -225,10 +225,10 @@ def test_loss_that_never_gets_finite_names_block_and_epoch(
     )
 
 
-@pytest.mark.parametrize("family", ["gemma", "qwen3", "phi3", "opt", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("family", by_family(["gemma", "qwen3", "phi3", "opt", "gpt_neox", "gpt2"]))
 def test_other_families(family: str, text_file: Path, tmp_path: Path, tokens: torch.Tensor) -> None:
     model = build(family)
-    tokenizer = spikellm.load(BUNDLED)[1]
+    tokenizer = first_blocks()[1]
     settings = (
         "omniquant.epochs=1",
         "activations.salient_rate=0.2",
@@ -287,7 +287,7 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(text_file: Path) -> N
             text_file,
             "omniquant.epochs=1",
             *settings,
-            model=spikellm.load(BUNDLED)[0].float(),
+            model=first_blocks()[0].float(),
         )[1]
         for settings in (
             ("omniquant.batch_size=8",),
@@ -329,7 +329,7 @@ def test_what_is_learned_is_never_worse_than_its_start(text_file: Path) -> None:
 
 
 def test_pairs_that_touch_a_skipped_layer_are_dropped_and_it_stays(text_file: Path) -> None:
-    original, _ = spikellm.load(BUNDLED)
+    original, _ = first_blocks()
     model, result = convert(
         "omniquant-w4a4", text_file, *FAST, "overrides=[{match: '.*(q|v)_proj', skip: true}]"
     )

@@ -187,13 +187,14 @@ def test_card_and_record_tell_what_was_done(converted_folder: Path) -> None:
 
 
 def test_blocks_take_a_quarter(converted_folder: Path) -> None:
-    summary = spikellm.summarize(spikellm.load(converted_folder)[0])
+    model, _ = spikellm.load(converted_folder)
+    summary, names = spikellm.summarize(model), spiking_linears(model)
     assert summary.spiking_layers == 35
     assert summary.weight_bytes <= 0.30 * summary.dense_bytes
     stored = sum(
         tensor.numel() * tensor.element_size()
         for name, tensor in load_file(converted_folder / "model.safetensors").items()
-        if name.rpartition(".")[0] in spiking_linears(spikellm.load(converted_folder)[0])
+        if name.rpartition(".")[0] in names
     )
     assert stored == summary.weight_bytes
 

@@ -632,7 +632,7 @@ def test_damaged_models(
     assert "Traceback" not in stderr
 
 
-def test_as_a_program(tmp_path: Path) -> None:
+def test_as_a_program(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "spikellm", "inspect", str(tmp_path / "none")],
         capture_output=True,
@@ -642,13 +642,7 @@ def test_as_a_program(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    debug = subprocess.run(
-        [sys.executable, "-m", "spikellm", "--debug", "inspect", str(tmp_path / "none")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" in debug.stderr
+    assert "Traceback" in run(capsys, "--debug", "inspect", tmp_path / "none")[2]
 
 
 @pytest.mark.slow

@@ -67,8 +67,8 @@ def test_one_turn_in_this_process() -> None:
         (["--threads", "0"], "threads 0: expected at least 1"),
         (["--original", f"{BUNDLED}/."], "is given twice"),
         (["--dtype", "int8"], "expected bfloat16"),
-        (["--prompt-tokens", "100000"], "exceed the maximum"),
-        (["--original", "./missing/model/here"], "missing"),
+        pytest.param(["--prompt-tokens", "100000"], "exceed the maximum", marks=pytest.mark.slow),
+        pytest.param(["--original", "./missing/model/here"], "missing", marks=pytest.mark.slow),
     ],
 )
 def test_wrong_requests(

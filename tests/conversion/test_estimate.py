@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import spikellm
 from conftest import BUNDLED
-from families import FAMILIES, build
+from families import FAMILIES, build, by_family
 from interruptions import bytes_of
 from spikellm.commands import convert
 from spikellm.commands.storage import choose_store
@@ -174,7 +174,7 @@ def test_samples_and_the_output_projection_are_counted(tokenizer: Any, text_file
     assert two.streams == one.streams
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", by_family(FAMILIES))
 def test_layers_that_read_one_tensor_are_found_on_two_tokens(family: str) -> None:
     """As they are on a whole text."""
     model, windows = (

@@ -423,7 +423,7 @@ def test_skipped_layers_stay_as_they_are(
 
 
 def test_an_unknown_keyword_is_refused_with_the_nearest(bundled: tuple[Any, Any]) -> None:
-    with pytest.raises(TypeError, match="unknown option of convert 'sample', did you mean"):
+    with pytest.raises(TypeError, match="unknown keyword of convert 'sample', did you mean"):
         spikellm.convert(*bundled, "w8a8", sample=1)  # type: ignore[call-arg]
 
 

@@ -16,13 +16,17 @@ from spikellm.data.windows import disjoint_windows, random_windows, window_lengt
 
 
 def test_stdlib_splits_are_disjoint_and_real() -> None:
-    calibration, evaluation = stdlib_docstrings("calibration"), stdlib_docstrings("evaluation")
-    assert len(calibration) > 500_000
-    assert 50_000 < len(evaluation) < len(calibration) / 3
-    modules = {module for module, _ in iterate_docstrings()}
-    held_out = {module for module in modules if is_held_out(module)}
-    assert 0.05 < len(held_out) / len(modules) < 0.25
-    assert stdlib_docstrings("evaluation") == evaluation
+    calibration, evaluation = (
+        list(iterate_docstrings(split)) for split in ("calibration", "evaluation")
+    )
+    sizes = [sum(len(doc) for _, doc in docs) for docs in (calibration, evaluation)]
+    assert sizes[0] > 500_000
+    assert 50_000 < sizes[1] < sizes[0] / 3
+    held_out, others = ({module for module, _ in docs} for docs in (evaluation, calibration))
+    assert all(map(is_held_out, held_out))
+    assert not any(map(is_held_out, others))
+    assert 0.05 < len(held_out) / len(held_out | others) < 0.25
+    assert stdlib_docstrings("evaluation") == "\n\n".join(doc for _, doc in evaluation)
 
 
 def test_files_and_folders(tmp_path: Path) -> None:

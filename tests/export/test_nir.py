@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from budget import examples
 from layers import fit
 from spikellm.core.errors import CheckpointError, DependencyError
 from spikellm.export.nir import layer_graph, read_graph, run_graph, segment_weights, write_graph
@@ -34,7 +35,7 @@ def layer(
 
 
 @given(st.integers(0, 2**31), st.integers(1, 14), st.booleans(), st.sampled_from([0.0, 0.3]))
-@settings(max_examples=20)
+@examples(20)
 def test_a_graph_ends_in_the_layer_s_integers(
     seed: int, columns: int, signed: bool, rate: float
 ) -> None:

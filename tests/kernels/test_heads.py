@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import spikellm
@@ -42,7 +42,6 @@ def at_level(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seed=st.integers(0, 10**6),
     extreme=st.sampled_from([None, 0.0, 3e38, -3e38, 1e-42, torch.inf, torch.nan]),
 )
-@settings(max_examples=60)
 def test_rows_and_values_have_the_same_bits(
     level_name: str, recipe: ActivationRecipe, channels: int, seed: int, extreme: float | None
 ) -> None:
@@ -69,7 +68,6 @@ def test_rows_and_values_have_the_same_bits(
     queries=st.integers(1, 4),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=60)
 def test_products_with_rows(
     level_name: str, recipe: ActivationRecipe, channels: int, shared: int, queries: int, seed: int
 ) -> None:
@@ -102,7 +100,6 @@ def test_products_with_rows(
     thresholds=st.sampled_from(["shared", "split"]),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=60)
 def test_products_are_exact_where_sums_are_integers(
     steps: int, bits: int, channels: int, thresholds: str, seed: int
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -70,7 +70,6 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, Tensor]:
 
 @needs_compiler
 @given(drawn=layers())
-@settings(max_examples=60)
 @pytest.mark.parametrize("level_name", build.LEVELS)
 def test_the_same_bits_as_torch(level_name: str, drawn: tuple[SpikingLinear, Tensor]) -> None:
     if build.LEVELS.index(level_name) > best_level():
@@ -141,7 +140,6 @@ def test_extreme_codes(level: str) -> None:
     st.booleans(),
     st.integers(0, 2**31),
 )
-@settings(max_examples=60)
 def test_additions_of_ternary_weights(
     columns: int, outputs: int, tokens: int, most: int, bias: bool, seed: int
 ) -> None:

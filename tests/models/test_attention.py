@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spikellm
-from families import FAMILIES, GATED, OWN_ATTENTION, build
+from families import FAMILIES, GATED, OWN_ATTENTION, build, by_family
 from heads import CODERS, coder_and_heads
 from spikellm.core.errors import RequestError, UnsupportedModelError
 from spikellm.models.attention_interface import find_attention, spiking_attentions, use_interface
@@ -60,7 +60,7 @@ def random_model(config: Any) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("family", INTERFACE)
+@pytest.mark.parametrize("family", by_family(INTERFACE))
 def test_interface_changes_nothing_and_stays_causal(family: str, tokens: torch.Tensor) -> None:
     """Without spikes the logits equal those of the family's own attention, padding and windows
     included.
@@ -88,7 +88,9 @@ def test_interface_changes_nothing_and_stays_causal(family: str, tokens: torch.T
 
 @pytest.mark.parametrize(
     "family",
-    [name for name in INTERFACE if name not in {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}],
+    by_family(
+        name for name in INTERFACE if name not in {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}
+    ),
 )
 def test_spiking_attention_end_to_end(
     family: str, tokenizer: Any, text_file: Path, tokens: torch.Tensor, tmp_path: Path

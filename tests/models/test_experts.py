@@ -8,7 +8,7 @@ import torch
 import transformers as t
 
 import spikellm
-from families import GATED, randomized
+from families import GATED, by_family, randomized
 from spikellm.conversion.estimate import find_units
 from spikellm.core.errors import NumericalError, UnsupportedModelError
 from spikellm.data.shards import shard_windows
@@ -58,7 +58,7 @@ def mixture(family: str) -> Any:
     return randomized(t.AutoModelForCausalLM.from_config(MIXTURES[family]()))
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", by_family(MIXTURES))
 def test_taken_apart_it_computes_the_same(family: str, tokens: torch.Tensor) -> None:
     model = mixture(family)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
@@ -96,7 +96,7 @@ def test_experts_that_read_one_tensor_are_estimated_with_one_sample(family: str)
         )
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", by_family(MIXTURES))
 @pytest.mark.parametrize("recipe", ["w4a4-t2", "spike-w4a4-t2"])
 def test_every_expert_is_converted_and_reloads(
     family: str, recipe: str, tokenizer: Any, text_file: Path, tmp_path: Path, tokens: torch.Tensor
@@ -232,7 +232,7 @@ def test_experts_out_of_reach_are_refused_not_left_dense() -> None:
         linear_layers(block)
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", by_family(MIXTURES))
 def test_a_budget_over_all_experts(family: str, tokenizer: Any, text_file: Path) -> None:
     """Experts weigh by what they do for the tokens that are sent to them.
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import spikellm
-from families import FAMILIES, GATED, build
+from families import FAMILIES, GATED, build, by_family
 from spikellm.core.errors import RequestError, UnsupportedModelError
 from spikellm.models.families import find_blocks, has_tied_head, longest_window
 from spikellm.nn.execution import spiking_linears
@@ -26,7 +26,7 @@ def convert(model: Any, tokenizer: Any, text_file: Path) -> spikellm.Conversion:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", by_family(FAMILIES))
 def test_convert_save_reload(
     family: str, tokenizer: Any, text_file: Path, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -62,7 +62,7 @@ def test_convert_save_reload(
         assert torch.equal(again(tokens).logits, logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", by_family(FAMILIES))
 def test_originals_hold_what_they_declare(
     family: str, tokenizer: Any, tokens: torch.Tensor, tmp_path: Path
 ) -> None:

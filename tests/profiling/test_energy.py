@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import spikellm
-from conftest import BUNDLED
+from conftest import first_blocks
 from spikellm.core.errors import RequestError
 from spikellm.profiling.counts import Counts, Operations
 from spikellm.profiling.energy import estimate, layer_energy, load_table
@@ -70,7 +70,7 @@ def test_each_kind_of_layer_by_hand() -> None:
 
 
 def test_additions_take_less_than_the_original(text_file: Path) -> None:
-    model, tokenizer = spikellm.load(BUNDLED)
+    model, tokenizer = first_blocks()
     spikellm.convert(model, tokenizer, "ternary-1.4", str(text_file), samples=4, seqlen=64)
     counts = count_operations(model, [TOKENS])["prefill"]
     energy = estimate(counts, load_table())

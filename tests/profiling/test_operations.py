@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import spikellm
-from conftest import BUNDLED
+from conftest import first_blocks
 from families import build
 from spikellm.neurons import make_neuron
 from spikellm.nn.additive import AdditiveLinear
@@ -24,7 +24,7 @@ from spikellm.profiling.operations import (
 
 
 def converted(recipe: str, text_file: Path, *settings: str) -> Any:
-    model, tokenizer = spikellm.load(BUNDLED, dtype="float32")
+    model, tokenizer = first_blocks(dtype="float32")
     spikellm.convert(
         model, tokenizer, recipe, str(text_file), samples=4, seqlen=64, settings=settings
     )

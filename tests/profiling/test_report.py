@@ -298,6 +298,7 @@ def browser() -> Iterator[Any]:
     CHROMIUM is None and not os.environ.get("CI"),
     reason="no Chromium on this machine; on Debian: apt-get install chromium",
 )
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "scheme", "media"),
     [

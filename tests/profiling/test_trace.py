@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import spikellm
+from budget import examples, mostly_slow
 from conftest import BUNDLED
 from layers import activation_recipes, fit
 from spikellm.__main__ import main
@@ -50,7 +51,7 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, torch.Tensor]:
 
 
 @given(layers())
-@settings(max_examples=40)
+@examples(40)
 def test_additions_end_in_the_merged_integers_and_in_the_layer_s_output(
     drawn: tuple[SpikingLinear, torch.Tensor],
 ) -> None:
@@ -103,7 +104,7 @@ def test_another_output_is_found() -> None:
     assert not found.equal
 
 
-@pytest.fixture(scope="module", params=RECIPES)
+@pytest.fixture(scope="module", params=mostly_slow(RECIPES, {"w4a4-t2", "spike-w4a4-t2"}))
 def model(request: pytest.FixtureRequest, text_file: Path) -> Any:
     loaded, tokenizer = spikellm.load(BUNDLED)
     spikellm.convert(

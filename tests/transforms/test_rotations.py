@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import spikellm
-from conftest import BUNDLED
-from families import build
+from conftest import BUNDLED, first_blocks
+from families import build, by_family
 from spikellm.algorithms.compensation import SequentialFit
 from spikellm.conversion.block_runner import BlockRunner
 from spikellm.core.errors import RecipeError, RequestError, UnsupportedModelError
@@ -80,7 +80,7 @@ def uneven(family: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("family", ROTATED)
+@pytest.mark.parametrize("family", by_family(ROTATED))
 def test_a_rotated_stream_changes_nothing(family: str, tokens: torch.Tensor) -> None:
     model = uneven(family)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_families_that_do_more_with_the_stream_are_refused(family: str) -> None:
 def convert(
     text_file: Path, *settings: str, recipe: str = "gptq-w4a16", **keywords: Any
 ) -> tuple[Any, Any, spikellm.Conversion]:
-    model, tokenizer = spikellm.load(BUNDLED)
+    model, tokenizer = first_blocks(3)
     found = spikellm.convert(
         model,
         tokenizer,
@@ -242,7 +242,7 @@ def planted(channel: int = 5, factor: float = 400.0) -> Any:
     """The bundled model with one channel between up and down that is large for some tokens, and
     outlasts every scale that is fixed.
     """
-    model, tokenizer = spikellm.load(BUNDLED)
+    model, tokenizer = first_blocks()
     for layer in model.model.layers:
         layer.mlp.up_proj.weight.data[channel] *= factor
         layer.mlp.down_proj.weight.data[:, channel] /= factor

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch.func import functional_call
 
-from families import FAMILIES, GATED, OWN_ATTENTION, build
+from families import FAMILIES, GATED, OWN_ATTENTION, build, by_family
 from spikellm.conversion.block_runner import BlockRunner
 from spikellm.models.attention_interface import find_attention, use_interface
 from spikellm.models.families import find_blocks
@@ -86,7 +86,7 @@ EXPECTED: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("family", EXPECTED)
+@pytest.mark.parametrize("family", by_family(EXPECTED))
 def test_pairs_of_a_family(family: str) -> None:
     kept, dropped, _, _ = pairs_of(build(family))
     assert {pair.name for pair in kept} == EXPECTED[family]
@@ -94,7 +94,7 @@ def test_pairs_of_a_family(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", [name for name in FAMILIES if name not in OWN_ATTENTION | {"gpt2"}]
+    "family", by_family(name for name in FAMILIES if name not in OWN_ATTENTION | {"gpt2"})
 )
 def test_whatever_is_kept_changes_nothing(family: str) -> None:
     """All kept pairs together, with large random scales, in the whole block."""

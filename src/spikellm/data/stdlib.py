@@ -43,10 +43,7 @@ def stdlib_docstrings(split: Split) -> str:
         split: ``"evaluation"`` for the held-out modules (one in eight, by checksum of the top-level
             name), ``"calibration"`` for the others.
     """
-    held_out = split == "evaluation"
-    return "\n\n".join(
-        doc for module, doc in iterate_docstrings() if is_held_out(module) == held_out
-    )
+    return "\n\n".join(doc for _, doc in iterate_docstrings(split))
 
 
 def is_held_out(module: str) -> bool:
@@ -54,12 +51,19 @@ def is_held_out(module: str) -> bool:
     return zlib.crc32(module.encode()) % _HELD_OUT == 0
 
 
-def iterate_docstrings() -> Iterator[tuple[str, str]]:
-    """Yield ``(top-level module, docstring)`` in the order of file names and of the source."""
+def iterate_docstrings(split: Split | None = None) -> Iterator[tuple[str, str]]:
+    """Yield ``(top-level module, docstring)`` in the order of file names and of the source.
+
+    Args:
+        split: as for :func:`stdlib_docstrings`; both by default. Files of the other are not read.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
         parts = path.relative_to(root).parts
-        if _EXCLUDED.intersection(parts):
+        module = parts[0].removesuffix(".py")
+        if _EXCLUDED.intersection(parts) or (
+            split is not None and is_held_out(module) != (split == "evaluation")
+        ):
             continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -69,4 +73,4 @@ def iterate_docstrings() -> Iterator[tuple[str, str]]:
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 doc = ast.get_docstring(node)
                 if doc:
-                    yield parts[0].removesuffix(".py"), doc
+                    yield module, doc
