@@ -16,6 +16,7 @@ from spikellm.core.version import __version__
 if TYPE_CHECKING:
     from spikellm.api import (
         Conversion,
+        ReportContext,
         convert,
         generate,
         load,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Conversion",
+    "ReportContext",
     "__version__",
     "convert",
     "generate",

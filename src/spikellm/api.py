@@ -49,6 +49,7 @@ __all__ = [
     "Conversion",
     "ModelSummary",
     "Perplexity",
+    "ReportContext",
     "convert",
     "generate",
     "load",
@@ -236,6 +237,25 @@ def is_made_from(
     return found == identity
 
 
+@dataclass(frozen=True)
+class ReportContext:
+    """What a report sets a model beside.
+
+    Attributes:
+        name: of the model.
+        beside: names and models measured on the same windows: the original, or other conversions of
+            it. Taken one at a time.
+        energy_table: see :func:`spikellm.profiling.energy.load_table`.
+    """
+
+    name: str = "model"
+    beside: Iterable[tuple[str, Any]] = ()
+    energy_table: str | Path | None = None
+
+
+_ALONE = ReportContext()
+
+
 def report(
     model: Any,
     tokenizer: Any,
@@ -243,18 +263,14 @@ def report(
     *,
     tokens: int = 4096,
     seqlen: int | None = None,
-    name: str = "model",
-    beside: Iterable[tuple[str, Any]] = (),
-    energy_table: str | Path | None = None,
+    context: ReportContext = _ALONE,
 ) -> Report:
     """What a model costs on a text: operations, spikes, estimated energy, sizes, perplexity.
 
     Args:
         text: as for :func:`perplexity`; the first windows of it.
         tokens: how many tokens to measure on, in whole windows, at least one.
-        beside: names and models measured on the same windows: the original, or other conversions of
-            it. Taken one at a time.
-        energy_table: see :func:`spikellm.profiling.energy.load_table`.
+        context: its name, the models beside it, the table of energies.
 
     Raises:
         RequestError: unknown text or table, a text shorter than one window, a model beside it with
@@ -262,15 +278,16 @@ def report(
     """
     if tokens < 1:
         raise RequestError(f"tokens is {tokens}; expected at least 1")
-    table = load_table(energy_table)
+    table = load_table(context.energy_table)
     length = window_length(model.config, seqlen)
     windows = text_windows(model, tokenizer, text, seqlen=length, limit=max(1, tokens // length))
     rows: list[Beside] = []
-    for other_name, other in beside:
+    for other_name, other in context.beside:
         if other.config.vocab_size != model.config.vocab_size:
             raise RequestError(
-                f"{other_name} has {other.config.vocab_size} tokens in its vocabulary, {name} has"
-                f" {model.config.vocab_size}; perplexities of other tokens do not compare"
+                f"{other_name} has {other.config.vocab_size} tokens in its vocabulary,"
+                f" {context.name} has {model.config.vocab_size}; perplexities of other tokens do"
+                " not compare"
             )
         value = perplexity_of_windows(other, windows).value
         rows.append(
@@ -283,7 +300,7 @@ def report(
     measured = Text(
         Path(text).name, windows.shape[0], length, perplexity_of_windows(model, windows).value
     )
-    return make_report(model, name, windows, measured, table, origin, tuple(rows))
+    return make_report(model, context.name, windows, measured, table, origin, tuple(rows))
 
 
 def _require_finite_weights(model: nn.Module) -> None:

@@ -1,4 +1,6 @@
-"""How the command line speaks: results to standard output, progress and errors to standard error."""
+"""How the command line speaks: results on standard output, progress and errors on standard
+error.
+"""
 
 from __future__ import annotations
 
