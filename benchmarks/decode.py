@@ -21,7 +21,7 @@ import torch
 import transformers
 
 import spikellm
-from spikellm.commands.bench import bench, show
+from spikellm.commands.bench import BenchOptions, bench, show
 from spikellm.recipe.load import load_recipe
 
 SHAPES = {
@@ -92,16 +92,14 @@ def main() -> None:
                 )
                 spikellm.save(model, tokenizer, out)
                 del model
-            show(
-                bench(
-                    str(out),
-                    str(original),
-                    prompt=arguments.prompt,
-                    new=arguments.new,
-                    repeat=arguments.repeat,
-                    threads=arguments.threads,
-                )
+            turns = BenchOptions(
+                original=str(original),
+                prompt_tokens=arguments.prompt,
+                new_tokens=arguments.new,
+                repeat=arguments.repeat,
+                threads=arguments.threads,
             )
+            show(bench(str(out), turns))
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ from spikellm.recipe.load import load_recipe
 _RUN = """
 import json, pathlib, sys, time
 import psutil
-from spikellm import workflow
 from spikellm.__main__ import main
-from spikellm.calibration.memory import peak_memory
+from spikellm.commands.support import progress as told
+from spikellm.core.memory import peak_memory
 
-within, after, seconds, report_block = [], [], [], workflow.report_block
+within, after, seconds = [], [], []
 
 def watched():
     def on_block(progress):
@@ -50,16 +50,12 @@ def watched():
             pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak
     return on_block
 
-workflow.report_block = watched
+told.report_block = watched
 started = time.monotonic()
 status = main(sys.argv[1:])
-print(json.dumps({
-    "peak": max([*within, peak_memory()]),
-    "within": within,
-    "after": after,
-    "blocks": seconds,
-    "seconds": time.monotonic() - started,
-}))
+peak, spent = max([*within, peak_memory()]), time.monotonic() - started
+found = {"peak": peak, "within": within, "after": after, "blocks": seconds, "seconds": spent}
+print(json.dumps(found))
 sys.exit(status)
 """
 

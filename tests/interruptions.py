@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from spikellm.commands import convert as convert_command
+from spikellm.commands.convert import ConvertOptions
 
 _EVENTS = {
     "open",
@@ -84,19 +85,10 @@ def kill_after(child: int, seconds: float) -> None:
     os.kill(child, signal.SIGKILL)
 
 
-def convert(
-    model: Path,
-    out: Path,
-    text: Path,
-    *,
-    recipe: str = "w4a4-t2",
-    resume: bool = False,
-    **more: Any,
-) -> None:
-    """A small conversion to a folder."""
-    convert_command.convert_to_folder(
-        str(model), out, recipe, str(text), samples=2, seqlen=32, resume=resume, **more
-    )
+def convert(model: Path, out: Path, text: Path, **more: Any) -> None:
+    """A small conversion to a folder; ``more`` as :class:`ConvertOptions` has it."""
+    options = ConvertOptions(calibration=str(text), samples=2, seqlen=32, **more)
+    convert_command.convert(str(model), out, options)
 
 
 def bytes_of(folder: Path) -> dict[str, str]:

@@ -6,11 +6,11 @@ import os
 
 import pytest
 import torch
+from spikellm.nn.additive import AdditiveLinear, plane_sizes
 from torch import Tensor
 
 from spikellm.kernels.native import build, ops
 from spikellm.nn import fast
-from spikellm.nn.additive import AdditiveLinear, plane_sizes
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import AffineWeights
 from spikellm.recipe import ActivationRecipe, LinearRecipe

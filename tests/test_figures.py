@@ -12,6 +12,7 @@ import pytest
 import spikellm
 from conftest import SHARED, needs_shared
 from spikellm.commands import compare as compare_command
+from spikellm.commands.compare import CompareOptions
 
 pytestmark = [pytest.mark.slow, needs_shared]
 WINDOWS = 60
@@ -22,14 +23,11 @@ def compare(
 ) -> dict[str, float]:
     """Perplexity of each recipe over the original's."""
     train, test = SHARED / "text" / text / "train.txt", SHARED / "text" / text / "test.txt"
+    options = CompareOptions(
+        calibration=str(train), samples=samples, limit=WINDOWS, settings=settings
+    )
     result = compare_command.compare(
-        SHARED / "models" / model,
-        recipes,
-        [str(test)],
-        str(train),
-        samples=samples,
-        limit=WINDOWS,
-        settings=settings,
+        str(SHARED / "models" / model), tuple(recipes), (str(test),), options
     )
     return {row["recipe"]: row["perplexity"][str(test)]["ratio"] for row in result["rows"]}
 

@@ -131,13 +131,13 @@ def test_killed_while_it_replaces_an_older_result(
 
         def work(point: int = point) -> None:
             counting(tmp_path, die_at(point))
-            convert(BUNDLED, out, text_file, overwrite=True)
+            convert(BUNDLED, out, text_file, force=True)
 
         assert ended(forked(work)) == -signal.SIGKILL
         assert not out.exists() or bytes_of(out) in (older, whole["bytes"])
         assert ended(forked(lambda: convert(BUNDLED, out, text_file, resume=True))) == 0
         assert bytes_of(out) == whole["bytes"]
-        convert(BUNDLED, out, text_file, recipe="w8a8", overwrite=True)
+        convert(BUNDLED, out, text_file, recipe="w8a8", force=True)
 
 
 @pytest.mark.parametrize("failing", [1, 3, 6])

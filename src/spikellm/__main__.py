@@ -4,6 +4,7 @@ into one line and an exit status.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import traceback
@@ -22,27 +23,16 @@ _INTERRUPTED = "interrupted; a conversion goes on where it stopped with --resume
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0 done, 1 the work failed, 2 the request was wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = (
-        "--debug"
-        in arguments[
-            : next(
-                (i for i, word in enumerate(arguments) if not word.startswith("-")), len(arguments)
-            )
-        ]
-    )
+    debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), arguments)
     quiet_libraries(debug)
     with streams.guarded():
         try:
             streams.require_output()
             status = app(args=arguments, standalone_mode=False)
             sys.stdout.flush()
-            return (
-                _fail(_INTERRUPTED, _SIGINT)
-                if status == _SIGINT
-                else status
-                if isinstance(status, int)
-                else 0
-            )
+            if status == _SIGINT:
+                return _fail(_INTERRUPTED, _SIGINT)
+            return status if isinstance(status, int) else 0
         except (typer.Abort, KeyboardInterrupt):
             return _fail(_INTERRUPTED, _SIGINT)
         except streams.ReaderGone:
@@ -60,18 +50,11 @@ def _in_words(error: Exception, arguments: list[str]) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # a usage error of the command-line parser
         return f"{error.format_message()} (see spikellm {' '.join(arguments[:1])} --help)", 2
     if isinstance(error, FileNotFoundError) and is_gone():
-        return (
-            "the current folder was deleted or replaced; change to one that exists, then run again",
-            2,
-        )
+        gone = "the current folder was deleted or replaced; change to one that exists"
+        return f"{gone}, then run again", 2
     found = " ".join(str(error).split()) or "no message"
-    return (
-        (
-            f"unexpected {type(error).__name__}: {found} (run again with `spikellm --debug …` for a"
-            " traceback)"
-        ),
-        1,
-    )
+    hint = "(run again with `spikellm --debug …` for a traceback)"
+    return f"unexpected {type(error).__name__}: {found} {hint}", 1
 
 
 def quiet_libraries(debug: bool) -> None:
@@ -86,11 +69,8 @@ def quiet_libraries(debug: bool) -> None:
 
 def _fail(message: str, status: int) -> int:
     console.speak(True)
-    rank = (
-        f" (rank {os.environ['RANK']})"
-        if (os.environ.get("WORLD_SIZE") or "1") != "1" and "RANK" in os.environ
-        else ""
-    )
+    several = (os.environ.get("WORLD_SIZE") or "1") != "1" and "RANK" in os.environ
+    rank = f" (rank {os.environ['RANK']})" if several else ""
     console.note(f"spikellm: error{rank}: {' '.join(message.split())}")
     return status
 

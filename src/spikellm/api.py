@@ -273,8 +273,9 @@ def report(
     for other_name, other in options.get("beside", ()):
         if other.config.vocab_size != model.config.vocab_size:
             raise RequestError(
-                f"{other_name} has {other.config.vocab_size} tokens in its vocabulary, {name} has"
-                f" {model.config.vocab_size}; perplexities of other tokens do not compare"
+                f"{other_name} has {other.config.vocab_size} tokens in its vocabulary,"
+                f" {name} has {model.config.vocab_size}; perplexities of other tokens do"
+                " not compare"
             )
         value, converted = perplexity_of_windows(other, windows).value, bool(spike_config(other))
         rows.append(measure_beside(other, other_name, windows, value, table, converted=converted))

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from spikellm.nn.additive import AdditiveLinear
 
 import spikellm
 from budget import mostly_slow
 from conftest import first_blocks
 from families import build
 from spikellm.core.errors import RecipeError, RequestError
-from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.execution import spiking_linears
 
 PRESETS = {

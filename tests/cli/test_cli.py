@@ -272,11 +272,11 @@ def test_interrupted_conversion_and_resume(
     text_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import spikellm.commands.convert
+    from spikellm.commands.support import progress as told
 
     out, whole = tmp_path / "out", tmp_path / "whole"
     arguments = ("--recipe", "w4a4-t2", "--calibration", text_file, "--samples", 2, "--seqlen", 32)
-    report = spikellm.commands.convert.report_block
+    report = told.report_block
 
     def interrupt() -> Any:
         def on_block(progress: Any) -> None:
@@ -285,12 +285,12 @@ def test_interrupted_conversion_and_resume(
 
         return on_block
 
-    monkeypatch.setattr(spikellm.commands.convert, "report_block", interrupt)
+    monkeypatch.setattr(told, "report_block", interrupt)
     status, _, stderr = run(capsys, "convert", BUNDLED, out, *arguments)
     assert status == 130
     assert "--resume" in stderr
     assert not out.exists(), "nothing that looks whole"
-    monkeypatch.setattr(spikellm.commands.convert, "report_block", report)
+    monkeypatch.setattr(told, "report_block", report)
     status, _, stderr = run(capsys, "convert", BUNDLED, out, *arguments)
     assert status == 2
     assert "interrupted conversion" in stderr

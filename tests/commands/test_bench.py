@@ -7,7 +7,8 @@ import pytest
 
 from conftest import BUNDLED
 from spikellm.__main__ import main
-from spikellm.commands.bench import Run, Work, _row, run_once, show
+from spikellm.commands.bench import row_of, show
+from spikellm.commands.support.timing import Run, Work, run_once
 
 
 def test_command(capsys: pytest.CaptureFixture[str], converted_folder: Path) -> None:
@@ -46,7 +47,7 @@ def test_rates_are_medians_of_the_turns() -> None:
         Run("Model", first, decode, 100, "torch", 3.0, None)
         for first, decode in ((1.0, 9.0), (2.0, 8.0), (30.0, 70.0))
     ]
-    row = _row("nowhere", runs, Work(10, 18, None, "bfloat16", energy=True))
+    row = row_of("nowhere", runs, Work(10, 18, None, "bfloat16", energy=True))
     assert row["prefill_tokens_per_second"] == 5
     assert row["decode_tokens_per_second"] == 2
     assert row["prefill_joules_per_token"] == pytest.approx(0.3)

@@ -11,12 +11,12 @@ import spikellm
 from conftest import BUNDLED
 from interruptions import bytes_of
 from spikellm.__main__ import main
-from spikellm.commands.inputs import sources
+from spikellm.commands.support.inputs import sources
 
 
 @pytest.fixture
 def place(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model, texts, a recipe, an energy table and a folder of tasks, in the current folder."""
+    """A model, texts, a recipe, energies and a folder of tasks, in the current folder."""
     shutil.copytree(BUNDLED, tmp_path / "model")
     shutil.copy(text_file, tmp_path / "mine.txt")
     (tmp_path / "texts").mkdir()

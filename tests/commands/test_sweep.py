@@ -17,11 +17,23 @@ import spikellm
 from conftest import BUNDLED
 from spikellm.__main__ import main
 from spikellm.commands import compare, sweep
-from spikellm.commands.sweep import Axis, grid_of, parse_axis
+from spikellm.commands.compare import CompareOptions
+from spikellm.commands.support.axes import Axis, Setting, parse_axis, settings_of
+from spikellm.commands.support.options import GridOptions
+from spikellm.commands.sweep import SweepOptions
 from spikellm.core.errors import DependencyError, RequestError
 from spikellm.observers.activation_store import SharedStream
 
-GRID = ["activations.salient_rate=0.02,0.1", "activations.salient_steps=2,4"]
+GRID = ("activations.salient_rate=0.02,0.1", "activations.salient_steps=2,4")
+
+
+def sweep_of(text: object, recipe: str = "rtn-w4a4", **more: Any) -> dict[str, Any]:
+    """A sweep of the bundled model, measured on one text."""
+    return sweep.sweep(str(BUNDLED), (str(text),), SweepOptions(recipe=recipe, **more))
+
+
+def grid_of(axes: tuple[str, ...]) -> list[Setting]:
+    return settings_of("w4a4-t2", [parse_axis(axis) for axis in axes], GridOptions())
 
 
 @given(
@@ -42,7 +54,7 @@ def test_damaged_axes(text: str) -> None:
 
 
 def test_grid_has_every_combination_once() -> None:
-    grid = grid_of("w4a4-t2", [parse_axis(axis) for axis in GRID])
+    grid = grid_of(GRID)
     assert [
         (s.recipe.activations.salient_rate, s.recipe.activations.salient_steps) for s in grid
     ] == [
@@ -51,10 +63,10 @@ def test_grid_has_every_combination_once() -> None:
         (0.1, 2),
         (0.1, 4),
     ]
-    assert len(grid_of("w4a4-t2", [parse_axis("activations.salient_rate=0.1,0.10,0.2")])) == 2, (
+    assert len(grid_of(("activations.salient_rate=0.1,0.10,0.2",))) == 2, (
         "values that make one recipe are one point"
     )
-    assert len(grid_of("w4a4-t2", [])) == 1
+    assert len(grid_of(())) == 1
 
 
 @pytest.mark.parametrize(
@@ -78,9 +90,9 @@ def test_settings_are_checked_before_anything_slow(
 ) -> None:
     monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
     with pytest.raises(RequestError, match=words):
-        sweep.sweep(str(BUNDLED), "w4a4-t2", axes, ["stdlib"], samples=2, seeds=(5, 6))
+        sweep_of("stdlib", "w4a4-t2", axes=tuple(axes), samples=2, seeds=(5, 6))
     with pytest.raises(RequestError, match="greater than or equal to 0"):
-        sweep.sweep(str(BUNDLED), "w4a4-t2", [], ["stdlib"], seeds=(5, -1))
+        sweep_of("stdlib", seeds=(5, -1))
 
 
 @pytest.fixture
@@ -89,17 +101,16 @@ def work(text_file: Path) -> dict[str, Any]:
 
 
 def swept(text_file: Path, work: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return sweep.sweep(str(BUNDLED), "w4a4-t2", GRID, [str(text_file)], **work, **more)
+    return sweep_of(text_file, "w4a4-t2", axes=GRID, **work, **more)
 
 
 def test_points_are_those_of_conversions_one_by_one(text_file: Path, work: dict[str, Any]) -> None:
     """Sharing what conversions have in common changes no bit."""
     result = swept(text_file, work, seeds=(2, 3))
     for row in result["rows"]:
-        settings = [f"{key}={value}" for key, value in row["point"].items()]
-        alone = compare.compare(
-            BUNDLED, ["w4a4-t2"], [str(text_file)], **work, seeds=(2, 3), settings=settings
-        )["rows"]
+        settings = tuple(f"{key}={value}" for key, value in row["point"].items())
+        options = CompareOptions(**work, seeds=(2, 3), settings=settings)
+        alone = compare.compare(str(BUNDLED), ("w4a4-t2",), (str(text_file),), options)["rows"]
         assert row["perplexity"] == alone[1]["perplexity"]
         for key in ("average_steps", "ace_ratio", "weight_bytes", "energy_ratio"):
             assert row[key] == alone[1][key]
@@ -167,14 +178,8 @@ def test_goes_on_where_it_stopped(
         "result.json",
         "sweep.json",
     ]
-    again = sweep.sweep(
-        str(BUNDLED),
-        "w4a4-t2",
-        ["activations.salient_rate=0.1,0.2"],
-        [str(text_file)],
-        **work,
-        out=tmp_path / "sweep",
-    )
+    axes = ("activations.salient_rate=0.1,0.2",)
+    again = sweep_of(text_file, "w4a4-t2", axes=axes, **work, out=tmp_path / "sweep")
     assert len(calls) == 6, "another grid takes the point that both have"
     assert len(again["rows"]) == 2
 
@@ -186,14 +191,8 @@ def test_another_calibration_text_makes_another_point(
     rows = []
     for content in (text, text[5000:], text):
         path.write_text(content, encoding="utf-8")
-        found = sweep.sweep(
-            str(BUNDLED),
-            "w4a4-t2",
-            [],
-            [str(text_file)],
-            **{**work, "calibration": str(path)},
-            out=tmp_path / "sweep",
-        )
+        options = {**work, "calibration": str(path), "out": tmp_path / "sweep"}
+        found = sweep_of(text_file, "w4a4-t2", **options)
         rows.append(found["rows"][0])
     assert rows[0] == rows[2], "taken over"
     assert rows[0]["perplexity"] != rows[1]["perplexity"]
@@ -203,33 +202,24 @@ def test_points_of_something_else_are_refused(
     text_file: Path, work: dict[str, Any], tmp_path: Path
 ) -> None:
     one = {"out": tmp_path / "sweep", **work}
-    sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
+    sweep_of(text_file, **one)
     with pytest.raises(RequestError, match="another texts"):
-        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **{**one, "limit": 1})
+        sweep_of(text_file, **{**one, "limit": 1})
     table = yaml.safe_load(
         (files("spikellm.profiling") / "energy_tables" / "horowitz-45nm.yaml").read_text()
     )
     table["picojoules"]["int32_add"] *= 2
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
     with pytest.raises(RequestError, match="another energy_table"):
-        sweep.sweep(
-            str(BUNDLED),
-            "rtn-w4a4",
-            [],
-            [str(text_file)],
-            **one,
-            energy_table=tmp_path / "table.yaml",
-        )
+        sweep_of(text_file, **one, energy_table=str(tmp_path / "table.yaml"))
     point = next((tmp_path / "sweep" / "points").iterdir())
     point.write_text("{")
     with pytest.raises(RequestError, match="damaged"):
-        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
+        sweep_of(text_file, **one)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(RequestError, match="holds no sweep"):
-        sweep.sweep(
-            str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **{**one, "out": tmp_path / "other"}
-        )
+        sweep_of(text_file, **{**one, "out": tmp_path / "other"})
 
 
 def test_a_sweep_that_stopped_before_its_first_point_goes_on(
@@ -238,9 +228,9 @@ def test_a_sweep_that_stopped_before_its_first_point_goes_on(
     one = {"out": tmp_path / "sweep", **work}
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / ".sweep.json.123.tmp").touch()
-    sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
+    sweep_of(text_file, **one)
     shutil.rmtree(tmp_path / "sweep" / "points")
-    sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **one)
+    sweep_of(text_file, **one)
     assert len(list((tmp_path / "sweep" / "points").iterdir())) == 2
 
 
@@ -251,9 +241,9 @@ def test_damaged_folders_get_one_line(
 
     def again(words: str) -> None:
         with pytest.raises(RequestError, match=words):
-            sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **work, out=out)
+            sweep_of(text_file, **work, out=out)
 
-    sweep.sweep(str(BUNDLED), "rtn-w4a4", [], [str(text_file)], **work, out=out)
+    sweep_of(text_file, **work, out=out)
     known = (out / "sweep.json").read_text(encoding="utf-8")
     for content in ("[]", "[" * 100_000, "{", "\xff"):
         (out / "sweep.json").write_text(content, encoding="latin-1")
@@ -291,7 +281,7 @@ def test_what_draws_the_plot_is_asked_for_first(
     monkeypatch.setattr(spikellm.api, "load", lambda *_, **__: pytest.fail("loaded a model"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(DependencyError, match="pictures need matplotlib"):
-        sweep.sweep(str(BUNDLED), "rtn-w4a4", [], ["stdlib"], out=tmp_path / "sweep")
+        sweep_of("stdlib", out=tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
 
 

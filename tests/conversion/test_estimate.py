@@ -17,7 +17,8 @@ from conftest import BUNDLED
 from families import FAMILIES, build, by_family
 from interruptions import bytes_of
 from spikellm.commands import convert
-from spikellm.commands.storage import choose_store
+from spikellm.commands.convert import ConvertOptions
+from spikellm.commands.support.storage import choose_store
 from spikellm.conversion import block_runner
 from spikellm.conversion.estimate import Needs, find_units
 from spikellm.core.errors import RequestError
@@ -53,16 +54,15 @@ def test_states_in_a_file_are_those_in_ram(
 
 def test_the_store_changes_no_byte(text_file: Path, tmp_path: Path) -> None:
     for store in ("ram", "disk"):
-        convert.convert_to_folder(
-            str(BUNDLED),
-            tmp_path / store,
-            "spike-w4a4-t2",
-            str(text_file),
+        options = ConvertOptions(
+            recipe="spike-w4a4-t2",
+            calibration=str(text_file),
             samples=2,
             seqlen=32,
-            settings=["omniquant.epochs=1"],
+            settings=("omniquant.epochs=1",),
             store=store,
         )
+        convert.convert(str(BUNDLED), tmp_path / store, options)
     assert {k: v for k, v in bytes_of(tmp_path / "ram").items() if k != "README.md"} == {
         k: v for k, v in bytes_of(tmp_path / "disk").items() if k != "README.md"
     }
@@ -103,10 +103,9 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_an_unknown_store(text_file: Path, tmp_path: Path) -> None:
+    options = ConvertOptions(calibration=str(text_file), store="tape")
     with pytest.raises(RequestError, match="expected auto, ram, disk"):
-        convert.convert_to_folder(
-            str(BUNDLED), tmp_path / "out", "w4a4-t2", str(text_file), store="tape"
-        )
+        convert.convert(str(BUNDLED), tmp_path / "out", options)
 
 
 def test_estimates_are_of_the_right_size(text_file: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from budget import examples
 from layers import fit
 from spikellm.core.errors import CheckpointError, DependencyError
-from spikellm.export.nir import layer_graph, read_graph, run_graph, segment_weights, write_graph
+from spikellm.export.nir import layer_graph, segment_weights, write_graph
+from spikellm.export.nir_simulation import read_graph, run_graph
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.population import layer_population
 from spikellm.recipe import ActivationRecipe, LinearRecipe

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from spikellm.nn.fast_heads import PackedKV
 from torch import Tensor, nn
 
 from heads import coder_and_heads
@@ -20,7 +21,6 @@ from native import additive, best_level, forget, needs_compiler
 from spikellm.core.errors import DependencyError
 from spikellm.kernels.native import build, ops
 from spikellm.nn import fast
-from spikellm.nn.fast_heads import PackedKV
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 pytestmark = pytest.mark.usefixtures("native_kernels")

@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from spikellm.nn.fast_heads import PackedKV, rows_of
 
 import spikellm
 from heads import CODERS, coder_and_heads
 from native import forget, needs_compiler
 from spikellm.kernels.native import build, ops
 from spikellm.models.cache import spiking_cache
-from spikellm.nn.fast_heads import PackedKV, rows_of
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.recipe import ActivationRecipe
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from spikellm.nn.additive import AdditiveLinear, plane_sizes, sum_of_chosen
+from spikellm.nn.partly_binary import PartlyBinaryLinear
 
 from spikellm.algorithms.gptq import fit_layer
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.core.errors import RequestError
-from spikellm.nn.additive import AdditiveLinear, plane_sizes, sum_of_chosen
 from spikellm.nn.channels import Groups, Sample, salient_columns
 from spikellm.nn.execution import set_execution_mode
-from spikellm.nn.partly_binary import PartlyBinaryLinear
 from spikellm.recipe import LinearRecipe
 
 TERNARY = {"format": "ternary"}

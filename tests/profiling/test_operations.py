@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from spikellm.nn.additive import AdditiveLinear
 from torch.utils.flop_counter import FlopCounterMode
 
 import spikellm
 from conftest import first_blocks
 from families import build
 from spikellm.neurons import make_neuron
-from spikellm.nn.additive import AdditiveLinear
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.counts import FORMS

@@ -272,8 +272,9 @@ def test_another_vocabulary_is_refused(bundled: tuple[Any, Any], text_file: Path
 
     other = build("llama")
     other.resize_token_embeddings(100)
+    beside = [("other", other)]
     with pytest.raises(RequestError, match="other has 100 tokens in its vocabulary"):
-        spikellm.report(*bundled, str(text_file), tokens=64, seqlen=64, beside=[("other", other)])
+        spikellm.report(*bundled, str(text_file), tokens=64, seqlen=64, beside=beside)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

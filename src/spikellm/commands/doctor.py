@@ -1,4 +1,4 @@
-"""What this machine offers: versions, processor features, kernels in use."""
+"""The verb ``doctor``: what this machine offers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ import os
 import platform
 from typing import Any
 
+from spikellm.commands.support.verb import verbs
+from spikellm.core import console
+
 _PACKAGES = ("torch", "transformers", "safetensors", "accelerate", "datasets", "pydantic")
 
 
-def examine() -> dict[str, Any]:
-    """Findings by name, in the order in which they are worth reading."""
+@verbs.register("doctor")
+def doctor() -> dict[str, Any]:
+    """Show versions, processor features and the kernels in use.
+
+    Returns:
+        Findings by name, in the order in which they are worth reading.
+    """
     import torch
 
     from spikellm.core.version import __version__
-    from spikellm.kernels.native import build, ops
+    from spikellm.kernels import base
+    from spikellm.kernels.native import build
 
     found: dict[str, Any] = {
         "spikellm": __version__,
@@ -29,7 +38,13 @@ def examine() -> dict[str, Any]:
     found["processor"] = torch.backends.cpu.get_cpu_capability()
     found["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     found["accelerator"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    found["kernels"] = ops.describe()
+    found["kernels"] = base.describe()
     found["compiler"] = build.compiler() or "none"
     found["kernel cache"] = str(build.cache_folder())
     return found
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print what was found."""
+    rows = [[key, str(value)] for key, value in result.items()]
+    console.table("spikellm doctor", ["what", "found"], rows, left=2)

@@ -1,18 +1,40 @@
-"""The verb ``inspect``."""
+"""The verb ``inspect``: layers, bits, steps and sizes of a model."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from spikellm import api
-from spikellm.checkpoint.save import spike_config
+from spikellm.commands.support.options import Model, Trust
+from spikellm.commands.support.verb import verbs
 from spikellm.core import console
 
 
-def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Layers, bits, steps and sizes as plain data."""
-    loaded, _ = api.load(model, trust_remote_code=trust_remote_code)
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """How a model is loaded to be looked at."""
+
+    trust_remote_code: Trust = False
+
+
+_DEFAULT = InspectOptions()
+
+
+@verbs.register("inspect")
+def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
+    """Show layers, bits, steps and sizes of a model, converted or not.
+
+    Example: spikellm inspect out/w4a4
+
+    Returns:
+        ``{"model", "kind", "recipe", "record", "average_steps", "additive_share", "bytes":
+        {"weights", "dense", "total"}, "layers": [...], "attention": [...]}``.
+    """
+    from spikellm import api
+    from spikellm.checkpoint.save import spike_config
+
+    loaded, _ = api.load(model, trust_remote_code=options.trust_remote_code)
     summary, config = api.summarize(loaded), spike_config(loaded)
     return {
         "model": model,
@@ -31,6 +53,94 @@ def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, A
     }
 
 
+def show(result: dict[str, Any]) -> None:
+    """Print the layers as a table, and beneath it what holds of the whole model."""
+    recipe = result["recipe"]["name"] if result["recipe"] else "not converted"
+    console.table(
+        f"{result['model']}: {result['kind']}, {recipe}",
+        list(_COLUMNS),
+        [[cell(layer) for cell in _COLUMNS.values()] for layer in result["layers"]],
+    )
+    for line in _converted(result) if result["recipe"] else _ordinary(result):
+        console.out.print(line, highlight=False, soft_wrap=True)
+
+
+def _weights(layer: dict[str, Any]) -> str:
+    """Bits of the weights, and their code where it is another than whole numbers."""
+    code, bits = layer["weight_code"], layer["weight_bits"]
+    return str(bits) if code in (None, "affine") else f"{code} {bits}"
+
+
+def _spikes(layer: dict[str, Any]) -> str:
+    """The neuron before a layer, and the bits that its spikes stand for."""
+    return f"{layer['neuron']} {layer['spike_bits']}" if layer["neuron"] else "-"
+
+
+def _steps(layer: dict[str, Any]) -> str:
+    return f"{layer['average_steps']:.3f}" if layer["neuron"] or layer["salient_columns"] else "-"
+
+
+def _salient(layer: dict[str, Any]) -> str:
+    """Salient channels of the inputs, those with a range of their own in brackets, and of the
+    weights.
+    """
+    channels, columns = layer["salient_channels"], layer["salient_columns"]
+    parts = [
+        f"{channels} ({layer['own_range_channels']})" if channels else "",
+        f"{columns} of weights" if columns else "",
+    ]
+    return ", ".join(filter(None, parts)) or "-"
+
+
+def _rotated(layer: dict[str, Any]) -> str:
+    return str(layer["rotated_channels"] or "-")
+
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "layer": lambda layer: str(layer["name"]),
+    "out × in": lambda layer: f"{layer['out_features']} × {layer['in_features']}",
+    "weight bits": _weights,
+    "spike bits": _spikes,
+    "steps": _steps,
+    "salient (own range)": _salient,
+    "rotated": _rotated,
+    "bytes": lambda layer: console.size(layer["weight_bytes"]),
+}
+
+
+def _ordinary(result: dict[str, Any]) -> list[str]:
+    return [f"whole model {console.size(result['bytes']['total'])}; no spiking layer"]
+
+
+def _converted(result: dict[str, Any]) -> list[str]:
+    """Lines about a converted model: averages and sizes, rotations, attention."""
+    sizes = result["bytes"]
+    whole = (
+        f"average steps {result['average_steps']:.3f}; additive share of the products of"
+        f" converted layers {result['additive_share']:.3f}; converted weights"
+        f" {console.size(sizes['weights'])}, {sizes['weights'] / sizes['dense']:.3f} of 16 bits"
+        f" a weight; whole model {console.size(sizes['total'])}"
+    )
+    rotated = rotations_in_words(result["recipe"])
+    return [whole, *([f"rotated: {rotated}"] if rotated else []), _attention(result["attention"])]
+
+
+def _attention(modules: list[dict[str, Any]]) -> str:
+    if not modules:
+        return "attention does not spike"
+    one = modules[0]
+    cache = (
+        f"a cached token and key-value head takes {one['cache_bytes']} bytes,"
+        f" {one['dense_cache_bytes']} at 16 bits"
+        if one["cache_bytes"]
+        else "K and V are not cached as spikes"
+    )
+    return (
+        f"attention spikes in {len(modules)} modules: query {one['query_bits']}, key"
+        f" {one['key_bits']}, value {one['value_bits']} bits; {cache}"
+    )
+
+
 def rotations_in_words(recipe: dict[str, Any]) -> str:
     """What a recipe rotates, fused or while the model runs; nothing if nothing."""
     options, attention = recipe.get("rotation", {}), recipe.get("attention", {})
@@ -41,91 +151,3 @@ def rotations_in_words(recipe: dict[str, Any]) -> str:
         "Q and K" if attention.get("rotate") else "",
     ]
     return ", ".join(filter(None, parts))
-
-
-def show_inspection(result: dict[str, Any]) -> None:
-    """Print what :func:`inspect_model` found."""
-    rows = []
-    for layer in result["layers"]:
-        spikes = f"{layer['neuron']} {layer['spike_bits']}" if layer["neuron"] else "-"
-        steps = (
-            f"{layer['average_steps']:.3f}" if layer["neuron"] or layer["salient_columns"] else "-"
-        )
-        salient = (
-            f"{layer['salient_channels']} ({layer['own_range_channels']})"
-            if layer["salient_channels"]
-            else "-"
-        )
-        if layer["salient_columns"]:
-            salient = (
-                f"{layer['salient_columns']} of weights"
-                if salient == "-"
-                else f"{salient}, {layer['salient_columns']} of weights"
-            )
-        bits = (
-            str(layer["weight_bits"])
-            if layer["weight_code"] in (None, "affine")
-            else f"{layer['weight_code']} {layer['weight_bits']}"
-        )
-        shape = f"{layer['out_features']} × {layer['in_features']}"
-        turned = str(layer["rotated_channels"] or "-")
-        rows.append(
-            [
-                layer["name"],
-                shape,
-                bits,
-                spikes,
-                steps,
-                salient,
-                turned,
-                console.size(layer["weight_bytes"]),
-            ]
-        )
-    recipe = result["recipe"]["name"] if result["recipe"] else "not converted"
-    console.table(
-        f"{result['model']}: {result['kind']}, {recipe}",
-        [
-            "layer",
-            "out × in",
-            "weight bits",
-            "spike bits",
-            "steps",
-            "salient (own range)",
-            "rotated",
-            "bytes",
-        ],
-        rows,
-    )
-    sizes = result["bytes"]
-    if result["recipe"]:
-        console.out.print(
-            f"average steps {result['average_steps']:.3f}; additive share of the products of"
-            f" converted layers {result['additive_share']:.3f}; converted weights"
-            f" {console.size(sizes['weights'])}, {sizes['weights'] / sizes['dense']:.3f} of 16 bits"
-            f" a weight; whole model {console.size(sizes['total'])}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if rotated := rotations_in_words(result["recipe"]):
-            console.out.print(f"rotated: {rotated}", highlight=False, soft_wrap=True)
-        if result["attention"]:
-            one = result["attention"][0]
-            row = (
-                f"a cached token and key-value head takes {one['cache_bytes']} bytes,"
-                f" {one['dense_cache_bytes']} at 16 bits"
-                if one["cache_bytes"]
-                else "K and V are not cached as spikes"
-            )
-            console.out.print(
-                f"attention spikes in {len(result['attention'])} modules: query"
-                f" {one['query_bits']}, key {one['key_bits']}, value {one['value_bits']} bits;"
-                f" {row}",
-                highlight=False,
-                soft_wrap=True,
-            )
-        else:
-            console.out.print("attention does not spike", highlight=False)
-    else:
-        console.out.print(
-            f"whole model {console.size(sizes['total'])}; no spiking layer", highlight=False
-        )

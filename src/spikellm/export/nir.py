@@ -6,7 +6,8 @@ that pass binary spikes on, integer weights, integrators.
 
 A moment of the binary form is one time step. Fed with the spikes of a token the integrators end in
 the layer's integer sums, one for each output and segment (columns that share a threshold and a
-weight scale). What NIR has no words for is listed in :data:`NOT_EXPRESSED`.
+weight scale). What NIR has no words for is listed in :data:`NOT_EXPRESSED`. As a format, ``nir`` is
+a folder with one graph a layer.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikellm.core.errors import CheckpointError
+from spikellm.core.errors import RequestError
 from spikellm.core.extras import require
 from spikellm.core.files import write_atomically
+from spikellm.core.registry import unknown_name
+from spikellm.export.base import Source, exporters
+from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.population import channel_order
 
@@ -38,6 +42,57 @@ NOT_EXPRESSED = (
 )
 
 
+@exporters.register("nir")
+class NirExporter:
+    """Every layer whose inputs are spikes as a graph in a file of its own, ``LAYER.nir``."""
+
+    not_expressed: tuple[str, ...] = NOT_EXPRESSED
+
+    def __init__(self) -> None:
+        require_nir()
+
+    def refuses(self, model: Any) -> str | None:
+        """A model without spiking inputs has no spikes that a graph could begin with."""
+        if _layers(model):
+            return None
+        return (
+            "no layer codes its inputs as spikes, and a graph begins with spikes; convert it with a"
+            " recipe that has activations below 16 bits"
+        )
+
+    def export(self, source: Source, folder: Path) -> list[dict[str, Any]]:
+        """Write the graphs.
+
+        Raises:
+            RequestError: a layer that is named is not there, or its inputs are not spikes.
+            SpikeLLMError: the file system refused.
+        """
+        layers, files = _layers(source.model), []
+        for name in source.layers:
+            if name not in layers:
+                raise RequestError(unknown_name("layer", name, layers))
+        for name in source.layers or layers:
+            graph = layer_graph(layers[name])
+            write_graph(graph, folder / f"{name}.nir")
+            outputs, inputs = graph.nodes["synapses"].weight.shape
+            files.append(
+                {
+                    "file": f"{name}.nir",
+                    "layer": name,
+                    "inputs": int(inputs),
+                    "sums": int(outputs),
+                }
+            )
+        return files
+
+
+def _layers(model: Any) -> dict[str, SpikingLinear]:
+    """Layers whose inputs are spikes, by their full names."""
+    return {
+        name: layer for name, layer in spiking_linears(model).items() if layer.neuron is not None
+    }
+
+
 def layer_graph(layer: SpikingLinear) -> Any:
     """NIR graph of one layer.
 
@@ -46,7 +101,7 @@ def layer_graph(layer: SpikingLinear) -> Any:
     Raises:
         DependencyError: the package ``nir`` is not installed.
     """
-    nir, np = require_nir(), _numpy()
+    nir, np = require_nir(), numpy()
     weights = segment_weights(layer).numpy().astype(np.int32)
     inputs, outputs = weights.shape[1], weights.shape[0]
     ones = np.ones(inputs, np.float32)
@@ -105,78 +160,6 @@ def write_graph(graph: Any, path: Path) -> None:
     write_atomically(path, lambda temporary: nir.write(str(temporary), graph))
 
 
-def read_graph(path: Path) -> Any:
-    """Read a graph.
-
-    Raises:
-        CheckpointError: not a file of NIR.
-        DependencyError: the package ``nir`` is not installed.
-    """
-    nir = require_nir()
-    try:
-        return nir.read(str(path))
-    except Exception as error:  # whatever HDF5 or the package says of a damaged file
-        raise CheckpointError(
-            f"{path} is not a NIR graph ({' '.join(str(error).split())[:120]}); write one with"
-            " spikellm trace --nir"
-        ) from None
-
-
-def run_graph(graph: Any, spikes: Tensor) -> Tensor:
-    """Run a graph of :func:`layer_graph` by the equations of NIR, with a time step of 1.
-
-    Args:
-        spikes: {−1, 0, 1}, ``(moments, in)``.
-
-    Returns:
-        What the integrators hold at the end, int64 ``(segments · out,)``.
-
-    Raises:
-        CheckpointError: the graph has a node that such graphs do not have.
-    """
-    nir, np = require_nir(), _numpy()
-    sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
-    for source, target in graph.edges:
-        sources[target].append(source)
-    order: list[str] = []
-    while len(order) < len(graph.nodes):
-        ready = [
-            name
-            for name in graph.nodes
-            if name not in order and all(source in order for source in sources[name])
-        ]
-        if not ready:
-            raise CheckpointError("the NIR graph has a loop, which no layer has")
-        order += ready
-    state: dict[str, Any] = dict.fromkeys(order, 0.0)
-    value: dict[str, Any] = {}
-    for moment in spikes.numpy().astype(np.float64):
-        for name in order:
-            node, arriving = graph.nodes[name], sum(value[source] for source in sources[name])
-            if isinstance(node, nir.Input):
-                value[name] = moment
-            elif isinstance(node, nir.Scale):
-                value[name] = node.scale * arriving
-            elif isinstance(node, nir.Linear):
-                value[name] = node.weight.astype(np.float64) @ arriving
-            elif isinstance(node, nir.IF):
-                charged = state[name] + node.r * arriving
-                fires = charged > node.v_threshold
-                state[name], value[name] = (
-                    np.where(fires, node.v_reset, charged),
-                    fires.astype(np.float64),
-                )
-            elif isinstance(node, nir.I):
-                state[name] = value[name] = state[name] + node.r * arriving
-            elif isinstance(node, nir.Output):
-                value[name] = arriving
-            else:
-                raise CheckpointError(
-                    f"the NIR graph has a node {type(node).__name__}, which no layer has"
-                )
-    return torch.from_numpy(np.rint(value["output"]).astype(np.int64))
-
-
 def require_nir() -> Any:
     """The package ``nir``.
 
@@ -186,7 +169,8 @@ def require_nir() -> Any:
     return require("graphs of NIR", "nir", "nir")
 
 
-def _numpy() -> Any:
+def numpy() -> Any:
+    """NumPy, which ``nir`` brings."""
     import numpy as np
 
     return np

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spikellm.commands.measure import Measured, row_of
+from spikellm.commands.support.measure import Measured, row_of
 from spikellm.core.errors import RequestError
 from spikellm.core.files import cannot_write, require_name, write_atomically
 from spikellm.core.io import PlainDataError, difference_in_words, read_json

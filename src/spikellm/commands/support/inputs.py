@@ -15,12 +15,12 @@ _TASK_SUFFIXES = (".yaml", ".yml")  # and of a folder of tasks
 
 def sources(
     *,
-    models: Iterable[str | None] = (),
-    texts: Iterable[str | None] = (),
+    models: Iterable[str] = (),
+    texts: Iterable[str] = (),
     recipes: Iterable[str] = (),
     settings: Iterable[str] = (),
-    files: Iterable[str | None] = (),
-    tasks: str | None = None,
+    files: Iterable[str] = (),
+    tasks: Iterable[str] = (),
 ) -> list[Source]:
     """The files and folders of this machine among what a command is told to read.
 
@@ -29,23 +29,32 @@ def sources(
     Args:
         recipes, settings: recipes are read, and the calibration text that each names.
         files: single files, of energies for example.
-        tasks: a folder of task files.
+        tasks: folders of task files.
     """
-    from spikellm.recipe.load import load_recipe, preset_names
+    own, named = _recipe_files(recipes, settings)
+    found = [Source(Path(name)) for name in (*models, *own, *files)]
+    found += [
+        Source(Path(name), _TEXT_SUFFIXES)
+        for name in (*texts, *named)
+        if exists(Path(name)) and not _is_named(name)
+    ]
+    return found + [Source(Path(name), _TASK_SUFFIXES) for name in tasks]
 
-    named, own = list(texts), [recipe for recipe in recipes if recipe not in preset_names()]
+
+def _recipe_files(recipes: Iterable[str], settings: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Recipes that are files, and the calibration texts that recipes name."""
+    own: list[str] = []
+    named: list[str] = []
     for recipe in recipes:
+        from spikellm.recipe.load import load_recipe, preset_names
+
+        if recipe not in preset_names():
+            own.append(recipe)
         try:
             named.append(load_recipe(recipe, settings).calibration.text)
         except RequestError:  # told where the recipe is used
             continue
-    found = [Source(Path(name)) for name in (*models, *own, *files) if name]
-    found += [
-        Source(Path(name), _TEXT_SUFFIXES)
-        for name in named
-        if name and exists(Path(name)) and not _is_named(name)
-    ]
-    return found + ([Source(Path(tasks), _TASK_SUFFIXES)] if tasks else [])
+    return own, named
 
 
 def require_texts(texts: Iterable[str], limit: int | None = None) -> None:

@@ -1,0 +1,108 @@
+"""A folder is written by one process at a time.
+
+The lock is a file beside the folder, held by the operating system for as long as its process lives;
+a second file says who holds it. Both are gone when the work is done. What a killed process leaves
+of them holds nobody up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from spikellm.core.errors import RequestError
+from spikellm.core.files import cannot_write
+from spikellm.core.io import PlainDataError, read_json
+
+_PATIENCE = 0.5  # seconds until who has just taken the lock has said so
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Keep other processes from writing ``target`` in the meantime.
+
+    Raises:
+        RequestError: another one does; says which, and since when.
+        SpikeLLMError: the file system refused.
+    """
+    target = target.resolve()
+    path, holder = (target.with_name(f".{target.name}.{end}") for end in ("lock", "holder"))
+    try:
+        made = _make_parents(target)
+        lock = _acquire(path)
+    except Timeout:
+        raise RequestError(
+            f"{target} is being written by {_who(holder)}; wait until it has ended, or choose"
+            " another folder"
+        ) from None
+    except OSError as error:
+        raise cannot_write(target, error) from None
+    try:
+        _say_who(holder)
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # by who holds it alone, see _acquire
+        lock.release()
+        for folder in made:
+            with suppress(OSError):  # it holds something now
+                folder.rmdir()
+
+
+def _make_parents(target: Path) -> list[Path]:
+    """Make the folders above a target; gives those that were not there, the innermost first."""
+    missing = [folder for folder in target.parents if not folder.exists()]
+    if missing:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _acquire(path: Path) -> FileLock:
+    """Lock the file that stands at ``path``, and not one that its former holder has removed.
+
+    Raises:
+        Timeout: another process has it.
+        OSError: the file system refused.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock = FileLock(str(path))
+            lock.acquire(timeout=0)
+            # The file that was opened is still there, so the lock, taken in between, is on it.
+            if _is_at(path, descriptor):
+                return lock
+            lock.release()
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
+
+
+def _say_who(holder: Path) -> None:
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    who = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+    with suppress(OSError):  # for people alone
+        holder.write_text(json.dumps(who), encoding="utf-8")
+
+
+def _who(holder: Path) -> str:
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until:
+        with suppress(PlainDataError, OSError, KeyError, TypeError):
+            found = read_json(holder)
+            return f"process {found['pid']} on {found['host']} since {found['since']}"
+        time.sleep(_PATIENCE / 10)
+    return "another process"
