@@ -15,7 +15,9 @@ def examine() -> dict[str, Any]:
     import torch
 
     from spikellm.core.version import __version__
-    from spikellm.kernels.native import build, ops
+    from spikellm.kernels import choice, describe
+    from spikellm.kernels.base import in_order
+    from spikellm.kernels.native import build
 
     found: dict[str, Any] = {
         "spikellm": __version__,
@@ -29,7 +31,17 @@ def examine() -> dict[str, Any]:
     found["processor"] = torch.backends.cpu.get_cpu_capability()
     found["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     found["accelerator"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    found["kernels"] = ops.describe()
+    found["kernels"] = describe()
+    for backend in in_order():
+        problem = backend.missing()
+        found[f"kernels, {backend.name}"] = (
+            f"off ({problem})" if problem else f"ready on {_devices(backend)}"
+        )
+    found["kernels asked for"] = choice()
     found["compiler"] = build.compiler() or "none"
     found["kernel cache"] = str(build.cache_folder())
     return found
+
+
+def _devices(backend: Any) -> str:
+    return "every device" if backend.devices is None else ", ".join(sorted(backend.devices))

@@ -8,6 +8,7 @@ from typing import Any
 from spikellm import api
 from spikellm.checkpoint.save import spike_config
 from spikellm.core import console
+from spikellm.models.kernel_summary import summarize_kernels
 
 
 def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, A
         },
         "layers": [asdict(layer) for layer in summary.layers],
         "attention": [asdict(attention) for attention in summary.attentions],
+        "kernels": [asdict(one) for one in summarize_kernels(loaded)],
     }
 
 
@@ -41,6 +43,14 @@ def rotations_in_words(recipe: dict[str, Any]) -> str:
         "Q and K" if attention.get("rotate") else "",
     ]
     return ", ".join(filter(None, parts))
+
+
+def kernels_in_words(one: dict[str, Any]) -> str:
+    """Which backend runs some modules, and why others do not."""
+    count = one["modules"]
+    which = one["example"] if count == 1 else f"{one['example']} and {count - 1} more"
+    against = "; ".join(f"not {name}: {why}" for name, why in one["against"].items())
+    return f"{one['backend']} runs {which}" + (f" ({against})" if against else "")
 
 
 def show_inspection(result: dict[str, Any]) -> None:
@@ -125,6 +135,8 @@ def show_inspection(result: dict[str, Any]) -> None:
             )
         else:
             console.out.print("attention does not spike", highlight=False)
+        for one in result["kernels"]:
+            console.out.print(f"kernels: {kernels_in_words(one)}", highlight=False, soft_wrap=True)
     else:
         console.out.print(
             f"whole model {console.size(sizes['total'])}; no spiking layer", highlight=False

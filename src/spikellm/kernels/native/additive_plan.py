@@ -47,9 +47,7 @@ def make_additive_plan(weights: Tensor, spec: LinearSpec) -> tuple[Tensor, Tenso
             shifts = torch.arange(TRIPLES, dtype=torch.int32) * _BITS
             planes.append((triples << shifts).sum(-1, dtype=torch.int32))
     words = torch.cat(planes, 1) if planes else torch.zeros(blocks * OUTPUTS, 0, dtype=torch.int32)
-    source = (
-        torch.arange(columns, dtype=torch.int32) if spec.order is None else spec.order.int().cpu()
-    )
+    order = torch.arange(columns) if spec.order is None else spec.order.cpu()
     plan = torch.cat(
         [torch.tensor([*header, words.shape[1], *entries], dtype=torch.int32), order.int()]
     )
