@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from spikellm.kernels.native import ops
+from spikellm.kernels import describe
 from spikellm.models.attention_interface import CHILD, spike_attention
 from spikellm.models.cache import SpikingLayer
 from spikellm.nn.attention import HeadShape, SpikingAttention
@@ -93,7 +93,7 @@ def main() -> None:
     own = arguments.heads // arguments.shared
     print(
         f"{arguments.heads} heads of {arguments.channels} channels, {own} of keys and values,"
-        f" {arguments.threads} thread(s), kernels: {ops.describe()}"
+        f" {arguments.threads} thread(s), kernels: {describe()}"
     )
     for tokens in map(int, arguments.tokens.split(",")):
         with torch.no_grad():

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from spikellm.kernels.native import ops
-from spikellm.nn.additive import AdditiveLinear
+from spikellm.kernels import describe
+from spikellm.nn.formats import format_of
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.affine import AffineWeights
 from spikellm.recipe import ActivationRecipe, LinearRecipe
@@ -34,9 +34,8 @@ _MEMORY = 128 << 20
 def spiking(size: int, recipe: LinearRecipe, seed: int = 0) -> SpikingLinear:
     """A layer of random weights, a tenth of its channels salient where the recipe says so."""
     generator = torch.Generator().manual_seed(seed)
-    layer = (AdditiveLinear if recipe.weights.format == "ternary" else SpikingLinear)(
-        size, size, recipe, bias=False, sizes=(size,) if recipe.weights.format == "ternary" else ()
-    )
+    ternary = format_of(recipe.weights).name == "ternary"
+    layer = SpikingLinear(size, size, recipe, bias=False, sizes=(size,) if ternary else ())
     group = torch.zeros(size, dtype=torch.uint8)
     if recipe.activations.spiking and recipe.activations.salient_rate:
         count = round(recipe.activations.salient_rate * size)
@@ -47,7 +46,7 @@ def spiking(size: int, recipe: LinearRecipe, seed: int = 0) -> SpikingLinear:
         torch.rand(size, groups, generator=generator) + 0.5,
         torch.zeros(size, groups, dtype=torch.uint8),
     )
-    if recipe.weights.format == "ternary":
+    if ternary:
         codes = torch.randint(-1, 2, (size, size), generator=generator, dtype=torch.int8)
     else:
         codes = torch.randint(
@@ -66,7 +65,7 @@ def contenders(size: int) -> dict[str, tuple[Contender, int]]:
 
     def ours(weights: str | dict[str, int], activations: ActivationRecipe) -> tuple[Contender, int]:
         first = spiking(size, LinearRecipe(weights=weights, activations=activations))
-        held = first.weight_bytes if first.settings.weights.format == "affine" else 0
+        held = first.weight_bytes if first.format.name == "affine" else 0
 
         def make() -> Iterator[Callable[[Tensor], object]]:
             for seed in itertools.count():
@@ -140,7 +139,7 @@ def main() -> None:
     speed = bandwidth()
     print(
         f"{arguments.size} × {arguments.size}, {arguments.threads} thread(s), kernels:"
-        f" {ops.describe()}, memory {speed / 1e9:.1f} GB/s"
+        f" {describe()}, memory {speed / 1e9:.1f} GB/s"
     )
     with torch.no_grad():
         all_of_them = {}

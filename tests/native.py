@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-from spikellm.nn.additive import AdditiveLinear, plane_sizes
 from torch import Tensor
 
-from spikellm.kernels.native import build, ops
-from spikellm.nn import fast
+from spikellm.kernels import select
+from spikellm.kernels.native import backend, build
+from spikellm.nn.formats.ternary import plane_sizes
+from spikellm.nn.hooks import spike_observer
 from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization.affine import AffineWeights
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
@@ -23,7 +23,7 @@ needs_compiler = pytest.mark.skipif(
 def forget() -> None:
     """Look for kernels anew, as the environment says now."""
     build.load_library.cache_clear()
-    ops._problem.cache_clear()
+    backend.problem.cache_clear()
 
 
 def best_level() -> int:
@@ -32,15 +32,30 @@ def best_level() -> int:
 
 
 def both(layer: SpikingLinear, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output of the native kernel and of the torch path."""
+    """Output of the native kernel and of the reference."""
     with torch.no_grad():
-        assert fast.run(layer, x.reshape(-1, layer.in_features)) is not None, "the kernel is taken"
+        layer.forget()
+        assert runs_on(layer) == "native", "the kernel is taken"
         found = layer(x)
-        os.environ["SPIKELLM_KERNELS"] = "torch"
-        try:
+        assert layer._kernels is not None
+        if spike_observer() is None:
+            return found, layer._kernels.reference(x)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SPIKELLM_KERNELS", "torch")
+            layer.forget()
             return found, layer(x)
-        finally:
-            os.environ["SPIKELLM_KERNELS"] = "native"
+
+
+def runs_on(layer: SpikingLinear) -> str:
+    """Name of the backend that a layer is given."""
+    return select(layer.spec(), layer.weight_scale.device).name
+
+
+def anew(model: torch.nn.Module) -> None:
+    """Let a model choose its kernels again, as the environment says now."""
+    for module in model.modules():
+        if isinstance(module, PreparedModule):
+            module.forget()
 
 
 def additive(
@@ -51,14 +66,14 @@ def additive(
     *,
     bias: bool = False,
     activations: ActivationRecipe | None = None,
-) -> AdditiveLinear:
+) -> SpikingLinear:
     """A layer of random ternary weights whose columns take ``steps``.
 
     Inputs are not coded, unless a recipe says how.
     """
     activations = activations or ActivationRecipe(bits=16)
     settings = LinearRecipe(weights="ternary", activations=activations)
-    layer = AdditiveLinear(columns, outputs, settings, bias=bias, sizes=plane_sizes(steps))
+    layer = SpikingLinear(columns, outputs, settings, bias=bias, sizes=plane_sizes(steps))
     groups = torch.randint(0, len(activations.group_steps), (columns,), generator=generator).to(
         torch.uint8
     )

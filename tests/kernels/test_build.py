@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from spikellm.nn.fast_heads import PackedKV
 from torch import Tensor, nn
 
 from heads import coder_and_heads
 from layers import fit
 from native import additive, best_level, forget, needs_compiler
 from spikellm.core.errors import DependencyError
+from spikellm.kernels import MixSpec, describe, select
 from spikellm.kernels.native import build, ops
-from spikellm.nn import fast
+from spikellm.kernels.native.backend import NativeHeads
+from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.packed_kv import PackedKV
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
@@ -36,16 +38,19 @@ def test_without_a_compiler_torch_is_used_and_that_is_said_once(
     x = torch.randn(2, 20)
     monkeypatch.setenv("SPIKELLM_KERNELS", "torch")
     expected = layer(x)
+    layer.forget()
     monkeypatch.setenv("SPIKELLM_KERNELS", "auto")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert torch.equal(layer(x), expected)
+    layer.forget()
     assert torch.equal(layer(x), expected)
     assert [
         record.message for record in caplog.records if "native kernels are off" in record.message
     ] == [caplog.records[0].message]
-    assert "torch (native kernels need a C compiler" in ops.describe()
+    assert "torch (native kernels need a C compiler" in describe()
     monkeypatch.setenv("SPIKELLM_KERNELS", "native")
+    layer.forget()
     with pytest.raises(DependencyError, match="C compiler"):
         layer(x)
 
@@ -65,9 +70,9 @@ def test_a_cache_that_cannot_be_written_or_trusted(
         monkeypatch.setenv("SPIKELLM_CACHE", str(folder))
         forget()
         with pytest.raises(DependencyError, match=words):
-            ops.native()
+            select(MixSpec(8), "cpu")
         monkeypatch.setenv("SPIKELLM_KERNELS", "auto")
-        assert not ops.native()
+        assert select(MixSpec(8), "cpu").name == "torch"
         monkeypatch.setenv("SPIKELLM_KERNELS", "native")
 
 
@@ -88,12 +93,12 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_unknown_choices(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(DependencyError, match=f"{name} is '{value}'"):
-        ops.native()
+        select(MixSpec(8), "cpu") if name == "SPIKELLM_KERNELS" else build.load_library()
 
 
 @needs_compiler
 def test_two_processes_compile_at_once(tmp_path: Path) -> None:
-    script = "from spikellm.kernels import build; print(build.compile_level('portable'))"
+    script = "from spikellm.kernels.native import build; print(build.compile_level('portable'))"
     surroundings = {**os.environ, "SPIKELLM_CACHE": str(tmp_path)}
     running = [
         subprocess.Popen(
@@ -146,36 +151,8 @@ def linear_calls() -> Iterator[Call]:
             recipe,
             sample=torch.randn(30, columns, generator=generator),
         )
-        ready, x = fast.prepare(layer), torch.randn(tokens, columns, generator=generator)
-        assert layer.bias is not None
-        _, counts = ops.spike_linear(
-            x,
-            ready.plan,
-            layer.weight_codes,
-            layer.weight_scale,
-            layer.weight_zero,
-            ready.beside,
-            None,
-            True,
-        )
-        read = [
-            ready.plan,
-            layer.weight_codes,
-            layer.weight_scale,
-            layer.weight_zero,
-            ready.beside,
-            layer.bias.detach(),
-        ]
-        yield (
-            "spikellm_spike_linear",
-            [
-                In(x),
-                tokens,
-                *map(In, read),
-                Out(layer(x).detach()),
-                Out(counts),
-            ],
-        )
+        x = torch.randn(tokens, columns, generator=generator)
+        yield from calls_of("spikellm_spike_linear", layer, x)
     for columns, outputs, tokens in [(1, 1, 1), (19, 65, 2), (90, 64, 1), (55, 130, 3)]:
         layer = additive(
             columns,
@@ -184,20 +161,20 @@ def linear_calls() -> Iterator[Call]:
             generator,
             bias=True,
         )
-        ready, x = (
-            fast.prepare(layer),
-            torch.randint(-9, 9, (tokens, columns), generator=generator).float(),
-        )
-        assert layer.bias is not None
-        yield (
-            "spikellm_additive_linear",
-            [
-                In(x),
-                tokens,
-                *map(In, (ready.plan, ready.beside, layer.weight_scale, layer.bias.detach())),
-                Out(layer(x).detach()),
-            ],
-        )
+        x = torch.randint(-9, 9, (tokens, columns), generator=generator).float()
+        yield from calls_of("spikellm_additive_linear", layer, x)
+
+
+def calls_of(function: str, layer: SpikingLinear, x: Tensor) -> Iterator[Call]:
+    """A layer's call with inputs of either type."""
+    for kind, dtype in enumerate((torch.float32, torch.bfloat16)):
+        values = x.to(dtype)
+        y, counts = layer(values), []
+        assert layer._kernels is not None
+        operands = list(map(In, layer._kernels.chosen.operands))
+        if function == "spikellm_spike_linear":
+            counts = [Out(ops.spike_linear(values, *layer._kernels.chosen.operands, True)[1])]
+        yield function, [In(values), len(x), *operands, Out(y.detach()), *counts, kind]
 
 
 def head_calls() -> Iterator[Call]:
@@ -217,13 +194,10 @@ def head_calls() -> Iterator[Call]:
             coder, x, _ = coder_and_heads(
                 ActivationRecipe.model_validate({"bits": bits, **chosen}), channels, 7
             )
-            plan, query, weights = (
-                coder.plan(channels),
-                torch.randn(2, 6, 3, channels),
-                torch.rand(2, 6, 3, 5),
-            )
-            assert plan is not None
-            cached = PackedKV(coder.to_rows(x), plan, channels)
+            query, weights = torch.randn(2, 6, 3, channels), torch.rand(2, 6, 3, 5)
+            kernels = coder.chosen()
+            assert isinstance(kernels, NativeHeads)
+            plan, cached = kernels.plan, PackedKV(coder.to_rows(x), kernels, channels)
             sizes, shared = (
                 (2, 3, 5),
                 (
@@ -291,7 +265,9 @@ def test_no_byte_is_read_or_written_out_of_bounds(
     calls = [*linear_calls(), *head_calls()]
     for index, (_, arguments) in enumerate(calls):
         arrays = {
-            str(place): one.array.numpy()
+            str(place): (
+                one.array.view(torch.int16) if one.array.dtype == torch.bfloat16 else one.array
+            ).numpy()
             for place, one in enumerate(arguments)
             if isinstance(one, (In, Out))
         }
@@ -317,11 +293,14 @@ for index, (function, arguments) in enumerate(json.load(open({str(tmp_path / "ca
     for place, kind in enumerate(arguments):
         if kind == "Out":
             found[place] = np.empty_like(arrays[place])
-        if isinstance(kind, str):
-            array = (found if kind == "Out" else arrays)[place]
-            passed.append(ctypes.c_void_p(array.ctypes.data))
-        else:
-            passed.append(None if kind is None else ctypes.c_int64(kind))
+        array = found.get(place, arrays.get(place))
+        passed.append(
+            ctypes.c_void_p(array.ctypes.data)
+            if isinstance(kind, str)
+            else None
+            if kind is None
+            else ctypes.c_int64(kind)
+        )
     assert getattr(library, function)(*passed, ctypes.c_int32(2)) == 0
     for place, array in found.items():
         assert np.array_equal(array, arrays[place]), (function, index)
@@ -346,7 +325,7 @@ print("clean")
 
 @needs_compiler
 def test_sources_compile_without_a_warning(tmp_path: Path) -> None:
-    folder = Path(build.__file__).parent / "native"
+    folder = Path(build.__file__).parent
     for tool in filter(None, (shutil.which("gcc"), shutil.which("clang"))):
         for level in build.LEVELS if best_level() else ("portable",):
             command = [

@@ -11,14 +11,16 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from spikellm.nn.fast_heads import PackedKV, rows_of
 
 import spikellm
 from heads import CODERS, coder_and_heads
-from native import forget, needs_compiler
+from native import anew, forget, needs_compiler
+from spikellm.kernels import select
 from spikellm.kernels.native import build, ops
+from spikellm.kernels.native.backend import NativeHeads
 from spikellm.models.cache import spiking_cache
 from spikellm.nn.head_codec import HeadCoder
+from spikellm.nn.packed_kv import PackedKV, rows_of
 from spikellm.recipe import ActivationRecipe
 
 pytestmark = [pytest.mark.usefixtures("native_kernels"), needs_compiler]
@@ -50,12 +52,11 @@ def test_rows_and_values_have_the_same_bits(
         coder, x, _ = coder_and_heads(recipe, channels, seed)
         if extreme is not None:
             x[1, 1, 1, channels // 2] = extreme
-        assert (coder.plan(channels) is not None) == (
+        assert (select(coder.spec, "cpu").name == "native") == (
             recipe.salient_steps * 2**recipe.bits <= 256
         ), "the kernel is taken where codes are bytes"
         rows, values = coder.to_rows(x), coder.fake_quantize(x)
-        monkeypatch.setenv("SPIKELLM_KERNELS", "torch")
-        assert torch.equal(coder.to_rows(x), rows)
+        assert torch.equal(coder.reference.to_rows(x), rows)
         assert same(coder.decode(coder.encode(x)), values)
         assert same(coder.decode(coder.unpack(rows, channels)), values)
 
@@ -74,10 +75,9 @@ def test_products_with_rows(
     with pytest.MonkeyPatch.context() as monkeypatch:
         at_level(level_name, monkeypatch)
         coder, x, _ = coder_and_heads(recipe, channels, seed)
-        plan = coder.plan(channels)
-        assume(plan is not None)
-        assert plan is not None
-        cached = PackedKV(coder.to_rows(x), plan, channels)
+        kernels = coder.chosen()
+        assume(kernels.most_queries)
+        cached = PackedKV(coder.to_rows(x), kernels, channels)
         values = coder.decode(coder.unpack(cached.rows, channels)).repeat_interleave(shared, dim=1)
         generator = torch.Generator().manual_seed(seed)
         query, weights = (
@@ -114,8 +114,8 @@ def test_products_are_exact_where_sums_are_integers(
     coder, _, group = coder_and_heads(
         ActivationRecipe.model_validate({"bits": bits, **extra}), channels, seed
     )
-    plan = coder.plan(channels)
-    assert plan is not None
+    kernels = coder.chosen()
+    assert kernels.most_queries
     generator = torch.Generator().manual_seed(seed)
     tops = torch.tensor(coder.settings.group_steps)[group.long()] * coder.neuron.levels
     codes = (
@@ -127,7 +127,7 @@ def test_products_are_exact_where_sums_are_integers(
     coded = coder.encode(torch.zeros(2, 3, 7, channels))._replace(
         codes=codes, theta=theta, baseline=baseline
     )
-    cached, values = PackedKV(coder.pack(coded), plan, channels), coder.decode(coded)
+    cached, values = PackedKV(coder.pack(coded), kernels, channels), coder.decode(coded)
     query = torch.randint(-9, 10, (2, 3, 2, channels), generator=generator).float()
     assert torch.equal(cached.scores(query), query @ values.transpose(2, 3))
     weights = torch.randint(0, 9, (2, 3, 2, 7), generator=generator).float()
@@ -141,9 +141,7 @@ def test_threads_change_nothing() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            plan = coder.plan(64)
-            assert plan is not None
-            cached = PackedKV(coder.to_rows(x), plan, 64)
+            cached = PackedKV(coder.to_rows(x), coder.chosen(), 64)
             found.append(
                 (cached.rows, cached.scores(query), cached.sums(weights), coder.fake_quantize(x))
             )
@@ -155,9 +153,9 @@ def test_threads_change_nothing() -> None:
 
 def test_operators_are_sound() -> None:
     coder = HeadCoder(ActivationRecipe(bits=4), torch.zeros(2, 10, dtype=torch.uint8))
-    plan, x = coder.plan(10), torch.randn(1, 2, 3, 10)
-    assert plan is not None
-    rows = coder.to_rows(x)
+    x, kernels = torch.randn(1, 2, 3, 10), coder.chosen()
+    assert isinstance(kernels, NativeHeads)
+    plan, rows = kernels.plan, coder.to_rows(x)
     torch.library.opcheck(ops.code_heads, (x, plan, rows.shape[-1]))
     torch.library.opcheck(ops.code_heads, (x, plan, 0))
     torch.library.opcheck(ops.key_scores, (torch.randn(1, 4, 2, 10), rows, plan))
@@ -181,6 +179,7 @@ def test_decode_never_unpacks_the_cache(
         assert not unpacked
         cache.crop(-1)
         monkeypatch.setenv("SPIKELLM_KERNELS", "torch")
+        anew(model)
         expected = model(tokens[:, -1:], past_key_values=cache).logits
         assert unpacked
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -192,15 +191,14 @@ def test_the_same_words(
     told = []
     for choice in ("native", "torch"):
         monkeypatch.setenv("SPIKELLM_KERNELS", choice)
+        anew(converted_attention[0])
         told.append(spikellm.generate(*converted_attention, "Return a list of", max_new_tokens=24))
     assert told[0] == told[1]
 
 
-def test_a_stand_in_is_nan_to_whoever_computes_with_it() -> None:
+def test_a_placeholder_is_nan_to_whoever_computes_with_it() -> None:
     coder = HeadCoder(ActivationRecipe(bits=4), torch.zeros(2, 10, dtype=torch.uint8))
-    plan = coder.plan(10)
-    assert plan is not None
-    cached = PackedKV(coder.to_rows(torch.randn(1, 2, 3, 10)), plan, 10)
+    cached = PackedKV(coder.to_rows(torch.randn(1, 2, 3, 10)), coder.chosen(), 10)
     stand = cached.placeholder()
     assert stand.shape == (1, 2, 3, 10)
     assert rows_of(stand) is cached

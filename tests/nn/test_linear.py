@@ -95,7 +95,7 @@ def test_merged_stepped_and_binary_agree_bit_for_bit(
     x[0, 1] = 3
     results = []
     for form in ("merged", "stepped", "binary"):
-        layer.form = form  # type: ignore[assignment]
+        layer.execution_mode = form  # type: ignore[assignment]
         results.append(layer(x))
     assert results[0].dtype == dtype
     assert torch.equal(results[0], results[1])
@@ -200,7 +200,7 @@ def test_wide_layers_of_many_bits_stay_exact() -> None:
     expected = charge.double() * threshold.theta.double() * layer.weight_scale[:, 0].double()
     torch.testing.assert_close(layer(x).double(), expected, rtol=3e-7, atol=0)
     for form in ("merged", "stepped"):
-        layer.form = form  # type: ignore[assignment]
+        layer.execution_mode = form  # type: ignore[assignment]
         assert torch.equal(layer(x), layer(x.clone()))
     assert torch.equal(
         integer_product(codes, weights, 2 * 765 * 255 * 3000).long(), codes.long() @ weights.T
@@ -375,9 +375,9 @@ def test_weights_of_several_steps(
         )
         assert layer.average_steps == pytest.approx(1 + float(fine.float().mean()) * (steps - 1))
     else:
-        layer.form = "binary"
+        layer.execution_mode = "binary"
         assert torch.equal(layer(x), merged)
     again = SpikingLinear(inputs, 7, layer.settings)
     again.load_state_dict(layer.state_dict())
-    layer.form = "merged"
+    layer.execution_mode = "merged"
     assert torch.equal(again(x), merged)

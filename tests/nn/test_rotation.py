@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from native import needs_compiler
 from spikellm.kernels.native import ops
-from spikellm.nn.rotation import Rotation, layer_name, mix, rotation_of
+from spikellm.nn.rotation import Rotation, layer_name, prepare_mix, rotation_of
 from spikellm.quantization import hadamard
 
 
@@ -71,4 +71,5 @@ def test_kernel_has_the_same_bits(power: int, size: int, rows: int, seed: int) -
     x = torch.randn(rows, 2**power, generator=generator) * 100
     assert torch.equal(ops.walsh(x), hadamard.walsh(x))
     other = torch.randn(rows, size, generator=generator)
+    mix = prepare_mix(size, torch.device("cpu"))
     assert torch.equal(mix(other), hadamard.mix(other))

@@ -6,14 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from spikellm.nn.additive import AdditiveLinear, plane_sizes, sum_of_chosen
-from spikellm.nn.partly_binary import PartlyBinaryLinear
 
 from spikellm.algorithms.gptq import fit_layer
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.core.errors import RequestError
+from spikellm.kernels.torch.product import sum_of_chosen
 from spikellm.nn.channels import Groups, Sample, salient_columns
 from spikellm.nn.execution import set_execution_mode
+from spikellm.nn.formats.ternary import plane_sizes
+from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import LinearRecipe
 
 TERNARY = {"format": "ternary"}
@@ -65,7 +66,7 @@ def test_planes_hold_the_codes_and_additions_give_the_product(
         seed=seed,
         activation_order=order,
     )
-    assert isinstance(layer, AdditiveLinear)
+    assert layer.format.name == "ternary"
     q = layer.integer_weights()
     steps = (
         layer.column_steps
@@ -90,11 +91,10 @@ def test_planes_hold_the_codes_and_additions_give_the_product(
         torch.testing.assert_close(
             layer(x), x @ layer.dense_weight().T + layer.bias, rtol=1e-4, atol=1e-4
         )
-    again = AdditiveLinear(
-        inputs, 6, layer.settings, sizes=AdditiveLinear.sizes_of(layer.state_dict())
-    )
+    sizes = layer.format.sizes_of(layer.state_dict())
+    again = SpikingLinear(inputs, 6, layer.settings, sizes=sizes)
     again.load_state_dict(layer.state_dict())
-    assert again.damage() is None
+    assert again.validation_error() is None
     assert torch.equal(again(integers), merged)
 
 
@@ -204,17 +204,16 @@ def test_partly_binary_counts_and_keeps_its_mask() -> None:
     layer, _, x = fit(
         {"format": "partly-binary", "bits": 8, "salient_rate": 0.1, "group_size": 8}, inputs=40
     )
-    assert isinstance(layer, PartlyBinaryLinear)
     assert layer.salient_codes.shape == (24,)
     assert layer.additive_share == pytest.approx(0.9)
     assert layer.average_steps == pytest.approx(1.7)
     weight = layer.dense_weight()
     torch.testing.assert_close(layer(x), x @ weight.T + layer.bias)
-    again = PartlyBinaryLinear(40, 6, layer.settings, sizes=(24,))
+    again = SpikingLinear(40, 6, layer.settings, sizes=(24,))
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again(x), layer(x))
     again.salient_mask[0, 0] ^= 1
-    assert "salient_mask marks" in str(again.damage())
+    assert "salient_mask marks" in str(again.validation_error())
     with pytest.raises(RequestError, match="no binary form"):
         set_execution_mode(layer, "binary")
 
@@ -222,9 +221,9 @@ def test_partly_binary_counts_and_keeps_its_mask() -> None:
 def test_damage_is_seen() -> None:
     layer, _, _ = fit({**TERNARY, "budget": 1.4})
     layer.spikes_plus[0, 0] = layer.spikes_minus[0, 0] = 255
-    assert layer.damage() == "spikes_plus and spikes_minus fire at once"
+    assert layer.validation_error() == "spikes_plus and spikes_minus fire at once"
     layer.column_steps[0] += 1
-    assert "column_steps" in str(layer.damage())
+    assert "column_steps" in str(layer.validation_error())
 
 
 def test_dead_channels_and_rows() -> None:

@@ -131,7 +131,7 @@ def test_a_whole_block(model: Any, tmp_path: Path, tokens: torch.Tensor) -> None
     assert torch.equal(model(tokens[:1], use_cache=False).logits, before), "the model is as it was"
     spikellm.set_execution_mode(model, "stepped")
     again = trace_block(model, tokens[:1], 1)
-    assert {layer.form for layer in spiking_linears(model).values()} == {"stepped"}, (
+    assert {layer.execution_mode for layer in spiking_linears(model).values()} == {"stepped"}, (
         "each layer keeps its own form"
     )
     spikellm.set_execution_mode(model, "merged")

@@ -23,7 +23,8 @@ def doctor() -> dict[str, Any]:
     import torch
 
     from spikellm.core.version import __version__
-    from spikellm.kernels import base
+    from spikellm.kernels import choice, describe
+    from spikellm.kernels.base import in_order
     from spikellm.kernels.native import build
 
     found: dict[str, Any] = {
@@ -38,7 +39,13 @@ def doctor() -> dict[str, Any]:
     found["processor"] = torch.backends.cpu.get_cpu_capability()
     found["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     found["accelerator"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    found["kernels"] = base.describe()
+    found["kernels"] = describe()
+    for backend in in_order():
+        problem = backend.missing()
+        found[f"kernels, {backend.name}"] = (
+            f"off ({problem})" if problem else f"ready on {_devices(backend)}"
+        )
+    found["kernels asked for"] = choice()
     found["compiler"] = build.compiler() or "none"
     found["kernel cache"] = str(build.cache_folder())
     return found
@@ -48,3 +55,7 @@ def show(result: dict[str, Any]) -> None:
     """Print what was found."""
     rows = [[key, str(value)] for key, value in result.items()]
     console.table("spikellm doctor", ["what", "found"], rows, left=2)
+
+
+def _devices(backend: Any) -> str:
+    return "every device" if backend.devices is None else ", ".join(sorted(backend.devices))

@@ -29,17 +29,18 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
 
     Returns:
         ``{"model", "kind", "recipe", "record", "average_steps", "additive_share", "bytes":
-        {"weights", "dense", "total"}, "layers": [...], "attention": [...]}``.
+        {"weights", "dense", "total"}, "layers": [...], "attention": [...], "kernels": [...]}``.
     """
     from spikellm import api
     from spikellm.checkpoint.save import spike_config
+    from spikellm.models.kernel_summary import summarize_kernels
 
     loaded, _ = api.load(model, trust_remote_code=options.trust_remote_code)
     summary, config = api.summarize(loaded), spike_config(loaded)
     return {
         "model": model,
         "kind": summary.kind,
-        "recipe": config.recipe if config else None,
+        "recipe": config.parsed_recipe().model_dump(mode="json") if config else None,
         "record": config.record if config else None,
         "average_steps": summary.average_steps,
         "additive_share": summary.additive_share,
@@ -50,6 +51,7 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
         },
         "layers": [asdict(layer) for layer in summary.layers],
         "attention": [asdict(attention) for attention in summary.attentions],
+        "kernels": [asdict(one) for one in summarize_kernels(loaded)],
     }
 
 
@@ -122,7 +124,13 @@ def _converted(result: dict[str, Any]) -> list[str]:
         f" a weight; whole model {console.size(sizes['total'])}"
     )
     rotated = rotations_in_words(result["recipe"])
-    return [whole, *([f"rotated: {rotated}"] if rotated else []), _attention(result["attention"])]
+    kernels = [f"kernels: {kernels_in_words(one)}" for one in result["kernels"]]
+    return [
+        whole,
+        *([f"rotated: {rotated}"] if rotated else []),
+        _attention(result["attention"]),
+        *kernels,
+    ]
 
 
 def _attention(modules: list[dict[str, Any]]) -> str:
@@ -143,11 +151,22 @@ def _attention(modules: list[dict[str, Any]]) -> str:
 
 def rotations_in_words(recipe: dict[str, Any]) -> str:
     """What a recipe rotates, fused or while the model runs; nothing if nothing."""
-    options, attention = recipe.get("rotation", {}), recipe.get("attention", {})
-    parts = [
-        "the residual stream (fused)" if options.get("residual") else "",
-        "heads of V (fused)" if options.get("value_output") else "",
-        f"inputs of {' and '.join(options['online'])} layers" if options.get("online") else "",
-        "Q and K" if attention.get("rotate") else "",
+    found = [
+        _IN_WORDS[one["name"]](one) for one in recipe["transforms"] if one["name"] in _IN_WORDS
     ]
-    return ", ".join(filter(None, parts))
+    return ", ".join([*found, *(["Q and K"] if recipe["attention"]["rotate"] else [])])
+
+
+_IN_WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "residual-rotation": lambda _: "the residual stream (fused)",
+    "value-output-rotation": lambda _: "heads of V (fused)",
+    "online-rotation": lambda one: f"inputs of {' and '.join(one['layers'])} layers",
+}
+
+
+def kernels_in_words(one: dict[str, Any]) -> str:
+    """Which backend runs some modules, and why others do not."""
+    count = one["modules"]
+    which = one["example"] if count == 1 else f"{one['example']} and {count - 1} more"
+    against = "; ".join(f"not {name}: {why}" for name, why in one["against"].items())
+    return f"{one['backend']} runs {which}" + (f" ({against})" if against else "")

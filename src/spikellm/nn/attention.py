@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikellm.kernels.base import Transform
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.nn.hooks import SpikeTrain, spike_observer
+from spikellm.nn.prepared import PreparedModule
 from spikellm.nn.rotation import prepare_mix
 from spikellm.quantization.ste import pass_through
 from spikellm.recipe import AttentionRecipe
@@ -24,7 +24,7 @@ class HeadShape(NamedTuple):
     value_channels: int
 
 
-class SpikingAttention(nn.Module):
+class SpikingAttention(PreparedModule):
     """How one attention module codes Q, K and V.
 
     Persistent state: ``key_group`` and ``value_group``, uint8 ``(key-value heads, channels)``, the
@@ -34,6 +34,9 @@ class SpikingAttention(nn.Module):
     key_group: Tensor
     value_group: Tensor
     key_mean: Tensor
+    prepared = ("_coders", "_mix")
+    _coders: dict[str, HeadCoder] | None
+    _mix: Transform | None
 
     def __init__(
         self, shape: HeadShape, settings: AttentionRecipe, device: torch.device | str | None = None
@@ -53,42 +56,13 @@ class SpikingAttention(nn.Module):
                 "key_mean",
                 torch.zeros(shape.heads, shape.key_channels, dtype=torch.float32, device=device),
             )
-        self._coders: dict[str, HeadCoder] = {}
-        self._mix: Transform | None = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingAttention:
-        mean = self._buffers.get("key_mean")
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if (
-            mean is not None and self.key_mean.dtype != torch.float32
-        ):  # casting a model must not change what is coded
-            self.key_mean = mean.to(self.key_mean.device)
-        self.forget_kernels()
-        return self
-
-    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        super()._load_from_state_dict(*arguments, **keywords)
-        self.forget_kernels()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in self.__dict__.get("_buffers", ()):
-            self.forget_kernels()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was prepared: copies make their own."""
-        return {**self.__dict__, "_coders": {}, "_mix": None}
-
-    def forget_kernels(self) -> None:
-        """Let coders and their kernels be made anew at the next call."""
-        self.__dict__.update(_coders={}, _mix=None)
 
     @torch.no_grad()
     def set_groups(self, key_group: Tensor, value_group: Tensor) -> None:
         """Set the group of every K and V channel."""
         self.key_group.copy_(key_group)
         self.value_group.copy_(value_group)
-        self.forget_kernels()
+        self.forget()
 
     @property
     def caches(self) -> bool:
@@ -136,14 +110,12 @@ class SpikingAttention(nn.Module):
         settings = getattr(self.settings, name)
         if not settings.spiking:
             return x
-        if name not in self._coders:
-            self._coders[name] = HeadCoder(
-                settings,
-                torch.zeros(
-                    1, x.shape[-1] if name == "query" else 1, dtype=torch.uint8, device=x.device
-                ),
-            )
-        return self._through(name, self._coders[name], x)
+        coder = (self._coders or {}).get(name)
+        if coder is None:
+            channels = x.shape[-1] if name == "query" else 1
+            group = torch.zeros(1, channels, dtype=torch.uint8, device=x.device)
+            coder = self._coder(name, group, "token")
+        return self._through(name, coder, x)
 
     def code_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """K and V after coding."""
@@ -172,6 +144,9 @@ class SpikingAttention(nn.Module):
         return pass_through(x, recoded)
 
     def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
-        if name not in self._coders:
-            self._coders[name] = HeadCoder(getattr(self.settings, name), group, axis)
-        return self._coders[name]
+        coders = self._coders
+        if coders is None:
+            coders = self._coders = {}
+        if name not in coders:
+            coders[name] = HeadCoder(getattr(self.settings, name), group, axis)
+        return coders[name]

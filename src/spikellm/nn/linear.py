@@ -15,7 +15,6 @@ sum is taken that of a kernel backend (:mod:`spikellm.kernels`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ from spikellm.nn.formats import WeightFormat, format_of
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.hooks import SpikeTrain, spike_observer
 from spikellm.nn.layout import Layout, make_layout
+from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization.thresholds import Threshold
 from spikellm.recipe import LinearRecipe
 
@@ -42,16 +42,15 @@ class _Kernels(NamedTuple):
     reference: PreparedLinear
 
 
-class SpikingLinear(nn.Module):
+class SpikingLinear(PreparedModule):
     """A linear layer whose weights are integer codes and whose inputs are spikes.
 
     Persistent state, all named buffers: those of the weight format, ``channel_group`` (uint8,
     ``(in,)``: activation group of every channel) and ``group_steps`` (uint8, ``(groups,)``: steps T
     of each group); ``bias`` as the layer had it.
 
-    What kernels prepared is made at the first call. It dies with :meth:`set_weights`,
-    :meth:`set_groups`, loading, moving, casting, and any assignment to a buffer, the bias or
-    ``execution_mode``; whoever writes into a buffer in another way calls :meth:`forget_kernels`.
+    Kernels are chosen and prepared at the first call, and forgotten as
+    :class:`spikellm.nn.prepared.PreparedModule` says.
 
     Args:
         sizes: what decides the shapes of buffers beyond the settings, see
@@ -63,6 +62,10 @@ class SpikingLinear(nn.Module):
     channel_group: Tensor
     group_steps: Tensor
     bias: nn.Parameter | None
+    prepared = ("_layout", "_kernels")
+    watched = ("bias", "execution_mode")
+    _layout: Layout | None
+    _kernels: _Kernels | None
 
     def __init__(
         self,
@@ -172,7 +175,7 @@ class SpikingLinear(nn.Module):
         :meth:`layout`).
         """
         self.format.write(self, weights)
-        self.forget_kernels()
+        self.forget()
 
     @torch.no_grad()
     def set_groups(self, channel_group: Tensor, column_steps: Tensor | None = None) -> None:
@@ -182,7 +185,7 @@ class SpikingLinear(nn.Module):
         self.channel_group.copy_(channel_group)
         if column_steps is not None:
             self.get_buffer("column_steps").copy_(column_steps)
-        self._forget()
+        self.forget()
 
     def integer_weights(self, rows: slice = slice(None)) -> Tensor:
         """Integer weights ``k`` of some outputs, all by default: int16, ``(out, in)``, columns in
@@ -292,42 +295,6 @@ class SpikingLinear(nn.Module):
             else _Kernels(chosen.prepare_linear(spec, self), reference)
         )
         return self._kernels
-
-    # when what was prepared dies
-
-    _layout: Layout | None = None
-    _kernels: _Kernels | None = None
-
-    def forget_kernels(self) -> None:
-        """Let kernels be chosen and prepared anew at the next call."""
-        self.__dict__["_kernels"] = None
-
-    def _forget(self) -> None:
-        self.__dict__["_layout"] = self.__dict__["_kernels"] = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("bias", "execution_mode") or name in self.__dict__.get("_buffers", ()):
-            self._forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was prepared: copies make their own."""
-        return {**self.__dict__, "_layout": None, "_kernels": None}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingLinear:
-        """Moves as any module does, but scales stay float32: casting a model must not change its
-        integers' meaning.
-        """
-        scale = self.weight_scale
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight_scale.dtype != torch.float32:
-            self.weight_scale = scale.to(self.weight_scale.device)
-        self._forget()
-        return self
-
-    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        super()._load_from_state_dict(*arguments, **keywords)
-        self._forget()
 
     def extra_repr(self) -> str:
         weights, activations = self.settings.weights, self.settings.activations

@@ -4,14 +4,14 @@ they are coded (QuaRot's online Hadamard transform).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.kernels.base import Transform, select
 from spikellm.kernels.spec import MixSpec
+from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization import hadamard
 
 ROTATION, LINEAR = (
@@ -28,7 +28,7 @@ class _Plan(NamedTuple):
     mix: Transform
 
 
-class Rotation(nn.Module):
+class Rotation(PreparedModule):
     """Signs, then :func:`spikellm.quantization.hadamard.mix`, among some channels.
 
     The others pass as they are.
@@ -38,11 +38,12 @@ class Rotation(nn.Module):
     """
 
     signs: Tensor
+    prepared = ("_plan",)
+    _plan: _Plan | None
 
     def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.register_buffer("signs", torch.zeros(channels, dtype=torch.uint8, device=device))
-        self._plan: _Plan | None = None
 
     @classmethod
     def of(cls, signs: Tensor) -> Rotation:
@@ -59,16 +60,7 @@ class Rotation(nn.Module):
     def set_signs(self, signs: Tensor) -> None:
         """Set which channels are rotated, and their signs, as the buffer holds them."""
         self.signs.copy_(signs)
-        self._plan = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotation:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._plan = None
-        return self
-
-    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        super()._load_from_state_dict(*arguments, **keywords)
-        self._plan = None
+        self.forget()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., channels)`` rotated; computed in float32, or in float64 if ``x`` is.

@@ -1,0 +1,57 @@
+"""Which kernels a model's modules run on, and why not on others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from spikellm.kernels import reasons, select
+from spikellm.kernels.spec import Spec
+from spikellm.models.attention_interface import spiking_attentions
+from spikellm.nn.execution import spiking_linears
+from spikellm.nn.rotation import layer_name
+
+
+@dataclass(frozen=True)
+class KernelSummary:
+    """Modules that run on one backend for the same reasons.
+
+    Attributes:
+        backend: that runs them.
+        against: of each backend that does not run them, why.
+        modules: how many; of attention each coded part counts as one.
+        example: full name of the first.
+    """
+
+    backend: str
+    against: dict[str, str]
+    modules: int
+    example: str
+
+
+def summarize_kernels(model: nn.Module) -> list[KernelSummary]:
+    """One entry for each distinct choice, in the order of the model.
+
+    Raises:
+        DependencyError: the backend that the user asked for does not work on this machine.
+    """
+    found: dict[tuple[object, ...], KernelSummary] = {}
+    for name, spec, device in _specs(model):
+        backend = select(spec, device).name
+        against = {who: why for who, why in reasons(spec, device).items() if why is not None}
+        key = (backend, *against.items())
+        known = found.get(key, KernelSummary(backend, against, 0, name))
+        found[key] = KernelSummary(backend, against, known.modules + 1, known.example)
+    return list(found.values())
+
+
+def _specs(model: nn.Module) -> Iterator[tuple[str, Spec, torch.device]]:
+    for name, layer in spiking_linears(model).items():
+        yield layer_name(name), layer.spec(), layer.weight_scale.device
+    for name, spikes in spiking_attentions(model).items():
+        for part, coder in (("key", spikes.key_coder), ("value", spikes.value_coder)):
+            if getattr(spikes.settings, part).spiking:
+                yield f"{name}.{part}", coder().spec, spikes.key_group.device
