@@ -9,6 +9,7 @@ import torch
 import spikellm
 from families import build
 from spikellm.algorithms import algorithms
+from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.conversion.block_runner import BlockRunner
 from spikellm.conversion.record import Progress
 from spikellm.core.errors import (
@@ -391,9 +392,9 @@ def test_requests_that_cannot_be_met(
     with pytest.raises(RequestError, match="matches no layer; names are like"):
         convert("overrides=[{match: q_proj, skip: true}]")
     with pytest.raises(RequestError, match="nothing to convert"):
-        convert("overrides=[{match: '.*', skip: true}]")
-    with pytest.raises(RequestError, match="unknown pipeline 'magic'"):
-        convert("pipeline=magic")
+        convert("overrides=[{match: '*', skip: true}]")
+    with pytest.raises(RequestError, match="unknown algorithm 'magic'"):
+        convert("algorithm=magic")
     spikellm.convert(*bundled, "w8a8", str(text_file), samples=1, seqlen=16)
     with pytest.raises(RequestError, match="converted already"):
         spikellm.convert(*bundled, "w8a8", str(text_file), samples=1, seqlen=16)
@@ -428,11 +429,11 @@ def test_an_unknown_keyword_is_refused_with_the_nearest(bundled: tuple[Any, Any]
 
 
 def test_algorithms_say_on_what_they_run_blocks() -> None:
-    learned = load_recipe("omniquant-w4a4", ["omniquant.batch_size=3"])
+    learned = load_recipe("omniquant-w4a4", ["algorithm.batch_size=3"])
     assert algorithms["omniquant"]().batch_sizes([8, 7], learned) == {3, 2, 1}
     assert algorithms["gptq"]().batch_sizes([8, 7], learned) == set()
-    fitted = load_recipe("gptq-w4a16", ["gptq.compensate=true"])
+    fitted = load_recipe("gptq-w4a16", ["algorithm.compensate=true"])
     alone = algorithms["gptq"]().for_head(fitted)
-    assert fitted.gptq.compensate
-    assert alone == fitted.replaced({"gptq.compensate": False})
+    assert fitted.options(GptqOptions).compensate
+    assert alone == fitted.replaced({"algorithm.compensate": False})
     assert algorithms["rtn"]().for_head(learned) is learned

@@ -91,11 +91,11 @@ def test_recipes_are_checked() -> None:
     with pytest.raises(RecipeError, match="leave salient_for at input"):
         load_recipe(
             "w4a4-t2",
-            ["overrides=[{match: '.*', activations: {salient_over: model, salient_for: layer}}]"],
+            ["overrides=[{match: '*', activations: {allocation: model, salient_for: layer}}]"],
         )
     with pytest.raises(RecipeError, match="expected at most 0.5"):
         load_recipe("w4a4-t2", [*SETTINGS, "activations.salient_rate=0.7"])
-    with pytest.raises(RecipeError, match="salient_over would have no effect"):
+    with pytest.raises(RecipeError, match="allocation would have no effect"):
         load_recipe("rtn-w4a4", SETTINGS)
     with pytest.raises(RecipeError, match=r"key\.salient_over has no effect"):
         load_recipe("spike-w4a4-t2", ["attention.key.salient_over=model"])

@@ -20,12 +20,12 @@ from spikellm.kernels.torch.backend import TorchBackend
 from spikellm.kernels.torch.linear import TorchLinear
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.nn.linear import SpikingLinear
-from spikellm.recipe import ActivationRecipe, LinearRecipe, WeightRecipe
+from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 
 def layer_of(weights: int = 4, activations: int = 4, steps: int = 1) -> SpikingLinear:
     recipe = LinearRecipe(
-        weights=WeightRecipe(bits=weights),
+        weights={"bits": weights},
         activations=ActivationRecipe(bits=activations, steps=steps),
     )
     return fit(nn.Linear(20, 6), recipe)

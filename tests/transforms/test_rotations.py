@@ -323,14 +323,18 @@ def test_compensation_brings_blocks_nearer(what: tuple[str, ...], text_file: Pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("rotation.choose=loss",), "choose has no effect"),
-        (("rotation.equalize=true",), "equalize has no effect"),
-        (("rotation.online=[down, down]",), "twice"),
-        (("rotation.online=[up]",), "down"),
+        (("transforms=[{name: equalization, sites: []}]",), "names no site"),
+        (("transforms=[{name: equalization}]",), "query-key has no effect"),
+        (("transforms=[{name: online-rotation, layers: [down, down]}]",), "twice"),
+        (("transforms=[{name: online-rotation, layers: [up]}]",), "down"),
+        (("transforms=[{name: residual-rotation, choose: loss}]",), "unknown key"),
         (("attention.rotate=true",), "rotate has no effect"),
         (("attention={query: {bits: 4}, center: true}",), "center has no effect"),
-        (("gptq.compensate=true",), "pipeline 'rtn'"),
-        (("pipeline=gptq", "gptq.compensation_damping=0.1"), "compensation_damping has no effect"),
+        (("algorithm.compensate=true",), "unknown key"),
+        (
+            ("algorithm=gptq", "algorithm.compensation_percdamp=0.1"),
+            "compensation_percdamp has no effect",
+        ),
     ],
 )
 def test_recipes_are_checked(settings: tuple[str, ...], message: str) -> None:

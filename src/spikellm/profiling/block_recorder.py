@@ -57,14 +57,14 @@ def in_execution_mode(
     block: nn.Module, layers: dict[str, SpikingLinear], form: ExecutionMode
 ) -> Iterator[None]:
     """Run a block in one execution mode; afterwards each layer has its own again."""
-    own = {name: layer.form for name, layer in layers.items()}
+    own = {name: layer.execution_mode for name, layer in layers.items()}
     if layers:
         set_execution_mode(block, form)
     try:
         yield
     finally:
         for name, layer in layers.items():
-            layer.form = own[name]
+            layer.execution_mode = own[name]
 
 
 def hidden_states(output: Any) -> Tensor:
