@@ -12,7 +12,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from spikellm.conversion.record_schema import wrong_in_record
 from spikellm.core.errors import CheckpointError
 from spikellm.core.io import read_json
-from spikellm.recipe import Recipe, recipe_from
+from spikellm.recipe import Recipe, current_data, recipe_from
 
 METHOD = "spikellm"
 CONFIG_VERSION = 1
@@ -93,7 +93,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
             )
         self.quant_method = METHOD
         self.version = version
-        self.recipe = recipe
+        self.recipe = current_data(recipe, "recipe in config.json")
         self.modules = modules
         self.record = record
         self.attention = attention

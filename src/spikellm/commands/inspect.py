@@ -33,12 +33,13 @@ def inspect_model(model: str, *, trust_remote_code: bool = False) -> dict[str, A
 
 def rotations_in_words(recipe: dict[str, Any]) -> str:
     """What a recipe rotates, fused or while the model runs; nothing if nothing."""
-    options, attention = recipe.get("rotation", {}), recipe.get("attention", {})
+    transforms = {one["name"]: one for one in recipe.get("transforms", ())}
+    online = transforms.get("online-rotation", {}).get("layers", ())
     parts = [
-        "the residual stream (fused)" if options.get("residual") else "",
-        "heads of V (fused)" if options.get("value_output") else "",
-        f"inputs of {' and '.join(options['online'])} layers" if options.get("online") else "",
-        "Q and K" if attention.get("rotate") else "",
+        "the residual stream (fused)" if "residual-rotation" in transforms else "",
+        "heads of V (fused)" if "value-output-rotation" in transforms else "",
+        f"inputs of {' and '.join(online)} layers" if online else "",
+        "Q and K" if recipe.get("attention", {}).get("rotate") else "",
     ]
     return ", ".join(filter(None, parts))
 
