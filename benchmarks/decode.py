@@ -85,9 +85,9 @@ def main() -> None:
             )
         )  # noqa: S311
         for recipe in arguments.recipes.split(","):
-            ternary = load_recipe(recipe).weights.code == "ternary"
+            ternary = load_recipe(recipe).weights.format == "ternary"
             quick = (
-                ["gptq.rounds=1"] if ternary else []
+                ["algorithm.rounds=1"] if ternary else []
             )  # weights are random: no fit is better than another
             out = folder / f"{arguments.shape}-{recipe}"
             if not out.exists():

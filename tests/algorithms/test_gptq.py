@@ -78,12 +78,12 @@ def test_losses_are_in_the_order_that_the_method_promises(text_file: Path) -> No
 def test_searched_ranges_lose_less(text_file: Path) -> None:
     plain, searched = (
         convert("gptq-w2a16", text_file, *settings, samples=16)[2].blocks
-        for settings in ((), ("gptq.search_range=true",))
+        for settings in ((), ("algorithm.search_range=true",))
     )
     assert searched[0].loss < plain[0].loss
     assert searched[-1].loss < plain[-1].loss
-    with pytest.raises(RecipeError, match="no effect on weights of code 'ternary'"):
-        convert("ternary-1.0", text_file, "gptq.search_range=true")
+    with pytest.raises(RecipeError, match="no effect on weights of format 'ternary'"):
+        convert("ternary-1.0", text_file, "algorithm.search_range=true")
 
 
 def test_additions_alone_give_the_model_s_logits(text_file: Path) -> None:
@@ -127,7 +127,7 @@ def test_other_pipelines_refuse_these_codes(text_file: Path) -> None:
             RequestError,
             match=r"fits weights of code affine, .* asks for 'ternary'; set pipeline to gptq",
         ):
-            convert("ternary-1.0", text_file, f"pipeline={pipeline}")
+            convert("ternary-1.0", text_file, f"algorithm={pipeline}")
 
 
 def test_a_raised_damping_is_in_the_record(

@@ -60,7 +60,7 @@ def test_the_store_changes_no_byte(text_file: Path, tmp_path: Path) -> None:
             str(text_file),
             samples=2,
             seqlen=32,
-            settings=["omniquant.epochs=1"],
+            settings=["algorithm.epochs=1"],
             store=store,
         )
     assert {k: v for k, v in bytes_of(tmp_path / "ram").items() if k != "README.md"} == {

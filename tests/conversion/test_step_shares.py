@@ -13,7 +13,7 @@ from spikellm.conversion.step_shares import StepShares
 from spikellm.core.errors import RecipeError
 from spikellm.recipe.load import load_recipe
 
-SETTINGS = ("activations.salient_over=model",)
+SETTINGS = ("activations.allocation=model",)
 
 
 def surveyed(
@@ -68,7 +68,7 @@ def test_the_mean_is_kept_over_the_model(text_file: Path) -> None:
     losses = []
     for over in ("layer", "model"):
         model, tokenizer = spikellm.load(BUNDLED)
-        settings = [f"activations.salient_over={over}", "activations.salient_rate=0.1"]
+        settings = [f"activations.allocation={over}", "activations.salient_rate=0.1"]
         found = spikellm.convert(
             model, tokenizer, "w4a4-t2", str(text_file), samples=8, seqlen=64, settings=settings
         )
@@ -91,11 +91,11 @@ def test_recipes_are_checked() -> None:
     with pytest.raises(RecipeError, match="leave salient_for at input"):
         load_recipe(
             "w4a4-t2",
-            ["overrides=[{match: '.*', activations: {salient_over: model, salient_for: layer}}]"],
+            ["overrides=[{match: '*', activations: {allocation: model, salient_for: layer}}]"],
         )
     with pytest.raises(RecipeError, match="expected at most 0.5"):
         load_recipe("w4a4-t2", [*SETTINGS, "activations.salient_rate=0.7"])
-    with pytest.raises(RecipeError, match="salient_over would have no effect"):
+    with pytest.raises(RecipeError, match="allocation would have no effect"):
         load_recipe("rtn-w4a4", SETTINGS)
-    with pytest.raises(RecipeError, match=r"key\.salient_over has no effect"):
-        load_recipe("spike-w4a4-t2", ["attention.key.salient_over=model"])
+    with pytest.raises(RecipeError, match=r"key\.allocation has no effect"):
+        load_recipe("spike-w4a4-t2", ["attention.key.allocation=model"])

@@ -88,7 +88,7 @@ def test_layers_that_count_more_get_more_steps(text_file: Path) -> None:
     """With the budget over the model the sum of steps is kept, and layers differ."""
     for scope in ("layer", "model"):
         model, tokenizer = spikellm.load(BUNDLED)
-        settings = (f"weights.budget_over={scope}",)
+        settings = (f"weights.allocation={scope}",)
         result = spikellm.convert(
             model, tokenizer, "ternary-1.4", str(text_file), samples=8, seqlen=64, settings=settings
         )

@@ -113,7 +113,8 @@ def test_overrides_choose_formats() -> None:
         [
             "weights.group_size=64",
             "overrides=[{match: '*.down_proj', weights: ternary}, {match: '*.0.*', weights:"
-            " {format: partly-binary, salient_rate: 0.1}}, {match: 're:.*q_proj', weights: {bits: 8}}]",
+            " {format: partly-binary, salient_rate: 0.1}}, {match: 're:.*q_proj', weights: {bits:"
+            " 8}}]",
         ],
     )
     found = [recipe.for_module(name) for name in NAMES]
