@@ -18,13 +18,25 @@ import statistics
 import spikellm
 
 _PLAIN = "attention={query: {bits: 4}, key: {bits: 4}, value: {bits: 4}}"
-_GPTQ = ("pipeline=gptq", "gptq.search_range=true")
+_GPTQ = ("algorithm=gptq", "algorithm.search_range=true")
+_ALL = {  # transforms of best-w4a4
+    "residual-rotation": "residual-rotation",
+    "equalization": "equalization",
+    "value-output-rotation": "value-output-rotation",
+    "online-rotation": "{name: online-rotation, choose: loss}",
+}
+
+
+def _without(transform: str) -> str:
+    return f"transforms=[{', '.join(one for name, one in _ALL.items() if name != transform)}]"
+
+
 ADD: dict[str, tuple[str, ...]] = {
     "plain (round to nearest)": (),
-    "rotated residual stream": ("rotation.residual=true",),
-    "rotated V": ("rotation.value_output=true",),
-    "rotated before o and down": ("rotation.online=[output, down]",),
-    "rotated before o and down, equalized": ("rotation={online: [output, down], equalize: true}",),
+    "rotated residual stream": ("transforms=[residual-rotation]",),
+    "rotated V": ("transforms=[value-output-rotation]",),
+    "rotated before o and down": ("transforms=[online-rotation]",),
+    "rotated before o and down, equalized": ("transforms=[equalization, online-rotation]",),
     "rotated Q and K": ("attention.rotate=true",),
     "centered K": ("attention.center=true",),
     "own ranges for 5% of the channels": ("activations.salient_rate=0.05",),
@@ -33,27 +45,28 @@ ADD: dict[str, tuple[str, ...]] = {
         "activations.salient_steps=2",
     ),
     "GPTQ, searched ranges": _GPTQ,
-    "GPTQ that compensates": (*_GPTQ, "gptq.compensate=true"),
+    "GPTQ that compensates": (*_GPTQ, "algorithm.compensate=true"),
 }
 REMOVE: dict[str, tuple[str, ...]] = {
     "everything": (),
-    "no rotated residual stream": ("rotation.residual=false",),
-    "no rotated V": ("rotation.value_output=false",),
+    "no rotated residual stream": (_without("residual-rotation"),),
+    "no rotated V": (_without("value-output-rotation"),),
     "no rotation before o and down": (
-        "rotation={residual: true, value_output: true, equalize: true}",
+        "transforms=[residual-rotation, {name: equalization, sites: [query-key, value-output]},"
+        " value-output-rotation]",
     ),
-    "no equalization": ("rotation.equalize=false",),
+    "no equalization": (_without("equalization"),),
     "no rotated Q and K": ("attention.rotate=false",),
     "no centered K": ("attention.center=false",),
-    "no compensation": ("gptq.compensate=false",),
-    "no searched ranges": ("gptq.search_range=false",),
+    "no compensation": ("algorithm.compensate=false",),
+    "no searched ranges": ("algorithm.search_range=false",),
     "with own ranges for 5% of the channels": ("activations.salient_rate=0.05",),
     "with two steps and own ranges for 10%, the same in every layer": (
         "activations.salient_rate=0.10",
         "activations.salient_steps=2",
     ),
     "with two steps for 10%, shared out over the model": (
-        "activations={bits: 4, salient_rate: 0.10, salient_steps: 2, salient_over: model}",
+        "activations={bits: 4, salient_rate: 0.10, salient_steps: 2, allocation: model}",
     ),
 }
 SOURCES: dict[str, tuple[str, ...]] = {

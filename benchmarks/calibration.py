@@ -156,7 +156,7 @@ def main() -> None:
 
     omniquant._Fit._epoch = timed  # type: ignore[method-assign]
     model, tokenizer = spikellm.load(arguments.model)
-    settings = [f"omniquant.epochs={REPEATS}"]
+    settings = [f"algorithm.epochs={REPEATS}"]
     with contextlib.suppress(StopAfterFirstBlockError):
         spikellm.convert(
             model,

@@ -80,9 +80,9 @@ def main() -> None:
         vocabulary = ["return", "the", "value", "of", "list", "a", "file"]
         words.write_text(" ".join(random.Random(0).choices(vocabulary, k=4000)))  # noqa: S311
         for recipe in arguments.recipes.split(","):
-            ternary = load_recipe(recipe).weights.code == "ternary"
+            ternary = load_recipe(recipe).weights.format == "ternary"
             quick = (
-                ["gptq.rounds=1"] if ternary else []
+                ["algorithm.rounds=1"] if ternary else []
             )  # weights are random: no fit is better than another
             out = folder / f"{arguments.shape}-{recipe}"
             if not out.exists():

@@ -123,7 +123,7 @@ def main() -> None:
         weight = weight_and_bias(module)[0].detach().float()
         for peer, run in peers.items():
             started = time.perf_counter()
-            run(weight, hessian, options.damping, feedbacks[-1])
+            run(weight, hessian, options.percdamp, feedbacks[-1])
             kind[peer].append(time.perf_counter() - started)
         return fitted
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from variants import measure, parse
 
-START = ["omniquant.epochs=0", "omniquant.lwc=false"]
+START = ["algorithm.epochs=0", "algorithm.lwc=false"]
 CRITERIA = ("first-order", "expected-error", "rms", "layer-loss")
 
 
@@ -26,7 +26,7 @@ def variants() -> dict[str, list[str]]:
                 settings = [
                     f"activations.saliency={criterion}",
                     f"activations.thresholds={thresholds}",
-                    f"omniquant.saliency_after_smoothing={str(after).lower()}",
+                    f"algorithm.saliency_after_smoothing={str(after).lower()}",
                 ]
                 found[f"{criterion}, {thresholds}, {'after' if after else 'before'}"] = settings
     found["layer-loss, split, after; each layer for itself"] = ["activations.salient_for=layer"]

@@ -110,7 +110,9 @@ def make(blocks: int, shape: str, folder: Path) -> None:
 def convert(model: Path, recipe: str, text: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak memory and seconds of one conversion, and of each block."""
     out = model.with_name(f"{model.name}-{recipe}")
-    quick = ["--set", "omniquant.epochs=1"] if load_recipe(recipe).pipeline == "omniquant" else []
+    quick = (
+        ["--set", "algorithm.epochs=1"] if load_recipe(recipe).algorithm.name == "omniquant" else []
+    )
     command = [
         sys.executable,
         "-c",

@@ -25,12 +25,12 @@ def variants() -> dict[str, list[str]]:
     for rate, steps in ((0.4, 2), (0.2, 3)):
         for name, choice in fixed.items():
             weights = (
-                f"weights={{code: ternary, bits: 2, symmetric: true, salient_rate: {rate},"
+                f"weights={{format: ternary, salient_rate: {rate},"
                 f" salient_steps: {steps}, {choice}}}"
             )
             found[f"{rate:.0%} at T = {steps}: {name}"] = [weights]
     for scope in ("layer", "model"):
-        found[f"budget over the {scope}"] = [f"weights.budget_over={scope}"]
+        found[f"budget over the {scope}"] = [f"weights.allocation={scope}"]
     return found
 
 

@@ -67,7 +67,7 @@ def test_spikes_beat_omniquant_and_rounding(model: str, bound: float) -> None:
     alone: then rounding is at the same bits.
     """
     ratio = compare(model, "wikitext-2", ["rtn-w4a4"], samples=16) | compare(
-        model, "wikitext-2", LEARNING, samples=16, settings=("omniquant.epochs=4", "attention={}")
+        model, "wikitext-2", LEARNING, samples=16, settings=("algorithm.epochs=4", "attention={}")
     )
     assert ratio["spike-w4a4-t2"] < min(ratio["omniquant-w4a4"], ratio["rtn-w4a4"])
     assert ratio["spike-w4a4-t2"] < bound
@@ -95,10 +95,7 @@ def test_ternary_spikes_beat_partly_binary_weights_at_equal_steps() -> None:
 
 def test_second_order_beats_its_controls_and_a_budget_beats_it() -> None:
     """At 1.4 steps on average."""
-    same = (
-        "weights={{code: ternary, bits: 2, symmetric: true, salient_rate: 0.4, salient_steps: 2,"
-        " {}}}"
-    )
+    same = "weights={{format: ternary, salient_rate: 0.4, salient_steps: 2, {}}}"
     choices = ("saliency: second-order", "saliency: random", "saliency: second-order, invert: true")
     fixed, random, inverted = (
         compare("llama-wt2-8m", "wikitext-2", ["ternary-1.4"], settings=(same.format(choice),))[

@@ -20,8 +20,8 @@ from spikellm.core.errors import NumericalError, RequestError
 RECIPES = {
     "w4a4-t2": (),
     "gptq-w4a16": (),
-    "spike-w4a4-t2": ("omniquant.epochs=1",),
-    "ternary-1.4-a4-t2": ("weights.budget_over=layer", "gptq.rounds=1"),
+    "spike-w4a4-t2": ("algorithm.epochs=1",),
+    "ternary-1.4-a4-t2": ("weights.allocation=layer", "algorithm.rounds=1"),
     "pbllm-90": (),
 }
 

@@ -150,7 +150,7 @@ def test_other_pipelines_refuse_these_codes(text_file: Path) -> None:
             RequestError,
             match=r"fits weights of format affine, .* asks for 'ternary'; set algorithm to gptq",
         ):
-            convert("ternary-1.0", text_file, f"pipeline={pipeline}")
+            convert("ternary-1.0", text_file, f"algorithm={pipeline}")
 
 
 def test_a_raised_damping_is_in_the_record(

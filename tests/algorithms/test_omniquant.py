@@ -17,7 +17,7 @@ from spikellm.nn.fake_quant import FakeQuantLinear, InputCoder
 from spikellm.recipe import LinearRecipe
 from spikellm.recipe.load import load_recipe
 
-FAST = ("omniquant.epochs=3", "omniquant.let_rate=0.01", "omniquant.lwc_rate=0.05")
+FAST = ("algorithm.epochs=3", "algorithm.let_rate=0.01", "algorithm.lwc_rate=0.05")
 
 
 def convert(
@@ -72,11 +72,11 @@ def test_training_lowers_the_loss_of_every_block(text_file: Path) -> None:
     _, start = convert(
         "omniquant-w4a4",
         text_file,
-        "omniquant.epochs=1",
-        "omniquant.let_rate=1e-9",
-        "omniquant.lwc_rate=1e-9",
+        "algorithm.epochs=1",
+        "algorithm.let_rate=1e-9",
+        "algorithm.lwc_rate=1e-9",
     )
-    _, trained = convert("omniquant-w4a4", text_file, *FAST[1:], "omniquant.epochs=6")
+    _, trained = convert("omniquant-w4a4", text_file, *FAST[1:], "algorithm.epochs=6")
     assert trained.blocks[0].loss < start.blocks[0].loss
     assert trained.blocks[-1].loss < 0.97 * start.blocks[-1].loss
 
@@ -147,9 +147,9 @@ def test_each_part_can_be_switched_off(text_file: Path) -> None:
     without_let, result = convert(
         "omniquant-w4a4",
         text_file,
-        "omniquant.epochs=3",
-        "omniquant.lwc_rate=0.05",
-        "omniquant.let=false",
+        "algorithm.epochs=3",
+        "algorithm.lwc_rate=0.05",
+        "algorithm.let=false",
     )
     assert torch.equal(
         without_let.model.layers[0].input_layernorm.weight,
@@ -158,14 +158,14 @@ def test_each_part_can_be_switched_off(text_file: Path) -> None:
     without_lwc, other = convert(
         "omniquant-w4a4",
         text_file,
-        "omniquant.epochs=3",
-        "omniquant.let_rate=0.01",
-        "omniquant.lwc=false",
+        "algorithm.epochs=3",
+        "algorithm.let_rate=0.01",
+        "algorithm.lwc=false",
     )
     assert result.blocks[-1].loss != other.blocks[-1].loss
-    _, coarse = convert("omniquant-w4a4", text_file, *FAST, "omniquant.batch_size=5")
+    _, coarse = convert("omniquant-w4a4", text_file, *FAST, "algorithm.batch_size=5")
     assert coarse.blocks[0].loss != convert("omniquant-w4a4", text_file, *FAST)[1].blocks[0].loss
-    some, _ = convert("omniquant-w4a4", text_file, *FAST, "omniquant.pairs=[value-output]")
+    some, _ = convert("omniquant-w4a4", text_file, *FAST, "algorithm.pairs=[value-output]")
     assert torch.equal(
         some.model.layers[0].input_layernorm.weight, original.model.layers[0].input_layernorm.weight
     )
@@ -202,10 +202,10 @@ def test_a_step_into_nothing_is_taken_back(text_file: Path) -> None:
     _, result = convert(
         "omniquant-w4a4",
         text_file,
-        "omniquant.let_rate=150",
-        "omniquant.epochs=2",
-        "omniquant.lwc=false",
-        "omniquant.batch_size=64",
+        "algorithm.let_rate=150",
+        "algorithm.epochs=2",
+        "algorithm.lwc=false",
+        "algorithm.batch_size=64",
     )
     assert all(math.isfinite(block.loss) for block in result.blocks)
 
@@ -230,9 +230,9 @@ def test_other_families(family: str, text_file: Path, tmp_path: Path, tokens: to
     model = build(family)
     tokenizer = first_blocks()[1]
     settings = (
-        "omniquant.epochs=1",
+        "algorithm.epochs=1",
         "activations.salient_rate=0.2",
-        "omniquant.pairs=[norm, value-output, up-down, query-key]",
+        "algorithm.pairs=[norm, value-output, up-down, query-key]",
     )
     spikellm.convert(
         model, tokenizer, "spike-w4a4-t2", str(text_file), samples=2, seqlen=24, settings=settings
@@ -264,11 +264,11 @@ def test_resumed_gives_the_same_bytes(text_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("preset", "setting", "message"),
     [
-        ("rtn-w4a4", "algorithm.epochs=3", "unknown key"),
+        ("rtn-w4a4", "algorithm.epochs=3", "epochs is an option of 'omniquant'"),
         ("omniquant-w4a4", "omniquant={let: false, lwc: false}", "nothing is left of omniquant"),
-        ("omniquant-w4a4", "omniquant.epochs=0", "lwc is learned"),
-        ("omniquant-w4a4", "omniquant.pairs=[up]", "value-output"),
-        ("omniquant-w4a4", "omniquant.let_rate=0", "greater than 0"),
+        ("omniquant-w4a4", "algorithm.epochs=0", "lwc is learned"),
+        ("omniquant-w4a4", "algorithm.pairs=[up]", "value-output"),
+        ("omniquant-w4a4", "algorithm.let_rate=0", "greater than 0"),
     ],
 )
 def test_recipes_are_checked(preset: str, setting: str, message: str) -> None:
@@ -285,14 +285,14 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(text_file: Path) -> N
         convert(
             "omniquant-w4a4",
             text_file,
-            "omniquant.epochs=1",
+            "algorithm.epochs=1",
             *settings,
             model=first_blocks()[0].float(),
         )[1]
         for settings in (
-            ("omniquant.batch_size=8",),
-            ("omniquant.batch_size=1", "omniquant.accumulate=8"),
-            ("omniquant.batch_size=1",),
+            ("algorithm.batch_size=8",),
+            ("algorithm.batch_size=1", "algorithm.accumulate=8"),
+            ("algorithm.batch_size=1",),
         )
     )
     assert added.blocks[0].loss == pytest.approx(together.blocks[0].loss, rel=1e-5)
@@ -303,7 +303,7 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(text_file: Path) -> N
 
 def test_products_in_bfloat16_learn_nearly_as_well(text_file: Path) -> None:
     _, full = convert("omniquant-w4a4", text_file, *FAST)
-    _, short = convert("omniquant-w4a4", text_file, *FAST, "omniquant.precision=bfloat16")
+    _, short = convert("omniquant-w4a4", text_file, *FAST, "algorithm.precision=bfloat16")
     assert short.blocks[-1].loss != full.blocks[-1].loss
     assert short.blocks[-1].loss < 1.05 * full.blocks[-1].loss
 
@@ -321,9 +321,9 @@ def test_what_is_learned_is_never_worse_than_its_start(text_file: Path) -> None:
         _, learned = convert(
             "omniquant-w4a4",
             text_file,
-            f"omniquant.epochs={epochs}",
-            "omniquant.let_rate=2.0",
-            "omniquant.lwc=false",
+            f"algorithm.epochs={epochs}",
+            "algorithm.let_rate=2.0",
+            "algorithm.lwc=false",
         )
         assert learned.blocks[0].loss <= 1.01 * start.blocks[0].loss
 
@@ -331,7 +331,7 @@ def test_what_is_learned_is_never_worse_than_its_start(text_file: Path) -> None:
 def test_pairs_that_touch_a_skipped_layer_are_dropped_and_it_stays(text_file: Path) -> None:
     original, _ = first_blocks()
     model, result = convert(
-        "omniquant-w4a4", text_file, *FAST, "overrides=[{match: '.*(q|v)_proj', skip: true}]"
+        "omniquant-w4a4", text_file, *FAST, "overrides=[{match: 're:.*(q|v)_proj', skip: true}]"
     )
     assert "v -> o" in result.blocks[0].dropped
     assert any(name.startswith("input_layernorm") for name in result.blocks[0].dropped)

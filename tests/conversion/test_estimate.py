@@ -59,7 +59,7 @@ def test_the_store_changes_no_byte(text_file: Path, tmp_path: Path) -> None:
             calibration=str(text_file),
             samples=2,
             seqlen=32,
-            settings=("omniquant.epochs=1",),
+            settings=["algorithm.epochs=1"],
             store=store,
         )
         convert.convert(str(BUNDLED), tmp_path / store, options)

@@ -7,13 +7,12 @@ import torch
 from torch import nn
 
 import spikellm
-from conftest import first_blocks
 from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.conversion.step_shares import StepShares
 from spikellm.core.errors import RecipeError
 from spikellm.recipe.load import load_recipe
 
-SETTINGS = ("activations.salient_over=model",)
+SETTINGS = ("activations.allocation=model",)
 
 
 def surveyed(
@@ -67,8 +66,8 @@ def test_layers_that_read_one_tensor_count_as_one() -> None:
 def test_the_mean_is_kept_over_the_model(text_file: Path) -> None:
     losses = []
     for over in ("layer", "model"):
-        model, tokenizer = first_blocks(3)
-        settings = [f"activations.salient_over={over}", "activations.salient_rate=0.1"]
+        model, tokenizer = spikellm.load(BUNDLED)
+        settings = [f"activations.allocation={over}", "activations.salient_rate=0.1"]
         found = spikellm.convert(
             model, tokenizer, "w4a4-t2", str(text_file), samples=8, seqlen=64, settings=settings
         )
@@ -97,5 +96,5 @@ def test_recipes_are_checked() -> None:
         load_recipe("w4a4-t2", [*SETTINGS, "activations.salient_rate=0.7"])
     with pytest.raises(RecipeError, match="allocation would have no effect"):
         load_recipe("rtn-w4a4", SETTINGS)
-    with pytest.raises(RecipeError, match=r"key\.salient_over has no effect"):
-        load_recipe("spike-w4a4-t2", ["attention.key.salient_over=model"])
+    with pytest.raises(RecipeError, match=r"key\.allocation has no effect"):
+        load_recipe("spike-w4a4-t2", ["attention.key.allocation=model"])

@@ -358,12 +358,12 @@ def test_overrides_of_attention_can_only_skip(tokenizer: Any, text_file: Path) -
             converted(
                 tokenizer,
                 text_file,
-                [*ATTENTION, f"overrides=[{{match: '.*self_attn', {settings}}}]"],
+                [*ATTENTION, f"overrides=[{{match: '*self_attn', {settings}}}]"],
             )
     model = converted(
         tokenizer,
         text_file,
-        [*ATTENTION, "overrides=[{match: '.*layers.0.self_attn.*', weights: {bits: 3}}]"],
+        [*ATTENTION, "overrides=[{match: '*layers.0.self_attn.*', weights: {bits: 3}}]"],
     )
     assert len(spiking_attentions(model)) == 2
 
@@ -371,7 +371,7 @@ def test_overrides_of_attention_can_only_skip(tokenizer: Any, text_file: Path) -
 def test_attention_alone_and_skipped(tokenizer: Any, text_file: Path) -> None:
     settings = [
         *ATTENTION,
-        "overrides=[{match: '.*_proj', skip: true}, {match: '.*layers.0.self_attn', skip: true}]",
+        "overrides=[{match: '*_proj', skip: true}, {match: '*layers.0.self_attn', skip: true}]",
     ]
     model = converted(tokenizer, text_file, settings)
     assert list(spiking_attentions(model)) == ["model.layers.1.self_attn"]

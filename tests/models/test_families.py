@@ -173,7 +173,7 @@ def test_output_projection_of_a_pipeline_that_learns_is_rounded_and_said(
 ) -> None:
     seen: list[Any] = []
     settings, given = (
-        ["lm_head=true", "omniquant.epochs=1"],
+        ["lm_head=true", "algorithm.epochs=1"],
         {
             "samples": 2,
             "seqlen": 32,
@@ -201,12 +201,12 @@ def test_output_projection_of_a_pipeline_that_learns_is_rounded_and_said(
     [
         (
             "rtn-w4a4",
-            "weights: {code: ternary, bits: 2, symmetric: true}",
+            "weights: {format: ternary}",
             "fits weights of code affine, and lm_head asks for 'ternary'; set pipeline to gptq",
         ),
         (
             "omniquant-w2a16",
-            "weights: {code: partly-binary, salient_rate: 0.1}",
+            "weights: {format: partly-binary, salient_rate: 0.1}",
             "fits weights of code affine, and lm_head asks for 'partly-binary'",
         ),
         ("gptq-w4a16", "skip: true", "no output projection or an override skips it"),

@@ -156,7 +156,7 @@ def test_products_are_those_that_torch_counts(family: str) -> None:
 
 
 def test_the_model_is_not_changed_and_outputs_are_the_same(text_file: Path) -> None:
-    model = converted("spike-w4a4-t2", text_file, "omniquant.epochs=1")
+    model = converted("spike-w4a4-t2", text_file, "algorithm.epochs=1")
     before = model.config._attn_implementation
     with torch.no_grad():
         expected = model(tokens(), use_cache=False).logits
@@ -175,7 +175,7 @@ def test_the_model_is_not_changed_and_outputs_are_the_same(text_file: Path) -> N
 
 
 def test_attention_and_head_are_named_and_decoding_is_apart(text_file: Path) -> None:
-    model = converted("spike-w4a4-t2", text_file, "omniquant.epochs=1")
+    model = converted("spike-w4a4-t2", text_file, "algorithm.epochs=1")
     found = count_operations(model, [tokens((1, 12))], decode=3)
     config = model.config
     pairs = {"prefill": 9 * 9, "decode": 10 + 11 + 12}
@@ -194,7 +194,7 @@ def test_attention_and_head_are_named_and_decoding_is_apart(text_file: Path) -> 
 
 def test_attention_against_loops(text_file: Path) -> None:
     """Query spikes reach every key, value spikes every query of the heads that share them."""
-    model = converted("spike-w4a4-t2", text_file, "omniquant.epochs=1")
+    model = converted("spike-w4a4-t2", text_file, "algorithm.epochs=1")
     from spikellm.nn.hooks import SpikeTrain, observe_spikes
 
     seen: dict[tuple[torch.nn.Module, str], SpikeTrain] = {}

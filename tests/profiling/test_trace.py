@@ -28,8 +28,8 @@ from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 RECIPES = ["w4a4-t2", "spike-w4a4-t2", "ternary-1.4-a4-t2", "w8a8"]
 FAST = {
-    "spike-w4a4-t2": ("omniquant.epochs=1",),
-    "ternary-1.4-a4-t2": ("weights.budget_over=layer", "gptq.rounds=1"),
+    "spike-w4a4-t2": ("algorithm.epochs=1",),
+    "ternary-1.4-a4-t2": ("weights.allocation=layer", "algorithm.rounds=1"),
 }
 
 

@@ -14,7 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from spikellm.conversion.record import ConversionRecord, Count, Line, Lines, explain
 from spikellm.core.errors import CheckpointError
 from spikellm.core.io import read_json
-from spikellm.recipe import Recipe, recipe_from
+from spikellm.recipe import Recipe, current_data, recipe_from
 
 METHOD = "spikellm"
 CONFIG_VERSION = 1
@@ -89,6 +89,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.quant_method, self.version = METHOD, version
         for key, value in content.items():
             setattr(self, key, value)
+        self.recipe = current_data(recipe or {}, "recipe in config.json")
 
     def parsed_recipe(self) -> Recipe:
         """The recipe as an object."""

@@ -40,7 +40,7 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
     return {
         "model": model,
         "kind": summary.kind,
-        "recipe": config.parsed_recipe().model_dump(mode="json") if config else None,
+        "recipe": config.recipe if config else None,
         "record": config.record if config else None,
         "average_steps": summary.average_steps,
         "additive_share": summary.additive_share,

@@ -9,7 +9,7 @@ from spikellm.recipe.base import AlgorithmOptions, TransformOptions, WeightOptio
 from spikellm.recipe.overrides import Override
 from spikellm.recipe.sections import ActivationRecipe, LinearRecipe
 from spikellm.recipe.values import place_value
-from spikellm.recipe.whole import RECIPE_VERSION, Recipe, recipe_from
+from spikellm.recipe.whole import RECIPE_VERSION, Recipe, current_data, recipe_from
 
 __all__ = [
     "RECIPE_VERSION",
@@ -21,6 +21,7 @@ __all__ = [
     "Recipe",
     "TransformOptions",
     "WeightOptions",
+    "current_data",
     "place_value",
     "recipe_from",
     "register_options",

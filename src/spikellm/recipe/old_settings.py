@@ -1,6 +1,6 @@
 """Settings of single fields, also in the words of version 1.
 
-See :mod:`spikellm.recipe.migrate`.
+See :mod:`spikellm.recipe.version_1`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from spikellm.core.errors import RecipeError
-from spikellm.recipe import migrate
+from spikellm.recipe import version_1 as old
+from spikellm.recipe.migrate import say_once
 from spikellm.recipe.parts import DEFAULTS, SECTIONS, as_mapping
 from spikellm.recipe.values import place_value
 
 Setting = tuple[str, Any]
 _CHOICES = ("algorithm.name", "weights.format")  # come first, since others are theirs
-_HEADS = tuple(f"attention.{head}" for head in ("query", "key", "value", "probabilities"))
+_HEADS = tuple(f"attention.{head}" for head in old.HEADS)
 
 
 def place_settings(data: dict[str, Any], settings: Sequence[Setting]) -> None:
@@ -30,7 +31,7 @@ def place_settings(data: dict[str, Any], settings: Sequence[Setting]) -> None:
     algorithm = _chosen("algorithm", data, others)
     found: list[Setting] = []
     for key, value in others:
-        if ternary and (key, value) in {("weights.bits", 2), ("weights.symmetric", True)}:
+        if ternary and (key, value) in [("weights.bits", 2), ("weights.symmetric", True)]:
             continue  # version 1 asked for them
         new = list(_in_new_words(key, value, algorithm, _chosen("weights", data, others)))
         if new != [(key, value)]:
@@ -41,7 +42,7 @@ def place_settings(data: dict[str, Any], settings: Sequence[Setting]) -> None:
     if rotation:
         if any(key.partition(".")[0] == "transforms" for key, _ in others):
             raise RecipeError(
-                f"{rotation[0][0]} and transforms set the same; give transforms alone"
+                f"{rotation[0][0]} and transforms set the same field; give transforms alone"
             )
         _rotate(data, rotation)
         _say(rotation[0][0], "transforms=[…]")
@@ -52,7 +53,7 @@ def new_key(key: str) -> str:
     section, _, field = key.partition(".")
     if key == "pipeline":
         return "algorithm.name"
-    if section in migrate.ALGORITHMS:
+    if section in old.ALGORITHMS:
         return f"algorithm.{_renamed(section, field)}" if field else "algorithm"
     if section in {"weights", "activations"}:
         return f"{section}.{_renamed(section, field)}" if field else key
@@ -64,42 +65,42 @@ def new_key(key: str) -> str:
 
 def _in_new_words(key: str, value: Any, algorithm: Any, chosen: str) -> Iterable[Setting]:
     section, _, field = key.partition(".")
-    if section in migrate.ALGORITHMS:
-        options = migrate.algorithm_of(section, {field: value} if field else value, algorithm)
+    if section in old.ALGORITHMS:
+        options = old.algorithm_of(section, {field: value} if field else value, algorithm)
         if field:
             return [(f"algorithm.{name}", one) for name, one in options.items()]
         return [("algorithm", {"name": section, **options})] if section == algorithm else []
-    if key == "weights" and migrate.has_old_words("weights", value):
-        return [(key, migrate.weights_of(value))]
+    if key == "weights" and old.has_old_words("weights", value):
+        return [(key, old.weights_of(value))]
     if key == "attention":
-        return [(key, migrate.attention_of(value))]
+        return [(key, old.attention_of(value))]
     if key == "activations" or key in _HEADS:
-        return [(key, migrate.renamed("activations", value))]
-    if key == "overrides" and migrate.has_old_overrides(value):
-        return [(key, migrate.overrides_of(value, chosen))]
+        return [(key, old.renamed("activations", value))]
+    if key == "overrides" and old.has_old_overrides(value):
+        return [(key, old.overrides_of(value, chosen))]
     return [(new_key(key), value)]
 
 
 def _renamed(section: str, field: str) -> str:
-    return str(next(iter(migrate.renamed(section, {field: None}))))
+    return str(next(iter(old.renamed(section, {field: None}))))
 
 
 def _chosen(section: str, data: Mapping[str, Any], settings: Iterable[Setting]) -> Any:
     """The part that a section of a recipe names once settings are put onto it."""
-    kind, found = SECTIONS[section], data.get(section)
+    kind, found = SECTIONS[section], data.get(section, {})
     choice = f"{section}.{kind.tag}"
     for key, value in settings:
         if new_key(key) == choice:
             return value
         if key == section:
-            found = migrate.renamed(section, value)
+            found = old.renamed(section, value)
     options = as_mapping(kind, found)
     return options.get(kind.tag, DEFAULTS[section]) if isinstance(options, Mapping) else None
 
 
 def _rotate(data: dict[str, Any], settings: Iterable[Setting]) -> None:
     """Put settings of the section ``rotation`` onto the transforms."""
-    rotation, others = migrate.rotation_of(data.get("transforms"))
+    rotation, others = old.rotation_of(data.get("transforms"))
     for key, value in settings:
         _, _, field = key.partition(".")
         if field:
@@ -108,9 +109,9 @@ def _rotate(data: dict[str, Any], settings: Iterable[Setting]) -> None:
             rotation = dict(value)
         else:
             raise RecipeError(f"rotation: expected keys and values, found {value!r}")
-    coded = migrate.has_coded_keys(data.get("attention"))
-    data["transforms"] = [*migrate.transforms_of(rotation, coded_keys=coded), *others]
+    coded = old.has_coded_keys(data.get("attention"))
+    data["transforms"] = [*old.transforms_of(rotation, coded_keys=coded), *others]
 
 
-def _say(old: str, new: str) -> None:
-    migrate.say_once("setting", f"--set {old} is of version 1; version 2 calls it {new}")
+def _say(key: str, new: str) -> None:
+    say_once("setting", f"--set {key} is of version 1; version 2 calls it {new}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 import time
 from collections.abc import Callable
@@ -17,8 +18,11 @@ from spikellm.recipe.base import Section, WeightOptions
 from spikellm.recipe.parts import as_mapping
 
 MOST_CHARACTERS = 1000
-PATIENCE = 5.0  # seconds that one expression may take for all names together
+MOST_REPEATS = 10_000  # the counts of an expression multiplied; repeated text takes memory
+PATIENCE = 2.0  # seconds that one expression may take for all names together
 EXPRESSION = "re:"  # begins a pattern that is a regular expression
+_COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+_CALL = re.compile(r"\(\?(?:R|&|P>|[+-]?\d)")  # of a group by itself, which never ends
 _NOT_IN_NAMES = re.compile(r"^\.|[\\()|+^$]")  # and neither in globs of names
 
 
@@ -69,8 +73,8 @@ class Pattern:
             found = self._expression.fullmatch(name, timeout=max(PATIENCE - self._spent, 1e-3))
         except TimeoutError:
             raise RecipeError(
-                f"override {self.text[:100]!r}: the expression takes longer than {PATIENCE:.0f} s"
-                f" to match names such as {name!r}; write it more simply, or as a glob"
+                f"override {self.text[:100]!r}: the expression takes longer than {PATIENCE:g} s"
+                f" to match names such as {name[:100]!r}; write it more simply, or as a glob"
             ) from None
         self._spent += time.monotonic() - before
         return found is not None
@@ -84,6 +88,11 @@ def is_expression(text: str) -> bool:
 
 
 def _compiled(text: str) -> regex.Pattern[str]:
+    counts = [int(one or 1) for found in _COUNT.findall(text) for one in found]
+    if math.prod(max(one, 1) for one in counts) > MOST_REPEATS:
+        raise ValueError(f"{text[:100]!r} repeats more than {MOST_REPEATS:,} times")
+    if _CALL.search(text):
+        raise ValueError(f"{text[:100]!r} calls a group of its own, which is not read")
     try:
         return regex.compile(text)
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:

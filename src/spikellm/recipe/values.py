@@ -30,6 +30,8 @@ def place_value(data: dict[str, Any], key: str, value: Any) -> None:
             )
             return
         data[first] = section
+    if first == "transforms":
+        data.setdefault(first, [])
     _place(data, key.split("."), value, key)
 
 

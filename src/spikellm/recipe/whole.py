@@ -14,7 +14,7 @@ from spikellm.core.errors import RecipeError
 from spikellm.recipe.attention import AttentionRecipe
 from spikellm.recipe.base import AlgorithmOptions, Section, TransformOptions, WeightOptions
 from spikellm.recipe.explain import explain
-from spikellm.recipe.migrate import upgraded
+from spikellm.recipe.migrate import is_old, upgraded
 from spikellm.recipe.overrides import Override
 from spikellm.recipe.parts import (
     AlgorithmField,
@@ -191,6 +191,16 @@ def recipe_from(data: Mapping[str, Any], where: str) -> Recipe:
         RecipeError: unknown key or value out of range; names what is valid.
     """
     return validated(upgraded(data, where), where)
+
+
+def current_data(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """Plain data of a saved recipe as it is saved now; as it is where it is no valid recipe."""
+    if not is_old(data):
+        return data
+    try:
+        return recipe_from(data, where).model_dump(mode="json")
+    except RecipeError:  # told where it is read
+        return data
 
 
 def validated(data: Mapping[str, Any], where: str) -> Recipe:
