@@ -66,7 +66,7 @@ def test_layers_that_read_one_tensor_count_as_one() -> None:
 def test_the_mean_is_kept_over_the_model(text_file: Path) -> None:
     losses = []
     for over in ("layer", "model"):
-        model, tokenizer = spikellm.load(BUNDLED)
+        model, tokenizer = first_blocks()
         settings = [f"activations.allocation={over}", "activations.salient_rate=0.1"]
         found = spikellm.convert(
             model, tokenizer, "w4a4-t2", str(text_file), samples=8, seqlen=64, settings=settings

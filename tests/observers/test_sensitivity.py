@@ -86,7 +86,7 @@ def test_gradients_that_overflow_and_memory_that_runs_out_are_said(
 def test_layers_that_count_more_get_more_steps(text_file: Path) -> None:
     """With the budget over the model the sum of steps is kept, and layers differ."""
     for scope in ("layer", "model"):
-        model, tokenizer = spikellm.load(BUNDLED)
+        model, tokenizer = first_blocks()
         settings = (f"weights.allocation={scope}",)
         result = spikellm.convert(
             model, tokenizer, "ternary-1.4", str(text_file), samples=8, seqlen=64, settings=settings
