@@ -232,6 +232,7 @@ def test_wrong_requests(
     assert words in error[-1]
 
 
+@pytest.mark.slow
 def test_data_that_is_not_here_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """The tasks of the paper come from the hub, which tests do not reach."""
     assert main(["eval", str(BUNDLED), "--tasks", "paper", "--limit", "1"]) == 1
