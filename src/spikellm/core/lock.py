@@ -30,7 +30,8 @@ def locked(target: Path) -> Iterator[None]:
     """Keep other processes from writing ``target`` in the meantime.
 
     Raises:
-        RequestError: another one does; says which, and since when.
+        RequestError: another one does, it says which, and since when; or a file stands where a
+            folder is needed.
         SpikeLLMError: the file system refused.
     """
     target = target.resolve()
@@ -60,6 +61,9 @@ def locked(target: Path) -> Iterator[None]:
 def _make_parents(target: Path) -> list[Path]:
     """Make the folders above a target; gives those that were not there, the innermost first."""
     missing = [folder for folder in target.parents if not folder.exists()]
+    there = target.parents[len(missing)]
+    if not there.is_dir():
+        raise RequestError(f"{there} is a file, expected a folder to write in; choose another name")
     if missing:
         target.parent.mkdir(parents=True, exist_ok=True)
     return missing
@@ -73,6 +77,7 @@ def _acquire(path: Path) -> FileLock:
         OSError: the file system refused.
     """
     while True:
+        new = not path.exists()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             lock = FileLock(str(path))
@@ -81,6 +86,12 @@ def _acquire(path: Path) -> FileLock:
             if _is_at(path, descriptor):
                 return lock
             lock.release()
+        except Timeout:
+            raise
+        except OSError:
+            if new:
+                path.unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptor)
 

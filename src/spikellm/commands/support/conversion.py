@@ -38,8 +38,12 @@ class FolderConversion:
     def __init__(self, model: str, out: Path, recipe: Recipe, options: FolderOptions) -> None:
         self.model, self.recipe, self.options = model, recipe, options
         self.out = out.resolve()
-        self.partial = self.out.with_name(f"{self.out.name}.partial")
         self.overwrite = options.force
+
+    @property
+    def partial(self) -> Path:
+        """The folder of finished blocks, beside OUT."""
+        return self.out.with_name(f"{self.out.name}.partial")
 
     def run(self, reads: Iterable[str]) -> dict[str, Any]:
         """Convert; gives what came of it.
