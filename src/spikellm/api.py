@@ -6,13 +6,13 @@ Each does one thing to a model of the model library and returns plain data.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
 from spikellm.algorithms import algorithms
 from spikellm.checkpoint.config import SpikeConfig
@@ -28,20 +28,16 @@ from spikellm.core.keywords import require_known_keywords
 from spikellm.core.offload import offload
 from spikellm.data.tokens import read_tokens, require_known
 from spikellm.data.windows import random_windows, window_length
+from spikellm.evaluation.model_report import report
 from spikellm.evaluation.perplexity import (
     Perplexity,
     perplexity,
-    perplexity_of_windows,
-    text_windows,
 )
 from spikellm.evaluation.zero_shot import zero_shot
 from spikellm.models.attention_interface import spiking_attentions
 from spikellm.models.prepare import evaluating, prepared
 from spikellm.models.summary import ModelSummary, summarize
 from spikellm.nn.execution import set_execution_mode, spiking_linears
-from spikellm.profiling.energy import load_table
-from spikellm.profiling.measurement import make_report, measure_beside
-from spikellm.profiling.report import Beside, Origin, Report, Text
 from spikellm.recipe import Recipe
 from spikellm.recipe.load import load_recipe
 from spikellm.recipe.settings import require_apart
@@ -231,60 +227,6 @@ def is_made_from(
         **{key: record.get(key) for key in ("versions", "model", "device")},
     }
     return found == identity
-
-
-class ReportOptions(TypedDict, total=False):
-    """Keywords of :func:`report`, as it describes them."""
-
-    tokens: int
-    seqlen: int | None
-    name: str
-    beside: Iterable[tuple[str, Any]]
-    energy_table: str | Path | None
-
-
-def report(
-    model: Any, tokenizer: Any, text: str = "stdlib", **options: Unpack[ReportOptions]
-) -> Report:
-    """What a model costs on a text: operations, spikes, estimated energy, sizes, perplexity.
-
-    Args:
-        text: as for :func:`perplexity`; its first windows.
-        tokens: how many tokens to measure on, in whole windows, at least one; 4096 by default.
-        seqlen: tokens of a window.
-        name: of the model, in the report; ``"model"`` by default.
-        beside: names and models measured on the same windows: the original, or other conversions of
-            it. Taken one at a time.
-        energy_table: see :func:`spikellm.profiling.energy.load_table`.
-
-    Raises:
-        RequestError: unknown text or table, a text shorter than one window, a model beside it with
-            another vocabulary.
-        TypeError: a keyword that is not known.
-    """
-    require_known_keywords("report", options, ReportOptions.__annotations__)
-    tokens, name = options.get("tokens", 4096), options.get("name", "model")
-    if tokens < 1:
-        raise RequestError(f"tokens is {tokens}; expected at least 1")
-    table = load_table(options.get("energy_table"))
-    length = window_length(model.config, options.get("seqlen"))
-    windows = text_windows(model, tokenizer, text, seqlen=length, limit=max(1, tokens // length))
-    rows: list[Beside] = []
-    for other_name, other in options.get("beside", ()):
-        if other.config.vocab_size != model.config.vocab_size:
-            raise RequestError(
-                f"{other_name} has {other.config.vocab_size} tokens in its vocabulary,"
-                f" {name} has {model.config.vocab_size}; perplexities of other tokens do"
-                " not compare"
-            )
-        value, converted = perplexity_of_windows(other, windows).value, bool(spike_config(other))
-        rows.append(measure_beside(other, other_name, windows, value, table, converted=converted))
-    config = spike_config(model)
-    origin = Origin(config.parsed_recipe(), dict(config.record or {})) if config else None
-    value = perplexity_of_windows(model, windows).value
-    measured = Text(Path(text).name, windows.shape[0], length, value)
-    found = make_report(model, name, windows, measured, table, origin)
-    return replace(found, beside=tuple(rows))
 
 
 def _require_finite_weights(model: nn.Module) -> None:

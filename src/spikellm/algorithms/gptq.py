@@ -10,6 +10,7 @@ layer's error stops falling.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -148,11 +149,11 @@ class Gptq(Algorithm):
         layer, settings = context.layers[name], context.settings[name]
         options = context.recipe.options(GptqOptions)
         if moments is None:
-            return fit_layer(name, layer, settings, groups, context.hessian(name), options)
+            return fit_layer(name, layer, settings, groups, Target(context.hessian(name)), options)
         weight = target_weight(
             name, weight_and_bias(layer)[0].detach(), moments, options.compensation_percdamp
         )
-        return fit_layer(name, layer, settings, groups, moments.hessian, options, weight)
+        return fit_layer(name, layer, settings, groups, Target(moments.hessian, weight), options)
 
 
 def _work(weight: Tensor) -> float:
@@ -184,24 +185,32 @@ def _exchanged(
     return layer, damping
 
 
+class Target(NamedTuple):
+    """What the codes of a layer are fitted to.
+
+    Attributes:
+        hessian: ``XᵀX`` of its inputs, ``(in, in)``, channels in their own order.
+        weight: ``(out, in)``; the layer's own weight where it is None.
+    """
+
+    hessian: Tensor
+    weight: Tensor | None = None
+
+
 def fit_layer(
     name: str,
     module: nn.Module,
     settings: LinearRecipe,
     groups: Groups,
-    hessian: Tensor,
+    target: Target,
     options: GptqOptions,
-    weight: Tensor | None = None,
 ) -> tuple[SpikingLinear, float]:
     """Spiking layer of one linear layer, and the damping that its Hessian took.
-
-    Args:
-        hessian: ``XᵀX`` of its inputs, ``(in, in)``, channels in their own order.
-        weight: what to code, ``(out, in)``; the layer's own weight by default.
 
     Raises:
         NumericalError: see :func:`spikellm.quantization.column_update.inverse_factor`.
     """
+    hessian, weight = target
     weight = (weight_and_bias(module)[0].detach() if weight is None else weight).float()
     coding = order_of_coding(hessian, by_power=options.activation_order)
     factor, damping = inverse_factor(hessian, options.percdamp, name, coding)

@@ -69,7 +69,7 @@ def _notes(context: ConversionContext, plan: BlockPlan) -> list[str]:
         )
     if not context.algorithm.fits_alone:
         notes.append(
-            f"{name} is rounded to nearest: algorithm {context.recipe.algorithm.name!r} learns on what a"
-            " block gives, and there is none around it"
+            f"{name} is rounded to nearest: algorithm {context.recipe.algorithm.name!r} learns on"
+            " what a block gives, and there is none around it"
         )
     return notes

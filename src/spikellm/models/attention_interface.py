@@ -78,7 +78,7 @@ def mark_coded(x: Tensor) -> Tensor:
     return x
 
 
-def spike_attention(
+def spike_attention(  # noqa: PLR0913  the library's attention interface calls it so
     module: nn.Module,
     query: Tensor,
     key: Tensor,

@@ -176,30 +176,20 @@ def add_up(plane: Tensor, weights: Tensor) -> tuple[Tensor, int]:
 
 
 def _check_layer(population: Population, layer: SpikingLinear, output: Tensor) -> PopulationTrace:
-    """Binary sums of every segment against the product of merged codes, then the layer's output
-    from them.
+    """Compare the binary sums of every segment with the product of merged codes, and the output
+    that follows from them with the layer's.
     """
-    layout, planes = layer.layout(), weight_planes(layer)
+    channels = channel_order(layer)
+    chosen = [channels[part.start : part.stop] for part in layer.layout().segments]
+    sums, additions = _binary_sums(population, layer, chosen)
     assert population.thresholds is not None
     theta, baseline = population.thresholds
-    channels = channel_order(layer)
-    tokens, additions, integers, mismatches = len(population.codes), 0, 0, 0
-    sums = [torch.zeros(tokens, layer.out_features, dtype=torch.int64) for _ in layout.segments]
-    chosen = [channels[segment.start : segment.stop] for segment in layout.segments]
-    columns = [[weights[own] for weights in planes] for own in chosen]
-    for plane in population.planes():
-        for place, own in enumerate(chosen):
-            spikes = plane[:, own]
-            for weights in columns[place]:
-                found, count = add_up(spikes, weights)
-                sums[place] += found
-                additions += count
-    y = torch.zeros(tokens, layer.out_features)
+    integers = mismatches = 0
+    y = torch.zeros(len(population.codes), layer.out_features)
     whole, scale = layer.integer_weights().cpu(), layer.weight_scale.cpu()
-    for segment, binary in zip(layout.segments, sums, strict=True):
-        codes = population.codes[:, channels[segment.start : segment.stop]]
+    for segment, own, binary in zip(layer.layout().segments, chosen, sums, strict=True):
         k = whole[:, segment.start : segment.stop]
-        merged = integer_product(codes, k, 2**53).long()
+        merged = integer_product(population.codes[:, own], k, 2**53).long()
         integers += merged.numel()
         mismatches += int((merged != binary).sum())
         group = segment.activation_group
@@ -209,6 +199,25 @@ def _check_layer(population: Population, layer: SpikingLinear, output: Tensor) -
         y = y + layer.bias.float().cpu()
     equal = torch.equal(y.to(output.dtype), output.reshape(-1, layer.out_features).cpu())
     return _found(population, additions, integers, mismatches, equal)
+
+
+def _binary_sums(
+    population: Population, layer: SpikingLinear, chosen: list[Tensor]
+) -> tuple[list[Tensor], int]:
+    """Sums over the chosen channels of each segment, int64 ``(tokens, out)``, and how many weights
+    were added or subtracted.
+    """
+    planes, sums, additions = weight_planes(layer), [], 0
+    for own in chosen:
+        total = torch.zeros(len(population.codes), layer.out_features, dtype=torch.int64)
+        columns = [weights[own] for weights in planes]
+        for plane in population.planes():
+            for weights in columns:
+                found, count = add_up(plane[:, own], weights)
+                total += found
+                additions += count
+        sums.append(total)
+    return sums, additions
 
 
 def _check_sums(population: Population) -> PopulationTrace:

@@ -14,7 +14,7 @@ OnlineLayer = Literal["output", "down"]
 
 @register_options
 class ResidualRotationOptions(TransformOptions):
-    """Rotate the residual stream; fused into the weights around it, so it costs nothing (QuaRot)."""
+    """Rotate the residual stream (QuaRot); fused into the weights around it, at no cost."""
 
     name: Literal["residual-rotation"] = "residual-rotation"
 

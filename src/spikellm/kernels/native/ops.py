@@ -31,7 +31,7 @@ _library.define(
 )
 
 
-def _spike_linear(
+def _spike_linear(  # noqa: PLR0913  torch custom operators take tensors one by one
     x: Tensor,
     plan: Tensor,
     codes: Tensor,
