@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import spikellm
+from conftest import first_blocks
 from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.conversion.step_shares import StepShares
 from spikellm.core.errors import RecipeError
@@ -66,7 +67,7 @@ def test_layers_that_read_one_tensor_count_as_one() -> None:
 def test_the_mean_is_kept_over_the_model(text_file: Path) -> None:
     losses = []
     for over in ("layer", "model"):
-        model, tokenizer = first_blocks()
+        model, tokenizer = first_blocks(3)
         settings = [f"activations.allocation={over}", "activations.salient_rate=0.1"]
         found = spikellm.convert(
             model, tokenizer, "w4a4-t2", str(text_file), samples=8, seqlen=64, settings=settings

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import spikellm
+from conftest import first_blocks
 from families import build
 from spikellm.core.errors import NumericalError, RequestError
 from spikellm.data.shards import shard_windows
