@@ -15,21 +15,33 @@ from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation
 
-_STORED = {torch.float32: "F32", torch.uint8: "U8"}  # names of types in safetensors' headers
+_STORED = {  # names of types in safetensors' headers
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def own_buffers(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor, torch.dtype]]:
-    """Buffers of spiking modules by full name, with the type that a conversion writes: scales and
-    means are float32, all others bytes.
+    """Buffers of spiking modules by full name, with the type that a conversion writes: that which a
+    weight format declares; of other buffers float32 for scales and means, else bytes.
     """
     for name, module in root.named_modules(prefix=prefix):
-        if isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
-            for own, buffer in module.named_buffers(prefix=name, recurse=False):
-                yield (
-                    own,
-                    buffer,
-                    torch.float32 if own.endswith(("_scale", "_mean")) else torch.uint8,
-                )
+        if not isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
+            continue
+        declared = {}
+        if isinstance(module, SpikingLinear):
+            declared = {one.name: one.dtype for one in module.format.buffers(module.shape)}
+        for own, buffer in module.named_buffers(recurse=False):
+            usual = torch.float32 if own.endswith(("_scale", "_mean")) else torch.uint8
+            yield (f"{name}.{own}" if name else own), buffer, declared.get(own, usual)
 
 
 def wrong_stored_type(root: nn.Module, stored: Mapping[str, str]) -> str | None:
