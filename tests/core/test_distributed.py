@@ -144,14 +144,14 @@ def test_the_output_projection_is_fitted_once(
 def test_a_rank_that_dies_ends_the_run_which_goes_on_later(text_file: Path, tmp_path: Path) -> None:
     dies = "\n".join(
         [
-            "from spikellm.calibration import distributed",
+            "from spikellm.core import distributed",
             "if os.environ['RANK'] == '1':",
-            "    real, calls = distributed.summed, []",
+            "    real, calls = distributed.all_reduce, []",
             "    def summed(tensor):",
             "        calls.append(1)",
             "        if len(calls) == 30: os._exit(9)",
             "        return real(tensor)",
-            "    distributed.summed = summed",
+            "    distributed.all_reduce = summed",
         ]
     )
     done = launched(tmp_path / "out", text_file, "gptq-w4a16", 2, script=dies)
@@ -174,14 +174,14 @@ def test_what_cannot_be_shared_is_refused(text_file: Path, tmp_path: Path) -> No
     done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2, "--samples", "32")
     assert done.returncode != 0
     assert (
-        "spikellm: error (rank 0): omniquant.accumulate is 1: 2 distributed share the batches of"
+        "spikellm: error (rank 0): algorithm.accumulate is 1: 2 ranks share the batches of"
         " each step" in done.stderr
     )
     assert "(rank 1)" in done.stderr, "each says what stopped it"
     done = launched(tmp_path / "out", text_file, "spike-w4a4-t2", 2, "--samples", "24", *_QUICK)
-    assert "distributed would learn from 4, 8 batches of 2 windows" in done.stderr
+    assert "ranks would learn from 4, 8 batches of 2 windows" in done.stderr
     done = launched(tmp_path / "out", text_file, "w4a4-t2", 2, "--samples", "4")
-    assert "2 distributed cannot share" in done.stderr
+    assert "2 ranks cannot share" in done.stderr
 
 
 def test_windows_are_shared_in_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 import spikellm
 from conftest import BUNDLED
 from spikellm.__main__ import main
-from spikellm.api import Report
+from spikellm.profiling.report import Report
 from spikellm.core.errors import DependencyError, RequestError
 from spikellm.profiling import page
 from spikellm.profiling.operations import count_operations
