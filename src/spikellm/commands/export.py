@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from spikellm.commands.support.options import Model, Trust
 from spikellm.commands.support.verb import Argument, Option, verbs
-from spikellm.core import console, registry
+from spikellm.core import console
 from spikellm.core.errors import RequestError
 from spikellm.core.files import folder_when_done, require_free, require_outside
 
@@ -20,7 +20,6 @@ def format_names() -> Iterable[str]:
     """Formats that can be written, those of plugins too."""
     from spikellm.export import exporters
 
-    getattr(registry, "load_parts", lambda: None)()
     return exporters.names()
 
 

@@ -44,10 +44,16 @@ class Registry(Generic[T]):
 
     Looking up a name that is there costs no more than a dictionary does. Where it is not, or all
     names are asked for, :func:`load_parts` runs first.
+
+    Args:
+        kind: of the parts, for messages.
+        loads: whether parts of the kind come with :func:`load_parts`; otherwise only what is
+            registered already is found.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, loads: bool = True) -> None:
         self.kind = kind
+        self._loads = loads
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -66,7 +72,7 @@ class Registry(Generic[T]):
         return enter
 
     def __contains__(self, name: object) -> bool:
-        if name not in self._entries:
+        if name not in self._entries and self._loads:
             load_parts()
         return name in self._entries
 
@@ -77,7 +83,8 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Names of all parts, those of plugins included, sorted."""
-        load_parts()
+        if self._loads:
+            load_parts()
         return sorted(self._entries)
 
 

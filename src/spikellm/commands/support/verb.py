@@ -39,7 +39,7 @@ class Verbs(Registry[Callable[..., Any]]):
         return enter
 
 
-verbs = Verbs("command")
+verbs = Verbs("command", loads=False)
 """Functions by name. The module of each also has ``show(result)``, which prints the result for
 people, and may have ``require(result)``, which raises where a result means that the work failed.
 Both may ask for parameters of the verb by their names, and ``show`` for ``style``, how to print
