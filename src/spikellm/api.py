@@ -113,7 +113,7 @@ def convert(
 
     Raises:
         RecipeError: the recipe is not valid.
-        RequestError: unknown text, pipeline or device, a text shorter than a window, a model that
+        RequestError: unknown text, algorithm or device, a text shorter than a window, a model that
             is converted already, a journal of something else.
         UnsupportedModelError: the family cannot be converted exactly.
         NumericalError: a weight or a hidden state is NaN or infinite; the tensor or block is named.
@@ -179,7 +179,7 @@ def resolve_recipe(
 ) -> Recipe:
     """A recipe with some of its values replaced.
 
-    Unknown pipelines and fields that are set twice are refused here, before any work.
+    Unknown algorithms and fields that are set twice are refused here, before any work.
     """
     if isinstance(settings, str):
         raise RequestError(

@@ -168,7 +168,7 @@ def test_error_feedback_reaches_the_output_projection(tokenizer: Any, text_file:
     assert fitted < 0.9 * plain
 
 
-def test_output_projection_of_a_pipeline_that_learns_is_rounded_and_said(
+def test_output_projection_of_an_algorithm_that_learns_is_rounded_and_said(
     tokenizer: Any, text_file: Path
 ) -> None:
     seen: list[Any] = []
@@ -186,7 +186,7 @@ def test_output_projection_of_a_pipeline_that_learns_is_rounded_and_said(
     [note] = result.blocks[-1].notes
     assert (
         note
-        == "lm_head is rounded to nearest: pipeline 'omniquant' learns on what a block gives, and"
+        == "lm_head is rounded to nearest: algorithm 'omniquant' learns on what a block gives, and"
         " there is none around it"
     )
     assert [(one.record.name, one.index, one.total) for one in seen] == [
@@ -202,12 +202,12 @@ def test_output_projection_of_a_pipeline_that_learns_is_rounded_and_said(
         (
             "rtn-w4a4",
             "weights: {format: ternary}",
-            "fits weights of code affine, and lm_head asks for 'ternary'; set pipeline to gptq",
+            "fits weights of format affine, and lm_head asks for 'ternary'; set algorithm to gptq",
         ),
         (
             "omniquant-w2a16",
             "weights: {format: partly-binary, salient_rate: 0.1}",
-            "fits weights of code affine, and lm_head asks for 'partly-binary'",
+            "fits weights of format affine, and lm_head asks for 'partly-binary'",
         ),
         ("gptq-w4a16", "skip: true", "no output projection or an override skips it"),
     ],

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikellm.algorithms.gptq import fit_layer
+from spikellm.algorithms.gptq import Target, fit_layer
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.core.errors import RequestError
 from spikellm.kernels.torch.product import sum_of_chosen
@@ -40,7 +40,9 @@ def fit(
     )
     groups = Groups(torch.zeros(inputs, dtype=torch.uint8), steps)
     return (
-        fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqOptions(**options))[0],
+        fit_layer(
+            "layer", dense, settings, groups, Target((x.T @ x).double()), GptqOptions(**options)
+        )[0],
         dense,
         x,
     )
@@ -190,7 +192,9 @@ def test_allocation_beats_its_controls() -> None:
             else None
         )
         groups = Groups(torch.zeros(inputs, dtype=torch.uint8), steps)
-        layer, _ = fit_layer("layer", dense, settings, groups, (x.T @ x).double(), GptqOptions())
+        layer, _ = fit_layer(
+            "layer", dense, settings, groups, Target((x.T @ x).double()), GptqOptions()
+        )
         assert layer.average_steps == pytest.approx(1.4)
         return relative_error(layer, dense, x)
 
@@ -237,7 +241,12 @@ def test_dead_channels_and_rows() -> None:
     ):
         settings = LinearRecipe.model_validate({"weights": weights, "activations": {"bits": 16}})
         layer = fit_layer(
-            "layer", dense, settings, groups, torch.zeros(5, 5, dtype=torch.float64), GptqOptions()
+            "layer",
+            dense,
+            settings,
+            groups,
+            Target(torch.zeros(5, 5, dtype=torch.float64)),
+            GptqOptions(),
         )[0]
         assert torch.isfinite(layer(torch.randn(2, 5))).all()
 

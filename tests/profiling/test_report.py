@@ -14,10 +14,10 @@ import torch
 import spikellm
 from conftest import BUNDLED
 from spikellm.__main__ import main
-from spikellm.profiling.report import Report
 from spikellm.core.errors import DependencyError, RequestError
 from spikellm.profiling import page
 from spikellm.profiling.operations import count_operations
+from spikellm.profiling.report import Report
 
 CHROMIUM = next(
     (

@@ -1,4 +1,4 @@
-"""Pipelines: how the weights of a block are fitted."""
+"""Algorithms: how the weights of a block are fitted."""
 
 from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, Streams, algorithms
 from spikellm.core.registry import import_parts

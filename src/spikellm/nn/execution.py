@@ -23,11 +23,13 @@ def set_execution_mode(model: nn.Module, mode: ExecutionMode) -> None:
     """Run every spiking layer of a model in one execution mode.
 
     Raises:
-        RequestError: unknown form, no spiking layer, or a layer that does not code its inputs.
+        RequestError: unknown execution mode, no spiking layer, or a layer that does not code its inputs.
     """
     layers = spiking_linears(model)
     if mode not in get_args(ExecutionMode):
-        raise RequestError(f"unknown form {mode!r} (valid: {', '.join(get_args(ExecutionMode))})")
+        raise RequestError(
+            f"unknown execution mode {mode!r} (valid: {', '.join(get_args(ExecutionMode))})"
+        )
     if not layers:
         raise RequestError("the model has no spiking layer; convert it first")
     silent = [
