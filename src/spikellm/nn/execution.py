@@ -23,7 +23,8 @@ def set_execution_mode(model: nn.Module, mode: ExecutionMode) -> None:
     """Run every spiking layer of a model in one execution mode.
 
     Raises:
-        RequestError: unknown execution mode, no spiking layer, or a layer that does not code its inputs.
+        RequestError: unknown execution mode, no spiking layer, or a layer that does not code its
+            inputs.
     """
     layers = spiking_linears(model)
     if mode not in get_args(ExecutionMode):

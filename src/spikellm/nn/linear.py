@@ -15,7 +15,6 @@ sum is taken that of a kernel backend (:mod:`spikellm.kernels`).
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ from spikellm.nn.formats import WeightFormat, format_of
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.hooks import SpikeTrain, spike_observer
 from spikellm.nn.layout import Layout, make_layout
+from spikellm.nn.linear_spec import linear_spec
 from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization.thresholds import Threshold
 from spikellm.recipe import LinearRecipe
@@ -218,29 +218,7 @@ class SpikingLinear(PreparedModule):
         Raises:
             RequestError: spikes are to be unrolled, and nothing in the layer spikes.
         """
-        settings, layout, neuron = self.settings, self.layout(), self.neuron
-        if self.execution_mode != "merged" and neuron is None and not self.format.unrolls:
-            raise RequestError(
-                f"form {self.execution_mode!r} unrolls input spikes, and this layer does not code"
-                " its inputs (activations.bits is 16); use 'merged'"
-            )
-        return LinearSpec(
-            columns=self.in_features,
-            rows=self.out_features,
-            weights=self.format.integer_form,
-            weight_bits=self.format.kernel_bits(self),
-            scales=self.weight_scale.shape[1],
-            weight_steps=tuple(layout.weight_steps),
-            weight_tops=tuple(settings.weights.top(steps) for steps in layout.weight_steps),
-            neuron=neuron,
-            symmetric=settings.activations.symmetric,
-            steps=tuple(layout.steps),
-            bounds=tuple(pairwise(layout.bounds)),
-            ranges=tuple(layout.ranges),
-            segments=tuple(layout.segments),
-            order=layout.order,
-            execution=self.execution_mode,
-        )
+        return linear_spec(self)
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Threshold]]:
         """Spike counts of inputs.
