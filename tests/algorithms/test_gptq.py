@@ -2,17 +2,26 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from pydantic import create_model
 
 import spikellm
 from budget import mostly_slow
 from conftest import first_blocks
 from families import build
+from spikellm.algorithms import gptq_options
+from spikellm.algorithms.gptq_coders import ColumnCoder, column_coders
+from spikellm.algorithms.gptq_problem import GPTQProblem
 from spikellm.core.errors import RecipeError, RequestError
 from spikellm.nn.execution import spiking_linears
+from spikellm.nn.formats import formats
+from spikellm.nn.formats.affine import AffineFormat
+from spikellm.nn.formats.affine_options import AffineOptions
+from spikellm.quantization.affine import AffineWeights
+from spikellm.recipe.base import WeightOptions
 
 PRESETS = {
     "gptq-w4a16": (1.0, 0.0),
@@ -171,3 +180,52 @@ def test_a_raised_damping_is_in_the_record(
         "is not positive definite; damping was raised to 0.1 of its mean diagonal" in note
         for note in result.blocks[0].notes
     )
+
+
+def test_a_format_of_known_codes_is_fitted_like_them(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_format(monkeypatch, "mine")
+    for algorithm in ("rtn", "gptq"):
+        mine, affine = (
+            convert("gptq-w4a16", text_file, f"algorithm={algorithm}", f"weights.format={name}")[0]
+            for name in ("mine", "affine")
+        )
+        layer = spiking_linears(mine)["model.layers.0.mlp.up_proj"]
+        assert layer.format.name == "mine"
+        expected = affine.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in mine.state_dict().items())
+
+
+def test_a_new_kind_of_codes_is_one_coder(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(column_coders, "_entries", dict(column_coders._entries))
+    monkeypatch.setattr(gptq_options, "_limited", {})
+
+    @column_coders.register("halves")
+    class Halves(ColumnCoder):
+        options = ("rounds",)
+
+        def code(self, problem: GPTQProblem) -> AffineWeights:
+            weights = column_coders["affine"]().code(problem)
+            return weights._replace(scale=weights.scale / 2)
+
+    add_format(monkeypatch, "mine", "halves")
+    halves, affine = (
+        spiking_linears(convert("gptq-w4a16", text_file, *settings)[0])[
+            "model.layers.0.mlp.up_proj"
+        ]
+        for settings in (("weights.format=mine", "algorithm.rounds=2"), ())
+    )
+    assert torch.equal(2 * halves.dense_weight(), affine.dense_weight())
+    with pytest.raises(RecipeError, match="no effect on weights of format 'affine', only on 'hal"):
+        convert("gptq-w4a16", text_file, "algorithm.rounds=2")
+    with pytest.raises(RequestError, match="fits weights of format affine, .* asks for 'mine'"):
+        convert("rtn-w4a4", text_file, "weights.format=mine")
+
+
+def add_format(monkeypatch: pytest.MonkeyPatch, name: str, coding: str | None = None) -> None:
+    """A format that stores what affine does, as a plugin would add it, until the test ends."""
+    own = {"name": name} if coding is None else {"name": name, "coding": coding}
+    options = create_model("Mine", __base__=AffineOptions, format=(Literal[name], name))
+    monkeypatch.setitem(formats._entries, name, type("Mine", (AffineFormat,), own)())
+    monkeypatch.setitem(WeightOptions.registry._entries, name, options)

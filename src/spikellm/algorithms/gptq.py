@@ -1,16 +1,12 @@
-"""GPTQ with pluggable codes: affine (plain GPTQ), ternary spikes whose columns take different
-numbers of steps, and PB-LLM's partly binary ones.
+"""GPTQ with pluggable codes: error feedback over a layer's columns, whatever a format stores.
 
-The second half of SpikeLLM (§4, "GPTQ pipeline") was never released; the ternary part here is
-reconstructed from the paper (see docs/additive.md). Columns are coded in falling order of their
-inputs' power, with error feedback; ternary codes and their scales are fitted in turn until the
-layer's error stops falling.
+Each kind of codes has a coder (:mod:`spikellm.algorithms.gptq_coders`): affine (plain GPTQ),
+ternary spikes whose columns take different numbers of steps, and PB-LLM's partly binary ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +14,17 @@ from torch import Tensor, nn
 from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
 from spikellm.algorithms.channel_choice import choose_groups
 from spikellm.algorithms.compensation import Moments, SequentialFit, target_weight
+from spikellm.algorithms.gptq_coders import column_coders
+from spikellm.algorithms.gptq_layer import Target, fit_layer
 from spikellm.algorithms.gptq_options import GptqOptions
-from spikellm.algorithms.gptq_problem import GPTQProblem, partly_binary_layer
-from spikellm.algorithms.step_budget import (
-    importance_of,
-    order_of_coding,
-    over_model,
-    spend_in_layer,
-    spend_over_model,
-)
+from spikellm.algorithms.step_budget import over_model, spend_over_model
 from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.core import distributed
 from spikellm.models.families import weight_and_bias
-from spikellm.models.swap import spiking_for, spiking_like
+from spikellm.models.swap import spiking_for
 from spikellm.nn.channels import Groups
-from spikellm.nn.formats.ternary import plane_sizes
-from spikellm.nn.layout import make_layout
 from spikellm.nn.linear import SpikingLinear
-from spikellm.quantization.affine import AffineWeights, codes_in_range, weight_range
-from spikellm.quantization.column_update import inverse_factor, permuted
-from spikellm.quantization.ternary import refit_scales, search_scale
 from spikellm.recipe import LinearRecipe, Recipe
-
-_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a range, tried where it is searched
-_ENOUGH = 1e-3  # relative gain below which fitting stops
 
 
 @algorithms.register("gptq")
@@ -50,13 +33,15 @@ class Gptq(Algorithm):
     spent over all layers.
     """
 
-    formats = ("affine", "ternary", "partly-binary")
     fits_alone = True
 
     def __init__(self) -> None:
-        self._steps: dict[
-            str, Tensor
-        ] = {}  # of the columns of layers whose budget is spent over the model
+        self._steps: dict[str, Tensor] = {}  # of columns whose budget is spent over the model
+
+    @property
+    def formats(self) -> tuple[str, ...]:  # type: ignore[override]  # plugins add coders
+        """Kinds of codes that have a coder."""
+        return tuple(column_coders.names())
 
     def needs_survey(self, settings: LinearRecipe) -> bool:
         return over_model(settings)
@@ -183,170 +168,3 @@ def _exchanged(
     layer = spiking_for(module, settings, state)
     layer.load_state_dict(state)
     return layer, damping
-
-
-class Target(NamedTuple):
-    """What the codes of a layer are fitted to.
-
-    Attributes:
-        hessian: ``XᵀX`` of its inputs, ``(in, in)``, channels in their own order.
-        weight: ``(out, in)``; the layer's own weight where it is None.
-    """
-
-    hessian: Tensor
-    weight: Tensor | None = None
-
-
-def fit_layer(
-    name: str,
-    module: nn.Module,
-    settings: LinearRecipe,
-    groups: Groups,
-    target: Target,
-    options: GptqOptions,
-) -> tuple[SpikingLinear, float]:
-    """Spiking layer of one linear layer, and the damping that its Hessian took.
-
-    Raises:
-        NumericalError: see :func:`spikellm.quantization.column_update.inverse_factor`.
-    """
-    hessian, weight = target
-    weight = (weight_and_bias(module)[0].detach() if weight is None else weight).float()
-    coding = order_of_coding(hessian, by_power=options.activation_order)
-    factor, damping = inverse_factor(hessian, options.percdamp, name, coding)
-    column_steps = groups.column_steps
-    if settings.weights.format == "ternary" and column_steps is None:
-        column_steps = spend_in_layer(
-            weight, importance_of(factor, coding), settings.weights.budget
-        )
-    layout = make_layout(groups.channel, column_steps, settings)
-    stored = (
-        torch.arange(len(coding), device=weight.device) if layout.order is None else layout.order
-    )
-    place = torch.empty_like(stored).index_copy_(
-        0, stored, torch.arange(len(stored), device=stored.device)
-    )  # of each channel
-    owner = [
-        group
-        for group, (start, stop) in enumerate(layout.weight_groups)
-        for _ in range(start, stop)
-    ]
-    problem = GPTQProblem(
-        weight[:, stored],
-        hessian if layout.order is None else permuted(hessian, stored),
-        place[coding],
-        factor,
-        layout.weight_groups,
-        owner,
-        layout.weight_steps,
-        settings,
-        options,
-    )
-    if settings.weights.format == "partly-binary":
-        return partly_binary_layer(module, problem, groups), damping
-    weights = _ternary(problem) if settings.weights.format == "ternary" else _affine(problem)
-    sizes = (
-        ()
-        if column_steps is None or settings.weights.format == "affine"
-        else plane_sizes(column_steps)
-    )
-    layer = spiking_like(module, settings, sizes=sizes)
-    layer.set_groups(groups.channel, column_steps)
-    layer.set_weights(weights)
-    return layer, damping
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    return (1 / scale).clamp_(
-        max=torch.finfo(scale.dtype).max
-    )  # finite also for the smallest scales
-
-
-def _affine(problem: GPTQProblem) -> AffineWeights:
-    """GPTQ: ranges by row and group from the weights as they came, searched if the recipe says so.
-
-    Coded from ``w + zero·scale``, so that a code is ``w/scale`` rounded.
-    """
-    weights = problem.settings.weights
-    tops = [weights.top(steps) for steps in problem.steps]
-    low, high = weight_range(problem.weight, problem.groups)
-    if problem.options.search_range:
-        low, high = _searched_range(problem, tops, low, high)
-    _, scale, zero = codes_in_range(
-        problem.weight, tops, problem.groups, low, high, symmetric=weights.symmetric
-    )
-    least = [top % 2 if weights.symmetric else 0 for top in tops]
-    lifted = problem._replace(weight=problem.weight + (zero * scale)[:, problem.owner])
-    return AffineWeights(
-        _code(lifted, scale, least, tops).to(torch.uint8), scale, zero.to(torch.uint8)
-    )
-
-
-def _searched_range(
-    problem: GPTQProblem, tops: list[int], low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The share of each range, ``(out, groups)``, whose rounding and clipping lose least, weighted
-    as error feedback weighs columns.
-    """
-    best, best_error = torch.ones_like(low), torch.full_like(low, torch.inf)
-    for share in _SHARES:
-        codes, scale, zero = codes_in_range(
-            problem.weight,
-            tops,
-            problem.groups,
-            low * share,
-            high * share,
-            symmetric=problem.settings.weights.symmetric,
-        )
-        lost = (
-            (codes - zero[:, problem.owner]) * scale[:, problem.owner] - problem.weight
-        ).square_() * problem.importance
-        error = torch.stack([lost[:, start:stop].sum(1) for start, stop in problem.groups], 1)
-        better = error < best_error
-        best, best_error = torch.where(better, share, best), torch.where(better, error, best_error)
-    return low * best, high * best
-
-
-def _ternary(problem: GPTQProblem) -> AffineWeights:
-    """Ternary codes and scales in turn, from searched scales on; the best pair is kept."""
-    problem, importance = problem._replace(hessian=problem.hessian.float()), problem.importance
-    scale = torch.cat(
-        [
-            search_scale(problem.weight[:, start:stop], importance[start:stop], steps)
-            for (start, stop), steps in zip(problem.groups, problem.steps, strict=True)
-        ],
-        dim=1,
-    )
-    best, best_error = (torch.zeros_like(problem.weight), scale), float("inf")
-    for _ in range(problem.options.rounds):
-        codes = _code(problem, scale, [-steps for steps in problem.steps], problem.steps)
-        scale = refit_scales(problem.weight, codes, problem.hessian, problem.groups, scale)
-        error = problem.error(codes * scale[:, problem.owner])
-        gained = best_error - error
-        if gained > 0:
-            best, best_error = (codes, scale), error
-        if gained <= _ENOUGH * error:
-            break
-    codes, scale = best
-    return AffineWeights(codes.to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.uint8))
-
-
-def _code(problem: GPTQProblem, scale: Tensor, least: list[int], most: list[int]) -> Tensor:
-    """Codes ``clip(round(w/scale), least, most)`` with error feedback, float32 ``(out, in)``,
-    columns in stored order; bounds are one of each group.
-    """
-    scales, rates = list(scale.T.contiguous()), list(_inverse(scale).T.contiguous())
-    codes = problem.weight.new_empty(problem.weight.shape[::-1])  # (in, out): a column at a time
-    columns = codes.unbind()
-
-    def code(column: int, w: Tensor, error: Tensor) -> None:
-        group = problem.owner[column]
-        q = (
-            torch.mul(w, rates[group], out=columns[column])
-            .round_()
-            .clamp_(least[group], most[group])
-        )
-        torch.addcmul(w, q, scales[group], value=-1, out=error)
-
-    problem.propagate_error(code)
-    return codes.T.contiguous()

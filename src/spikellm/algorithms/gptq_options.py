@@ -6,9 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from spikellm.nn.formats import formats
 from spikellm.recipe.base import AlgorithmOptions, register_options
 
-_ONLY_ON = {"search_range": "affine", "rounds": "ternary"}  # formats on which a field has an effect
+_limited: dict[str, list[str]] = {}  # kinds of codes on which an option has an effect, if not all
+
+
+def limit_option(option: str, coding: str) -> None:
+    """Let an option have an effect on one kind of codes, and on others that say so too."""
+    _limited.setdefault(option, []).append(coding)
 
 
 @register_options
@@ -74,11 +80,12 @@ class GptqOptions(AlgorithmOptions):
         return self
 
     def check(self, recipe: Any) -> None:
-        for field, format_ in _ONLY_ON.items():
-            is_set = getattr(self, field) != type(self).model_fields[field].default
-            if is_set and format_ not in recipe.formats:
+        found = {formats[name].coding for name in recipe.formats}
+        for option, codings in _limited.items():
+            is_set = getattr(self, option) != type(self).model_fields[option].default
+            if is_set and not found.intersection(codings):
                 raise ValueError(
-                    f"algorithm.{field} would have no effect on weights of format"
-                    f" {' and '.join(map(repr, sorted(recipe.formats)))}, only on {format_!r};"
-                    " leave it out"
+                    f"algorithm.{option} would have no effect on weights of format"
+                    f" {' and '.join(map(repr, sorted(recipe.formats)))}, only on"
+                    f" {' or '.join(map(repr, codings))}; leave it out"
                 )

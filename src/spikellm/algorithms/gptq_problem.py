@@ -1,5 +1,5 @@
-"""One layer to be coded with error feedback, as the coders of :mod:`spikellm.algorithms.gptq` see
-it.
+"""One layer to be coded with error feedback, as the coders of
+:mod:`spikellm.algorithms.gptq_coders` see it.
 """
 
 from __future__ import annotations
@@ -7,17 +7,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.step_budget import importance_of
-from spikellm.models.swap import spiking_like
-from spikellm.nn.channels import Groups
-from spikellm.nn.formats.partly_binary import PartlyBinaryWeights
-from spikellm.nn.linear import SpikingLinear
-from spikellm.quantization.affine import codes_in_range, weight_range
 from spikellm.quantization.column_update import CodeColumn, propagate_error
-from spikellm.quantization.rounding import half_up
 from spikellm.recipe import LinearRecipe
 
 
@@ -65,46 +59,28 @@ class GPTQProblem(NamedTuple):
         return float(((difference @ self.hessian) * difference).sum(dtype=torch.float64))
 
 
-def partly_binary_layer(module: nn.Module, problem: GPTQProblem, groups: Groups) -> SpikingLinear:
-    """PB-LLM: salient by ``w²/[U]_jj²``, the others ``±mean|w|`` of their row (and group).
-
-    Error feedback over both.
+def code_by_scale(problem: GPTQProblem, scale: Tensor, least: list[int], most: list[int]) -> Tensor:
+    """Codes ``clip(round(w/scale), least, most)`` with error feedback, float32 ``(out, in)``,
+    columns in stored order; bounds are one of each group.
     """
-    weight, settings = problem.weight, problem.settings.weights
-    score = weight.square() * problem.importance
-    count = max(1, round(settings.salient_rate * weight.numel()))
-    salient = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-    salient[torch.sort(score.flatten(), descending=True, stable=True).indices[:count]] = True
-    salient = salient.view_as(weight)
-    binary = (~salient).float()
-    scale = torch.stack(
-        [
-            (weight.abs() * binary)[:, a:b].sum(1) / binary[:, a:b].sum(1).clamp(min=1)
-            for a, b in problem.groups
-        ],
-        dim=1,
-    ).clamp(min=torch.finfo(torch.float32).tiny)
-    whole = [(0, weight.shape[1])]
-    top = settings.top(1)
-    _, fine_scale, fine_zero = codes_in_range(weight, [top], whole, *weight_range(weight, whole))
-    positive, codes = torch.empty_like(salient), torch.zeros_like(weight)
+    scales, rates = list(scale.T.contiguous()), list(_inverse(scale).T.contiguous())
+    codes = problem.weight.new_empty(problem.weight.shape[::-1])  # (in, out): a column at a time
+    columns = codes.unbind()
 
     def code(column: int, w: Tensor, error: Tensor) -> None:
-        q = half_up(w / fine_scale[:, 0]).add_(fine_zero[:, 0]).clamp_(0, top)
-        codes[:, column], positive[:, column] = q, w >= 0
-        coarse = torch.where(w >= 0, 1.0, -1.0) * scale[:, problem.owner[column]]
-        torch.sub(
-            w,
-            torch.where(salient[:, column], (q - fine_zero[:, 0]) * fine_scale[:, 0], coarse),
-            out=error,
+        group = problem.owner[column]
+        q = (
+            torch.mul(w, rates[group], out=columns[column])
+            .round_()
+            .clamp_(least[group], most[group])
         )
+        torch.addcmul(w, q, scales[group], value=-1, out=error)
 
     problem.propagate_error(code)
-    layer = spiking_like(module, problem.settings, sizes=(count,))
-    layer.set_groups(groups.channel)
-    layer.set_weights(
-        PartlyBinaryWeights(
-            salient, positive, scale, codes.to(torch.uint8), fine_scale, fine_zero.to(torch.uint8)
-        )
-    )
-    return layer
+    return codes.T.contiguous()
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    return (1 / scale).clamp_(
+        max=torch.finfo(scale.dtype).max
+    )  # finite also for the smallest scales

@@ -21,9 +21,8 @@ from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algor
 from spikellm.algorithms.channel_choice import choose_groups
 from spikellm.algorithms.learning import Learned, Learning, check_share
 from spikellm.algorithms.omniquant_options import OmniQuantOptions
-from spikellm.core import distributed
-from spikellm.models.attention_interface import uncoded
-from spikellm.models.families import is_linear, weight_and_bias
+from spikellm.algorithms.omniquant_scalings import BlockScalings, pairs_that_hold
+from spikellm.models.families import weight_and_bias
 from spikellm.models.swap import replace_module, spiking_like
 from spikellm.nn.channels import Groups, coding_of
 from spikellm.nn.fake_quant import FakeQuantLinear, InputCoder
@@ -31,15 +30,7 @@ from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.ste import fake_quantize_weight
 from spikellm.recipe import LinearRecipe, Recipe
 from spikellm.transforms.clipping import initial_logits
-from spikellm.transforms.pairs import find_pairs
-from spikellm.transforms.smoothing import (
-    Factors,
-    Pair,
-    State,
-    apply_pairs,
-    factors_of,
-    smooth_scale,
-)
+from spikellm.transforms.smoothing import Factors, State
 
 
 @algorithms.register("omniquant")
@@ -88,8 +79,9 @@ class _Fit:
         for parameter in self.block.parameters():
             parameter.requires_grad_(False)
         self.state: State = dict(self.block.named_parameters())
-        self.pairs, self.dropped = self._find_pairs()
-        scales = {pair.name: self._initial_scale(pair) for pair in self.pairs}
+        pairs, self.dropped = pairs_that_hold(context, self.block, self._forward)
+        self.scalings = BlockScalings(context, self.state, pairs)
+        scales = self.scalings.initial()
         self.groups = self._choose_channels(scales)
         self.codings = {
             name: coding_of(context.settings[full], self.groups[name])
@@ -115,10 +107,12 @@ class _Fit:
         if self.options.epochs and (self.learned.scales or self.learned.logits):
             with torch.enable_grad():
                 self.learned = self._train()
-        state = self._scaled(self._settled_scales())
-        scaled = {scaling.parameter for pair in self.pairs for scaling in pair.scalings}
+        state = self.scalings.applied(self.scalings.settled(self.learned.scales))
         inside = {f"{name}.{part}" for name in self.full for part in ("weight", "bias")}
-        dense = {f"{self.context.name}.{name}": state[name].detach() for name in scaled - inside}
+        dense = {
+            f"{self.context.name}.{name}": state[name].detach()
+            for name in self.scalings.parameters - inside
+        }
         return FittedBlock(
             {full: self._coded(name, state) for name, full in self.full.items()},
             dense,
@@ -134,100 +128,17 @@ class _Fit:
                 if layer.coder is not None:
                     layer.coder.forget()
 
-    # equivalent scalings
-
-    def _find_pairs(self) -> tuple[list[Pair], list[str]]:
-        if not self.options.let:
-            return [], []
-        hidden = distributed.broadcast(0, {"hidden": self.context.inputs[0]})[
-            "hidden"
-        ]  # what one rank drops all drop
-        with uncoded(self.block):  # its linear layers have no coders yet
-            kept, dropped = find_pairs(
-                self.block,
-                self.context.heads,
-                self.options.pairs,
-                lambda _, state: self._forward(state, hidden),
-                self.context.recipe.seed,
-            )
-        touching = {
-            pair.name
-            for pair in kept
-            if any(self._stays(scaling.parameter) for scaling in pair.scalings)
-        }
-        return [pair for pair in kept if pair.name not in touching], [*dropped, *sorted(touching)]
-
-    def _stays(self, parameter: str) -> bool:
-        """Whether a parameter belongs to a linear layer that the recipe leaves as it is."""
-        return is_linear(self.block.get_submodule(parameter.rpartition(".")[0]))
-
-    def _initial_scale(self, pair: Pair) -> Tensor:
-        """SmoothQuant's scale where layers read the scaled channels; 1 between q and k."""
-        ones = torch.ones(pair.length, device=self.context.device)
-        if not pair.consumers:
-            return ones
-        spread = {scaling.parameter: scaling.spread for scaling in pair.scalings}
-        input_max, weight_max = torch.zeros_like(ones), torch.zeros_like(ones)
-        for name in pair.consumers:
-            index = spread[f"{name}.weight"].to(ones.device)
-            inputs = self.context.sample(self.full[name]).abs().amax(0)
-            weights = self.state[f"{name}.weight"].abs().amax(0)
-            input_max = torch.maximum(
-                input_max, torch.zeros_like(ones).scatter_reduce(0, index, inputs, "amax")
-            )
-            weight_max = torch.maximum(
-                weight_max, torch.zeros_like(ones).scatter_reduce(0, index, weights, "amax")
-            )
-        return smooth_scale(input_max, weight_max, self.options.alpha)
-
-    def _scaled(self, log_scales: dict[str, Tensor]) -> State:
-        return apply_pairs(
-            self.state, self.pairs, {name: log.exp() for name, log in log_scales.items()}
-        )
-
-    def _settled_scales(self) -> dict[str, Tensor]:
-        """Learned scales, moved to where the vectors that stay dense end up once rounded to the
-        model's own type, so that rounding cancels.
-        """
-        scaled, settled = self._scaled(self.learned.scales), dict(self.learned.scales)
-        for pair in self.pairs:
-            first = pair.scalings[0]
-            if scaled[first.parameter].dim() != 1 or first.power > 0:
-                continue
-            own = self.context.module.get_parameter(first.parameter)
-            rounded = scaled[first.parameter].to(own.dtype).float() + first.offset
-            ratio = (self.state[first.parameter] + first.offset) / rounded
-            usable = torch.isfinite(ratio) & (ratio > 0)
-            settled[pair.name] = torch.where(
-                usable, ratio.clamp(min=1e-30).log(), settled[pair.name]
-            )
-        return settled
-
-    def _input_scale(self, name: str, scales: dict[str, Tensor]) -> Tensor | None:
-        """What the inputs of a layer are divided by."""
-        for pair in self.pairs:
-            if name in pair.consumers:
-                index = next(
-                    scaling.spread
-                    for scaling in pair.scalings
-                    if scaling.parameter == f"{name}.weight"
-                )
-                return scales[pair.name][index]
-        return None
-
     # salient channels
 
     def _choose_channels(self, scales: dict[str, Tensor]) -> dict[str, Groups]:
         """Groups of every layer's channels; layers that share a choice share a coder."""
-        smoothed = self._scaled({name: scale.log() for name, scale in scales.items()})
-        after, inside = (
-            self.options.saliency_after_smoothing,
-            {full: name for name, full in self.full.items()},
-        )
+        smoothed = self.scalings.applied({name: scale.log() for name, scale in scales.items()})
+        after = self.options.saliency_after_smoothing
+        inside = {full: name for name, full in self.full.items()}
 
         def evidence(full: str) -> tuple[Tensor, Tensor]:
             name, x = inside[full], self.context.sample(full)
-            scale = self._input_scale(name, scales) if after else None
+            scale = self.scalings.input_scale(name, scales) if after else None
             return (
                 (x, self.state[f"{name}.weight"])
                 if scale is None
@@ -248,7 +159,7 @@ class _Fit:
 
     def _state(self, learned: Learned) -> State:
         """Parameters of the copy: scaled, and weights as their codes will stand for them."""
-        factors = factors_of(self.pairs, {name: log.exp() for name, log in learned.scales.items()})
+        factors = self.scalings.factors(learned.scales)
         weights = {f"{name}.weight": name for name in self.full}
         state = {
             **self.state,

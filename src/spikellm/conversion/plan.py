@@ -14,6 +14,7 @@ from spikellm.core.errors import RequestError
 from spikellm.data.shards import WindowShard, shard_windows
 from spikellm.models.families import Blocks, find_blocks
 from spikellm.models.plan import BlockPlan, plan_blocks, plan_head
+from spikellm.nn.formats import format_of
 from spikellm.recipe import LinearRecipe, Recipe
 from spikellm.transforms import ModelState, transforms_of
 from spikellm.transforms.sequence import TransformSequence
@@ -96,7 +97,7 @@ def _batches(shard: WindowShard) -> list[int]:
 
 def _require_fits(block: BlockPlan, algorithm: Algorithm, recipe: Recipe) -> None:
     for name, settings in block.linears.items():
-        if settings.weights.format not in algorithm.formats:
+        if format_of(settings.weights).coding not in algorithm.formats:
             raise RequestError(
                 f"algorithm {recipe.algorithm.name!r} fits weights of format"
                 f" {' or '.join(algorithm.formats)}, and {name} asks for"

@@ -66,12 +66,16 @@ class WeightFormat(ABC):
 
     Attributes:
         name: in the registry and in recipes.
+        coding: the kind of codes that it takes over (:meth:`write`), by which algorithms tell
+            whether and how they fit it: ``affine`` for integers with zero-points,
+            ``ternary``, ``partly-binary``, or one for which a plugin has a coder.
         integer_form: what kernels may make of the weights.
         unrolls: whether weights are trains of spikes, so that stepped and binary execution unroll
             them where inputs are not coded.
     """
 
     name: ClassVar[str]
+    coding: ClassVar[str] = "affine"
     integer_form: ClassVar[IntegerForm] = "affine"
     unrolls: ClassVar[bool] = False
 

@@ -49,6 +49,7 @@ class PartlyBinaryFormat(WeightFormat):
     """
 
     name = "partly-binary"
+    coding = "partly-binary"
     integer_form = "none"
 
     def buffers(self, shape: LayerShape) -> list[Buffer]:

@@ -34,6 +34,7 @@ class TernaryFormat(WeightFormat):
     """
 
     name = "ternary"
+    coding = "ternary"
     integer_form = "ternary"
     unrolls = True
 

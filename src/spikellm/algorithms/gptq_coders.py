@@ -1,0 +1,68 @@
+"""What codes the columns of a layer under error feedback: one coder for each kind of codes that
+weight formats store (:attr:`spikellm.nn.formats.WeightFormat.coding`).
+
+Adding a kind is adding a file with a class under ``@column_coders.register(kind)``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from spikellm.algorithms.gptq_options import limit_option
+from spikellm.algorithms.gptq_problem import GPTQProblem
+from spikellm.core.registry import Registry
+from spikellm.recipe.base import WeightOptions
+
+
+class ColumnCoder(ABC):
+    """How weights become codes of one kind.
+
+    Attributes:
+        options: those of :class:`spikellm.algorithms.gptq_options.GptqOptions` that have an effect
+            only on kinds whose coder names them.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def column_steps(
+        self, chosen: Tensor | None, weight: Tensor, importance: Tensor, settings: WeightOptions
+    ) -> Tensor | None:
+        """Steps T of the weights of every column, uint8 ``(in,)``; None where all take one.
+
+        Args:
+            chosen: those that saliency, or a budget over the model, gives; None without.
+            weight: float32, ``(out, in)``.
+            importance: what a squared error in each column costs, ``(in,)``.
+        """
+        return chosen
+
+    @abstractmethod
+    def code(self, problem: GPTQProblem) -> Any:
+        """Coded weights, as formats of this kind take them over."""
+
+    def sizes(self, weights: Any, column_steps: Tensor | None) -> tuple[int, ...]:
+        """``LayerShape.sizes`` of the layer that takes over these weights, see
+        :meth:`spikellm.nn.formats.WeightFormat.sizes_of`.
+        """
+        return ()
+
+
+class _ColumnCoders(Registry[type[ColumnCoder]]):
+    def register(self, name: str) -> Callable[[type[ColumnCoder]], type[ColumnCoder]]:
+        enter = super().register(name)
+
+        def enter_with_options(coder: type[ColumnCoder]) -> type[ColumnCoder]:
+            enter(coder)
+            for option in coder.options:
+                limit_option(option, name)
+            return coder
+
+        return enter_with_options
+
+
+column_coders = _ColumnCoders("kind of weight codes")
+"""Column coders by the kind of their codes."""

@@ -1,0 +1,84 @@
+"""One layer fitted by GPTQ: the columns of the largest inputs first, with error feedback."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.algorithms.gptq_coders import column_coders
+from spikellm.algorithms.gptq_options import GptqOptions
+from spikellm.algorithms.gptq_problem import GPTQProblem
+from spikellm.algorithms.step_budget import importance_of, order_of_coding
+from spikellm.models.families import weight_and_bias
+from spikellm.models.swap import spiking_like
+from spikellm.nn.channels import Groups
+from spikellm.nn.formats import format_of
+from spikellm.nn.layout import make_layout
+from spikellm.nn.linear import SpikingLinear
+from spikellm.quantization.column_update import inverse_factor, permuted
+from spikellm.recipe import LinearRecipe
+
+
+class Target(NamedTuple):
+    """What the codes of a layer are fitted to.
+
+    Attributes:
+        hessian: ``XᵀX`` of its inputs, ``(in, in)``, channels in their own order.
+        weight: ``(out, in)``; the layer's own weight where it is None.
+    """
+
+    hessian: Tensor
+    weight: Tensor | None = None
+
+
+def fit_layer(
+    name: str,
+    module: nn.Module,
+    settings: LinearRecipe,
+    groups: Groups,
+    target: Target,
+    options: GptqOptions,
+) -> tuple[SpikingLinear, float]:
+    """Spiking layer of one linear layer, and the damping that its Hessian took.
+
+    Raises:
+        NumericalError: see :func:`spikellm.quantization.column_update.inverse_factor`.
+    """
+    hessian, weight = target
+    weight = (weight_and_bias(module)[0].detach() if weight is None else weight).float()
+    coding = order_of_coding(hessian, by_power=options.activation_order)
+    factor, damping = inverse_factor(hessian, options.percdamp, name, coding)
+    coder = column_coders[format_of(settings.weights).coding]()
+    steps = coder.column_steps(
+        groups.column_steps, weight, importance_of(factor, coding), settings.weights
+    )
+    layout = make_layout(groups.channel, steps, settings)
+    stored = (
+        torch.arange(len(coding), device=weight.device) if layout.order is None else layout.order
+    )
+    place = torch.empty_like(stored).index_copy_(
+        0, stored, torch.arange(len(stored), device=stored.device)
+    )  # of each channel
+    owner = [
+        group
+        for group, (start, stop) in enumerate(layout.weight_groups)
+        for _ in range(start, stop)
+    ]
+    problem = GPTQProblem(
+        weight[:, stored],
+        hessian if layout.order is None else permuted(hessian, stored),
+        place[coding],
+        factor,
+        layout.weight_groups,
+        owner,
+        layout.weight_steps,
+        settings,
+        options,
+    )
+    weights = coder.code(problem)
+    layer = spiking_like(module, settings, sizes=coder.sizes(weights, steps))
+    layer.set_groups(groups.channel, steps)
+    layer.set_weights(weights)
+    return layer, damping
