@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import spikellm
 from spikellm.algorithms import omniquant
+from spikellm.algorithms.learning import Learning
 from spikellm.conversion.record import Progress
 from spikellm.models.families import linear_layers
 from spikellm.models.swap import replace_module
@@ -112,7 +113,7 @@ def peer_epoch(fit: omniquant._Fit, make: MakeLinear) -> float:
     for batch in range(len(context.inputs)):
         parts = (
             store[batch].split(fit.options.batch_size)
-            for store in (context.inputs, context.targets)
+            for store in (context.inputs, context.fp_output)
         )
         for hidden, target in zip(*parts, strict=True):
             loss = nn.functional.mse_loss(context.forward(block, hidden.float()), target.float())
@@ -139,22 +140,27 @@ def main() -> None:
     if arguments.omniquant:
         peers["OmniQuant"] = omniquant_linear(arguments.omniquant)
     theirs: dict[str, list[float]] = {name: [] for name in peers}
-    original = omniquant._Fit._epoch
+    train, epoch, fits = omniquant._Fit._train, Learning._epoch, list[omniquant._Fit]()
+
+    def training(self: omniquant._Fit) -> omniquant.Learned:
+        fits.append(self)
+        return train(self)
 
     def timed(
-        self: omniquant._Fit, learned: omniquant.Learned, optimizer: torch.optim.Optimizer
+        self: Learning, learned: omniquant.Learned, optimizer: torch.optim.Optimizer
     ) -> float:
         started = time.perf_counter()
-        loss = original(self, learned, optimizer)
+        loss = epoch(self, learned, optimizer)
         ours.append(time.perf_counter() - started)
         for name, make in peers.items():
-            theirs[name].append(peer_epoch(self, make))  # side by side, in turn
+            theirs[name].append(peer_epoch(fits[-1], make))  # side by side, in turn
         return loss
 
     def stop(progress: Progress) -> None:
         raise StopAfterFirstBlockError
 
-    omniquant._Fit._epoch = timed  # type: ignore[method-assign]
+    omniquant._Fit._train = training  # type: ignore[method-assign]
+    Learning._epoch = timed  # type: ignore[method-assign]
     model, tokenizer = spikellm.load(arguments.model)
     settings = [f"algorithm.epochs={REPEATS}"]
     with contextlib.suppress(StopAfterFirstBlockError):

@@ -168,7 +168,7 @@ class Algorithm(ABC):
     """How weights and channel groups of a block are fitted.
 
     Attributes:
-        formats: weight formats (``weights.format``) that it can fit.
+        formats: kinds of weight codes (``WeightFormat.coding``) that it can fit.
         fits_alone: whether it can fit a layer without a block around it: the output projection,
             which is rounded to nearest otherwise.
     """
