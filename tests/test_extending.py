@@ -71,6 +71,7 @@ def site(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_example_works_as_a_plugin(site: Path, text_file: Path, tmp_path: Path) -> None:
     preset = re.search(r"```yaml\n(name: my-parts\n.*?)```", PAGE, re.DOTALL)
     assert preset

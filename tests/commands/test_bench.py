@@ -11,6 +11,7 @@ from spikellm.commands.bench import row_of, show
 from spikellm.commands.support.timing import Run, Work, run_once
 
 
+@pytest.mark.slow
 def test_command(capsys: pytest.CaptureFixture[str], converted_folder: Path) -> None:
     arguments = [
         "bench",

@@ -104,6 +104,7 @@ def swept(text_file: Path, work: dict[str, Any], **more: Any) -> dict[str, Any]:
     return sweep_of(text_file, "w4a4-t2", axes=GRID, **work, **more)
 
 
+@pytest.mark.slow
 def test_points_are_those_of_conversions_one_by_one(text_file: Path, work: dict[str, Any]) -> None:
     """Sharing what conversions have in common changes no bit."""
     result = swept(text_file, work, seeds=(2, 3))

@@ -15,6 +15,7 @@ from spikellm.data.tokens import tokenize
 from spikellm.data.windows import disjoint_windows, random_windows, window_length
 
 
+@pytest.mark.slow
 def test_stdlib_splits_are_disjoint_and_real() -> None:
     calibration, evaluation = (
         list(iterate_docstrings(split)) for split in ("calibration", "evaluation")

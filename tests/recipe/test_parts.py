@@ -17,33 +17,35 @@ from spikellm.recipe.load import load_recipe, preset_names
 from spikellm.recipe.parts import DEFAULTS
 
 
+class Learned(AlgorithmOptions):
+    name: Literal["learned"] = "learned"
+    rate: float = Field(0.1, gt=0.0)
+
+    def check(self, recipe: Any) -> None:
+        if recipe.seed == 3:
+            raise ValueError("algorithm.rate has no effect with seed 3")
+
+
+class Float(WeightOptions):
+    meets_spikes = False
+    format: Literal["float"] = "float"
+    bits: int = 8
+    rounding: Literal["nearest", "random"] = "nearest"
+
+
+class Shift(TransformOptions):
+    name: Literal["shift"] = "shift"
+    by: int = 1
+
+
 @pytest.fixture
 def parts() -> Iterator[None]:
     """Parts that another package might bring."""
-
-    @register_options
-    class Learned(AlgorithmOptions):
-        name: Literal["learned"] = "learned"
-        rate: float = Field(0.1, gt=0.0)
-
-        def check(self, recipe: Any) -> None:
-            if recipe.seed == 3:
-                raise ValueError("algorithm.rate has no effect with seed 3")
-
-    @register_options
-    class Float(WeightOptions):
-        meets_spikes = False
-        format: Literal["float"] = "float"
-        bits: int = 8
-        rounding: Literal["nearest", "random"] = "nearest"
-
-    @register_options
-    class Shift(TransformOptions):
-        name: Literal["shift"] = "shift"
-        by: int = 1
-
+    own = (Learned, Float, Shift)
+    for options in own:
+        register_options(options)
     yield
-    for options in (Learned, Float, Shift):
+    for options in own:
         del options.registry._entries[options.part_name()]
 
 
