@@ -130,11 +130,6 @@ class WeightOptions(PartOptions):
         """Bits of the code of a salient column."""
         return self.top(self.salient_steps).bit_length()
 
-    @property
-    def code(self) -> str:
-        """The format's name."""
-        return self.format
-
     if TYPE_CHECKING:
 
         @property
