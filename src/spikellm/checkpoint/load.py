@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.integrity import check_folder
-from spikellm.checkpoint.outline import bounded_build, require_outline
+from spikellm.checkpoint.outline import bounded_build, model_class, require_outline
 from spikellm.checkpoint.shards import Shards, headers_read_once
 from spikellm.core.devices import find_device
 from spikellm.core.errors import (
@@ -99,7 +99,10 @@ def _read_model(
 
     if shards and read_config(Path(where)) is None:  # of a converted model see ``SpikeQuantizer``
         require_outline(where, shards, trust_remote_code=trust_remote_code)
-    found: tuple[Any, dict[str, Any]] = transformers.AutoModelForCausalLM.from_pretrained(
+    kind = transformers.AutoModelForCausalLM
+    if shards and not trust_remote_code:
+        kind = model_class(transformers.AutoConfig.from_pretrained(where))
+    found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
         where,
         dtype=dtype,
         output_loading_info=True,

@@ -89,6 +89,22 @@ def bounded_build(shards: Shards, where: str) -> Iterator[None]:
         handle.remove()
 
 
+def model_class(config: Any) -> Any:
+    """The class that makes a causal language model of a configuration: the library's automatic one,
+    or, where it does not know the configuration of a text model that was parted from its wrapper,
+    the class that the configuration names.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    named = str((getattr(config, "architectures", None) or [""])[0])
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and named.endswith("ForCausalLM"):
+        found = getattr(transformers, named, None)
+        if found is not None and found.config_class is type(config):
+            return found
+    return transformers.AutoModelForCausalLM
+
+
 def require_outline(where: str, shards: Shards, *, trust_remote_code: bool) -> None:
     """Refuse a folder whose model, built without memory, does not fit its shards.
 
@@ -98,10 +114,12 @@ def require_outline(where: str, shards: Shards, *, trust_remote_code: bool) -> N
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    keywords = {"trust_remote_code": trust_remote_code}
+    kind, make = model_class(config), "from_config"
+    if kind is not transformers.AutoModelForCausalLM:
+        keywords, make = {}, "_from_config"
     with torch.device("meta"):
-        outline = transformers.AutoModelForCausalLM.from_config(
-            config, trust_remote_code=trust_remote_code
-        )
+        outline = getattr(kind, make)(config, **keywords)
     packed = getattr(config, "quantization_config", None) is not None
     require_fit(outline, shards, where, packed=packed)
 

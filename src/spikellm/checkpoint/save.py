@@ -21,8 +21,8 @@ from spikellm.checkpoint.outline import require_fit
 from spikellm.checkpoint.shards import read_headers
 from spikellm.core.errors import CheckpointError, RequestError
 from spikellm.core.files import folder_when_done
+from spikellm.models.attention_guard import guard
 from spikellm.models.attention_interface import CHILD, IMPLEMENTATION, register
-from spikellm.models.cache import install_cache
 from spikellm.models.experts import unfuse_experts
 from spikellm.models.families import is_linear, weight_and_bias
 from spikellm.models.swap import replace_module, spiking_like
@@ -92,10 +92,20 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Attention that spikes runs through the interface, whatever was asked for."""
+        """Attention that spikes runs through the interface.
+
+        Raises:
+            RequestError: another implementation was asked for.
+        """
         if self.quantization_config.attention:
             register()
-            config._attn_implementation = IMPLEMENTATION
+            text = config.get_text_config(decoder=True)
+            if (asked := text._attn_implementation) not in (None, IMPLEMENTATION):
+                raise RequestError(
+                    f"attn_implementation is {asked!r}, under which this model's attention would"
+                    f" not spike; leave it unset, or give {IMPLEMENTATION!r}"
+                )
+            text._attn_implementation = IMPLEMENTATION
         return config
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
@@ -118,7 +128,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                 )
         _require_none(validation_error(model))
         if self.quantization_config.attention:
-            install_cache(model)
+            guard(model)
         return model
 
     def is_serializable(self, **_: Any) -> bool:
@@ -151,7 +161,7 @@ def mark_converted(model: Any, config: SpikeConfig) -> None:
     model.is_quantized = True
     model.quantization_method = METHOD
     if config.attention:
-        install_cache(model)
+        guard(model)
 
 
 def spike_config(model: Any) -> SpikeConfig | None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import RequestError, UnsupportedModelError
-from spikellm.models.families import caches_latents
+from spikellm.models.families import caches_latents, decoder_of
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.hooks import spike_observer
 from spikellm.nn.packed_kv import rows_of
@@ -185,6 +186,7 @@ def _coded(
     return spikes.code("query", query).float(), key.float(), value.float()
 
 
+@cache
 def register() -> None:
     """Make the function known to the model library, with the mask it needs: without it causality
     would silently break.
@@ -197,20 +199,23 @@ def register() -> None:
 
 
 def use_interface(model: Any) -> str:
-    """Switch a model to :func:`spike_attention`; returns the implementation it had.
+    """Switch the decoder of a model to :func:`spike_attention`; returns the implementation it had.
+
+    What lies around the decoder, a vision tower say, stays as it is.
 
     Raises:
         UnsupportedModelError: the family computes attention by itself.
     """
-    if not model._can_set_attn_implementation():
+    decoder = decoder_of(model)
+    if not decoder._can_set_attn_implementation():
         raise UnsupportedModelError(
-            f"{type(model).__name__} computes attention by itself, not through the library's"
+            f"{type(decoder).__name__} computes attention by itself, not through the library's"
             " interface, so it cannot spike; convert the linear layers alone (a recipe without an"
             " attention section)"
         )
     register()
-    before = str(model.config._attn_implementation)
-    model.set_attn_implementation(IMPLEMENTATION)
+    before = str(decoder.config._attn_implementation)
+    decoder.set_attn_implementation(IMPLEMENTATION)
     return before
 
 

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.models.attention_interface import mark_coded, observed, spiking_attentions
-from spikellm.models.families import caches_latents
+from spikellm.models.families import caches_latents, decoder_of
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.packed_kv import PackedKV
 
@@ -67,7 +67,7 @@ class SpikingSlidingLayer(_SpikingRows, DynamicSlidingWindowLayer):  # type: ign
 
 def spiking_cache(model: Any) -> Cache:
     """An empty cache of spikes for a model whose attention spikes."""
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=decoder_of(model).config)
     fill_cache(model, cache)
     return cache
 
@@ -83,9 +83,11 @@ def fill_cache(model: nn.Module, cache: Cache) -> None:
         if not attention.caches or caches_latents(model.get_submodule(name)):
             return
     if type(cache) is not DynamicCache or cache.offloading:
+        offloaded = "offloaded " if getattr(cache, "offloading", False) else ""
         raise UnsupportedModelError(
-            "a model with a spiking cache generates with a DynamicCache, not with"
-            f" {type(cache).__name__}; leave cache_implementation unset"
+            "keys and values of this model are spikes; found a cache of the kind"
+            f" {offloaded}{type(cache).__name__}, expected a DynamicCache without offloading: leave"
+            " cache_implementation unset"
         )
     for name, spikes in spiking_attentions(model).items():
         index = int(model.get_submodule(name).layer_idx)  # type: ignore[arg-type]
@@ -98,32 +100,15 @@ def fill_cache(model: nn.Module, cache: Cache) -> None:
             cache.layers[index] = SpikingLayer(spikes)
         else:
             raise UnsupportedModelError(
-                f"layer {name} caches in a {type(layer).__name__}, which has no spiking form;"
-                " generate with use_cache=False"
+                f"layer {name} caches in a {type(layer).__name__}, which has no form that holds"
+                " spikes; generate with use_cache=False"
             )
     cache.layer_class_to_replicate = None
 
 
-def install_cache(model: nn.Module) -> None:
-    """Let every forward pass that starts an empty dynamic cache fill it with spiking layers, so
-    that ``generate`` uses them by itself.
-    """
-
-    def before(
-        module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        cache = keywords.get("past_key_values")
-        if cache is None and keywords.get("use_cache", module.config.use_cache):
-            return arguments, {**keywords, "past_key_values": spiking_cache(module)}
-        if (
-            isinstance(cache, Cache)
-            and cache.get_seq_length() == 0
-            and not any(isinstance(layer, _SpikingRows) for layer in cache.layers)
-        ):
-            fill_cache(module, cache)
-        return arguments, keywords
-
-    model.register_forward_pre_hook(before, with_kwargs=True)
+def is_filled(cache: Cache) -> bool:
+    """Whether some layer of a cache holds spikes."""
+    return any(isinstance(layer, _SpikingRows) for layer in cache.layers)
 
 
 def cache_bytes(cache: Cache) -> int:

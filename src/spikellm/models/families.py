@@ -6,7 +6,7 @@ Blocks are found by structure: by ``_no_split_modules`` of the model library, or
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,11 @@ def find_blocks(model: nn.Module) -> Blocks:
             f"{kind} is an encoder-decoder; only decoder-only causal language models can be"
             " converted"
         )
+    within = _text_model(model)
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module)
+        if isinstance(module, nn.ModuleList) and len(module) and f"{name}.".startswith(within)
     ]
     whole = set(getattr(model, "_no_split_modules", None) or ())
     declared = [entry for entry in lists if _class_names(entry[1]) <= whole]
@@ -53,6 +54,24 @@ def find_blocks(model: nn.Module) -> Blocks:
         candidates, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters())
     )
     return Blocks(name, modules)
+
+
+def _text_model(model: nn.Module) -> str:
+    """Prefix of the text model within a model that has towers for pictures or sound beside it."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    name = next((name for name, module in model.named_modules() if module is decoder), "")
+    return f"{name}." if name else ""
+
+
+def decoder_of(model: nn.Module) -> Any:
+    """The module that runs the decoder blocks: what makes their mask and their cache.
+
+    It has the configuration of the text model, also where that is wrapped in another.
+    """
+    owner, _, _ = find_blocks(model).name.rpartition(".")
+    while owner and not hasattr(model.get_submodule(owner), "config"):
+        owner = owner.rpartition(".")[0]
+    return model.get_submodule(owner)
 
 
 def _class_names(blocks: nn.ModuleList) -> set[str]:
@@ -90,10 +109,11 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
         if not (is_linear(owner) or routes(name) or isinstance(owner, (nn.Conv1d, nn.Embedding)))
     ]
     if dense:
+        largest = max(dense, key=lambda name: block.get_parameter(name).numel())
         raise UnsupportedModelError(
-            f"{type(block).__name__} keeps matrices where no layer of a known kind is ({dense[0]};"
-            " experts fused in a way that the library's interface does not reach, for example), so"
-            " they would stay dense; this family cannot be converted"
+            f"{type(block).__name__} has the matrix {largest} in a"
+            f" {type(owners[largest]).__name__}, which is no layer of a known kind (nn.Linear,"
+            " Conv1D), so it would stay dense; this family cannot be converted"
         )
     if not found:
         raise UnsupportedModelError(

@@ -10,7 +10,7 @@ from torch import nn
 
 from spikellm.models.attention_interface import CHILD, spiking_attentions, use_interface
 from spikellm.models.experts import fuse_again, unfuse_experts
-from spikellm.models.families import is_linear
+from spikellm.models.families import decoder_of, is_linear
 from spikellm.models.swap import replace_module
 
 
@@ -42,7 +42,8 @@ def prepared(model: Any, *, attention: bool) -> Iterator[None]:
         UnsupportedModelError: see :func:`spikellm.models.attention_interface.use_interface`.
     """
     experts_before = getattr(model.config, "_experts_implementation", None)
-    attention_before = str(model.config._attn_implementation)
+    decoder = decoder_of(model)
+    attention_before = str(decoder.config._attn_implementation)
     experts = unfuse_experts(model)
     linears = {name: module for name, module in model.named_modules() if is_linear(module)}
     tables = {
@@ -70,7 +71,7 @@ def prepared(model: Any, *, attention: bool) -> Iterator[None]:
             model.get_parameter(name).data.copy_(value)
         for name in spiking_attentions(model):
             delattr(model.get_submodule(name), CHILD)
-        if attention and model._can_set_attn_implementation():
-            model.set_attn_implementation(attention_before)
+        if attention and decoder._can_set_attn_implementation():
+            decoder.set_attn_implementation(attention_before)
         fuse_again(model, experts, experts_before)
         raise

@@ -24,7 +24,7 @@ from spikellm.models.attention_interface import (
     observing,
     use_interface,
 )
-from spikellm.models.families import is_linear, weight_and_bias
+from spikellm.models.families import decoder_of, is_linear, weight_and_bias
 from spikellm.models.prepare import evaluating
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain, observe_spikes
@@ -74,8 +74,9 @@ class OperationCounter:
         return found
 
     def __enter__(self) -> OperationCounter:
-        self._before = str(self._model.config._attn_implementation)  # type: ignore[union-attr]
-        if self._before != IMPLEMENTATION and self._model._can_set_attn_implementation():  # type: ignore[operator]
+        decoder = self._decoder = decoder_of(self._model)
+        self._before = str(decoder.config._attn_implementation)
+        if self._before != IMPLEMENTATION and decoder._can_set_attn_implementation():
             use_interface(self._model)
         embedding = self._model.get_input_embeddings()  # type: ignore[operator]
         self._handles = [module.register_forward_hook(self._linear) for module in self._linears]
@@ -93,8 +94,8 @@ class OperationCounter:
             context.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()
-        if str(self._model.config._attn_implementation) != self._before:  # type: ignore[union-attr]
-            self._model.set_attn_implementation(self._before)  # type: ignore[operator]
+        if str(self._decoder.config._attn_implementation) != self._before:
+            self._decoder.set_attn_implementation(self._before)
 
     def _tokens(self, module: nn.Module, arguments: object, output: Tensor) -> None:
         self._counts.tokens += output.shape[:-1].numel()
