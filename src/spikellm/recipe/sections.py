@@ -180,7 +180,9 @@ class CalibrationRecipe(Section):
 
     text: str = Field(
         "wikitext2",
-        description="wikitext2, c4, ptb (hub), stdlib (built in) or a path: .txt, .jsonl, folder",
+        description=(
+            "wikitext2, c4, ptb (hub), stdlib (built in) or a path: .txt, .jsonl, .json, folder"
+        ),
     )
     samples: int = Field(128, ge=1, le=1_000_000, description="windows of text", strict=True)
     seqlen: int | None = Field(

@@ -8,9 +8,9 @@ from textwrap import shorten
 
 from spikellm.core.errors import DependencyError, RequestError
 from spikellm.core.files import Source, exists
+from spikellm.data.text_files import FOLDER_SUFFIXES
 
-_TEXT_SUFFIXES = (".txt", ".jsonl")  # what is read of a folder of texts
-_TASK_SUFFIXES = (".yaml", ".yml")  # and of a folder of tasks
+_TASK_SUFFIXES = (".yaml", ".yml")  # what is read of a folder of tasks
 
 
 def sources(
@@ -34,7 +34,7 @@ def sources(
     own, named = _recipe_files(recipes, settings)
     found = [Source(Path(name)) for name in (*models, *own, *files)]
     found += [
-        Source(Path(name), _TEXT_SUFFIXES)
+        Source(Path(name), FOLDER_SUFFIXES)
         for name in (*texts, *named)
         if exists(Path(name)) and not _is_named(name)
     ]

@@ -28,7 +28,7 @@ Settings = Annotated[
 Calibration = Annotated[
     str | None,
     Option(
-        "wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder.",
+        "wikitext2, c4, ptb (hub), stdlib (built in), a .txt, .jsonl or .json file, or a folder.",
         "NAME|PATH",
         reads="texts",
     ),
