@@ -106,7 +106,7 @@ def test_names_of_sets_and_presets_are_no_files(
     assert main(["recipes", "w8a8", "--json", "w8a8"]) == 0
     assert (place / "w8a8").read_text(encoding="utf-8").startswith("{")
     assert not any(
-        source.includes(place / "texts" / "new.json") for source in sources(texts=["texts"])
+        source.includes(place / "texts" / "new.csv") for source in sources(texts=["texts"])
     ), "which is not read as text"
 
 

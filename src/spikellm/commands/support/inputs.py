@@ -57,18 +57,21 @@ def _recipe_files(recipes: Iterable[str], settings: Iterable[str]) -> tuple[list
     return own, named
 
 
-def require_texts(texts: Iterable[str], limit: int | None = None) -> None:
+def require_texts(texts: Iterable[str], limit: int | None = None, bos: str = "auto") -> None:
     """Ask for all texts before the work on the first.
 
     Raises:
-        RequestError: one is neither the name of a set nor there, or ``limit`` leaves nothing of it.
+        RequestError: one is neither the name of a set nor there, ``limit`` leaves nothing of it, or
+            ``bos`` is no choice.
     """
     from spikellm.data.datasets import require_source
+    from spikellm.data.tokens import require_bos
 
     for text in texts:
         require_source(text)
     if limit is not None and limit < 1:
         raise RequestError(f"limit is {limit}; expected at least one window")
+    require_bos(bos)
 
 
 def require_models(models: Iterable[str]) -> None:
