@@ -77,6 +77,20 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
+def bos_tokenizer() -> Any:
+    """The bundled tokenizer, made to put its BOS token in front of every text."""
+    import transformers
+    from tokenizers.processors import TemplateProcessing
+
+    found = transformers.AutoTokenizer.from_pretrained(BUNDLED)
+    start = found.bos_token
+    found.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A", pair=f"{start} $A {start} $B", special_tokens=[(start, 0)]
+    )
+    return found
+
+
+@pytest.fixture(scope="session")
 def converted_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     """The bundled model converted with ``w4a4-t2`` and saved."""
     model, tokenizer = spikellm.load(BUNDLED)

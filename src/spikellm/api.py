@@ -21,18 +21,15 @@ from spikellm.checkpoint.save import mark_converted, save, spike_config
 from spikellm.conversion.fingerprint import identity_of
 from spikellm.conversion.loop import convert_blocks
 from spikellm.conversion.options import ConvertOptions, RunOptions
-from spikellm.conversion.record import BlockRecord
+from spikellm.conversion.record import BlockRecord, CalibrationRecord
 from spikellm.core.devices import find_device
 from spikellm.core.errors import NumericalError, RequestError
 from spikellm.core.keywords import require_known_keywords
 from spikellm.core.offload import offload
-from spikellm.data.tokens import read_tokens, require_known
+from spikellm.data.tokens import bos_token, read_tokens, require_known
 from spikellm.data.windows import random_windows, window_length
 from spikellm.evaluation.model_report import report
-from spikellm.evaluation.perplexity import (
-    Perplexity,
-    perplexity,
-)
+from spikellm.evaluation.perplexity import Perplexity, perplexity
 from spikellm.evaluation.zero_shot import zero_shot
 from spikellm.models.attention_interface import spiking_attentions
 from spikellm.models.prepare import evaluating, prepared
@@ -143,8 +140,15 @@ def convert(
     )
     with evaluating(model, stays=True), prepared(model, attention=resolved.attention.spiking):
         algorithm = algorithms[resolved.algorithm.name]()
-        records = convert_blocks(model, windows, resolved, algorithm, run)
-    _mark(model, resolved, records, windows, identity)
+        records, notes = convert_blocks(model, windows, resolved, algorithm, run)
+    text = CalibrationRecord(
+        windows=windows.shape[0],
+        seqlen=windows.shape[1],
+        sha256=identity["text"],
+        bos=bos_token(tokenizer, resolved.calibration.bos) is not None,
+        notes=notes,
+    )
+    _mark(model, resolved, records, text, identity)
     return Conversion(resolved, records, summarize(model))
 
 
@@ -152,14 +156,13 @@ def _mark(
     model: Any,
     recipe: Recipe,
     records: list[BlockRecord],
-    windows: Tensor,
+    calibration: CalibrationRecord,
     identity: dict[str, Any],
 ) -> None:
     """Let a converted model know how it was converted."""
-    count, length = windows.shape
     record = {
         "blocks": [block.model_dump() for block in records],
-        "calibration": {"windows": count, "seqlen": length, "sha256": identity["text"]},
+        "calibration": calibration.model_dump(),
         **{key: identity[key] for key in ("versions", "model", "device")},
     }
     shapes = {name: list(spikes.shape) for name, spikes in spiking_attentions(model).items()}
@@ -204,11 +207,10 @@ def resolve_recipe(
 def calibration_windows(model: Any, tokenizer: Any, recipe: Recipe) -> Tensor:
     """Calibration tokens of a recipe, ``(windows, seqlen)``."""
     text = recipe.calibration
+    bos, length = bos_token(tokenizer, text.bos), window_length(model.config, text.seqlen)
     tokens = read_tokens(tokenizer, text.text, "calibration")
     require_known(tokens, model)
-    return random_windows(
-        tokens, window_length(model.config, text.seqlen), text.samples, recipe.seed, text.text
-    )
+    return random_windows(tokens, length, text.samples, recipe.seed, text.text, bos)
 
 
 def is_made_from(

@@ -57,7 +57,13 @@ def test_convert_eval_generate_inspect(
     )
     result = json.loads(stdout)
     assert result["model"] == str(out)
-    assert result["perplexity"][str(text_file)].keys() == {"value", "tokens", "windows", "seqlen"}
+    assert result["perplexity"][str(text_file)].keys() == {
+        "value",
+        "tokens",
+        "windows",
+        "seqlen",
+        "bos",
+    }
     model, tokenizer = spikellm.load(out)
     assert (
         result["perplexity"][str(text_file)]["value"]

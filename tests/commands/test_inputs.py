@@ -49,6 +49,7 @@ def place(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> P
         ("eval model --perplexity mine.txt --json mine.txt", "is what this command reads"),
         ("eval model --perplexity mine.txt --json link.txt", "is what this command reads"),
         ("eval model --perplexity texts --json texts/part.txt", "lies in texts"),
+        ("eval model --perplexity texts --json texts/new.JSON", "lies in texts"),
         ("eval model --tasks one --task-folder tasks --json tasks/one.yaml", "lies in tasks"),
         ("generate model word --json model/config.json", "lies in model"),
         ("recipes mine.yaml --json mine.yaml", "is what this command reads"),
@@ -72,7 +73,7 @@ def place(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> P
             "is what this command reads",
         ),
         (
-            "sweep model --perplexity texts --out texts --json texts/sweep.json",
+            "sweep model --perplexity mine.txt --out texts --json texts/sweep.json",
             "overwrite each other",
         ),
         ("bench model --original model --json model/config.json", "lies in model"),
@@ -105,7 +106,7 @@ def test_names_of_sets_and_presets_are_no_files(
     assert main(["recipes", "w8a8", "--json", "w8a8"]) == 0
     assert (place / "w8a8").read_text(encoding="utf-8").startswith("{")
     assert not any(
-        source.includes(place / "texts" / "new.json") for source in sources(texts=["texts"])
+        source.includes(place / "texts" / "new.csv") for source in sources(texts=["texts"])
     ), "which is not read as text"
 
 

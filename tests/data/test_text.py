@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from spikellm.core import warn
 from spikellm.core.errors import DependencyError, RequestError
 from spikellm.core.fingerprint import fingerprint
-from spikellm.data.datasets import read_text
+from spikellm.data.datasets import read_text, require_source
 from spikellm.data.stdlib import is_held_out, iterate_docstrings, stdlib_docstrings
 from spikellm.data.tokens import tokenize
 from spikellm.data.windows import disjoint_windows, random_windows, window_length
@@ -55,7 +56,20 @@ def test_files_and_folders(tmp_path: Path) -> None:
             b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
             "line 1: expected a JSON object",
         ),
-        ("folder", None, "holds no .txt or .jsonl"),
+        ("folder", None, "holds no .txt, .text, .jsonl, .ndjson or .json file$"),
+        ("x.json", b'{"body": "b"}', "expected JSON texts .*found an object with body"),
+        ("x.json", b'["a", {"body": "b"}]', "found an object with body"),
+        ("x.json", b'["a", 3]', "text 2: it is int, expected a string"),
+        ("x.JSON", b'"a"', "expected JSON texts .*found str"),
+        ("x.json", b"plain words", "not JSON"),
+        ("x.json", b'{"text": "a"}\n{"body": "b"}', "line 2"),
+        ("x.JSONL.GZ", b"\x1f\x8b", "is compressed or an archive; unpack it"),
+        ("x.zst", b"words", "is compressed or an archive; unpack it"),
+        ("x.parquet", b"PAR1", "is a table; write its texts to a .jsonl"),
+        ("x.html", b"<p>words</p>", "is a document with markup"),
+        ("x.page", b"\n<!DOCTYPE html><p>words</p>", "is markup, not plain text"),
+        ("x.data", b'{"text": "a"}\n{"text": "b"}', "is JSON, and its name does not say so"),
+        ("x", b'[\n"a",\n"b"\n]', "is JSON, and its name does not say so"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
@@ -63,6 +77,69 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes | None, message: st
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(RequestError, match=message):
         read_text(str(path), "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.JSONL", '{"text": "one"}\n{"text": "two"}'),
+        ("x.ndjson", '{"text": "one"}\n\n{"text": "two"}'),
+        ("x.json", '[{"text": "one", "id": 1}, {"text": "two"}]'),
+        ("x.Json", '["one", "two"]'),
+        ("x.json", '{"text": ["one", "two"]}'),
+        ("x.json", '{"text": "one\\n\\ntwo"}'),
+        ("x.json", '{"text": "one"}\n{"text": "two"}\n'),
+        ("x.TXT", "one\n\ntwo"),
+        ("x.text", "one\n\ntwo"),
+        ("x.md", "one\n\ntwo"),
+        ("x.rst", "one\n\ntwo"),
+        ("x", "one\n\ntwo"),
+    ],
+)
+def test_every_spelling_of_two_documents(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_text(str(tmp_path / name), "evaluation") == "one\n\ntwo"
+
+
+@pytest.mark.parametrize("content", ["[1] A reference.", "{\\bf words}", "<who> is it?", "[ ] do"])
+def test_words_that_begin_like_markup_are_words(tmp_path: Path, content: str) -> None:
+    (tmp_path / "notes.tex").write_text(content, encoding="utf-8")
+    assert read_text(str(tmp_path / "notes.tex"), "evaluation") == content
+
+
+def test_a_folder_says_what_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(warn, "_said", set())
+    contents = {"A.TXT": "one", "b.JSONL": '{"text": "two"}', "c.json": '["three"]'}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_text(str(tmp_path), "calibration") == "one\n\ntwo\n\nthree"
+    assert not caplog.messages
+    (tmp_path / "deep").mkdir()
+    for name in ("README.md", "d.jsonl.gz", ".hidden", "deep/e.csv", "f", "g.bin"):
+        (tmp_path / name).write_text("<p>", encoding="utf-8")
+    for _ in range(2):
+        assert read_text(str(tmp_path), "calibration") == "one\n\ntwo\n\nthree"
+    assert caplog.messages == [
+        f"spikellm: of folder {tmp_path} 3 text files are read and 5 left out: README.md,"
+        " d.jsonl.gz, deep/e.csv, f and 1 more"
+    ]
+    (tmp_path / "c.json").write_text('{"perplexity": 3}', encoding="utf-8")
+    with pytest.raises(RequestError, match=r"c.json: expected JSON texts .*or take the file away"):
+        read_text(str(tmp_path), "calibration")
+
+
+def test_a_folder_of_compressed_files_names_them(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.GZ").write_bytes(b"\x1f\x8b")
+    with pytest.raises(RequestError, match=r"holds no .*\(1 with .gz\)"):
+        read_text(str(tmp_path), "calibration")
+
+
+def test_a_compressed_file_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(RequestError, match="is compressed"):
+        require_source(str(tmp_path / "a.jsonl.gz"))
 
 
 def test_more_windows_than_memory_are_refused_before_they_are_drawn() -> None:

@@ -37,6 +37,41 @@ def test_against_a_loop_over_tokens(bundled: tuple[Any, Any], text_file: Path) -
     assert seen[-1] == (3, 3)
 
 
+def test_windows_start_with_bos_where_the_tokenizer_adds_one(
+    bundled: tuple[Any, Any], bos_tokenizer: Any, text_file: Path
+) -> None:
+    """Of the tokens of text each but the first of a window has been a target without it."""
+    model, tokenizer = bundled
+    ids = tokenizer(text_file.read_text(encoding="utf-8"))["input_ids"]
+    losses = []
+    with torch.no_grad():
+        for start in (0, 49):
+            window = torch.tensor([[0, *ids[start : start + 49]]])
+            log_probabilities = model(window).logits[0].double().log_softmax(-1)
+            losses += [-float(log_probabilities[i, window[0, i + 1]]) for i in range(49)]
+
+    def measured(used: Any, **bos: Any) -> spikellm.Perplexity:
+        return spikellm.perplexity(model, used, str(text_file), seqlen=50, limit=2, **bos)
+
+    result = measured(bos_tokenizer)
+    assert result.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-3)
+    assert (result.tokens, result.seqlen, result.bos) == (98, 50, True)
+    assert measured(bos_tokenizer, bos="always") == measured(tokenizer, bos="always") == result
+    plain = measured(tokenizer)
+    assert plain == measured(tokenizer, bos="never")
+    assert not plain.bos
+    usual = measured(bos_tokenizer, bos="never")
+    assert not usual.bos
+    assert usual.value not in (plain.value, result.value), "its first window alone has BOS"
+
+
+def test_unknown_keywords_and_choices_are_refused(bundled: tuple[Any, Any]) -> None:
+    with pytest.raises(TypeError, match="did you mean 'seqlen'"):
+        spikellm.perplexity(*bundled, "stdlib", seqlength=3)  # type: ignore[call-arg]
+    with pytest.raises(RequestError, match="bos is 'yes'"):
+        spikellm.perplexity(*bundled, "stdlib", bos="yes")
+
+
 def test_uniform_model_has_the_vocabulary_as_perplexity(bundled: tuple[Any, Any]) -> None:
     model, _ = bundled
     model.model.norm.weight.data.zero_()

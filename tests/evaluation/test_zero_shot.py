@@ -133,6 +133,30 @@ def test_limit_shots_and_batches(bundled: tuple[Any, Any], folder: Path) -> None
     assert batched.accuracy == by_hand(*bundled, QUESTIONS)[0]
 
 
+def test_bos_is_what_the_harness_adds(
+    bundled: tuple[Any, Any], bos_tokenizer: Any, folder: Path
+) -> None:
+    model, tokenizer = bundled
+    seen: list[int] = []
+    model.model.embed_tokens.register_forward_pre_hook(
+        lambda _, arguments: seen.append(int(arguments[0][0, 0]))
+    )
+    with pytest.raises(RequestError, match="adds no BOS token by itself"):
+        spikellm.zero_shot(model, tokenizer, "docstrings", bos="always")
+    for used, bos, there in (
+        (tokenizer, "auto", False),
+        (bos_tokenizer, "auto", True),
+        (bos_tokenizer, "always", True),
+        (bos_tokenizer, "never", False),
+    ):
+        seen.clear()
+        spikellm.zero_shot(
+            model, used, "docstrings", folder=folder, trust_remote_code=True, limit=1, bos=bos
+        )
+        assert seen
+        assert {token == 0 for token in seen} == {there}, bos
+
+
 def test_a_tokenizer_without_padding(bundled: tuple[Any, Any], folder: Path) -> None:
     model, tokenizer = bundled
     tokenizer.pad_token = None

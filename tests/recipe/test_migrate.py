@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from spikellm.core import warn
 from spikellm.core.errors import RecipeError, RequestError
-from spikellm.recipe import Recipe, migrate, recipe_from
+from spikellm.recipe import Recipe, recipe_from
 from spikellm.recipe.load import load_recipe, preset_names
 from spikellm.recipe.migrate import is_old, migrated
 from spikellm.recipe.settings import require_apart
@@ -27,7 +28,7 @@ def notices(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> pytest.LogCaptureFixture:
     """Warnings of a process that has given none yet."""
-    monkeypatch.setattr(migrate, "_said", set())
+    monkeypatch.setattr(warn, "_said", set())
     caplog.set_level(logging.WARNING, "spikellm")
     return caplog
 

@@ -24,6 +24,12 @@ from spikellm.observers.activation_store import ActivationStore
 from spikellm.observers.input_stats import SampledInputs
 from spikellm.recipe import LinearRecipe, Recipe
 
+MOMENT_TOKENS = 4
+"""Tokens for each channel from which second moments are trusted. The moments of n tokens of c
+channels are off by factors between ``(1 − √(c/n))²`` and ``(1 + √(c/n))²`` in some directions
+(Marchenko and Pastur): with 4 tokens a channel by ¼ to 2¼, with 1 from nothing at all to 4.
+"""
+
 
 class Streams(NamedTuple):
     """What a block is fed and should give, batch by batch of windows.
@@ -187,6 +193,12 @@ class Algorithm(ABC):
     def needs_fp_input(self, recipe: Recipe) -> bool:
         """Whether the full-precision stream in front of a block is needed too."""
         return False
+
+    def tokens_per_channel(self, recipe: Recipe) -> int:
+        """How many calibration tokens it should have for each input channel of a layer; 0 where it
+        learns nothing from them that a short text would mislead it in.
+        """
+        return 0
 
     def needs_survey(self, settings: LinearRecipe) -> bool:
         """Whether a layer with these settings is to be seen before any block is converted."""

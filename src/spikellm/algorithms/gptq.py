@@ -11,7 +11,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
+from spikellm.algorithms.base import (
+    MOMENT_TOKENS,
+    Algorithm,
+    BlockContext,
+    FittedBlock,
+    algorithms,
+)
 from spikellm.algorithms.channel_choice import choose_groups
 from spikellm.algorithms.compensation import Moments, SequentialFit, target_weight
 from spikellm.algorithms.gptq_coders import column_coders
@@ -59,6 +65,9 @@ class Gptq(Algorithm):
 
     def needs_hessian(self, recipe: Recipe) -> bool:
         return not recipe.options(GptqOptions).compensate
+
+    def tokens_per_channel(self, recipe: Recipe) -> int:
+        return MOMENT_TOKENS
 
     def needs_fp_input(self, recipe: Recipe) -> bool:
         return recipe.options(GptqOptions).compensate

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
+from spikellm.algorithms.base import (
+    MOMENT_TOKENS,
+    Algorithm,
+    BlockContext,
+    FittedBlock,
+    algorithms,
+)
 from spikellm.algorithms.channel_choice import choose_groups
 from spikellm.algorithms.learning import Learned, Learning, check_share
 from spikellm.algorithms.omniquant_options import OmniQuantOptions
@@ -39,6 +45,9 @@ class OmniQuant(Algorithm):
 
     def needs_inputs(self, settings: LinearRecipe) -> bool:
         return True
+
+    def tokens_per_channel(self, recipe: Recipe) -> int:
+        return MOMENT_TOKENS if recipe.options(OmniQuantOptions).epochs else 0
 
     def batch_sizes(self, windows: Sequence[int], recipe: Recipe) -> set[int]:
         step = recipe.options(OmniQuantOptions).batch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spikellm.checkpoint.config import SpikeConfig
+from spikellm.conversion.record import CalibrationRecord
 from spikellm.models.summary import summarize
 
 
@@ -16,7 +17,9 @@ def model_card(name: str, model: Any, config: SpikeConfig) -> str:
         for block in config.record["blocks"]
     )
     versions = "\n".join(f"- {key}: {value}" for key, value in config.record["versions"].items())
-    windows, seqlen = (config.record["calibration"][key] for key in ("windows", "seqlen"))
+    text = CalibrationRecord.model_validate(config.record["calibration"])
+    started = ", each starting with the BOS token" if text.bos else ""
+    notes = "".join(f"\n- {note}" for note in text.notes)
     share = summary.weight_bytes / max(summary.dense_bytes, 1)
     # a backslash at the end of a line joins it to the next
     return f"""---
@@ -57,7 +60,8 @@ Difference to the original behind each block, on the calibration text:
 ## Made with
 
 {versions}
-- calibration text: {recipe.calibration.text}, {windows} windows of {seqlen} tokens
+- calibration text: {recipe.calibration.text}, {text.windows} windows of {text.seqlen} tokens\
+{started}{notes}
 
 ```yaml
 {recipe.to_yaml()}```

@@ -58,10 +58,10 @@ def compare(
         visit: see :data:`spikellm.commands.support.options.Visitor`.
 
     Returns:
-        ``{"model", "settings", "texts", "energy_table", "rows": [{"recipe", "perplexity": {text:
-        {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes", "weight_ratio",
-        "ace_ratio", "energy_ratio": {form: …}, "seconds", …}]}``, the original first; ``ratio`` is
-        to the original, ``seconds`` of one conversion. See
+        ``{"model", "settings", "texts", "bos", "energy_table", "rows": [{"recipe", "perplexity":
+        {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
+        "weight_ratio", "ace_ratio", "energy_ratio": {form: …}, "seconds", …}]}``, the original
+        first; ``ratio`` is to the original, ``seconds`` of one conversion. See
         :func:`spikellm.commands.support.grid.run_grid`.
 
     Raises:
@@ -95,11 +95,12 @@ def compare(
     ]
     grid = Grid(model, points, perplexity, options, visit=visit)
     grid.require_whole()
-    original, rows, dense_bytes = run_grid(grid)
+    original, rows, dense_bytes, bos = run_grid(grid)
     return {
         "model": model,
         "settings": list(options.settings),
         "texts": list(perplexity),
+        "bos": bos,
         "energy_table": table_data(grid),
         "rows": [{**original, "weight_bytes": dense_bytes}, *rows],
     }
@@ -107,6 +108,8 @@ def compare(
 
 def show(result: dict[str, Any], style: console.Style = "table") -> None:
     """Print the table, for people or as Markdown, CSV or LaTeX."""
+    from spikellm.commands.support.measure import BOS_IN_WORDS
+
     texts = [Path(text).name for text in result["texts"]]
     columns = [
         "recipe",
@@ -120,7 +123,9 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
     ]
     changed = f", all with {', '.join(result['settings'])}" if result["settings"] else ""
     rows = [_cells(row, result["texts"]) for row in result["rows"]]
-    console.table(f"{Path(result['model']).name}{changed}", columns, rows, style=style)
+    started = f"; {BOS_IN_WORDS}" if result["bos"] else ""
+    title = f"{Path(result['model']).name}{changed}{started}"
+    console.table(title, columns, rows, style=style)
     if style == "table":
         table = result["energy_table"]
         console.out.print(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from spikellm.commands.support.inputs import require_texts
-from spikellm.commands.support.options import LoadOptions, Model, Seqlen
+from spikellm.commands.support.options import BosChoice, LoadOptions, Model, Seqlen
 from spikellm.commands.support.verb import Option, verbs
 from spikellm.core import console
 from spikellm.core.errors import RequestError
@@ -36,6 +36,7 @@ class EvalOptions(LoadOptions):
     ] = None
     batch_size: Annotated[int | None, Option("Sequences at a time in tasks; 1 by default.")] = None
     seqlen: Seqlen = None
+    bos: BosChoice = "auto"
     limit: Annotated[
         int | None,
         Option("Use the first N windows of each text and the first N documents of each task."),
@@ -64,15 +65,16 @@ def evaluate(model: Model, options: EvalOptions = _DEFAULT) -> dict[str, Any]:
       spikellm eval out/w4a4 --tasks paper --limit 200 --batch-size 8
 
     Returns:
-        ``{"model", "perplexity": {NAME: {"value", "tokens", "windows", "seqlen"}}, "tasks": {NAME:
-        {...}}}``.
+        ``{"model", "perplexity": {NAME: {"value", "tokens", "windows", "seqlen", "bos"}}, "tasks":
+        {NAME: {...}}}``.
 
     Raises:
         RequestError: nothing to measure, an option that has no effect, and whatever
             :func:`spikellm.perplexity` and :func:`spikellm.zero_shot` raise.
     """
     _require_sense(options)
-    require_texts(options.perplexity, options.limit if options.perplexity else None)
+    limit = options.limit if options.perplexity else None
+    require_texts(options.perplexity, limit, options.bos)
     from spikellm import api
 
     loaded, tokenizer = api.load(
@@ -119,6 +121,7 @@ def _perplexities(model: Any, tokenizer: Any, options: EvalOptions) -> dict[str,
                 text,
                 seqlen=options.seqlen,
                 limit=options.limit,
+                bos=options.bos,
                 on_batch=update,
             )
         found[text] = asdict(measured)
@@ -138,6 +141,7 @@ def _scores(model: Any, tokenizer: Any, options: EvalOptions) -> dict[str, Any]:
             folder=options.task_folder,
             limit=options.limit,
             shots=options.shots,
+            bos=options.bos,
             batch_size=1 if options.batch_size is None else options.batch_size,
             trust_remote_code=options.trust_remote_code,
             on_batch=update,
@@ -150,9 +154,16 @@ def show(result: dict[str, Any], options: EvalOptions = _DEFAULT) -> None:
     limit = options.limit
     where = f"{result['model']}{f', first {limit} windows or documents' if limit else ''}"
     if result["perplexity"]:
-        columns = ["text", "perplexity", "tokens", "windows", "window length"]
+        columns = ["text", "perplexity", "tokens", "windows", "window length", "windows start with"]
         rows = [
-            [name, f"{r['value']:.3f}", f"{r['tokens']:,}", str(r["windows"]), str(r["seqlen"])]
+            [
+                name,
+                f"{r['value']:.3f}",
+                f"{r['tokens']:,}",
+                str(r["windows"]),
+                str(r["seqlen"]),
+                "BOS" if r["bos"] else "text",
+            ]
             for name, r in result["perplexity"].items()
         ]
         console.table(f"Perplexity of {where}", columns, rows)

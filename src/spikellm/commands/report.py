@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from spikellm.commands.support.inputs import require_models, require_texts
-from spikellm.commands.support.options import EnergyTable, LoadOptions, Model, Seqlen
+from spikellm.commands.support.options import BosChoice, EnergyTable, LoadOptions, Model, Seqlen
 from spikellm.commands.support.verb import Option, verbs
 from spikellm.core import console
 from spikellm.core.files import write_text
@@ -46,6 +46,7 @@ class ReportOptions(LoadOptions):
     ] = ()
     tokens: Annotated[int, Option("Tokens to measure on, in whole windows.")] = 4096
     seqlen: Seqlen = None
+    bos: BosChoice = "auto"
     energy_table: EnergyTable = None
 
 
@@ -75,7 +76,7 @@ def report(model: Model, options: ReportOptions = _DEFAULT) -> Report:
     console.check_file_target("--out", options.out)
     if options.out is not None:
         require_page()
-    require_texts([options.text])
+    require_texts([options.text], bos=options.bos)
     load_table(options.energy_table)
     require_models(options.beside)
     console.note(f"loading {model}")
@@ -89,6 +90,7 @@ def report(model: Model, options: ReportOptions = _DEFAULT) -> Report:
         options.text,
         tokens=options.tokens,
         seqlen=options.seqlen,
+        bos=options.bos,
         name=Path(model).name,
         beside=_others(options),
         energy_table=options.energy_table,

@@ -68,8 +68,8 @@ def sweep(model: Model, perplexity: Texts, options: SweepOptions = _DEFAULT) -> 
         perplexity: texts; the first one decides the front.
 
     Returns:
-        ``{"model", "recipe", "texts", "original": row, "rows": [row + {"point", "front": {cost:
-        bool}}]}`` with rows as :func:`spikellm.commands.compare.compare` gives them.
+        ``{"model", "recipe", "texts", "bos", "original": row, "rows": [row + {"point", "front":
+        {cost: bool}}]}`` with rows as :func:`spikellm.commands.compare.compare` gives them.
 
     Raises:
         RequestError: a setting is not valid, ``out`` belongs to another model, text or version (the
@@ -92,7 +92,7 @@ def sweep(model: Model, perplexity: Texts, options: SweepOptions = _DEFAULT) -> 
         require_pictures()
     conversions = len(settings) * max(1, len(options.seeds))
     console.note(f"{len(settings)} settings, {conversions} conversions")
-    original, rows, _ = grids.run_grid(grid)
+    original, rows, _, bos = grids.run_grid(grid)
     for row, setting in zip(rows, settings, strict=True):
         row.update(point=setting.values, front={})
     drawn = _mark_fronts(rows, perplexity[0])
@@ -100,6 +100,7 @@ def sweep(model: Model, perplexity: Texts, options: SweepOptions = _DEFAULT) -> 
         "model": model,
         "recipe": options.recipe,
         "texts": list(perplexity),
+        "bos": bos,
         "original": original,
         "rows": rows,
     }
@@ -142,6 +143,8 @@ def show(
     options: SweepOptions = _DEFAULT,
 ) -> None:
     """Print the table; the last column names the fronts that a setting is on."""
+    from spikellm.commands.support.measure import BOS_IN_WORDS
+
     keys = list(result["rows"][0]["point"])
     columns = [
         *(key.rpartition(".")[2] for key in keys),
@@ -153,7 +156,8 @@ def show(
         "front",
     ]
     rows = [_original_cells(result, len(keys)), *(_cells(row, result) for row in result["rows"])]
-    title = f"{Path(result['model']).name}, {result['recipe']}"
+    started = f"; {BOS_IN_WORDS}" if result["bos"] else ""
+    title = f"{Path(result['model']).name}, {result['recipe']}{started}"
     console.table(title, columns, rows, left=len(keys), style=style)
     if style == "table":
         console.out.print(

@@ -38,14 +38,16 @@ from spikellm.conversion.steps import (
     swap,
 )
 from spikellm.conversion.streams import StreamPair
+from spikellm.conversion.text_size import too_little_text
 from spikellm.core.memory import peak_memory
+from spikellm.core.warn import say_once
 from spikellm.recipe import Recipe
 
 
 @torch.no_grad()
 def convert_blocks(
     model: nn.Module, windows: Tensor, recipe: Recipe, algorithm: Algorithm, options: RunOptions
-) -> list[BlockRecord]:
+) -> tuple[list[BlockRecord], list[str]]:
     """Convert every decoder block of a model in place, and the output projection if the recipe
     says so.
 
@@ -56,7 +58,8 @@ def convert_blocks(
         options: where it runs, and who is told.
 
     Returns:
-        One record a block, and one for the output projection.
+        One record a block, and one for the output projection; what a user should know of the
+        text, which is said as a warning too.
 
     Raises:
         NumericalError: NaN or infinity in a stream; names the block.
@@ -64,6 +67,9 @@ def convert_blocks(
         RequestError: see :func:`spikellm.conversion.plan.plan_conversion`.
     """
     plan = plan_conversion(model, windows, recipe, algorithm)
+    notes = too_little_text(plan)
+    for note in notes:
+        say_once(note)
     context = ConversionContext.begin(plan, options)
     context = replace(context, salient=allocate_over_model(context))
     context.prepare_model()
@@ -72,7 +78,7 @@ def convert_blocks(
         started = time.monotonic()
         records.append(convert_head(context, context.head))
         _tell(context, len(context.plan), records[-1], started)
-    return records
+    return records, notes
 
 
 def _convert_each(context: ConversionContext) -> list[BlockRecord]:

@@ -66,11 +66,20 @@ class BlockRecord(_Record):
 
 
 class CalibrationRecord(_Record, extra="ignore"):
-    """The calibration text: how many windows of how many tokens, and their SHA-256."""
+    """The calibration text.
+
+    Attributes:
+        windows, seqlen: how many windows of how many tokens.
+        sha256: of the windows.
+        bos: whether every window starts with the BOS token.
+        notes: what a user should know of it.
+    """
 
     windows: Count
     seqlen: Count
     sha256: Line
+    bos: bool = False
+    notes: Lines = []
 
 
 class ConversionRecord(_Record, extra="ignore"):

@@ -100,7 +100,9 @@ def exists(path: Path) -> bool:
 
 
 class Source(NamedTuple):
-    """A file or a folder that is read; of a folder every file, or those with some suffixes."""
+    """A file or a folder that is read; of a folder every file, or those with some suffixes, which
+    are in small letters here.
+    """
 
     path: Path
     suffixes: tuple[str, ...] = ()
@@ -111,7 +113,8 @@ class Source(NamedTuple):
             return False
         own, found = self.path.resolve(), target.resolve()
         return found == own or (
-            found.is_relative_to(own) and (not self.suffixes or found.suffix in self.suffixes)
+            found.is_relative_to(own)
+            and (not self.suffixes or found.suffix.lower() in self.suffixes)
         )
 
 

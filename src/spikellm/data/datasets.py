@@ -1,13 +1,12 @@
 """Text and token windows, for calibration and for perplexity.
 
 A source is the name of a known set (``wikitext2``, ``c4``, ``ptb``: from the hub; ``stdlib``: the
-running Python's docstrings) or a path: a text file, a ``.jsonl`` file with a ``text`` field, or a
-folder of such files.
+running Python's docstrings) or a path: a file with text or with JSON texts, or a folder of such
+files (see :mod:`spikellm.data.text_files`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 from spikellm.core.errors import DependencyError, RequestError
 from spikellm.core.files import exists
 from spikellm.data.stdlib import Split, stdlib_docstrings
+from spikellm.data.text_files import read_path, require_text_file
 
-_SUFFIXES = (".txt", ".jsonl")
 _C4_DOCUMENTS = 4000
 
 
@@ -32,71 +31,31 @@ def read_text(source: str, split: Split) -> str:
         DependencyError: the hub cannot be reached.
     """
     require_source(source)
-    text = NAMED[source](split) if source in NAMED else _read_path(Path(source))
+    text = NAMED[source](split) if source in NAMED else read_path(Path(source))
     if not text.strip():
         raise RequestError(f"text {source!r} is empty; give a file with some text in it")
     return text
 
 
 def require_source(source: str) -> None:
-    """Refuse a source that is neither the name of a set nor an existing path.
+    """Refuse a source that is neither the name of a set nor an existing path, or a file whose name
+    says that it is no text.
 
     Raises:
-        RequestError: it is neither; the message lists the known sets.
+        RequestError: says what is known, or what would do.
     """
     if not source:
         raise RequestError(
             f"the name of the text is empty; give a known set ({', '.join(NAMED)}) or a path ('.'"
             " for the current folder)"
         )
-    if source not in NAMED and not exists(Path(source)):
+    if source in NAMED:
+        return
+    if not exists(Path(source)):
         raise RequestError(
             f"text {source!r} is neither a known set ({', '.join(NAMED)}) nor an existing path"
         )
-
-
-def _read_path(path: Path) -> str:
-    if path.is_dir():
-        files = sorted(
-            file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file()
-        )
-        if not files:
-            raise RequestError(f"folder {path} holds no {' or '.join(_SUFFIXES)} file")
-        return "\n\n".join(_read_path(file) for file in files)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # a mark of byte order is no text
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{path} is not UTF-8 text (byte {error.start}); convert it, or give a .txt or .jsonl"
-            " file"
-        ) from None
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
-    return "\n\n".join(_json_lines(path, text)) if path.suffix == ".jsonl" else text
-
-
-def _json_lines(path: Path, text: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            documents.append(json.loads(line)["text"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise RequestError(
-                f"{path}, line {number}: expected a JSON object with a 'text' field"
-            ) from None
-        if not isinstance(documents[-1], str):
-            raise RequestError(
-                f"{path}, line {number}: 'text' is {type(documents[-1]).__name__}, expected a"
-                " string"
-            )
-        if any("\ud800" <= letter <= "\udfff" for letter in documents[-1]):
-            raise RequestError(
-                f"{path}, line {number}: 'text' holds half of a surrogate pair (\\ud800 to"
-                " \\udfff), which is no character; repair it"
-            )
-    return documents
+    require_text_file(Path(source))
 
 
 def _from_hub(source: str, field: str, /, **where: Any) -> list[str]:

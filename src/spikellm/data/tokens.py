@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from spikellm.data.stdlib import Split
 
 _REMEMBERED = 4
 
+Bos = Literal["auto", "always", "never"]
+"""Whether every window starts with the BOS token: always, never (windows are cut from the text as
+the tokenizer gives it once), or where the tokenizer puts one in front of a text by itself.
+"""
 
 _recent: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
 
@@ -22,6 +26,43 @@ _recent: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
 def tokenize(tokenizer: Any, text: str) -> Tensor:
     """Tokens of a whole text, with the tokenizer's own special tokens: int64 ``(tokens,)``."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
+
+
+def bos_token(tokenizer: Any, bos: str) -> int | None:
+    """The token that every window is to start with; None where windows start with text.
+
+    Args:
+        bos: see :data:`Bos`.
+
+    Raises:
+        RequestError: an unknown choice, or ``always`` where the tokenizer has no BOS token.
+    """
+    require_bos(bos)
+    token = getattr(tokenizer, "bos_token_id", None)
+    if bos == "always" and token is None:
+        raise RequestError(
+            "bos is 'always', and the tokenizer has no BOS token to start windows with; leave it at"
+            " auto"
+        )
+    if bos == "never" or token is None or (bos == "auto" and not _adds(tokenizer, token)):
+        return None
+    return int(token)
+
+
+def require_bos(bos: str) -> None:
+    """Refuse a word that is none of :data:`Bos`.
+
+    Raises:
+        RequestError: names those.
+    """
+    if bos not in get_args(Bos):
+        raise RequestError(f"bos is {bos!r}; expected {', '.join(get_args(Bos))}")
+
+
+def _adds(tokenizer: Any, token: int) -> bool:
+    """Whether a tokenizer puts a token in front of every text."""
+    encoded: list[int] = tokenizer("a", verbose=False)["input_ids"]
+    return encoded[:1] == [token]
 
 
 def read_tokens(tokenizer: Any, source: str, split: Split) -> Tensor:

@@ -1,4 +1,8 @@
-"""Windows of tokens: for calibration drawn at random, for perplexity disjoint."""
+"""Windows of tokens: for calibration drawn at random, for perplexity disjoint.
+
+With a BOS token (see :func:`spikellm.data.tokens.bos_token`) each window is that token and
+``seqlen − 1`` tokens of text.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +37,19 @@ def window_length(config: object, seqlen: int | None) -> int:
     return seqlen
 
 
-def disjoint_windows(tokens: Tensor, seqlen: int, source: str) -> Tensor:
+def disjoint_windows(tokens: Tensor, seqlen: int, source: str, bos: int | None = None) -> Tensor:
     """Consecutive windows, the tail dropped: ``(windows, seqlen)``.
 
     Raises:
         RequestError: the text is shorter than one window.
     """
-    _require_window(tokens, seqlen, source)
-    return tokens[: tokens.shape[0] // seqlen * seqlen].view(-1, seqlen)
+    text, length = _text_of_windows(tokens, seqlen, source, bos)
+    return _started(text[: text.shape[0] // length * length].view(-1, length), bos)
 
 
-def random_windows(tokens: Tensor, seqlen: int, samples: int, seed: int, source: str) -> Tensor:
+def random_windows(
+    tokens: Tensor, seqlen: int, samples: int, seed: int, source: str, bos: int | None = None
+) -> Tensor:
     """Windows at random places, ``(samples, seqlen)``; the same seed gives the same windows.
 
     Raises:
@@ -52,7 +58,7 @@ def random_windows(tokens: Tensor, seqlen: int, samples: int, seed: int, source:
     """
     import psutil
 
-    _require_window(tokens, seqlen, source)
+    text, length = _text_of_windows(tokens, seqlen, source, bos)
     needed, free = samples * seqlen * tokens.element_size(), int(psutil.virtual_memory().available)
     if needed > free:
         raise RequestError(
@@ -60,13 +66,30 @@ def random_windows(tokens: Tensor, seqlen: int, samples: int, seed: int, source:
             " give fewer --samples"
         )
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(tokens.shape[0] - seqlen + 1, (samples,), generator=generator)
-    return torch.stack([tokens[start : start + seqlen] for start in starts.tolist()])
+    starts = torch.randint(text.shape[0] - length + 1, (samples,), generator=generator)
+    windows = torch.stack([text[start : start + length] for start in starts.tolist()])
+    return _started(windows, bos)
 
 
-def _require_window(tokens: Tensor, seqlen: int, source: str) -> None:
-    if tokens.shape[0] < seqlen:
+def _text_of_windows(
+    tokens: Tensor, seqlen: int, source: str, bos: int | None
+) -> tuple[Tensor, int]:
+    """Tokens that windows are cut from, and how many of them each has.
+
+    Where windows start with BOS, the text does not bring its own.
+    """
+    text, length = tokens, seqlen
+    if bos is not None:
+        text, length = (tokens[1:] if tokens[:1].tolist() == [bos] else tokens), seqlen - 1
+    if text.shape[0] < length:
         raise RequestError(
             f"text {source!r} has {tokens.shape[0]} tokens, shorter than one window of {seqlen};"
             f" give a longer text or --seqlen {max(2, tokens.shape[0])}"
         )
+    return text, length
+
+
+def _started(windows: Tensor, bos: int | None) -> Tensor:
+    if bos is None:
+        return windows
+    return torch.cat([windows.new_full((len(windows), 1), bos), windows], dim=1)

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict, Unpack
 from spikellm.checkpoint.save import spike_config
 from spikellm.core.errors import RequestError
 from spikellm.core.keywords import require_known_keywords
+from spikellm.data.tokens import bos_token
 from spikellm.data.windows import window_length
 from spikellm.evaluation.perplexity import perplexity_of_windows, text_windows
 from spikellm.profiling.energy import load_table
@@ -24,6 +25,7 @@ class ReportOptions(TypedDict, total=False):
 
     tokens: int
     seqlen: int | None
+    bos: str
     name: str
     beside: Iterable[tuple[str, Any]]
     energy_table: str | Path | None
@@ -38,6 +40,7 @@ def report(
         text: as for :func:`perplexity`; its first windows.
         tokens: how many tokens to measure on, in whole windows, at least one; 4096 by default.
         seqlen: tokens of a window.
+        bos: as for :func:`perplexity`.
         name: of the model, in the report; ``"model"`` by default.
         beside: names and models measured on the same windows: the original, or other conversions of
             it. Taken one at a time.
@@ -54,7 +57,8 @@ def report(
         raise RequestError(f"tokens is {tokens}; expected at least 1")
     table = load_table(options.get("energy_table"))
     length = window_length(model.config, options.get("seqlen"))
-    windows = text_windows(model, tokenizer, text, seqlen=length, limit=max(1, tokens // length))
+    limit, bos = max(1, tokens // length), options.get("bos", "auto")
+    windows = text_windows(model, tokenizer, text, seqlen=length, limit=limit, bos=bos)
     rows: list[Beside] = []
     for other_name, other in options.get("beside", ()):
         if other.config.vocab_size != model.config.vocab_size:
@@ -68,6 +72,7 @@ def report(
     config = spike_config(model)
     origin = Origin(config.parsed_recipe(), dict(config.record or {})) if config else None
     value = perplexity_of_windows(model, windows).value
-    measured = Text(Path(text).name, windows.shape[0], length, value)
+    started = bos_token(tokenizer, bos) is not None
+    measured = Text(Path(text).name, windows.shape[0], length, value, started)
     found = make_report(model, name, windows, measured, table, origin)
     return replace(found, beside=tuple(rows))

@@ -1,6 +1,11 @@
 """Perplexity as the field reports it: the text tokenized once, disjoint windows, the tail dropped,
 the mean loss over all targets.
 
+Where the tokenizer puts a BOS token in front of a text by itself, every window starts with one: it
+takes the place of one token of text, and is no target. The usual protocol puts it in front of the
+whole text, so of the first window alone; ``bos="never"`` does that. Where the tokenizer adds none,
+the two are the same.
+
 (The *word* perplexity of evaluation harnesses is another number.)
 """
 
@@ -8,14 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
 from spikellm.core.errors import NumericalError, RequestError
-from spikellm.data.tokens import read_tokens, require_known
+from spikellm.core.keywords import require_known_keywords
+from spikellm.data.tokens import bos_token, read_tokens, require_known
 from spikellm.data.windows import disjoint_windows, window_length
 from spikellm.models.prepare import evaluating
 
@@ -30,23 +37,28 @@ class Perplexity:
         value: exp of the mean loss, nats a token.
         tokens: targets that the mean is over, ``windows · (seqlen − 1)``.
         windows: disjoint windows used.
-        seqlen: tokens of a window.
+        seqlen: tokens of a window, its BOS token included.
+        bos: whether every window starts with the BOS token.
     """
 
     value: float
     tokens: int
     windows: int
     seqlen: int
+    bos: bool = False
+
+
+class PerplexityOptions(TypedDict, total=False):
+    """Keywords of :func:`perplexity`, as it describes them."""
+
+    seqlen: int | None
+    limit: int | None
+    bos: str
+    on_batch: Callable[[int, int], None] | None
 
 
 def perplexity(
-    model: Any,
-    tokenizer: Any,
-    source: str,
-    *,
-    seqlen: int | None = None,
-    limit: int | None = None,
-    on_batch: Callable[[int, int], None] | None = None,
+    model: Any, tokenizer: Any, source: str, **options: Unpack[PerplexityOptions]
 ) -> Perplexity:
     """Perplexity of a model on a text.
 
@@ -55,20 +67,38 @@ def perplexity(
             :mod:`spikellm.data.datasets`).
         seqlen: tokens of a window; min(2048, the model's maximum) by default.
         limit: use the first ``limit`` windows only.
+        bos: whether every window starts with the BOS token: ``auto`` (where the tokenizer adds one
+            by itself), ``always`` or ``never``.
         on_batch: called with ``(windows done, windows in all)``.
 
     Raises:
         RequestError: unknown text, a text shorter than one window, a window longer than the model's
-            maximum.
+            maximum, no BOS token to start windows with.
         NumericalError: the model's loss is not finite.
+        TypeError: a keyword that is not known.
     """
-    return perplexity_of_windows(
-        model, text_windows(model, tokenizer, source, seqlen=seqlen, limit=limit), on_batch
+    require_known_keywords("perplexity", options, PerplexityOptions.__annotations__)
+    bos = options.get("bos", "auto")
+    windows = text_windows(
+        model,
+        tokenizer,
+        source,
+        seqlen=options.get("seqlen"),
+        limit=options.get("limit"),
+        bos=bos,
     )
+    found = perplexity_of_windows(model, windows, options.get("on_batch"))
+    return replace(found, bos=bos_token(tokenizer, bos) is not None)
 
 
 def text_windows(
-    model: Any, tokenizer: Any, source: str, *, seqlen: int | None = None, limit: int | None = None
+    model: Any,
+    tokenizer: Any,
+    source: str,
+    *,
+    seqlen: int | None = None,
+    limit: int | None = None,
+    bos: str = "auto",
 ) -> Tensor:
     """The windows that :func:`perplexity` measures on, ``(windows, seqlen)``.
 
@@ -76,10 +106,10 @@ def text_windows(
     """
     if limit is not None and limit < 1:
         raise RequestError(f"limit is {limit}; expected at least one window")
-    length = window_length(model.config, seqlen)
+    length, first = window_length(model.config, seqlen), bos_token(tokenizer, bos)
     tokens = read_tokens(tokenizer, source, "evaluation")
     require_known(tokens, model)
-    windows = disjoint_windows(tokens, length, source)
+    windows = disjoint_windows(tokens, length, source, first)
     return windows if limit is None else windows[:limit]
 
 

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict, Unpack
 from spikellm.core.errors import RequestError, SpikeLLMError
 from spikellm.core.extras import require
 from spikellm.core.keywords import require_known_keywords
+from spikellm.data.tokens import bos_token, require_bos
 from spikellm.evaluation.harness import (
     Harness,
     OnBatch,
@@ -62,6 +63,7 @@ class TaskOptions(TypedDict, total=False):
     folder: str | Path | None
     limit: int | None
     shots: int | None
+    bos: str
     batch_size: int
     trust_remote_code: bool
     on_batch: OnBatch | None
@@ -77,6 +79,8 @@ def zero_shot(
         folder: of task files (YAML) of your own, whose tasks may be named too.
         limit: documents of each task, the first ones; all by default.
         shots: examples before each question; as the task says by default.
+        bos: whether prompts start with the BOS token, which is lm-eval's ``add_bos_token``: as the
+            tokenizer has it (``auto``), ``always`` or ``never``.
         batch_size: sequences at a time; 1 by default.
         trust_remote_code: run what the files of ``folder`` name, and Python code that comes with
             the model; needed for every folder.
@@ -87,7 +91,8 @@ def zero_shot(
         Results by task; a name that stands for several tasks gives them all.
 
     Raises:
-        RequestError: an unknown task, a missing or untrusted folder, or a number below its least.
+        RequestError: an unknown task, a missing or untrusted folder, a number below its least, or
+            BOS tokens that the harness cannot add.
         DependencyError: lm-eval is not installed, or a task's data cannot be reached.
         SpikeLLMError: the harness fails on a task.
         TypeError: a keyword that is not known.
@@ -103,6 +108,7 @@ def zero_shot(
         )
     given = options.get("folder")
     folder = None if given is None else checked_folder(Path(given), trusted)
+    added = _added_bos(tokenizer, options.get("bos", "auto"))
     with quiet(), evaluating(model):
         require("tasks", "eval", "lm_eval")
         harness = Harness()
@@ -112,6 +118,7 @@ def zero_shot(
             tokenizer=tokenizer,
             batch_size=batch_size,
             trust_remote_code=trusted,
+            **({} if added is None else {"add_bos_token": added}),
         )
         try:
             found = harness.simple_evaluate(
@@ -147,6 +154,20 @@ def expand(tasks: str | Iterable[str]) -> list[str]:
             " the paper"
         )
     return list(dict.fromkeys(names))
+
+
+def _added_bos(tokenizer: Any, bos: str) -> bool | None:
+    """What lm-eval is told of BOS tokens; None for its own way, which is the tokenizer's.
+
+    It adds them through the tokenizer alone.
+    """
+    require_bos(bos)
+    if bos == "always" and bos_token(tokenizer, "auto") is None:
+        raise RequestError(
+            "bos is 'always', and the tokenizer adds no BOS token by itself, so that the harness"
+            " cannot; leave it at auto"
+        )
+    return {"always": True, "never": False}.get(bos)
 
 
 def _result(name: str, found: dict[str, Any]) -> TaskResult:

@@ -113,7 +113,8 @@ def figures(report: Report) -> list[list[str]]:
         [
             "perplexity",
             f"{report.text.perplexity:.2f}",
-            f"{report.prefill.tokens:,} tokens of {report.text.name}",
+            f"{report.prefill.tokens:,} tokens of {report.text.name}"
+            f"{', BOS before each window' if report.text.bos else ''}",
         ]
     ]
     if report.origin is None:

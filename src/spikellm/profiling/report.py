@@ -24,12 +24,17 @@ PARTS = ("linear", "attention", "head", "rotation", "whole")
 
 
 class Text(NamedTuple):
-    """What a model was measured on, and its perplexity there."""
+    """What a model was measured on, and its perplexity there.
+
+    Attributes:
+        bos: whether every window starts with the BOS token.
+    """
 
     name: str
     windows: int
     seqlen: int
     perplexity: float
+    bos: bool = False
 
 
 class Origin(NamedTuple):

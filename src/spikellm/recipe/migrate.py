@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-from spikellm.core import distributed
 from spikellm.core.errors import RecipeError
+from spikellm.core.warn import say_once
 from spikellm.recipe import version_1 as old
 
-_log = logging.getLogger("spikellm")
 _OLD_KEYS = {"pipeline", "rotation", *old.ALGORITHMS}
-_said: set[str] = set()
 
 
 def is_old(data: Mapping[str, Any]) -> bool:
@@ -48,15 +45,8 @@ def upgraded(data: Mapping[str, Any], where: str, source: str | None = None) -> 
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
     how = f"; `spikellm recipes {source}` prints it as version 2" if source else ""
-    say_once("recipe", f"{where} is of version 1, and is read as version 2{how}")
+    say_once(f"{where} is of version 1, and is read as version 2{how}", "recipe")
     return found
-
-
-def say_once(topic: str, message: str) -> None:
-    """A warning, the first time in this process that there is one of its topic."""
-    if topic not in _said and distributed.is_main():
-        _said.add(topic)
-        _log.warning("spikellm: %s", message)
 
 
 def migrated(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from spikellm.core.errors import RecipeError
+from spikellm.core.warn import say_once
 from spikellm.recipe import version_1 as old
-from spikellm.recipe.migrate import say_once
 from spikellm.recipe.parts import DEFAULTS, SECTIONS, as_mapping
 from spikellm.recipe.values import place_value
 
@@ -114,4 +114,4 @@ def _rotate(data: dict[str, Any], settings: Iterable[Setting]) -> None:
 
 
 def _say(key: str, new: str) -> None:
-    say_once("setting", f"--set {key} is of version 1; version 2 calls it {new}")
+    say_once(f"--set {key} is of version 1; version 2 calls it {new}", "setting")

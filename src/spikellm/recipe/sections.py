@@ -5,9 +5,9 @@ text that is decided.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from spikellm.core.registry import unknown_name
 from spikellm.neurons import make_neuron, neurons
@@ -180,7 +180,9 @@ class CalibrationRecipe(Section):
 
     text: str = Field(
         "wikitext2",
-        description="wikitext2, c4, ptb (hub), stdlib (built in) or a path: .txt, .jsonl, folder",
+        description=(
+            "wikitext2, c4, ptb (hub), stdlib (built in) or a path: .txt, .jsonl, .json, folder"
+        ),
     )
     samples: int = Field(128, ge=1, le=1_000_000, description="windows of text", strict=True)
     seqlen: int | None = Field(
@@ -197,6 +199,21 @@ class CalibrationRecipe(Section):
         description="tokens from which saliency is measured, spread evenly over the windows",
         strict=True,
     )
+    bos: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description=(
+            "start every window with the BOS token: always, never, or where the tokenizer adds one"
+            " by itself"
+        ),
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without ``bos`` where it is not set: what was saved before there was such a field stays
+        equal to what is saved now, so that it can be resumed.
+        """
+        data: dict[str, Any] = serialize(self)
+        return {key: value for key, value in data.items() if (key, value) != ("bos", "auto")}
 
 
 class LinearRecipe(Section):

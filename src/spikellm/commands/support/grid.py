@@ -23,6 +23,7 @@ from spikellm.commands.support.sweep_folder import SweepFolder
 from spikellm.conversion.fingerprint import model_fingerprint, versions
 from spikellm.core import console
 from spikellm.core.fingerprint import fingerprint
+from spikellm.data.tokens import bos_token
 from spikellm.evaluation.perplexity import text_windows
 from spikellm.observers.activation_store import SharedStream
 from spikellm.profiling.energy import OMITTED, load_table
@@ -66,7 +67,7 @@ class Grid:
         Raises:
             RequestError: a text is not there, or a seed or a table of energies is not valid.
         """
-        require_texts(self.texts, self.options.limit)
+        require_texts(self.texts, self.options.limit, self.options.bos)
         for seed in self.options.seeds:
             self.points[0].recipe.replaced({"seed": seed})
         load_table(self.options.energy_table)
@@ -77,11 +78,13 @@ class Rows(NamedTuple):
 
     Attributes:
         dense_bytes: what the layers that are converted take at 16 bits.
+        bos: whether every window that was measured on starts with the BOS token.
     """
 
     original: dict[str, Any]
     points: list[dict[str, Any]]
     dense_bytes: int
+    bos: bool
 
 
 def run_grid(grid: Grid) -> Rows:
@@ -102,7 +105,7 @@ def run_grid(grid: Grid) -> Rows:
         runs = [run.point(point, seed) for seed in grid.seeds(point)]
         rows.append(run.row(point.name, runs, base))
         dense = runs[0].summary.dense_bytes or dense
-    return Rows(original, rows, dense)
+    return Rows(original, rows, dense, run.bos)
 
 
 def table_data(grid: Grid) -> dict[str, Any]:
@@ -128,9 +131,11 @@ class _Run:
                 text,
                 seqlen=grid.options.seqlen,
                 limit=grid.options.limit,
+                bos=grid.options.bos,
             )
             for text in grid.texts
         }
+        self.bos = bos_token(self.tokenizer, grid.options.bos) is not None
         self.folder = self._folder()
 
     def _load(self) -> tuple[Any, Any]:

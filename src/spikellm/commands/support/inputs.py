@@ -8,9 +8,9 @@ from textwrap import shorten
 
 from spikellm.core.errors import DependencyError, RequestError
 from spikellm.core.files import Source, exists
+from spikellm.data.text_files import FOLDER_SUFFIXES
 
-_TEXT_SUFFIXES = (".txt", ".jsonl")  # what is read of a folder of texts
-_TASK_SUFFIXES = (".yaml", ".yml")  # and of a folder of tasks
+_TASK_SUFFIXES = (".yaml", ".yml")  # what is read of a folder of tasks
 
 
 def sources(
@@ -34,7 +34,7 @@ def sources(
     own, named = _recipe_files(recipes, settings)
     found = [Source(Path(name)) for name in (*models, *own, *files)]
     found += [
-        Source(Path(name), _TEXT_SUFFIXES)
+        Source(Path(name), FOLDER_SUFFIXES)
         for name in (*texts, *named)
         if exists(Path(name)) and not _is_named(name)
     ]
@@ -57,18 +57,21 @@ def _recipe_files(recipes: Iterable[str], settings: Iterable[str]) -> tuple[list
     return own, named
 
 
-def require_texts(texts: Iterable[str], limit: int | None = None) -> None:
+def require_texts(texts: Iterable[str], limit: int | None = None, bos: str = "auto") -> None:
     """Ask for all texts before the work on the first.
 
     Raises:
-        RequestError: one is neither the name of a set nor there, or ``limit`` leaves nothing of it.
+        RequestError: one is neither the name of a set nor there, ``limit`` leaves nothing of it, or
+            ``bos`` is no choice.
     """
     from spikellm.data.datasets import require_source
+    from spikellm.data.tokens import require_bos
 
     for text in texts:
         require_source(text)
     if limit is not None and limit < 1:
         raise RequestError(f"limit is {limit}; expected at least one window")
+    require_bos(bos)
 
 
 def require_models(models: Iterable[str]) -> None:

@@ -93,6 +93,9 @@ def row_of(
     }
 
 
+BOS_IN_WORDS = "every window starts with the BOS token"
+
+
 def perplexity_in_words(row: dict[str, Any], text: str) -> str:
     """``value ± deviation (ratio×)`` of one text."""
     one = row["perplexity"][text]

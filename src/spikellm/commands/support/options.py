@@ -28,7 +28,7 @@ Settings = Annotated[
 Calibration = Annotated[
     str | None,
     Option(
-        "wikitext2, c4, ptb (hub), stdlib (built in), a .txt or .jsonl file, or a folder.",
+        "wikitext2, c4, ptb (hub), stdlib (built in), a .txt, .jsonl or .json file, or a folder.",
         "NAME|PATH",
         reads="texts",
     ),
@@ -49,6 +49,14 @@ Texts = Annotated[
 Samples = Annotated[int | None, Option("Windows of calibration text.")]
 Seqlen = Annotated[
     int | None, Option("Tokens of a window; min(2048, the model's maximum) by default.")
+]
+BosChoice = Annotated[
+    str,
+    Option(
+        "Start every window with the BOS token: always, never, or auto (default), where the"
+        " tokenizer adds one by itself.",
+        "auto|always|never",
+    ),
 ]
 
 Visitor = Callable[[str, Any, Any], dict[str, Any]]
@@ -77,6 +85,7 @@ class GridOptions(LoadOptions):
         seeds: one conversion for each; the mean and the standard deviation are given. The recipe's
             own seed by default.
         limit: use the first windows of each text only.
+        bos: of the windows that are measured on; those of calibration are as the recipe says.
         energy_table: see :func:`spikellm.profiling.energy.load_table`.
     """
 
@@ -88,6 +97,7 @@ class GridOptions(LoadOptions):
         Option("Convert once for each; mean and deviation.", "1,2,…", separated=True),
     ] = ()
     limit: Annotated[int | None, Option("Use the first N windows only.")] = None
+    bos: BosChoice = "auto"
     energy_table: EnergyTable = None
 
 
