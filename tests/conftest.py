@@ -6,6 +6,7 @@ Nothing here is copied from outside: folders beside the project are read where t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,21 @@ def converted_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) 
     model, tokenizer = spikellm.load(BUNDLED)
     spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=64)
     return spikellm.save(model, tokenizer, tmp_path_factory.mktemp("converted") / "w4a4-t2")
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A folder with what an installation says of the package: its entry points for torch."""
+    declared = re.search(
+        r'entry-points\."(torch\.backends)"\]\n(\w+) = "(\S+)"',
+        (PROJECT / "pyproject.toml").read_text(),
+    )
+    assert declared
+    metadata = tmp_path / "site" / "spikellm-1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: spikellm\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[{declared[1]}]\n{declared[2]} = {declared[3]}\n")
+    return metadata.parent
 
 
 @pytest.fixture

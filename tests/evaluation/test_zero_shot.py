@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,40 @@ def test_bos_is_what_the_harness_adds(
         )
         assert seen
         assert {token == 0 for token in seen} == {there}, bos
+
+
+MORE_TASKS = {
+    "written": "generate_until\ngeneration_kwargs: {until: ['.'], max_gen_toks: 3}\n"
+    "metric_list: [{metric: bleu}]",  # its error is bootstrapped, with a bar of its own
+    "read": "loglikelihood_rolling\nmetric_list: [{metric: word_perplexity}]",
+}
+
+
+def test_the_harness_is_silent(
+    bundled: tuple[Any, Any],
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its bars, and git in a folder that is no repository."""
+    for name, body in MORE_TASKS.items():
+        (tmp_path / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\n"
+            f"dataset_kwargs: {{data_files: {{test: {folder / 'questions.jsonl'}}}}}\n"
+            "test_split: test\ndoc_to_text: '{{question}}'\ndoc_to_target: '{{choices[0]}}'\n"
+            f"output_type: {body}\n"
+        )
+    shutil.copy(folder / "docstrings.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    capfd.readouterr()
+    names = ["docstrings", *MORE_TASKS]
+    found = spikellm.zero_shot(*bundled, names, folder=tmp_path, limit=2, trust_remote_code=True)
+    assert found.keys() == set(names)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
 
 
 def test_a_tokenizer_without_padding(bundled: tuple[Any, Any], folder: Path) -> None:

@@ -287,7 +287,7 @@ def test_inference_mode() -> None:
 
 
 @needs_compiler
-def test_gradients_and_compiled_models_take_torch() -> None:
+def test_compiled_models_take_torch() -> None:
     layer = fit(
         nn.Linear(20, 6),
         LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4)),
@@ -295,13 +295,11 @@ def test_gradients_and_compiled_models_take_torch() -> None:
     x = torch.randn(2, 20)
     layer(x)
     assert layer._kernels is not None
-    taken = []
+    taken: list[int] = []
     layer._kernels = layer._kernels._replace(reference=lambda x: taken.append(1) or x[:, :6])
-    layer(x.clone().requires_grad_())
-    assert taken == [1]
+    assert layer(x.clone().requires_grad_()).requires_grad
+    assert not taken, "gradients pass around the coding, so kernels run"
     with torch.no_grad():
-        layer(x.clone().requires_grad_())
-        assert taken == [1], "nothing is recorded, so kernels run"
         layer.forget()
         compiled = torch.compile(layer, backend="eager")
         assert torch.equal(compiled(x), layer(x))

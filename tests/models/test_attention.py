@@ -148,6 +148,18 @@ def converted(
     return model
 
 
+def test_gradients_do_not_stop_at_the_cache(
+    tokenizer: Any, text_file: Path, tokens: torch.Tensor
+) -> None:
+    model = converted(tokenizer, text_file)
+    inputs, found = model.get_input_embeddings()(tokens).detach(), []
+    for use_cache in (False, True):
+        start = inputs.clone().requires_grad_()
+        model(inputs_embeds=start, labels=tokens, use_cache=use_cache).loss.backward()
+        found.append(start.grad)
+    torch.testing.assert_close(*found)
+
+
 def test_left_padding_gives_what_no_padding_gives(
     tokenizer: Any, text_file: Path, tokens: torch.Tensor
 ) -> None:

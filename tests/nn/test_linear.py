@@ -381,3 +381,20 @@ def test_weights_of_several_steps(
     again.load_state_dict(layer.state_dict())
     layer.execution_mode = "merged"
     assert torch.equal(again(x), merged)
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_pass_straight_through(bits: int, dtype: torch.dtype) -> None:
+    """To the weights that the codes stand for, and the output is the same."""
+    layer, _ = make({"bits": 4}, {"bits": bits}, inputs=24, outputs=9)
+    x = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True)
+    y = layer(x)
+    with torch.no_grad():
+        assert torch.equal(y, layer(x))
+    outer = torch.randn_like(y)
+    (y * outer).sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    torch.testing.assert_close(x.grad, (outer.float() @ layer.dense_weight()).to(dtype))
+    assert all(buffer.grad is None for buffer in layer.buffers())

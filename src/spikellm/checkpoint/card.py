@@ -35,8 +35,7 @@ A spike-driven language model made by spikellm with the recipe `{recipe.name}`. 
 ## Load it
 
 ```python
-import spikellm  # registers the format; without it transformers would fill the layers with \
-random numbers
+import spikellm  # registers the format; without it transformers refuses the folder
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/{name}")

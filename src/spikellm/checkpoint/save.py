@@ -2,8 +2,8 @@
 ``from_pretrained`` reloads, strictly.
 
 ``import spikellm`` registers the classes below as soon as the model library is imported. Where that
-import is missing, the library itself only warns and fills the layers with random numbers; the model
-card says so.
+import is missing, what :mod:`spikellm.checkpoint.notice` leaves in ``config.json`` makes the
+library refuse the folder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from spikellm.checkpoint.card import model_card
 from spikellm.checkpoint.config import METHOD, SpikeConfig
+from spikellm.checkpoint.notice import lift
 from spikellm.checkpoint.outline import require_fit
 from spikellm.checkpoint.shards import read_headers
 from spikellm.core.errors import CheckpointError, RequestError
@@ -94,9 +95,12 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
     def update_attn_implementation(self, config: Any) -> Any:
         """Attention that spikes runs through the interface.
 
+        This is also where the library first shows the configuration, before it looks for weights.
+
         Raises:
             RequestError: another implementation was asked for.
         """
+        lift(config)
         if self.quantization_config.attention:
             register()
             text = config.get_text_config(decoder=True)
@@ -136,7 +140,8 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        """Adapters beside the frozen integers are, see :mod:`spikellm.nn.lora`."""
+        return True
 
 
 def _require_none(problem: str | None) -> None:

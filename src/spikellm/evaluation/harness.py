@@ -6,15 +6,22 @@ import contextlib
 import difflib
 import io
 import logging
+import random
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
 
 from spikellm.core.errors import DependencyError, RequestError, SpikeLLMError
 
 OnBatch = Callable[[int, int], None]
+_SEED = 1234  # the harness's own
 _LOUD = ("lm_eval", "datasets", "fsspec", "httpx", "urllib3")
 
 
@@ -22,19 +29,29 @@ class Harness:
     """The parts of lm-eval that are used, imported on demand."""
 
     def __init__(self) -> None:
-        from lm_eval import simple_evaluate
+        from lm_eval import evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        self.simple_evaluate, self.HFLM, self.TaskManager = simple_evaluate, HFLM, TaskManager
+        self.evaluate, self.HFLM, self.TaskManager = evaluate, HFLM, TaskManager
 
     def counting(self, on_batch: OnBatch | None) -> Any:
-        """The harness's model class, which also reports its progress."""
+        """The harness's model class, which reports its progress in place of drawing bars."""
 
         class CountingModel(self.HFLM):  # type: ignore[name-defined, misc]
-            def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **keywords: Any) -> Any:
+            def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+                return super().loglikelihood(requests, disable_tqdm=True)
+
+            def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+                return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+            def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+                return super().generate_until(requests, disable_tqdm=True)
+
+            def _loglikelihood_tokens(self, requests: Any, *_: Any, **keywords: Any) -> Any:
                 self._done, self._total = 0, len(requests)
-                return super()._loglikelihood_tokens(requests, *arguments, **keywords)
+                keywords["disable_tqdm"] = True
+                return super()._loglikelihood_tokens(requests, **keywords)
 
             def _model_call(self, inps: Any, *arguments: Any, **keywords: Any) -> Any:
                 found = super()._model_call(inps, *arguments, **keywords)
@@ -44,6 +61,23 @@ class Harness:
                 return found
 
         return CountingModel
+
+    def scores(self, model: Any, tasks: list[Any], shots: int | None, limit: int | None) -> Any:
+        """What ``simple_evaluate`` gives for a model and tasks, without what it notes of the
+        machine: that runs git in the current folder, and pip.
+        """
+        loaded = self.TaskManager(include_defaults=False).load(tasks)
+        for task in loaded["tasks"].values():
+            own = task.get_config("num_fewshot")
+            if shots is not None and own != 0:  # a task that says 0 means it
+                task.set_config(key="num_fewshot", value=shots)
+            elif own is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=_SEED)
+        random.seed(0)
+        np.random.seed(_SEED)
+        torch.manual_seed(_SEED)
+        return self.evaluate(model, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
 
 
 def checked_folder(folder: Path, trusted: bool) -> Path:
@@ -126,12 +160,21 @@ def one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress what the harness prints to standard output, and its warnings."""
+    """Suppress what the harness prints to standard output, its warnings, and the bars that it draws
+    without asking.
+    """
+    from tqdm import tqdm
+
+    hidden = partialmethod(tqdm.__init__, disable=True)
     levels = {name: logging.getLogger(name).level for name in _LOUD}
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+            mock.patch.object(tqdm, "__init__", hidden),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -121,15 +121,7 @@ def zero_shot(
             **({} if added is None else {"add_bos_token": added}),
         )
         try:
-            found = harness.simple_evaluate(
-                model=wrapped,
-                tasks=built,
-                num_fewshot=shots,
-                limit=limit,
-                task_manager=harness.TaskManager(include_defaults=False),
-                log_samples=False,
-                bootstrap_iters=1000,
-            )
+            found = harness.scores(wrapped, built, shots, limit)
         except Exception as error:
             raise SpikeLLMError(
                 f"the harness failed on {', '.join(names)}: {type(error).__name__}:"

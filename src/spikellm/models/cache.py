@@ -7,8 +7,10 @@ comes out decoded. Each token is coded once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -17,6 +19,7 @@ from spikellm.models.attention_interface import mark_coded, observed, spiking_at
 from spikellm.models.families import caches_latents, decoder_of
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.packed_kv import PackedKV
+from spikellm.quantization.ste import pass_through
 
 
 class _SpikingRows:
@@ -46,7 +49,21 @@ class _SpikingRows:
         coded = key.unpack(rows[0], self.channels[0]), value.unpack(rows[1], self.channels[1])
         self.spikes.show("key", key, coded[0].codes)
         self.spikes.show("value", value, coded[1].codes)
-        return mark_coded(key.decode(coded[0])), mark_coded(value.decode(coded[1]))
+        decoded = key.decode(coded[0]), value.decode(coded[1])
+        return (
+            mark_coded(_with_gradient(decoded[0], self.spikes.turned_key, key_states)),
+            mark_coded(_with_gradient(decoded[1], Tensor.float, value_states)),
+        )
+
+
+def _with_gradient(cached: Tensor, prepare: Callable[[Tensor], Tensor], new: Tensor) -> Tensor:
+    """Decoded tokens, ``(batch, heads, tokens, channels)``; while training, gradients pass straight
+    through the codes of the newest ones.
+    """
+    if not (torch.is_grad_enabled() and new.requires_grad):
+        return cached
+    old = cached.shape[2] - new.shape[2]
+    return torch.cat([cached[:, :, :old], pass_through(prepare(new), cached[:, :, old:])], dim=2)
 
 
 class SpikingLayer(_SpikingRows, DynamicLayer):  # type: ignore[misc]

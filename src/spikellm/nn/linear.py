@@ -31,6 +31,7 @@ from spikellm.nn.hooks import SpikeTrain, spike_observer
 from spikellm.nn.layout import Layout, make_layout
 from spikellm.nn.linear_spec import linear_spec
 from spikellm.nn.prepared import PreparedModule
+from spikellm.quantization.ste import through_weight
 from spikellm.quantization.thresholds import Threshold
 from spikellm.recipe import LinearRecipe
 
@@ -153,6 +154,11 @@ class SpikingLinear(PreparedModule):
         """
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers(recurse=False))
 
+    @property
+    def qweight(self) -> Tensor:
+        """A tensor that stands for the weight where peft asks for its device: the scales."""
+        return self.weight_scale
+
     def layout(self) -> Layout:
         """Order of stored columns and the segments they form.
 
@@ -243,14 +249,20 @@ class SpikingLinear(PreparedModule):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` → ``(..., out)``, in the type of ``x``.
 
-        Sums are exact integers, scaled in float32. The reference runs where a gradient is asked for
-        or the model is being compiled.
+        Sums are exact integers, scaled in float32. Where a gradient is asked for it passes straight
+        through the coding of ``x``, to the weights that the codes stand for. The reference runs
+        while the model is being compiled.
         """
+        if torch.is_grad_enabled() and x.requires_grad:
+            return through_weight(x, self._output(x.detach()), self.dense_weight)
+        return self._output(x)
+
+    def _output(self, x: Tensor) -> Tensor:
         kernels = self._kernels
         if kernels is None:
             kernels = self._prepare()
         run = kernels.chosen
-        if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
+        if torch.compiler.is_compiling():
             run = kernels.reference
         observer = spike_observer()
         if observer is None:

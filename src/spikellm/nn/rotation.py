@@ -4,7 +4,7 @@ they are coded (QuaRot's online Hadamard transform).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,22 @@ class Rotated(nn.Module):
     def __init__(self, rotation: Rotation, linear: nn.Module) -> None:
         super().__init__()
         self.rotation, self.rotated_linear = rotation, linear
+
+    @property
+    def in_features(self) -> int:
+        """Channels of the inputs."""
+        return cast(int, self.rotated_linear.in_features)
+
+    @property
+    def out_features(self) -> int:
+        """Channels of the outputs."""
+        return cast(int, self.rotated_linear.out_features)
+
+    @property
+    def qweight(self) -> Tensor:
+        """See ``SpikingLinear.qweight``; of a layer that is not converted, its weight."""
+        inner = self.rotated_linear
+        return cast(Tensor, inner.qweight if hasattr(inner, "qweight") else inner.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` → ``(..., out)``."""

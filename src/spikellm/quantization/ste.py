@@ -7,6 +7,7 @@ tensors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,6 +30,30 @@ class _PassThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+def through_weight(x: Tensor, y: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+    """``y``, the output of a layer that codes its input ``x``, with the gradient of an uncoded one.
+
+    Args:
+        x: ``(..., in)``.
+        y: ``(..., out)``.
+        weight: makes the matrix ``(out, in)``; called in the backward pass, so that no matrix is
+            kept until then.
+    """
+    return cast(Tensor, _ThroughWeight.apply(x, y, weight))  # type: ignore[no-untyped-call]
+
+
+class _ThroughWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        ctx.weight, ctx.dtype = weight, x.dtype
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        matrix = ctx.weight()
+        return (gradient.to(matrix.dtype) @ matrix).to(ctx.dtype), None, None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from spikellm.quantization.hadamard import mix
 
 @register
 class TorchBackend(Backend):
-    """Runs stepped and binary execution, gradients, compiled models and every device."""
+    """Runs stepped and binary execution, compiled models and every device."""
 
     name = REFERENCE
     preference = 0

@@ -1,4 +1,4 @@
-"""Spiking linear layers in torch: every form, every device, and the gradient of what is not coded.
+"""Spiking linear layers in torch: every form and every device.
 
     y[n, o] = Σ_segments θ_a[n] · s_w[o] · (Σ_c q[n, c]·k[o, c] − z_a[n]·Σ_c k[o, c])  +  bias[o]
 
