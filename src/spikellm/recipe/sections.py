@@ -9,7 +9,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from spikellm.core.registry import unknown_name
 from spikellm.neurons import make_neuron, neurons
 from spikellm.recipe.base import Section
 from spikellm.recipe.parts import WeightField, default_part
@@ -92,9 +91,9 @@ class ActivationRecipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> ActivationRecipe:
         if self.neuron not in neurons:
-            raise ValueError(unknown_name("neuron", self.neuron, neurons.names()))
+            raise ValueError(neurons.unknown(self.neuron))
         if self.saliency not in criteria:
-            raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
+            raise ValueError(criteria.unknown(self.saliency))
         if self.spiking:
             self._check_spikes()
             self._check_salient()

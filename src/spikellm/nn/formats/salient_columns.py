@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from spikellm.core.registry import unknown_name
 from spikellm.recipe.base import WeightOptions
 from spikellm.recipe.sections import MAX_STEPS
 from spikellm.saliency import criteria
@@ -32,7 +31,7 @@ class SalientColumnOptions(WeightOptions):
     @model_validator(mode="after")
     def _salient_columns_fit_together(self) -> SalientColumnOptions:
         if self.saliency not in criteria:
-            raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
+            raise ValueError(criteria.unknown(self.saliency))
         if self.saliency == "layer-loss":
             raise ValueError(
                 "layer-loss chooses ranges of inputs; for weights take second-order, rms or another"
