@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from spikellm.neurons import make_neuron, neurons
 from spikellm.recipe.base import Section
 from spikellm.recipe.parts import WeightField, default_part
-from spikellm.saliency import criteria
+from spikellm.saliency import Ranking, criteria, rankings
 
 MAX_STEPS = 255  # steps are stored in one byte
 MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
@@ -162,10 +162,10 @@ class ActivationRecipe(Section):
                 "allocation: model gives a tensor's channels up to half of them more steps, so"
                 f" salient_rate {self.salient_rate} cannot be its mean; expected at most 0.5"
             )
-        if self.invert and self.saliency == "layer-loss":
+        if self.invert and not isinstance(criteria[self.saliency], Ranking):
             raise ValueError(
-                "layer-loss searches the best split and ranks nothing, so it cannot be inverted;"
-                " choose another saliency"
+                f"{self.saliency} ranks nothing, so it cannot be inverted; choose a saliency that"
+                f" ranks: {', '.join(rankings())}"
             )
         if self.thresholds == "shared" and self.salient_steps == self.steps:
             raise ValueError(

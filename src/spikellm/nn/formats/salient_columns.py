@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from spikellm.recipe.base import WeightOptions
 from spikellm.recipe.sections import MAX_STEPS
-from spikellm.saliency import criteria
+from spikellm.saliency import Ranking, criteria, rankings
 
 MAX_TOP_CODE = 255  # T·L of a weight, which is stored in one byte
 
@@ -32,10 +32,10 @@ class SalientColumnOptions(WeightOptions):
     def _salient_columns_fit_together(self) -> SalientColumnOptions:
         if self.saliency not in criteria:
             raise ValueError(criteria.unknown(self.saliency))
-        if self.saliency == "layer-loss":
+        if not isinstance(criteria[self.saliency], Ranking):
             raise ValueError(
-                "layer-loss chooses ranges of inputs; for weights take second-order, rms or another"
-                " ranking"
+                f"{self.saliency} ranks nothing; for weights take a saliency that ranks:"
+                f" {', '.join(rankings())}"
             )
         if self.salient_rate == 0 and (
             self.salient_steps > 1 or self.saliency != "second-order" or self.invert
