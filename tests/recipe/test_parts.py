@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 
 from spikellm.core.errors import RecipeError
+from spikellm.neurons import neurons
 from spikellm.recipe import Recipe, TransformOptions, WeightOptions, register_options
 from spikellm.recipe.base import AlgorithmOptions
 from spikellm.recipe.load import load_recipe, preset_names
@@ -203,3 +204,10 @@ def test_a_criterion_that_ranks_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     load_recipe("w4a4-t2", [salient[0], "activations.saliency=rms", "activations.invert=true"])
     with pytest.raises(RecipeError, match="halves ranks nothing; for weights take"):
         load_recipe("spike-w2a16", ["weights.saliency=halves"])
+
+
+def test_neurons_of_attention_are_those_that_unroll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(neurons._entries, "mine", neurons["gif"])
+    setting = "attention.key={bits: 4, neuron: gif-published, salient_rate: 0.1, salient_steps: 2}"
+    with pytest.raises(RecipeError, match="with 4 bits attention takes gif or mine"):
+        load_recipe("spike-w4a4-t2", [setting])
