@@ -42,6 +42,9 @@ RANKS = (
     "cli",
     "__main__",
 )
+# Who may import transformers: modules within it, and the names that it gives to everyone.
+INTERNALS = {"models", "checkpoint"}
+PUBLIC = INTERNALS | {"conversion", "runtime"}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 
@@ -137,6 +140,20 @@ def test_family_names_stay_in_one_place() -> None:
                     assert not names.fullmatch(
                         node.id if isinstance(node, ast.Name) else node.attr
                     ), path
+
+
+def test_the_model_library_stays_in_few_places() -> None:
+    for path in FILES:
+        room = path.relative_to(SOURCE).parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            for name in names:
+                if name.split(".")[0] == "transformers":
+                    assert room in (INTERNALS if "." in name else PUBLIC), f"{path} imports {name}"
 
 
 def test_unknown_attribute() -> None:

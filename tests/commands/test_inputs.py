@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import spikellm
+import spikellm.api
 from conftest import BUNDLED
 from interruptions import bytes_of
 from spikellm.__main__ import main

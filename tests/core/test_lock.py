@@ -95,6 +95,55 @@ def test_folders_above_are_there_meanwhile(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
 
 
+def test_folders_above_may_vanish_before_they_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process, done with the same folder, removes what it made."""
+    (tmp_path / "a").mkdir()
+    real, seen = Path.exists, []
+
+    def vanishing(path: Path, **keywords: bool) -> bool:
+        there = real(path, **keywords)
+        if path == tmp_path / "a" and not seen:
+            seen.append(path)
+            path.rmdir()
+        return there
+
+    monkeypatch.setattr(Path, "exists", vanishing)
+    with locked(tmp_path / "a" / "out"):
+        assert seen
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_above_may_vanish_before_the_lock_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = os.open, []
+
+    def vanishing(path: Path, *arguments: int) -> int:
+        if not seen:
+            seen.append(path)
+            (tmp_path / "a").rmdir()
+        return real(path, *arguments)
+
+    monkeypatch.setattr(lock.os, "open", vanishing)
+    with locked(tmp_path / "a" / "out"):
+        assert seen
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_where_no_lock_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(lock.os, "open", refuse)
+    with pytest.raises(SpikeLLMError, match="cannot write"), locked(tmp_path / "a" / "b" / "out"):
+        pytest.fail("entered")
+    assert not list(tmp_path.iterdir())
+
+
 def test_who_it_is_may_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_PATIENCE", 0.0)
     with locked(tmp_path / "out"):

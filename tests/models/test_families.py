@@ -202,12 +202,14 @@ def test_output_projection_of_an_algorithm_that_learns_is_rounded_and_said(
         (
             "rtn-w4a4",
             "weights: {format: ternary}",
-            "fits weights of format affine, and lm_head asks for 'ternary'; set algorithm to gptq",
+            "'rtn' fits weight codes of kind affine, and lm_head asks for format 'ternary',"
+            " which has kind 'ternary'; set algorithm to gptq, or",
         ),
         (
             "omniquant-w2a16",
             "weights: {format: partly-binary, salient_rate: 0.1}",
-            "fits weights of format affine, and lm_head asks for 'partly-binary'",
+            "'omniquant', which rounds it to nearest, fits weight codes of kind affine, and lm_head"
+            " asks for format 'partly-binary'",
         ),
         ("gptq-w4a16", "skip: true", "no output projection or an override skips it"),
     ],

@@ -319,7 +319,7 @@ def test_published_top_code_has_the_merged_form_only() -> None:
     )
     codes, _ = layer.encode(torch.randn(200, 13))
     assert int(codes.max()) == 31
-    with pytest.raises(RequestError, match="merged form only"):
+    with pytest.raises(RequestError, match="neuron 'gif-published', .* merged execution only"):
         set_execution_mode(layer, "binary")
 
 

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
+import torch
 from pydantic import Field
 
 from spikellm.core.errors import RecipeError
+from spikellm.neurons import neurons
 from spikellm.recipe import Recipe, TransformOptions, WeightOptions, register_options
 from spikellm.recipe.base import AlgorithmOptions
 from spikellm.recipe.load import load_recipe, preset_names
 from spikellm.recipe.parts import DEFAULTS
+from spikellm.saliency import Evidence, Selection, criteria
 
 
 class Learned(AlgorithmOptions):
@@ -145,7 +148,7 @@ def test_a_recipe_of_nothing_has_the_default_parts() -> None:
         ),
         (["weights={format: partly-binary}"], r"weights\.salient_rate: Field required"),
         (["weights.salient_rate=0.1"], "no effect while salient_steps is 1"),
-        (["weights.saliency=layer-loss"], "layer-loss chooses ranges of inputs"),
+        (["weights.saliency=layer-loss"], "layer-loss ranks nothing; for weights take"),
         (["weights.saliency=magic"], "unknown saliency 'magic'"),
         (
             ["weights={bits: 8, salient_rate: 0.1, salient_steps: 2}"],
@@ -184,3 +187,27 @@ def test_two_parts_of_one_name(parts: None) -> None:
         @register_options
         class Other(AlgorithmOptions):
             name: Literal["learned"] = "learned"
+
+
+def test_a_criterion_that_ranks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Can neither be inverted nor choose columns of weights, wherever it comes from."""
+
+    def halves(evidence: Evidence) -> Selection:
+        salient = torch.arange(evidence.x.shape[1]) < evidence.count
+        return Selection(salient, salient)
+
+    monkeypatch.setitem(criteria._entries, "halves", halves)
+    salient = ["activations.salient_rate=0.1", "activations.saliency=halves"]
+    load_recipe("w4a4-t2", salient)
+    with pytest.raises(RecipeError, match="halves ranks nothing, .* saliency that ranks: expected"):
+        load_recipe("w4a4-t2", [*salient, "activations.invert=true"])
+    load_recipe("w4a4-t2", [salient[0], "activations.saliency=rms", "activations.invert=true"])
+    with pytest.raises(RecipeError, match="halves ranks nothing; for weights take"):
+        load_recipe("spike-w2a16", ["weights.saliency=halves"])
+
+
+def test_neurons_of_attention_are_those_that_unroll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(neurons._entries, "mine", neurons["gif"])
+    setting = "attention.key={bits: 4, neuron: gif-published, salient_rate: 0.1, salient_steps: 2}"
+    with pytest.raises(RecipeError, match="with 4 bits attention takes gif or mine"):
+        load_recipe("spike-w4a4-t2", [setting])

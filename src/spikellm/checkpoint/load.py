@@ -90,6 +90,25 @@ def load(
     return model.to(place).eval(), tokenizer
 
 
+def require_model(source: str) -> None:
+    """Look whether there is a model in a folder or on the hub, without loading it.
+
+    Raises:
+        RequestError: it is here, and no model.
+        CheckpointError: it is here, and damaged.
+        DependencyError: it is not here, and the hub has no such model or cannot be reached.
+    """
+    from transformers.utils import cached_file
+
+    if exists(Path(source)):
+        check_folder(Path(source))
+        return
+    try:
+        cached_file(source, "config.json")
+    except (OSError, ValueError) as error:
+        raise _not_on_hub(source, str(error)) from None
+
+
 def _read_model(
     where: str, shards: Shards | None, dtype: str | torch.dtype, *, trust_remote_code: bool
 ) -> tuple[Any, dict[str, Any]]:
@@ -157,6 +176,14 @@ def _is_path(source: str | Path) -> bool:
     return isinstance(source, Path) or written or len(os.fsencode(text)) > _LONGEST_NAME
 
 
+def _not_on_hub(where: str, text: str) -> DependencyError:
+    reason = shorten(text, 100, placeholder="…")
+    return DependencyError(
+        f"{where!r} is no folder here, and the hub could not give it ({reason}); give the path of a"
+        " local model folder instead"
+    )
+
+
 def _explain(where: str, local: bool, error: Exception) -> SpikeLLMError:
     text = _line(error)
     if "trust_remote_code" in text:
@@ -165,11 +192,7 @@ def _explain(where: str, local: bool, error: Exception) -> SpikeLLMError:
             " it first"
         )
     if not local and isinstance(error, OSError):
-        reason = shorten(text, 100, placeholder="…")
-        return DependencyError(
-            f"{where!r} is no folder here, and the hub could not give it ({reason}); give the path"
-            " of a local model folder instead"
-        )
+        return _not_on_hub(where, text)
     if (
         "Unrecognized configuration class" in text
         or "does not recognize this architecture" in text

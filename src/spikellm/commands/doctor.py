@@ -22,6 +22,7 @@ def doctor() -> dict[str, Any]:
     """
     import torch
 
+    from spikellm.core.registry import plugins
     from spikellm.core.version import __version__
     from spikellm.kernels import choice, describe
     from spikellm.kernels.base import in_order
@@ -45,6 +46,8 @@ def doctor() -> dict[str, Any]:
         found[f"kernels, {backend.name}"] = (
             f"off ({problem})" if problem else f"ready on {_devices(backend)}"
         )
+    for plugin in plugins():
+        found[f"plugin, {plugin.name}"] = plugin.problem or f"loaded from {plugin.origin}"
     found["kernels asked for"] = choice()
     found["compiler"] = build.compiler() or "none"
     found["kernel cache"] = str(build.cache_folder())

@@ -123,11 +123,11 @@ def _converted(result: dict[str, Any]) -> list[str]:
         f" {console.size(sizes['weights'])}, {sizes['weights'] / sizes['dense']:.3f} of 16 bits"
         f" a weight; whole model {console.size(sizes['total'])}"
     )
-    rotated = rotations_in_words(result["recipe"])
+    transformed = transforms_in_words(result["recipe"])
     kernels = [f"kernels: {kernels_in_words(one)}" for one in result["kernels"]]
     return [
         whole,
-        *([f"rotated: {rotated}"] if rotated else []),
+        *([f"transformed: {transformed}"] if transformed else []),
         _attention(result["attention"]),
         *kernels,
     ]
@@ -149,19 +149,14 @@ def _attention(modules: list[dict[str, Any]]) -> str:
     )
 
 
-def rotations_in_words(recipe: dict[str, Any]) -> str:
-    """What a recipe rotates, fused or while the model runs; nothing if nothing."""
-    found = [
-        _IN_WORDS[one["name"]](one) for one in recipe["transforms"] if one["name"] in _IN_WORDS
-    ]
-    return ", ".join([*found, *(["Q and K"] if recipe["attention"]["rotate"] else [])])
+def transforms_in_words(recipe: dict[str, Any]) -> str:
+    """What a recipe transforms, fused or while the model runs; nothing if nothing."""
+    from spikellm.recipe import recipe_from
+    from spikellm.transforms import transforms_of
 
-
-_IN_WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "residual-rotation": lambda _: "the residual stream (fused)",
-    "value-output-rotation": lambda _: "heads of V (fused)",
-    "online-rotation": lambda one: f"inputs of {' and '.join(one['layers'])} layers",
-}
+    parsed = recipe_from(recipe, "recipe of the model")
+    found = [transform.in_words() for transform in transforms_of(parsed)]
+    return ", ".join([*found, *(["Q and K rotated"] if parsed.attention.rotate else [])])
 
 
 def kernels_in_words(one: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.conversion.context import ConversionContext
@@ -24,15 +25,17 @@ def allocate_over_model(context: ConversionContext) -> dict[str, int]:
     algorithm_looks = any(map(algorithm.needs_survey, settings))
     allocates = any(one.activations.allocated_over_model for one in settings)
 
-    def layers() -> Iterator[SurveyedLayer]:
-        sampled = recipe.calibration.saliency_tokens if allocates else 1
-        for block in survey(context, sampled=sampled, hessian=algorithm_looks):
-            shares.look(block)
-            yield from block
+    sampled = recipe.calibration.saliency_tokens if allocates else 1
+    with closing(survey(context, sampled=sampled, hessian=algorithm_looks)) as blocks:
 
-    if algorithm_looks:
-        algorithm.survey(layers(), recipe)
-    else:
-        for _ in layers():
-            pass
+        def layers() -> Iterator[SurveyedLayer]:
+            for block in blocks:
+                shares.look(block)
+                yield from block
+
+        if algorithm_looks:
+            algorithm.survey(layers(), recipe)
+        else:
+            for _ in layers():
+                pass
     return shares.counts()

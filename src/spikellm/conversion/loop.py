@@ -27,12 +27,12 @@ from spikellm.conversion.record import BlockRecord, Progress
 from spikellm.conversion.steps import (
     BlockStep,
     fit,
+    free_memory,
     observe,
     prepare,
     prepare_stream,
     propagate,
     propagate_original,
-    put_back,
     record,
     restored,
     swap,
@@ -85,18 +85,18 @@ def _convert_each(context: ConversionContext) -> list[BlockRecord]:
     streams = StreamPair.begin(context)
     records = []
     for index in range(len(context.plan)):
-        block = BlockStep.take(context, streams, index)
-        prepare_stream(block)
-        propagate_original(block)
-        converted = restored(block)
-        if converted is None:
-            transformed = prepare(block)
-            samples = observe(block)
-            converted = fit(block, transformed, samples)
-        swap(block, converted)
-        propagate(block)
-        records.append(record(block, converted))
-        put_back(block, converted)
+        with BlockStep.taken(context, streams, index) as block:
+            prepare_stream(block)
+            propagate_original(block)
+            converted = restored(block)
+            if converted is None:
+                transformed = prepare(block)
+                samples = observe(block)
+                converted = fit(block, transformed, samples)
+            swap(block, converted)
+            propagate(block)
+            records.append(record(block, converted))
+        free_memory(block, converted)
         _tell(context, index, records[-1], block.started, resumed=converted.record is not None)
     return records
 

@@ -77,7 +77,7 @@ def plan_conversion(
     for block in plan:
         _require_fits(block, algorithm, recipe)
     if head:
-        _require_fits(head, head_algorithm(algorithm), recipe)
+        _require_fits(head, algorithm, recipe)
     shard = shard_windows(windows, batch_windows(windows.shape[1]))
     if distributed.world_size() > 1:
         algorithm.check_share(_batches(shard), recipe)
@@ -95,11 +95,27 @@ def _batches(shard: WindowShard) -> list[int]:
     return [len(batch) for batch in shard.windows.split(batch_windows(shard.windows.shape[1]))]
 
 
-def _require_fits(block: BlockPlan, algorithm: Algorithm, recipe: Recipe) -> None:
-    for name, settings in block.linears.items():
-        if format_of(settings.weights).coding not in algorithm.formats:
+def _require_fits(plan: BlockPlan, algorithm: Algorithm, recipe: Recipe) -> None:
+    """Refuse kinds of weight codes that an algorithm does not fit, in a block or, where the plan is
+    that of the output projection, alone.
+    """
+    alone = plan.name in plan.linears
+    fitting = head_algorithm(algorithm) if alone else algorithm
+    for name, settings in plan.linears.items():
+        kind = format_of(settings.weights).coding
+        if kind not in fitting.formats:
+            instead = "" if fitting is algorithm else ", which rounds it to nearest,"
+            others = [other for other in algorithms.names() if _fits(other, kind, alone=alone)]
+            advice = f"set algorithm to {' or '.join(others)}, or " if others else ""
             raise RequestError(
-                f"algorithm {recipe.algorithm.name!r} fits weights of format"
-                f" {' or '.join(algorithm.formats)}, and {name} asks for"
-                f" {settings.weights.format!r}; set algorithm to gptq"
+                f"algorithm {recipe.algorithm.name!r}{instead} fits weight codes of kind"
+                f" {' or '.join(fitting.formats)}, and {name} asks for format"
+                f" {settings.weights.format!r}, which has kind {kind!r}; {advice}choose another"
+                " format"
             )
+
+
+def _fits(name: str, kind: str, *, alone: bool) -> bool:
+    """Whether the algorithm of this name fits this kind of weight codes."""
+    algorithm = algorithms[name]()
+    return kind in (head_algorithm(algorithm) if alone else algorithm).formats

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from spikellm.algorithms import BlockContext, FittedBlock, Streams
@@ -19,6 +20,7 @@ from spikellm.conversion.streams import StreamPair
 from spikellm.core import distributed
 from spikellm.core.offload import release, trim
 from spikellm.models.experts import every_expert_sees_every_token
+from spikellm.models.placement import placed
 from spikellm.models.plan import BlockPlan
 from spikellm.models.swap import put_parameters, replace_module
 from spikellm.observers.activation_store import ActivationStore
@@ -36,7 +38,6 @@ class BlockStep:
         index, plan, module: the block, on the device.
         streams: both streams, in front of the block or behind it.
         state: the block as transforms see it.
-        home: where it was.
         started: when, seconds.
         fp_input: the full-precision stream in front of the block, where the algorithm needs it.
     """
@@ -47,18 +48,21 @@ class BlockStep:
     module: nn.Module
     streams: StreamPair
     state: BlockState
-    home: torch.device
     started: float
     fp_input: ActivationStore | None = None
 
     @classmethod
-    def take(cls, context: ConversionContext, streams: StreamPair, index: int) -> BlockStep:
-        """Take a block to the device."""
-        plan, module = context.plan[index], context.blocks.modules[index]
-        started, home = time.monotonic(), next(module.parameters()).device
-        module.to(context.options.device)
-        state = context.block_state(index, streams.converted)
-        return cls(context, index, plan, module, streams, state, home, started)
+    @contextmanager
+    def taken(
+        cls, context: ConversionContext, streams: StreamPair, index: int
+    ) -> Iterator[BlockStep]:
+        """A block on the device; it is put back afterwards, see
+        :func:`spikellm.models.placement.placed`.
+        """
+        started, module = time.monotonic(), context.blocks.modules[index]
+        with placed(module, context.options.device):
+            state = context.block_state(index, streams.converted)
+            yield cls(context, index, context.plan[index], module, streams, state, started)
 
 
 class Samples(NamedTuple):
@@ -180,11 +184,10 @@ def record(block: BlockStep, converted: Converted) -> BlockRecord:
     return found
 
 
-def put_back(block: BlockStep, converted: Converted) -> None:
-    """Put the block back where it was, and free memory."""
-    block.module.to(block.home)
-    journal = block.context.options.journal
-    if journal and block.home.type == "cpu":
+def free_memory(block: BlockStep, converted: Converted) -> None:
+    """Let the block, which is back where it was, take no more memory than it needs."""
+    journal, home = block.context.options.journal, next(block.module.parameters(), None)
+    if journal and home is not None and home.device.type == "cpu":
         journal.hand_back(block.index, converted.modules, _dense(block, converted))
     release(block.module)
     trim()

@@ -4,7 +4,7 @@ layers at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from functools import partial
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.conversion.context import ConversionContext
 from spikellm.models.experts import every_expert_sees_every_token
+from spikellm.models.placement import placed
 from spikellm.observers.input_stats import SampledInputs
 from spikellm.observers.sensitivity import output_sensitivity
 from spikellm.recipe import LinearRecipe
@@ -19,10 +20,11 @@ from spikellm.recipe import LinearRecipe
 
 def survey(
     context: ConversionContext, *, sampled: int = 1, hessian: bool = True
-) -> Iterator[list[SurveyedLayer]]:
+) -> Generator[list[SurveyedLayer], None, None]:
     """The surveyed layers, block after block; Hessians and samples live for one block.
 
-    Transforms prepare all blocks first. The backward pass runs where the model is.
+    Transforms prepare all blocks first. The backward pass runs where the model is. Close it, or the
+    block that is looked at may stay on the device.
 
     Args:
         sampled: tokens of each sample.
@@ -49,16 +51,14 @@ def survey(
         on_stage(f"looking at block {index + 1}/{len(context.plan)}")
         names = [name for name in block.linears if name in wanted]
         layers: dict[str, nn.Module] = {name: context.model.get_submodule(name) for name in names}
-        home = next(module.parameters()).device
-        module.to(context.options.device)
-        samples = SampledInputs(
-            layers, context.shard.whole, sampled, hessian=hessian, before=context.shard.before
-        )
-        with samples.hooks(), every_expert_sees_every_token():
-            states.advance(partial(context.runner.forward, index, module))
-        samples.all_gather()
-        yield _surveyed(layers, wanted, samples, sensitivity)
-        module.to(home)
+        with placed(module, context.options.device):
+            samples = SampledInputs(
+                layers, context.shard.whole, sampled, hessian=hessian, before=context.shard.before
+            )
+            with samples.hooks(), every_expert_sees_every_token():
+                states.advance(partial(context.runner.forward, index, module))
+            samples.all_gather()
+            yield _surveyed(layers, wanted, samples, sensitivity)
 
 
 def _prepare_all_blocks(context: ConversionContext) -> None:

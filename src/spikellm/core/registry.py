@@ -3,20 +3,22 @@ out and lists the valid names if it is not there.
 
 Parts are found where they lie: the package's own in :data:`PARTS`, those of other distributions
 through entry points of the group :data:`PLUGINS`. Both are imported once, when a name is looked up
-that is not there yet or all names are asked for.
+that is not there yet or all names are asked for. A plugin that cannot be loaded holds up nobody who
+does not need it: it is warned of once, and named where a name is not found.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import pkgutil
 import threading
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from spikellm.core.errors import DependencyError, RequestError
+from spikellm.core.errors import RequestError
 
 T = TypeVar("T")
 PARTS = (
@@ -29,6 +31,7 @@ PARTS = (
     "spikellm.export",
 )
 PLUGINS = "spikellm.plugins"
+_log = logging.getLogger("spikellm")
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
@@ -78,8 +81,15 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self:
-            raise RequestError(unknown_name(self.kind, name, self.names()))
+            raise RequestError(self.unknown(name))
         return self._entries[name]
+
+    def unknown(self, name: str) -> str:
+        """One line for a name that is not there: see :func:`unknown_name`, and the plugins that
+        could not be loaded, since it may be theirs.
+        """
+        broken = [one.problem for one in plugins() if one.problem] if self._loads else []
+        return "; ".join([unknown_name(self.kind, name, self.names()), *broken])
 
     def names(self) -> list[str]:
         """Names of all parts, those of plugins included, sorted."""
@@ -96,13 +106,27 @@ def import_parts(package: str, path: Iterable[str]) -> None:
         importlib.import_module(f"{package}.{module.name}")
 
 
+class Plugin(NamedTuple):
+    """An entry point of :data:`PLUGINS`.
+
+    Attributes:
+        name: of the entry point.
+        origin: its distribution and module, in words.
+        problem: why it could not be loaded, in one line; None if it was.
+    """
+
+    name: str
+    origin: str
+    problem: str | None
+
+
 class _Loader:
-    """Imports all parts once; a plugin that fails stays the same error until the process ends."""
+    """Imports all parts once; a plugin that fails is not tried again until the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._begun = self._done = False
-        self._problem: str | None = None
+        self.plugins: list[Plugin] = []
 
     def load(self) -> None:
         if not self._done:
@@ -115,29 +139,29 @@ class _Loader:
                         self._begun = False
                         raise
                     self._done = True
-        if self._problem is not None:
-            raise DependencyError(self._problem)
 
     def _import(self) -> None:
         for name in PARTS:
             import_parts(name, importlib.import_module(name).__path__)
         for plugin in sorted(entry_points(group=PLUGINS), key=lambda one: (one.name, one.value)):
-            self._problem = self._problem or _load_plugin(plugin)
+            self.plugins.append(_load_plugin(plugin))
 
 
-def _load_plugin(plugin: EntryPoint) -> str | None:
-    """Import a plugin and let it register its parts; returns what went wrong, in one line."""
+def _load_plugin(plugin: EntryPoint) -> Plugin:
+    """Import a plugin and let it register its parts."""
+    owner = f"{plugin.dist.name} {plugin.dist.version} " if plugin.dist else ""
+    origin, problem = f"{owner}({plugin.value})", None
     try:
         found = plugin.load()
         if callable(found):
             found()
-    except Exception as error:
-        owner = f" of {plugin.dist.name} {plugin.dist.version}" if plugin.dist else ""
-        return (
-            f"the plugin {plugin.name!r}{owner} ({plugin.value}) cannot be loaded:"
+    except (Exception, SystemExit) as error:
+        problem = (
+            f"the plugin {plugin.name!r} of {origin} cannot be loaded:"
             f" {type(error).__name__}: {' '.join(str(error).split())}; repair or uninstall it"
         )
-    return None
+        _log.warning("spikellm: %s", problem)
+    return Plugin(plugin.name, origin, problem)
 
 
 _loader = _Loader()
@@ -148,8 +172,11 @@ def load_parts() -> None:
 
     An entry point of :data:`PLUGINS` names a module that registers parts on import, or a function
     that registers them when called. Its parts are then like the package's own.
-
-    Raises:
-        DependencyError: a plugin cannot be loaded; names it.
     """
     _loader.load()
+
+
+def plugins() -> list[Plugin]:
+    """All plugins, those that cannot be loaded too."""
+    load_parts()
+    return _loader.plugins

@@ -172,7 +172,9 @@ def choice() -> str:
     """
     found, valid = os.environ.get("SPIKELLM_KERNELS") or "auto", ["auto", *backends.names()]
     if found not in valid:
-        raise DependencyError(f"SPIKELLM_KERNELS is {found!r}; expected {', '.join(valid)}")
+        raise DependencyError(
+            f"SPIKELLM_KERNELS is {found!r}; expected auto, or a name: {backends.unknown(found)}"
+        )
     return found
 
 

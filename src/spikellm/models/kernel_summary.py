@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 from spikellm.kernels import reasons, select
-from spikellm.kernels.spec import Spec
+from spikellm.kernels.base import REFERENCE
+from spikellm.kernels.spec import MixSpec, Spec
 from spikellm.models.attention_interface import spiking_attentions
 from spikellm.nn.execution import spiking_linears
-from spikellm.nn.rotation import layer_name
+from spikellm.nn.rotation import layer_name, rotations
+
+_ANY_LENGTH = "probabilities"  # of attention: one coder for any number of keys
+_ONLY_REFERENCE = "there are as many channels as keys"
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class KernelSummary:
     Attributes:
         backend: that runs them.
         against: of each backend that does not run them, why.
-        modules: how many; of attention each coded part counts as one.
+        modules: how many; of attention each coded part counts as one, as rotations do that run with
+            the model.
         example: full name of the first.
     """
 
@@ -33,15 +38,20 @@ class KernelSummary:
 
 
 def summarize_kernels(model: nn.Module) -> list[KernelSummary]:
-    """One entry for each distinct choice, in the order of the model.
+    """One entry for each distinct choice: of linear layers first, then of attention, then of
+    rotations before layers; each in the order of the model.
 
     Raises:
         DependencyError: the backend that the user asked for does not work on this machine.
     """
     found: dict[tuple[object, ...], KernelSummary] = {}
     for name, spec, device in _specs(model):
-        backend = select(spec, device).name
-        against = {who: why for who, why in reasons(spec, device).items() if why is not None}
+        if name.endswith(f".{_ANY_LENGTH}"):
+            backend = REFERENCE
+            against = {who: _ONLY_REFERENCE for who in reasons(spec, device) if who != REFERENCE}
+        else:
+            backend = select(spec, device).name
+            against = {who: why for who, why in reasons(spec, device).items() if why is not None}
         key = (backend, *against.items())
         known = found.get(key, KernelSummary(backend, against, 0, name))
         found[key] = KernelSummary(backend, against, known.modules + 1, known.example)
@@ -52,6 +62,8 @@ def _specs(model: nn.Module) -> Iterator[tuple[str, Spec, torch.device]]:
     for name, layer in spiking_linears(model).items():
         yield layer_name(name), layer.spec(), layer.weight_scale.device
     for name, spikes in spiking_attentions(model).items():
-        for part, coder in (("key", spikes.key_coder), ("value", spikes.value_coder)):
-            if getattr(spikes.settings, part).spiking:
-                yield f"{name}.{part}", coder().spec, spikes.key_group.device
+        for part, spec in spikes.specs().items():
+            yield f"{name}.{part}", spec, spikes.key_group.device
+    for name, rotation in rotations(model).items():
+        if rotation.rotated:
+            yield name, MixSpec(rotation.rotated), rotation.signs.device

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from spikellm.models.families import weight_and_bias
+from spikellm.nn.channels import Groups
 from spikellm.nn.formats import format_of
 from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import LinearRecipe
@@ -40,6 +42,27 @@ def spiking_for(
     """An empty spiking layer, see :func:`spiking_like`, of the sizes that a state has."""
     sizes = format_of(settings.weights).sizes_of(state)
     return spiking_like(module, settings, device, sizes)
+
+
+def fitted_layer(
+    module: nn.Module,
+    settings: LinearRecipe,
+    groups: Groups,
+    weights: Any,
+    device: object = None,
+) -> SpikingLinear:
+    """The spiking layer that a linear one becomes, of the sizes that its format answers.
+
+    Args:
+        groups: of its input channels.
+        weights: coded for these groups, of the kind that the format takes over.
+        device: see :func:`spiking_like`.
+    """
+    sizes = format_of(settings.weights).fitted_sizes(weights, groups.column_steps)
+    layer = spiking_like(module, settings, device, sizes)
+    layer.set_groups(*groups)
+    layer.set_weights(weights)
+    return layer
 
 
 def with_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:

@@ -12,6 +12,7 @@ count agrees with the merged code bit for bit, ties included.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -247,3 +248,13 @@ def make_neuron(name: str, bits: int) -> SoftResetNeuron:
         ValueError: the neuron does not support spikes of so many bits.
     """
     return neurons[name](bits)
+
+
+def unrolling(bits: int) -> list[str]:
+    """Names of the neurons that emit spikes of so many bits and unroll their codes in time."""
+    found = []
+    for name in neurons.names():
+        with suppress(ValueError):  # not of so many bits
+            if make_neuron(name, bits).unrolls:
+                found.append(name)
+    return found

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.base import Transform
-from spikellm.nn.head_codec import HeadCoder
+from spikellm.kernels.spec import MixSpec, Spec
+from spikellm.nn.head_codec import HeadCoder, head_spec
 from spikellm.nn.hooks import SpikeTrain, spike_observer
 from spikellm.nn.prepared import PreparedModule
 from spikellm.nn.rotation import prepare_mix
 from spikellm.quantization.ste import pass_through
-from spikellm.recipe import AttentionRecipe
+from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
 
 class HeadShape(NamedTuple):
@@ -102,6 +103,20 @@ class SpikingAttention(PreparedModule):
         """Coder of V, by key-value head."""
         return self._coder("value", self.value_group, "token")
 
+    def specs(self) -> dict[str, Spec]:
+        """What kernels are asked for: the coder of each part that is coded, and the rotation of
+        heads.
+        """
+        found: dict[str, Spec] = {}
+        for name in ("query", "key", "value", "probabilities"):
+            settings: ActivationRecipe = getattr(self.settings, name)
+            if settings.spiking:
+                axis = self.settings.key_axis if name == "key" else "token"
+                found[name] = head_spec(settings, self._group(name), axis)
+        if self.settings.rotate:
+            found["rotation"] = MixSpec(self.shape.key_channels)
+        return found
+
     def code(self, name: str, x: Tensor) -> Tensor:
         """Values of Q or of probabilities after coding, one step a channel.
 
@@ -142,6 +157,15 @@ class SpikingAttention(PreparedModule):
         with torch.no_grad():
             recoded = coder.fake_quantize(x)
         return pass_through(x, recoded)
+
+    def _group(self, name: str) -> Tensor:
+        """Group of every channel of a part, uint8 ``(heads, channels)``; Q and probabilities have
+        one group for all.
+        """
+        if name in ("key", "value"):
+            return self.get_buffer(f"{name}_group")
+        channels = self.shape.key_channels if name == "query" else 1
+        return torch.zeros(1, channels, dtype=torch.uint8, device=self.key_group.device)
 
     def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
         coders = self._coders

@@ -48,8 +48,9 @@ def set_execution_mode(model: nn.Module, mode: ExecutionMode) -> None:
     ]
     if mode != "merged" and flat:
         raise RequestError(
-            f"{layer_name(flat[0])} codes with the published top code, which no train of spikes"
-            f" reaches ({layers[flat[0]].settings.activations.neuron}); it has the merged form only"
+            f"{layer_name(flat[0])} codes with neuron"
+            f" {layers[flat[0]].settings.activations.neuron!r}, whose codes no train of spikes"
+            " reaches; it runs in merged execution only"
         )
     for layer in layers.values():
         layer.execution_mode = mode

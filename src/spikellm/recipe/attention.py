@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from spikellm.neurons import make_neuron
+from spikellm.neurons import make_neuron, unrolling
 from spikellm.recipe.base import Section
 from spikellm.recipe.sections import ActivationRecipe
 
@@ -66,8 +66,9 @@ class AttentionRecipe(Section):
             part: ActivationRecipe = getattr(self, name)
             if part.spiking and not make_neuron(part.neuron, part.bits).unrolls:
                 raise ValueError(
-                    f"{name}.neuron {part.neuron!r} is for linear layers; attention takes gif, if"
-                    " or ternary"
+                    f"{name}.neuron {part.neuron!r} is for linear layers: no train of spikes"
+                    f" reaches its codes; with {part.bits} bits attention takes"
+                    f" {' or '.join(unrolling(part.bits))}"
                 )
         for name in ("key", "value"):
             if getattr(self, name).allocated_over_model:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from spikellm.core.registry import unknown_name
 from spikellm.recipe.base import (
     AlgorithmOptions,
     PartOptions,
@@ -55,7 +54,7 @@ def _parser(kind: type[PartOptions], default: str | None) -> Callable[[Any], Any
         if name is None:
             raise ValueError(f"names no {kind.registry.kind}; set {kind.tag}")
         if not isinstance(name, str) or name not in kind.registry:
-            raise ValueError(unknown_name(kind.registry.kind, str(name), kind.registry.names()))
+            raise ValueError(kind.registry.unknown(str(name)))
         return kind.registry[name].model_validate({kind.tag: name, **data})
 
     return parse

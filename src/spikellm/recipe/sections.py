@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from spikellm.core.registry import unknown_name
 from spikellm.neurons import make_neuron, neurons
 from spikellm.recipe.base import Section
 from spikellm.recipe.parts import WeightField, default_part
-from spikellm.saliency import criteria
+from spikellm.saliency import Ranking, criteria, rankings
 
 MAX_STEPS = 255  # steps are stored in one byte
 MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
@@ -92,9 +91,9 @@ class ActivationRecipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> ActivationRecipe:
         if self.neuron not in neurons:
-            raise ValueError(unknown_name("neuron", self.neuron, neurons.names()))
+            raise ValueError(neurons.unknown(self.neuron))
         if self.saliency not in criteria:
-            raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
+            raise ValueError(criteria.unknown(self.saliency))
         if self.spiking:
             self._check_spikes()
             self._check_salient()
@@ -163,10 +162,10 @@ class ActivationRecipe(Section):
                 "allocation: model gives a tensor's channels up to half of them more steps, so"
                 f" salient_rate {self.salient_rate} cannot be its mean; expected at most 0.5"
             )
-        if self.invert and self.saliency == "layer-loss":
+        if self.invert and not isinstance(criteria[self.saliency], Ranking):
             raise ValueError(
-                "layer-loss searches the best split and ranks nothing, so it cannot be inverted;"
-                " choose another saliency"
+                f"{self.saliency} ranks nothing, so it cannot be inverted; choose a saliency that"
+                f" ranks: {', '.join(rankings())}"
             )
         if self.thresholds == "shared" and self.salient_steps == self.steps:
             raise ValueError(

@@ -76,21 +76,35 @@ Score = Callable[[Evidence], Tensor]
 criteria: Registry[Criterion] = Registry("saliency")
 
 
-def ranks(name: str) -> Callable[[Score], Score]:
-    """Register a criterion that takes the ``count`` channels of the highest scores.
+@dataclass(frozen=True)
+class Ranking:
+    """A criterion that takes the ``count`` channels of the highest scores, or the lowest.
 
     With split ranges all of them get their own.
     """
 
-    def enter(score: Score) -> Score:
-        def select(evidence: Evidence) -> Selection:
-            salient = choose(score(evidence), evidence.count, invert=evidence.invert)
-            return Selection(salient, salient if evidence.split else torch.zeros_like(salient))
+    score: Score
 
-        criteria.register(name)(select)
+    def __call__(self, evidence: Evidence) -> Selection:
+        salient = choose(self.score(evidence), evidence.count, invert=evidence.invert)
+        return Selection(salient, salient if evidence.split else torch.zeros_like(salient))
+
+
+def ranks(name: str) -> Callable[[Score], Score]:
+    """Register a :class:`Ranking` by a score."""
+
+    def enter(score: Score) -> Score:
+        criteria.register(name)(Ranking(score))
         return score
 
     return enter
+
+
+def rankings() -> list[str]:
+    """Names of the criteria that rank channels: others cannot be inverted, nor choose columns of
+    weights.
+    """
+    return [name for name in criteria.names() if isinstance(criteria[name], Ranking)]
 
 
 def salient_count(rate: float, channels: int) -> int:

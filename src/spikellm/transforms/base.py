@@ -81,6 +81,10 @@ class Transform(Generic[OptionsT]):
             UnsupportedModelError: the block lacks a part that the recipe names.
         """
 
+    def in_words(self) -> str:
+        """What it does to a model, for people: a few words that follow "transformed: "."""
+        return self.options.name
+
     def record(self, block: str) -> dict[str, int]:
         """What it adds at run time to the block of this name: how many input channels of each layer
         it rotates. Nothing by default: it is fused into weights.

@@ -35,6 +35,9 @@ class Equalization(Transform[EqualizationOptions]):
     def observes(self, state: BlockState) -> Collection[str]:
         return [observed for site in self._sites(state) for observed in _OBSERVED[site]]
 
+    def in_words(self) -> str:
+        return f"channels of {' and '.join(self.options.sites)} equalized (fused)"
+
     def prepare_block(self, state: BlockState) -> None:
         work = {
             "query-key": _query_key,  # first: it is put into the block at once

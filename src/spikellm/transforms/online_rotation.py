@@ -95,6 +95,9 @@ class OnlineRotation(Transform[OnlineRotationOptions]):
             state.fusion.columns(name, Rotation.of(signs))
             rotated[layer_name(full)] = int((signs > 0).sum())
 
+    def in_words(self) -> str:
+        return f"inputs of {' and '.join(self.options.layers)} layers rotated"
+
     def record(self, block: str) -> dict[str, int]:
         return self._rotated.get(block, {})
 

@@ -55,6 +55,9 @@ class ResidualRotation(Transform[ResidualRotationOptions]):
         """States of the residual stream, rotated; rotated twice they are as they were."""
         return turn(x, self._signs)
 
+    def in_words(self) -> str:
+        return "the residual stream rotated (fused)"
+
     def prepare_model(self, state: ModelState) -> None:
         width = state.model.get_input_embeddings().weight.shape[1]
         self._signs = random_signs(width, state.recipe.seed)

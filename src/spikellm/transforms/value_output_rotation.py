@@ -19,6 +19,9 @@ class ValueOutputRotation(Transform[ValueOutputRotationOptions]):
 
     Options = ValueOutputRotationOptions
 
+    def in_words(self) -> str:
+        return "heads of V rotated (fused)"
+
     def prepare_block(self, state: BlockState) -> None:
         heads = find_value_heads(state)
         if heads is None:

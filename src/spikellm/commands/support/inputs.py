@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from textwrap import shorten
 
-from spikellm.core.errors import DependencyError, RequestError
+from spikellm.core.errors import RequestError
 from spikellm.core.files import Source, exists
 from spikellm.data.text_files import FOLDER_SUFFIXES
 
@@ -82,22 +81,10 @@ def require_models(models: Iterable[str]) -> None:
         CheckpointError: one is here, and damaged.
         DependencyError: one is not here, and the hub has no such model or cannot be reached.
     """
-    from transformers.utils import cached_file
-
-    from spikellm.checkpoint.integrity import check_folder
+    from spikellm.checkpoint.load import require_model
 
     for model in models:
-        if exists(Path(model)):
-            check_folder(Path(model))
-            continue
-        try:
-            cached_file(model, "config.json")
-        except (OSError, ValueError) as error:
-            reason = shorten(str(error), 100, placeholder="…")
-            raise DependencyError(
-                f"{model!r} is no folder here, and the hub could not give it ({reason}); give the"
-                " path of a local model folder instead"
-            ) from None
+        require_model(model)
 
 
 def _is_named(text: str) -> bool:

@@ -91,6 +91,17 @@ class WeightFormat(ABC):
         """
         return ()
 
+    def fitted_sizes(self, weights: Any, column_steps: Tensor | None) -> tuple[int, ...]:
+        """``LayerShape.sizes`` of the layer that takes over these weights: what :meth:`sizes_of`
+        gives once :meth:`write` has put them into buffers.
+
+        Args:
+            weights: as :meth:`write` takes them.
+            column_steps: steps T of the weights of every column, uint8 ``(in,)``; None for one
+                each.
+        """
+        return ()
+
     @abstractmethod
     def write(self, layer: Stored, weights: Any) -> None:
         """Take over coded weights, of the kind that this format has."""

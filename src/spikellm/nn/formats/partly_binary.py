@@ -67,6 +67,11 @@ class PartlyBinaryFormat(WeightFormat):
     def sizes_of(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:
         return (state["salient_codes"].shape[0],)
 
+    def fitted_sizes(
+        self, weights: PartlyBinaryWeights, column_steps: Tensor | None
+    ) -> tuple[int, ...]:
+        return (int(weights.salient.sum()),)
+
     def salient_share(self, layer: Stored) -> float:
         """Share of weights with 8 bits."""
         salient = layer.get_buffer("salient_codes").shape[0]

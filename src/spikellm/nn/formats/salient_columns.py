@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from spikellm.core.registry import unknown_name
 from spikellm.recipe.base import WeightOptions
 from spikellm.recipe.sections import MAX_STEPS
-from spikellm.saliency import criteria
+from spikellm.saliency import Ranking, criteria, rankings
 
 MAX_TOP_CODE = 255  # T·L of a weight, which is stored in one byte
 
@@ -32,11 +31,11 @@ class SalientColumnOptions(WeightOptions):
     @model_validator(mode="after")
     def _salient_columns_fit_together(self) -> SalientColumnOptions:
         if self.saliency not in criteria:
-            raise ValueError(unknown_name("saliency", self.saliency, criteria.names()))
-        if self.saliency == "layer-loss":
+            raise ValueError(criteria.unknown(self.saliency))
+        if not isinstance(criteria[self.saliency], Ranking):
             raise ValueError(
-                "layer-loss chooses ranges of inputs; for weights take second-order, rms or another"
-                " ranking"
+                f"{self.saliency} ranks nothing; for weights take a saliency that ranks:"
+                f" {', '.join(rankings())}"
             )
         if self.salient_rate == 0 and (
             self.salient_steps > 1 or self.saliency != "second-order" or self.invert

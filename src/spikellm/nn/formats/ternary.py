@@ -55,6 +55,9 @@ class TernaryFormat(WeightFormat):
             raise ValueError(f"column_steps holds {steps.dtype}, expected {torch.uint8}")
         return plane_sizes(steps)
 
+    def fitted_sizes(self, weights: AffineWeights, column_steps: Tensor | None) -> tuple[int, ...]:
+        return () if column_steps is None else plane_sizes(column_steps)
+
     def column_steps(self, layer: Stored) -> Tensor:
         return layer.get_buffer("column_steps")
 
