@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map
 
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.core.offload import release, released_after_forward
-from spikellm.models.families import Blocks
-from spikellm.nn.hooks import first_input
+from spikellm.models.families import Blocks, decoder_of
+from spikellm.nn.hooks import first_input, first_output
 
 _BATCH_TOKENS = 2048
 # the same operations in the same order: only a device that sums in another order differs at all
@@ -120,8 +120,8 @@ def _watch(model: nn.Module, blocks: Blocks, batch: Tensor) -> tuple[list[Call],
     ]
     handles.append(blocks.modules[-1].register_forward_hook(after))
     try:
-        with released_after_forward(blocks.modules):
-            model(batch, use_cache=False)
+        with released_after_forward(blocks.modules):  # logits are not looked at
+            first_output(decoder_of(model), lambda: model(batch, use_cache=False))
     finally:
         for handle in handles:
             handle.remove()

@@ -24,6 +24,7 @@ from spikellm.core.errors import NumericalError, RequestError
 from spikellm.core.keywords import require_known_keywords
 from spikellm.data.tokens import bos_token, read_tokens, require_known
 from spikellm.data.windows import disjoint_windows, window_length
+from spikellm.models.next_token import summed_loss
 from spikellm.models.prepare import evaluating
 
 _BATCH_TOKENS = 2048
@@ -122,12 +123,7 @@ def perplexity_of_windows(
     total, done = 0.0, 0
     with evaluating(model):
         for batch in windows.to(device).split(max(1, _BATCH_TOKENS // windows.shape[1])):
-            logits = model(batch, use_cache=False).logits[:, :-1].float()
-            total += float(
-                torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
-                )
-            )
+            total += summed_loss(model, batch)
             done += batch.shape[0]
             if on_batch:
                 on_batch(done, windows.shape[0])

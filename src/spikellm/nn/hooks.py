@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from spikellm.neurons.base import SoftResetNeuron
 
@@ -67,10 +68,28 @@ def first_input(module: nn.Module, run: Callable[[], object]) -> Tensor:
         raise _Stop
 
     handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    _run_until_stopped(run, handle)
+    return seen[0]
+
+
+def first_output(module: nn.Module, run: Callable[[], object]) -> Any:
+    """What a module gives first while ``run`` runs, None if it is not run; what comes behind it is
+    not run.
+    """
+    seen: list[Any] = []
+
+    def stop(module: nn.Module, arguments: object, output: Any) -> None:
+        seen.append(output)
+        raise _Stop
+
+    _run_until_stopped(run, module.register_forward_hook(stop))
+    return seen[0] if seen else None
+
+
+def _run_until_stopped(run: Callable[[], object], handle: RemovableHandle) -> None:
     try:
         run()
     except _Stop:
         pass
     finally:
         handle.remove()
-    return seen[0]

@@ -16,6 +16,7 @@ from spikellm.core.distributed import all_reduce, sum_scalar
 from spikellm.core.errors import NumericalError, RequestError
 from spikellm.data.shards import WindowShard
 from spikellm.models.families import weight_and_bias
+from spikellm.models.next_token import loss_backward
 
 _TOKENS = 8192  # gradients of more tokens change no mean that matters
 
@@ -68,10 +69,7 @@ def output_sensitivity(
         model.requires_grad_(False)
         with torch.enable_grad():
             for window in chosen.split(1):
-                logits = model(window, use_cache=False).logits[:, :-1].float()
-                nn.functional.cross_entropy(
-                    logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum"
-                ).backward()
+                loss_backward(model, window)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RequestError(
             "the backward pass that weighs layers against each other does not fit into memory; set"

@@ -25,6 +25,7 @@ from spikellm.models.attention_interface import (
     use_interface,
 )
 from spikellm.models.families import decoder_of, is_linear, weight_and_bias
+from spikellm.models.next_token import piecewise_outputs
 from spikellm.models.prepare import evaluating
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain, observe_spikes
@@ -223,7 +224,9 @@ def count_operations(
     with torch.no_grad(), evaluating(model), OperationCounter(model) as counter:
         for window in windows:
             whole, single = window.to(device).tensor_split([window.shape[1] - decode], dim=1)
-            past = getattr(model(whole, use_cache=decode > 0), "past_key_values", None)
+            past = None
+            for _, output in piecewise_outputs(model, whole, use_cache=decode > 0):
+                past = getattr(output, "past_key_values", None)
             found["prefill"].add(counter.take())
             for place in range(decode):
                 past = model(

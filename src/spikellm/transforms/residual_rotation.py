@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import UnsupportedModelError
-from spikellm.models.families import Blocks, block_roles, is_linear
+from spikellm.core.offload import offload
+from spikellm.models.families import Blocks, block_roles, is_linear, weight_and_bias
 from spikellm.models.plan import output_head
-from spikellm.models.swap import replace_module
+from spikellm.models.swap import replace_module, with_parameters
 from spikellm.quantization.hadamard import random_signs, turn
 from spikellm.transforms.base import ModelState, Transform, transforms
 from spikellm.transforms.block_state import BlockState
@@ -135,9 +136,10 @@ def rotate_embeddings_and_head(state: ModelState, rotate: Turn) -> None:
     }
     projection, errors = model.get_submodule(head), list[float]()
     for offset in _OFFSETS:
-        fusion = Fusion(model)
-        rotate_stream(fusion, {norm: (head,)}, (), rotate, offset)
-        fusion.put()
+        layer, changed = _rotated_head(model.get_submodule(norm), projection, rotate, offset)
+        replace_module(model, head, layer)
+        for name, value in changed.items():
+            model.get_submodule(norm).get_parameter(name).data.copy_(value)
         found = _logits_without_blocks(model, state.blocks, tokens)
         errors.append(float((found - expected).norm() / expected.norm()))
         if errors[-1] <= tolerance:
@@ -150,6 +152,36 @@ def rotate_embeddings_and_head(state: ModelState, rotate: Turn) -> None:
         f" {type(model).__name__} do not give what they gave (relative difference"
         f" {min(errors):.2g}); {_LEAVE_OUT}"
     )
+
+
+def _rotated_head(
+    norm: nn.Module, head: nn.Module, rotate: Turn, offset: float
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The output projection behind a norm, both on a rotated stream, and what becomes of the norm's
+    parameters. Some rows at a time: in float64 a large vocabulary would take several times the
+    model's memory.
+    """
+    weight, bias = weight_and_bias(head)
+    values = {"weight": torch.empty_like(weight, memory_format=torch.contiguous_format)}
+    if bias is not None:
+        values["bias"] = torch.empty_like(bias)
+    changed: dict[str, Tensor] = {}
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        part = nn.Module()
+        part.norm, part.head = norm, nn.Linear(1, 1, bias=bias is not None, device="meta")
+        part.head.weight = nn.Parameter(weight[rows].detach(), requires_grad=False)
+        if bias is not None:
+            part.head.bias = nn.Parameter(bias[rows].detach(), requires_grad=False)
+        fusion = Fusion(part)
+        rotate_stream(fusion, {"norm": ("head",)}, (), rotate, offset)
+        for name, value in fusion.linear("head").named_parameters():
+            values[name][rows] = value
+        changed = {name.removeprefix("norm."): value for name, value in fusion.vectors.items()}
+    offload(weight)
+    if type(head) is not nn.Linear:
+        values["weight"] = values["weight"].T.contiguous()
+    return with_parameters(head, values), changed
 
 
 def _last_norm_and_head(state: ModelState, tokens: Tensor) -> tuple[str, str]:
@@ -180,10 +212,12 @@ def _rotate_embeddings(state: ModelState, rotate: Turn) -> None:
             and module.embedding_dim == width
             and not name.startswith(f"{state.blocks.name}.")
         ):
-            rows = [
-                rotate(part.double()).to(part.dtype) for part in module.weight.detach().split(_ROWS)
-            ]
-            module.weight = nn.Parameter(torch.cat(rows), requires_grad=False)
+            old = module.weight.detach()
+            new = torch.empty_like(old)
+            for rows, part in zip(new.split(_ROWS), old.split(_ROWS), strict=True):
+                rows.copy_(rotate(part.double()))
+            module.weight = nn.Parameter(new, requires_grad=False)
+            offload(old)
     state.model.config.tie_word_embeddings = False
 
 

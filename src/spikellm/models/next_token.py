@@ -1,0 +1,108 @@
+"""Predictions of the next token, some tokens at a time: the logits of a window take tokens times
+vocabulary numbers, several times over where a loss is computed.
+
+The decoder runs once; output projection, and whatever a family does to its logits, run on what the
+decoder gave, piece by piece.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikellm.nn.hooks import first_output
+
+_NUMBERS = 1 << 25  # logits at a time
+
+
+def piecewise_outputs(model: Any, batch: Tensor, **keywords: Any) -> Iterator[tuple[int, Any]]:
+    """Outputs of a model on some windows, as many tokens at a time as memory should hold.
+
+    Args:
+        batch: tokens, ``(windows, tokens)``.
+        keywords: of the model's forward pass.
+
+    Yields:
+        ``(first, output)``: the first token of the piece in its window, and the model's output,
+        whose logits are ``(windows, tokens of the piece, vocabulary)``.
+    """
+    pieces = _pieces(model, batch)
+    if len(pieces) == 1:
+        yield 0, model(batch, **keywords)
+        return
+    decoder = model.base_model
+    states = _decoder_output(model, decoder, batch, keywords)
+    with _giving(decoder, lambda: states):
+        for piece in pieces:
+            yield int(piece[0]), model(batch, logits_to_keep=piece, **keywords)
+
+
+def summed_loss(model: Any, batch: Tensor) -> float:
+    """Sum of the next-token losses of some windows ``(windows, tokens)``, in nats."""
+    total = 0.0
+    for first, output in piecewise_outputs(model, batch, use_cache=False):
+        total += float(_loss(output.logits, batch, first))
+    return total
+
+
+def loss_backward(model: Any, batch: Tensor) -> None:
+    """Backward pass of the summed next-token loss of some windows ``(windows, tokens)``."""
+    pieces = _pieces(model, batch)
+    if len(pieces) == 1:
+        _loss(model(batch, use_cache=False).logits, batch, 0).backward()
+        return
+    decoder = model.base_model
+    output = _decoder_output(model, decoder, batch, {"use_cache": False})
+    states = output.last_hidden_state
+    output.last_hidden_state = states.detach().requires_grad_()
+    with _giving(decoder, lambda: output):
+        for piece in pieces:
+            logits = model(batch, use_cache=False, logits_to_keep=piece).logits
+            _loss(logits, batch, int(piece[0])).backward()
+    states.backward(output.last_hidden_state.grad)
+
+
+def _loss(logits: Tensor, batch: Tensor, first: int) -> Tensor:
+    """Summed loss of a piece: what its tokens predict, but for the last of a window."""
+    targets = batch[:, first + 1 : first + 1 + logits.shape[1]]
+    logits = logits[:, : targets.shape[1]].float()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def _pieces(model: Any, batch: Tensor) -> tuple[Tensor, ...]:
+    """Places of tokens in their windows, piece by piece; one piece where all fit at once, or the
+    family cannot give fewer.
+    """
+    windows, tokens = batch.shape
+    places = torch.arange(tokens, device=batch.device)
+    most = max(1, _NUMBERS // (windows * model.config.get_text_config().vocab_size))
+    if (
+        tokens <= most
+        or model.base_model is model
+        or "logits_to_keep" not in inspect.signature(model.forward).parameters
+    ):
+        return (places,)
+    return tuple(places.split(most))
+
+
+def _decoder_output(model: Any, decoder: nn.Module, batch: Tensor, keywords: dict[str, Any]) -> Any:
+    """What the decoder gives where the model calls it."""
+    return first_output(decoder, lambda: model(batch, logits_to_keep=1, **keywords))
+
+
+@contextmanager
+def _giving(module: nn.Module, output: Callable[[], Any]) -> Iterator[None]:
+    """While this holds, a module gives this, whatever it is called with."""
+    own = module.__dict__.get("forward")  # set on the module itself, by hooks for example
+    module.forward = lambda *_, **__: output()
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
