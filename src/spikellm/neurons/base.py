@@ -135,7 +135,11 @@ class SoftResetNeuron:
     def fake_quantize(
         self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1
     ) -> Tensor:
-        """``decode(encode(current))`` in fewer passes, for currents in the range of θ and z."""
+        """``decode(encode(current))`` for currents in the range of θ and z; in fewer passes, unless
+        a subclass encodes in a way of its own.
+        """
+        if not keeps(self, "encode"):
+            return self.decode(self.encode(current, theta, baseline, steps), theta, baseline)
         top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=current.device)
         units = current.float() / theta
         if self.signed:
@@ -233,6 +237,13 @@ class SoftResetNeuron:
                 f"codes from {int(code.min())} to {int(code.max())} do not fit {int(low.min())} …"
                 f" {int(top.max())}, which {_horizon(steps)} steps reach"
             )
+
+
+def keeps(neuron: SoftResetNeuron, *methods: str) -> bool:
+    """Whether a neuron has these methods as :class:`SoftResetNeuron` defines them, so that a
+    kernel may do the same in their place.
+    """
+    return all(getattr(type(neuron), one) is getattr(SoftResetNeuron, one) for one in methods)
 
 
 def _horizon(steps: Steps) -> int:
