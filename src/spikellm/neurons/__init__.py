@@ -1,9 +1,9 @@
 """Spiking neurons: encoding of currents as spike counts, and their unrolling in time."""
 
 from spikellm.core.registry import import_parts
-from spikellm.neurons.base import Drive, Neuron, SoftResetNeuron, Trace, make_neuron, neurons
+from spikellm.neurons.base import Drive, SoftResetNeuron, Trace, make_neuron, neurons
 from spikellm.neurons.raster import spike_raster
 
-__all__ = ["Drive", "Neuron", "SoftResetNeuron", "Trace", "make_neuron", "neurons", "spike_raster"]
+__all__ = ["Drive", "SoftResetNeuron", "Trace", "make_neuron", "neurons", "spike_raster"]
 
 import_parts(__name__, __path__)

@@ -21,7 +21,7 @@ def head_misfit(spec: HeadSpec) -> str | None:
 
     Codes are bytes, ranges at most two, and run over the channels of one token.
     """
-    if not keeps(spec.neuron, "encode", "decode", "fake_quantize", "top"):
+    if not keeps(spec.neuron, "encode", "fake_quantize", "top"):
         return OWN_CODING
     if spec.axis != "token":
         return "ranges run over the sequence"
