@@ -158,6 +158,7 @@ class SpikingLinear(PreparedModule):
 
         Derived from ``channel_group`` once.
         """
+        self.forget_if_written()
         if self._layout is None:
             self._layout = make_layout(self.channel_group, self.weight_steps, self.settings)
         return self._layout
@@ -247,7 +248,7 @@ class SpikingLinear(PreparedModule):
         or the model is being compiled.
         """
         kernels = self._kernels
-        if kernels is None:
+        if kernels is None or self.written():
             kernels = self._prepare()
         run = kernels.chosen
         if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
