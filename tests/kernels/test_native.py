@@ -299,9 +299,14 @@ def test_gradients_and_compiled_models_take_torch() -> None:
     layer._kernels = layer._kernels._replace(reference=lambda x: taken.append(1) or x[:, :6])
     layer(x.clone().requires_grad_())
     assert taken == [1]
+    assert layer.bias is not None
+    layer.bias.requires_grad_()
+    layer(x)
+    assert taken == [1, 1], "the bias asks too"
     with torch.no_grad():
+        layer(x)
         layer(x.clone().requires_grad_())
-        assert taken == [1], "nothing is recorded, so kernels run"
+        assert taken == [1, 1], "nothing is recorded, so kernels run"
         layer.forget()
         compiled = torch.compile(layer, backend="eager")
         assert torch.equal(compiled(x), layer(x))

@@ -381,3 +381,16 @@ def test_weights_of_several_steps(
     again.load_state_dict(layer.state_dict())
     layer.execution_mode = "merged"
     assert torch.equal(again(x), merged)
+
+
+def test_a_bias_that_is_trained_gets_its_gradient() -> None:
+    layer, _ = make({"bits": 4}, {"bits": 4})
+    x = torch.randn(5, 13)
+    with torch.no_grad():
+        expected = layer(x)
+    assert layer.bias is not None
+    layer.bias.requires_grad_()
+    y = layer(x)
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    assert torch.equal(layer.bias.grad, torch.full((7,), 5.0))

@@ -251,7 +251,7 @@ class SpikingLinear(PreparedModule):
         if kernels is None or self.written():
             kernels = self._prepare()
         run = kernels.chosen
-        if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self._asks_gradient(x)):
             run = kernels.reference
         observer = spike_observer()
         if observer is None:
@@ -261,6 +261,9 @@ class SpikingLinear(PreparedModule):
             steps = self.stored(self.channel_steps)
             observer(SpikeTrain(self, "input", codes, steps, self.neuron))
         return y
+
+    def _asks_gradient(self, x: Tensor) -> bool:
+        return x.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
