@@ -170,7 +170,7 @@ def test_weights_only() -> None:
     torch.testing.assert_close(layer(x), x @ layer.dense_weight().T + layer.bias)
     with pytest.raises(RequestError, match="does not code its inputs"):
         layer.encode(x)
-    with pytest.raises(RequestError, match="no binary form"):
+    with pytest.raises(RequestError, match="no binary execution"):
         set_execution_mode(layer, "binary")
 
 
@@ -319,7 +319,7 @@ def test_published_top_code_has_the_merged_form_only() -> None:
     )
     codes, _ = layer.encode(torch.randn(200, 13))
     assert int(codes.max()) == 31
-    with pytest.raises(RequestError, match="merged form only"):
+    with pytest.raises(RequestError, match="it runs merged only"):
         set_execution_mode(layer, "binary")
 
 

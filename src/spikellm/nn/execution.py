@@ -39,7 +39,7 @@ def set_execution_mode(model: nn.Module, mode: ExecutionMode) -> None:
     if mode != "merged" and silent:
         raise RequestError(
             f"{len(silent)} layers do not code their inputs ({layer_name(silent[0])}, …:"
-            f" activations.bits is 16), so they have no {mode} form"
+            f" activations.bits is 16), so they have no {mode} execution"
         )
     flat = [
         name
@@ -49,7 +49,7 @@ def set_execution_mode(model: nn.Module, mode: ExecutionMode) -> None:
     if mode != "merged" and flat:
         raise RequestError(
             f"{layer_name(flat[0])} codes with the published top code, which no train of spikes"
-            f" reaches ({layers[flat[0]].settings.activations.neuron}); it has the merged form only"
+            f" reaches ({layers[flat[0]].settings.activations.neuron}); it runs merged only"
         )
     for layer in layers.values():
         layer.execution_mode = mode
