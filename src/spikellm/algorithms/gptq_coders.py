@@ -44,6 +44,12 @@ class ColumnCoder(ABC):
     def code(self, problem: GPTQProblem) -> Any:
         """Coded weights, as formats of this kind take them over."""
 
+    def sizes(self, weights: Any, column_steps: Tensor | None) -> tuple[int, ...]:
+        """``LayerShape.sizes`` of the layer that takes over these weights, see
+        :meth:`spikellm.nn.formats.WeightFormat.sizes_of`.
+        """
+        return ()
+
 
 class _ColumnCoders(Registry[type[ColumnCoder]]):
     def register(self, name: str) -> Callable[[type[ColumnCoder]], type[ColumnCoder]]:

@@ -12,7 +12,7 @@ from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.gptq_problem import GPTQProblem
 from spikellm.algorithms.step_budget import importance_of, order_of_coding
 from spikellm.models.families import weight_and_bias
-from spikellm.models.swap import fitted_layer
+from spikellm.models.swap import spiking_like
 from spikellm.nn.channels import Groups
 from spikellm.nn.formats import format_of
 from spikellm.nn.layout import make_layout
@@ -77,5 +77,8 @@ def fit_layer(
         settings,
         options,
     )
-    groups = groups._replace(column_steps=steps)
-    return fitted_layer(module, settings, groups, coder.code(problem)), damping
+    weights = coder.code(problem)
+    layer = spiking_like(module, settings, sizes=coder.sizes(weights, steps))
+    layer.set_groups(groups.channel, steps)
+    layer.set_weights(weights)
+    return layer, damping

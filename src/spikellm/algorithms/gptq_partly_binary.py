@@ -58,3 +58,6 @@ class PartlyBinaryCoder(ColumnCoder):
         return PartlyBinaryWeights(
             salient, positive, scale, codes.to(torch.uint8), fine_scale, fine_zero.to(torch.uint8)
         )
+
+    def sizes(self, weights: PartlyBinaryWeights, column_steps: Tensor | None) -> tuple[int, ...]:
+        return (int(weights.salient.sum()),)

@@ -12,6 +12,7 @@ from torch import Tensor
 from spikellm.algorithms.gptq_coders import ColumnCoder, column_coders
 from spikellm.algorithms.gptq_problem import GPTQProblem, code_by_scale
 from spikellm.algorithms.step_budget import spend_in_layer
+from spikellm.nn.formats.ternary import plane_sizes
 from spikellm.quantization.affine import AffineWeights
 from spikellm.quantization.ternary import refit_scales, search_scale
 from spikellm.recipe.base import WeightOptions
@@ -58,3 +59,6 @@ class TernaryCoder(ColumnCoder):
         return AffineWeights(
             codes.to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.uint8)
         )
+
+    def sizes(self, weights: AffineWeights, column_steps: Tensor | None) -> tuple[int, ...]:
+        return () if column_steps is None else plane_sizes(column_steps)

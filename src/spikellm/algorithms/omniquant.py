@@ -23,7 +23,7 @@ from spikellm.algorithms.learning import Learned, Learning, check_share
 from spikellm.algorithms.omniquant_options import OmniQuantOptions
 from spikellm.algorithms.omniquant_scalings import BlockScalings, pairs_that_hold
 from spikellm.models.families import weight_and_bias
-from spikellm.models.swap import fitted_layer, replace_module
+from spikellm.models.swap import replace_module, spiking_like
 from spikellm.nn.channels import Groups, coding_of
 from spikellm.nn.fake_quant import FakeQuantLinear, InputCoder
 from spikellm.nn.linear import SpikingLinear
@@ -195,12 +195,12 @@ class _Fit:
     @torch.no_grad()
     def _coded(self, name: str, state: State) -> SpikingLinear:
         full = self.full[name]
-        layer = fitted_layer(
-            self.context.layers[full],
-            self.context.settings[full],
-            self.groups[name],
-            self.codings[name].code(state[f"{name}.weight"], self.learned.logits.get(name)),
-            self.context.device,
+        layer = spiking_like(
+            self.context.layers[full], self.context.settings[full], self.context.device
+        )
+        layer.set_groups(*self.groups[name])
+        layer.set_weights(
+            self.codings[name].code(state[f"{name}.weight"], self.learned.logits.get(name))
         )
         if layer.bias is not None:
             layer.bias.data.copy_(state[f"{name}.bias"])

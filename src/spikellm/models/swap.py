@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from spikellm.models.families import weight_and_bias
-from spikellm.nn.channels import Groups
 from spikellm.nn.formats import format_of
 from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import LinearRecipe
@@ -33,26 +31,6 @@ def spiking_like(
     )
     if bias is not None and layer.bias is not None and not bias.is_meta:
         layer.bias.data.copy_(bias.data)
-    return layer
-
-
-def fitted_layer(
-    module: nn.Module,
-    settings: LinearRecipe,
-    groups: Groups,
-    weights: Any,
-    device: object = None,
-) -> SpikingLinear:
-    """The spiking layer that takes the place of a linear one once its weights are coded.
-
-    Args:
-        weights: as the format of the settings takes them over, columns in stored order.
-        device: as for :func:`spiking_like`.
-    """
-    sizes = format_of(settings.weights).sizes_for(weights, groups.column_steps)
-    layer = spiking_like(module, settings, device, sizes)
-    layer.set_groups(*groups)
-    layer.set_weights(weights)
     return layer
 
 

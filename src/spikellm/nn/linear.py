@@ -54,7 +54,7 @@ class SpikingLinear(PreparedModule):
 
     Args:
         sizes: what decides the shapes of buffers beyond the settings, see
-            :meth:`spikellm.nn.formats.WeightFormat.sizes_for`.
+            :meth:`spikellm.nn.formats.WeightFormat.sizes_of`.
         factory: ``dtype`` (of the bias) and ``device``.
     """
 

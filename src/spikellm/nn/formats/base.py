@@ -36,8 +36,8 @@ class LayerShape(NamedTuple):
     Attributes:
         columns, rows: inputs and outputs.
         settings: how the layer is coded.
-        sizes: what decides shapes beyond the settings, see :meth:`WeightFormat.sizes_for`; saved
-            in the model's configuration.
+        sizes: what decides shapes beyond the settings, see :meth:`WeightFormat.sizes_of`; saved in
+            the model's configuration.
     """
 
     columns: int
@@ -83,16 +83,8 @@ class WeightFormat(ABC):
     def buffers(self, shape: LayerShape) -> list[Buffer]:
         """The buffers that hold the weights; ``weight_scale`` is one of them."""
 
-    def sizes_for(self, weights: Any, column_steps: Tensor | None) -> tuple[int, ...]:
-        """``LayerShape.sizes`` of the layer that is to take over coded weights (:meth:`write`).
-
-        Args:
-            column_steps: T of the weights of every column, ``(in,)``; None for one each.
-        """
-        return ()
-
     def sizes_of(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:
-        """``LayerShape.sizes`` of the layer with these buffers: what :meth:`sizes_for` gave.
+        """``LayerShape.sizes`` of the layer with these buffers.
 
         Raises:
             ValueError: the buffers are damaged.

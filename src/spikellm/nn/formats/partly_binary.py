@@ -64,11 +64,6 @@ class PartlyBinaryFormat(WeightFormat):
             Buffer("salient_zero", (rows, 1), byte, 0),
         ]
 
-    def sizes_for(
-        self, weights: PartlyBinaryWeights, column_steps: Tensor | None
-    ) -> tuple[int, ...]:
-        return (int(weights.salient.sum()),)
-
     def sizes_of(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:
         return (state["salient_codes"].shape[0],)
 

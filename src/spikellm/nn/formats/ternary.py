@@ -49,9 +49,6 @@ class TernaryFormat(WeightFormat):
             Buffer("weight_scale", (rows, groups), torch.float32, 1),
         ]
 
-    def sizes_for(self, weights: AffineWeights, column_steps: Tensor | None) -> tuple[int, ...]:
-        return () if column_steps is None else plane_sizes(column_steps)
-
     def sizes_of(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:
         steps = state["column_steps"]
         if steps.dtype != torch.uint8:
