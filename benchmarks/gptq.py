@@ -1,4 +1,4 @@
-"""Time of coding each layer with the gptq pipeline, against its Cholesky and error-feedback
+"""Time of coding each layer with the gptq algorithm, against its Cholesky and error-feedback
 products alone, written straight with LAPACK and BLAS calls.
 
     python benchmarks/gptq.py MODEL TEXT [--recipe gptq-w4a16] [--samples 64] [--threads 1] [--gptq
@@ -6,7 +6,7 @@ products alone, written straight with LAPACK and BLAS calls.
 
 "products" calls what torch calls LAPACK and BLAS by: potrf, potri and potrf in float64, then gemv a
 column and gemm a block of 128 in float32, over the same weights and Hessian in the same order, as
-many times as the pipeline feeds errors back; each weight keeps its value, so nothing is coded,
+many times as the algorithm feeds errors back; each weight keeps its value, so nothing is coded,
 searched, sorted or packed. "GPTQ" is ``fasterquant`` of a checkout of IST-DASLab/gptq (needs its
 imports: numpy) with activation order, 4-bit rows and their plain ranges. All take turns on every
 layer. Prints seconds by kind of layer, the whole conversion, and ratios.

@@ -8,9 +8,12 @@ from torch import nn
 
 import spikellm
 from conftest import first_blocks
+from spikellm.algorithms.base import algorithms
+from spikellm.algorithms.rtn import RoundToNearest
 from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.conversion.step_shares import StepShares
 from spikellm.core.errors import RecipeError
+from spikellm.recipe import LinearRecipe
 from spikellm.recipe.load import load_recipe
 
 SETTINGS = ("activations.allocation=model",)
@@ -83,6 +86,25 @@ def test_the_mean_is_kept_over_the_model(text_file: Path) -> None:
     assert max(rates.values()) > 0.2
     assert min(rates.values()) == 0
     assert rates["model.layers.0.self_attn.q_proj"] == rates["model.layers.0.self_attn.v_proj"]
+
+
+class Blind(RoundToNearest):
+    """Asks for a survey, and looks at none of the layers."""
+
+    def needs_survey(self, settings: LinearRecipe) -> bool:
+        return True
+
+
+def test_steps_are_shared_out_whatever_the_algorithm_looks_at(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(algorithms._entries, "rtn", Blind)
+    model, tokenizer = first_blocks(1)
+    settings = [*SETTINGS, "activations.salient_rate=0.1", "algorithm=rtn"]
+    found = spikellm.convert(
+        model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=32, settings=settings
+    )
+    assert found.summary.average_steps == pytest.approx(1.1, abs=0.01)
 
 
 def test_recipes_are_checked() -> None:

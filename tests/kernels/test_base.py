@@ -20,6 +20,7 @@ from spikellm.kernels.torch.backend import TorchBackend
 from spikellm.kernels.torch.linear import TorchLinear
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.rotation import prepare_mix
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 
@@ -101,6 +102,32 @@ def test_a_further_backend(loud: Backend, monkeypatch: pytest.MonkeyPatch) -> No
     layer.forget()
     assert torch.equal(2 * layer(x), found)
     assert reasons(MixSpec(8), "cpu")["loud"] == "SPIKELLM_KERNELS is torch"
+
+
+class LinearOnly(Backend):
+    """Has what an abstract backend asks for, and claims more than it has."""
+
+    name = "linear-only"
+    preference = 99
+
+    def supports(self, spec: Spec) -> str | None:
+        return None
+
+    def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> TorchLinear:
+        return TorchLinear(spec, weights)
+
+
+def test_a_backend_that_supports_what_it_does_not_prepare(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(backends._entries, "linear-only", LinearOnly())
+    layer, x = layer_of(), torch.randn(3, 20)
+    assert layer(x).shape == (3, 6)
+    with pytest.raises(DependencyError, match="'linear-only' supports MixSpec and has no prepare"):
+        prepare_mix(8, torch.device("cpu"))
+    coder = HeadCoder(ActivationRecipe(bits=4), torch.zeros(2, 10, dtype=torch.uint8))
+    with pytest.raises(DependencyError, match="supports HeadSpec and has no prepare_heads"):
+        coder.fake_quantize(torch.randn(1, 2, 3, 10))
 
 
 def test_a_backend_that_is_asked_for_and_missing(

@@ -299,7 +299,13 @@ def test_compiled_models_take_torch() -> None:
     layer._kernels = layer._kernels._replace(reference=lambda x: taken.append(1) or x[:, :6])
     assert layer(x.clone().requires_grad_()).requires_grad
     assert not taken, "gradients pass around the coding, so kernels run"
+    assert layer.bias is not None
+    layer.bias.requires_grad_()
+    layer(x)
+    assert taken == [1], "the bias asks for its own"
     with torch.no_grad():
+        layer(x)
+        assert taken == [1], "nothing is recorded, so kernels run"
         layer.forget()
         compiled = torch.compile(layer, backend="eager")
         assert torch.equal(compiled(x), layer(x))

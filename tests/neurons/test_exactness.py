@@ -213,7 +213,7 @@ def test_published_top_code_is_out_of_reach_of_a_train() -> None:
     one, zero = torch.tensor([1.0]), torch.tensor([0.0])
     assert neuron.encode(torch.tensor([29.9, 31.0, 40.0]), one, zero, 2).tolist() == [30, 31, 31]
     for unroll in (neuron.stepped, neuron.binary):
-        with pytest.raises(ValueError, match="merged form only"):
+        with pytest.raises(ValueError, match="merged execution only"):
             unroll(torch.tensor([3]), 2)
-    with pytest.raises(ValueError, match="merged form only"):
+    with pytest.raises(ValueError, match="merged execution only"):
         neuron.simulate(torch.tensor([3.0]), one, zero, 2)

@@ -18,7 +18,7 @@ def test_raster_decodes_to_the_tensor(name: str, bits: int, steps: int, drive: s
         *token_range(x), neuron.levels * steps, signed=neuron.signed
     )
     binary = spike_raster(x, neuron, steps, drive=drive)
-    stepped = spike_raster(x, neuron, steps, form="stepped", drive=drive)
+    stepped = spike_raster(x, neuron, steps, execution="stepped", drive=drive)
     assert binary.shape == (steps * neuron.levels, 4, 33)
     assert set(binary.unique().tolist()) <= ({-1, 0, 1} if neuron.signed else {0, 1})
     assert torch.equal(binary.sum(0), stepped.sum(0))
@@ -35,6 +35,6 @@ def test_steps_by_channel() -> None:
     assert int(raster[:, 0, 2].sum()) == 4
 
 
-def test_unknown_form_is_refused() -> None:
+def test_unknown_execution_is_refused() -> None:
     with pytest.raises(ValueError, match="valid: stepped, binary"):
-        spike_raster(torch.ones(1, 2), make_neuron("gif", 1), form="merged")  # type: ignore[arg-type]
+        spike_raster(torch.ones(1, 2), make_neuron("gif", 1), execution="merged")  # type: ignore[arg-type]

@@ -170,7 +170,7 @@ def test_weights_only() -> None:
     torch.testing.assert_close(layer(x), x @ layer.dense_weight().T + layer.bias)
     with pytest.raises(RequestError, match="does not code its inputs"):
         layer.encode(x)
-    with pytest.raises(RequestError, match="no binary form"):
+    with pytest.raises(RequestError, match="no binary execution"):
         set_execution_mode(layer, "binary")
 
 
@@ -398,3 +398,16 @@ def test_gradients_pass_straight_through(bits: int, dtype: torch.dtype) -> None:
     assert x.grad.dtype == dtype
     torch.testing.assert_close(x.grad, (outer.float() @ layer.dense_weight()).to(dtype))
     assert all(buffer.grad is None for buffer in layer.buffers())
+
+
+def test_a_bias_that_is_trained_gets_its_gradient() -> None:
+    layer, _ = make({"bits": 4}, {"bits": 4})
+    x = torch.randn(5, 13, requires_grad=True)
+    with torch.no_grad():
+        expected = layer(x)
+    assert layer.bias is not None
+    layer.bias.requires_grad_()
+    y = layer(x)
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    assert torch.equal(layer.bias.grad, torch.full((7,), 5.0))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from layers import fit
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.rotation import Rotation
 from spikellm.quantization.affine import AffineWeights
 from spikellm.recipe import ActivationRecipe, AttentionRecipe, LinearRecipe
 
@@ -59,7 +60,48 @@ def load(layer: SpikingLinear) -> None:
     layer.load_state_dict(layer_and_input(seed=5)[0].state_dict())
 
 
-@pytest.mark.parametrize("change", [set_zero, set_scale, set_bias, set_weights, set_groups, load])
+def flip_codes_in_place(layer: SpikingLinear) -> None:
+    layer.weight_codes.bitwise_xor_(1)
+
+
+def scale_in_place(layer: SpikingLinear) -> None:
+    layer.weight_scale.mul_(2)
+
+
+def regroup_in_place(layer: SpikingLinear) -> None:
+    layer.channel_group.copy_(layer.channel_group.flip(0))
+
+
+def raise_bias_in_place(layer: SpikingLinear) -> None:
+    assert layer.bias is not None
+    layer.bias.add_(1)
+
+
+def register_scale(layer: SpikingLinear) -> None:
+    layer.register_buffer("weight_scale", layer.weight_scale * 2)
+
+
+def register_bias(layer: SpikingLinear) -> None:
+    layer.register_parameter("bias", nn.Parameter(torch.ones(6), requires_grad=False))
+
+
+CHANGES = [
+    set_zero,
+    set_scale,
+    set_bias,
+    set_weights,
+    set_groups,
+    load,
+    flip_codes_in_place,
+    scale_in_place,
+    regroup_in_place,
+    raise_bias_in_place,
+    register_scale,
+    register_bias,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("choice", ["auto", "torch"])
 def test_changed_state_is_seen(
     change: Callable[[SpikingLinear], None], choice: str, monkeypatch: pytest.MonkeyPatch
@@ -87,6 +129,38 @@ def test_moving_and_modes_prepare_anew() -> None:
     layer.execution_mode = "binary"
     assert layer._kernels is None
     assert torch.equal(layer(x), merged)
+
+
+def test_a_bias_of_a_short_type_is_read_anew() -> None:
+    layer, x = layer_and_input()
+    layer.to(torch.bfloat16)
+    before = layer(x)
+    assert layer.bias is not None
+    layer.bias.add_(1)
+    changed = layer(x)
+    assert not torch.equal(changed, before)
+    layer.bias.data.add_(1)
+    layer.forget()  # what is written past torch's count is not seen
+    assert not torch.equal(layer(x), changed)
+
+
+def test_tensors_made_in_inference_mode_run() -> None:
+    with torch.inference_mode():
+        layer, x = layer_and_input()
+        before = layer(x)
+        assert torch.equal(layer(x), before)
+        layer.set_groups(layer.channel_group.flip(0))
+        assert not torch.equal(layer(x), before)
+    assert layer(x).shape == before.shape
+
+
+def test_a_rotation_sees_signs_written_in_place() -> None:
+    rotation, x = Rotation.of(torch.ones(8, dtype=torch.uint8)), torch.randn(3, 8)
+    before = rotation(x)
+    rotation.signs.zero_()
+    assert rotation(x) is x
+    rotation.signs.fill_(2)
+    assert torch.equal(rotation(x), -before)
 
 
 def test_copies_prepare_their_own() -> None:
@@ -121,6 +195,10 @@ def test_attention_codes_with_its_own_groups() -> None:
     module.set_groups(group, group)
     changed = module.code_key_value(key, value)
     assert not torch.equal(changed[0], before[0])
+    module.key_group.zero_()
+    assert torch.equal(module.code_key_value(key, value)[0], before[0]), "written in place"
+    module.key_group = group
+    assert torch.equal(module.code_key_value(key, value)[0], changed[0])
     module.key_group = torch.zeros(2, 10, dtype=torch.uint8)
     assert torch.equal(module.code_key_value(key, value)[0], before[0])
     assert torch.equal(module.to(torch.bfloat16).key_mean, torch.zeros(2, 10))

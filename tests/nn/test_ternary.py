@@ -218,7 +218,7 @@ def test_partly_binary_counts_and_keeps_its_mask() -> None:
     assert torch.equal(again(x), layer(x))
     again.salient_mask[0, 0] ^= 1
     assert "salient_mask marks" in str(again.validation_error())
-    with pytest.raises(RequestError, match="no binary form"):
+    with pytest.raises(RequestError, match="no binary execution"):
         set_execution_mode(layer, "binary")
 
 

@@ -14,7 +14,7 @@ from spikellm.neurons import make_neuron
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.formats.ternary import TernaryFormat
 from spikellm.nn.linear import SpikingLinear
-from spikellm.profiling.counts import FORMS
+from spikellm.profiling.counts import EXECUTION_MODES
 from spikellm.profiling.firing import count_spikes
 from spikellm.profiling.operations import (
     OperationCounter,
@@ -64,7 +64,13 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
     assert neuron is not None
     codes, _ = layer.encode(inputs[0].reshape(-1, layer.in_features))
     steps = layer.stored(layer.channel_steps).long()
-    spikes, sops, slots, macs, ace = dict.fromkeys(FORMS, 0), dict.fromkeys(FORMS, 0), 0, 0, 0
+    spikes, sops, slots, macs, ace = (
+        dict.fromkeys(EXECUTION_MODES, 0),
+        dict.fromkeys(EXECUTION_MODES, 0),
+        0,
+        0,
+        0,
+    )
     for row in codes.tolist():
         for code, horizon in zip(row, steps.tolist(), strict=True):
             macs += layer.out_features
@@ -74,13 +80,13 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
                 min(max(code - step * neuron.levels, 0), neuron.levels) for step in range(horizon)
             ]
             assert sum(stepped) == code
-            for form, fired in (
+            for mode, fired in (
                 ("merged", int(code > 0)),
                 ("stepped", sum(s > 0 for s in stepped)),
                 ("binary", code),
             ):
-                spikes[form] += fired
-                sops[form] += fired * layer.out_features
+                spikes[mode] += fired
+                sops[mode] += fired * layer.out_features
     found = counts.layers[name]
     assert (found.macs, found.slots, dict(found.spikes), dict(found.sops)) == (
         macs,

@@ -244,7 +244,7 @@ def test_command(
         )
         == 0
     )
-    assert "same bits in binary and in merged form" in capsys.readouterr().out
+    assert "same bits in binary and in merged execution" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == [
         "events.npz",
         "layer.nir",

@@ -204,12 +204,11 @@ class Algorithm(ABC):
         """Whether a layer with these settings is to be seen before any block is converted."""
         return False
 
-    def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:
-        """Look at all layers that it surveys.
+    def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:  # noqa: B027  most look at nothing
+        """Look at the layers that it surveys.
 
         Called once, before the first block, if there are any.
         """
-        raise NotImplementedError
 
     def batch_sizes(self, windows: Sequence[int], recipe: Recipe) -> set[int]:
         """Numbers of windows that it runs a block on at a time, beside whole batches.

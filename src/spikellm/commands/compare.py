@@ -60,7 +60,7 @@ def compare(
     Returns:
         ``{"model", "settings", "texts", "bos", "energy_table", "rows": [{"recipe", "perplexity":
         {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
-        "weight_ratio", "ace_ratio", "energy_ratio": {form: …}, "seconds", …}]}``, the original
+        "weight_ratio", "ace_ratio", "energy_ratio": {mode: …}, "seconds", …}]}``, the original
         first; ``ratio`` is to the original, ``seconds`` of one conversion. See
         :func:`spikellm.commands.support.grid.run_grid`.
 

@@ -1,4 +1,4 @@
-"""The verb ``trace``: one decoder block in binary form, compared with its merged form, and left in
+"""The verb ``trace``: one decoder block in binary execution, compared with merged one, and left in
 a folder as pictures, events and figures.
 """
 
@@ -192,7 +192,9 @@ def show(result: dict[str, Any]) -> None:
     columns = ["population", "neurons", "steps", "moments", "binary spikes", "additions"]
     columns += ["integers compared", "equal"]
     rows = [_cells(one) for one in result["populations"]]
-    console.table(f"{result['block']} in binary form, {result['tokens']} tokens", columns, rows)
+    console.table(
+        f"{result['block']} in binary execution, {result['tokens']} tokens", columns, rows
+    )
     for line in (_output_in_words(result["output"]), *_nir_in_words(result.get("nir"))):
         console.out.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -214,12 +216,12 @@ def _output_in_words(output: dict[str, Any]) -> str:
     if output["exact"] and output["largest_difference"] == 0:
         return (
             f"all {output['values']:,} values of the block's output have the same bits in binary"
-            " and in merged form"
+            " and in merged execution"
         )
     rounds = " (a layer of this block adds up 16-bit inputs, whose sums round)"
     return (
         f"the block's output differs by at most {output['largest_difference']:.3g} between"
-        f" binary and merged form{'' if output['exact'] else rounds}"
+        f" binary and merged execution{'' if output['exact'] else rounds}"
     )
 
 
@@ -235,12 +237,12 @@ def _nir_in_words(nir: dict[str, Any] | None) -> list[str]:
 
 
 def require(result: dict[str, Any], out: Path) -> None:
-    """Fail where the forms differ.
+    """Fail where the two executions differ.
 
     Raises:
         NumericalError: names the block.
     """
     if not result["equal"] or result.get("nir", {}).get("mismatches"):
         raise NumericalError(
-            f"binary and merged form of {result['block']} differ; {out / _RESULT} tells where"
+            f"binary and merged execution of {result['block']} differ; {out / _RESULT} tells where"
         )

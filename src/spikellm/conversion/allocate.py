@@ -33,9 +33,9 @@ def allocate_over_model(context: ConversionContext) -> dict[str, int]:
                 shares.look(block)
                 yield from block
 
+        surveyed = layers()
         if algorithm_looks:
-            algorithm.survey(layers(), recipe)
-        else:
-            for _ in layers():
-                pass
+            algorithm.survey(surveyed, recipe)
+        for _ in surveyed:  # what the algorithm left is shared out too
+            pass
     return shares.counts()

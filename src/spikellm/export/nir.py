@@ -4,7 +4,7 @@ that pass binary spikes on, integer weights, integrators.
     input ─▶ IF ─▶ Linear ─▶ I (integrator) ─▶ output         and, where spikes are negative too,
     input ─▶ Scale(−1) ─▶ IF ─▶ Linear(−W) ─▶ I
 
-A moment of the binary form is one time step. Fed with the spikes of a token the integrators end in
+A moment of binary execution is one time step. Fed with the spikes of a token the integrators end in
 the layer's integer sums, one for each output and segment (columns that share a threshold and a
 weight scale). What NIR has no words for is listed in :data:`NOT_EXPRESSED`. As a format, ``nir`` is
 a folder with one graph a layer.

@@ -113,7 +113,7 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class Backend(ABC):
-    """Kernels of one kind.
+    """Kernels of one kind. What :meth:`supports` never accepts needs no method that prepares it.
 
     Attributes:
         name: in the registry and in ``SPIKELLM_KERNELS``.
@@ -137,13 +137,19 @@ class Backend(ABC):
     def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> PreparedLinear:
         """A layer that is supported, ready to run."""
 
-    @abstractmethod
     def prepare_heads(self, spec: HeadSpec) -> PreparedHeads:
         """A coder of heads that is supported, ready to run."""
+        raise self._unprepared("prepare_heads", spec)
 
-    @abstractmethod
     def prepare_mix(self, spec: MixSpec) -> Transform:
         """:func:`spikellm.quantization.hadamard.mix`, ready to run."""
+        raise self._unprepared("prepare_mix", spec)
+
+    def _unprepared(self, method: str, spec: Spec) -> DependencyError:
+        return DependencyError(
+            f"kernel backend {self.name!r} supports {type(spec).__name__} and has no {method}; let"
+            f" supports() give a reason, or leave it out with SPIKELLM_KERNELS={REFERENCE}"
+        )
 
     def describe(self) -> str:
         """The backend in words."""

@@ -3,7 +3,6 @@
 from spikellm.core.registry import import_parts
 from spikellm.neurons.base import (
     Drive,
-    Neuron,
     SoftResetNeuron,
     Trace,
     make_neuron,
@@ -14,7 +13,6 @@ from spikellm.neurons.raster import spike_raster
 
 __all__ = [
     "Drive",
-    "Neuron",
     "SoftResetNeuron",
     "Trace",
     "make_neuron",

@@ -1,4 +1,4 @@
-"""The protocol of spiking neurons, and the membrane dynamics that all soft-reset neurons share.
+"""Spiking neurons: what all of them are made from, with the membrane dynamics that they share.
 
 A spike train is stored *merged*: one integer code for each value. The *stepped* train (T spikes of
 at most L) and the *binary* train (every spike unrolled to {0, 1} or {−1, 0, 1}) are derived from
@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from spikellm.core.errors import RequestError
 from spikellm.core.registry import Registry
 from spikellm.quantization.rounding import half_up
 
@@ -45,40 +46,6 @@ class Trace(NamedTuple):
     membrane: Tensor
 
 
-class Neuron(Protocol):
-    """A neuron encodes a current as an integer number of spikes and unrolls that number in time.
-
-    Attributes:
-        levels: L, the largest magnitude of one spike.
-        signed: whether spikes may be negative.
-    """
-
-    @property
-    def levels(self) -> int: ...
-
-    @property
-    def signed(self) -> bool: ...
-
-    def encode(
-        self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1
-    ) -> Tensor: ...
-
-    def decode(self, code: Tensor, theta: Tensor, baseline: Tensor) -> Tensor: ...
-
-    def stepped(self, code: Tensor, steps: Steps = 1) -> Tensor: ...
-
-    def binary(self, code: Tensor, steps: Steps = 1) -> Tensor: ...
-
-    def simulate(
-        self,
-        current: Tensor,
-        theta: Tensor,
-        baseline: Tensor,
-        steps: Steps = 1,
-        drive: Drive = "drain",
-    ) -> Trace: ...
-
-
 neurons: Registry[Callable[[int], SoftResetNeuron]] = Registry("neuron")
 """Factories by name: bits of a spike → neuron.
 
@@ -95,11 +62,19 @@ class SoftResetNeuron:
     of x at the first step, the spike count over T steps is ``clip(floor(x/θ + 1/2) + z, 0, T·L)``
     (SpikeLLM, §3.1): a uniform quantizer. A signed neuron is a positive and a negative one merged;
     each sees the current with its own sign, and only one of them ever reaches threshold.
+
+    A subclass may override :meth:`top`, :meth:`encode` and the trains. Kernels and products rely on
+    codes in ``[0, top]``, or ``[−top, top]`` if signed, that stand for ``θ·(q − z)``.
+
+    Attributes:
+        levels: L, the largest magnitude of one spike.
+        signed: whether spikes may be negative.
+        unrolls: whether every code is a train of spikes; otherwise it runs merged only.
     """
 
     levels: int
     signed: bool = False
-    unrolls: bool = True  # whether every code is a train of spikes
+    unrolls: bool = True
 
     def top(self, steps: Steps) -> Steps:
         """Largest code, T·L."""
@@ -129,6 +104,7 @@ class SoftResetNeuron:
         code = half_up(units.clamp(-_CHARGE_LIMIT, _CHARGE_LIMIT)) + baseline
         return torch.minimum(code.clamp(min=0), top).to(torch.int32)
 
+    @final
     def decode(self, code: Tensor, theta: Tensor, baseline: Tensor) -> Tensor:
         """Value that a code stands for, ``θ·(q − z)``, float32."""
         return theta.float() * (code - baseline).float()
@@ -136,7 +112,11 @@ class SoftResetNeuron:
     def fake_quantize(
         self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1
     ) -> Tensor:
-        """``decode(encode(current))`` in fewer passes, for currents in the range of θ and z."""
+        """``decode(encode(current))`` for currents in the range of θ and z; in fewer passes, unless
+        a subclass encodes in a way of its own.
+        """
+        if not keeps(self, "encode"):
+            return self.decode(self.encode(current, theta, baseline, steps), theta, baseline)
         top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=current.device)
         units = current.float() / theta
         if self.signed:
@@ -236,6 +216,13 @@ class SoftResetNeuron:
             )
 
 
+def keeps(neuron: SoftResetNeuron, *methods: str) -> bool:
+    """Whether a neuron has these methods as :class:`SoftResetNeuron` defines them, so that a
+    kernel may do the same in their place.
+    """
+    return all(getattr(type(neuron), one) is getattr(SoftResetNeuron, one) for one in methods)
+
+
 def _horizon(steps: Steps) -> int:
     return int(steps.max()) if isinstance(steps, Tensor) else steps
 
@@ -244,10 +231,22 @@ def make_neuron(name: str, bits: int) -> SoftResetNeuron:
     """Make a neuron by its registered name.
 
     Raises:
-        RequestError: the name is not registered.
+        RequestError: the name is not registered, or what its factory makes is no soft-reset neuron
+            or decodes in a way of its own.
         ValueError: the neuron does not support spikes of so many bits.
     """
-    return neurons[name](bits)
+    neuron = neurons[name](bits)
+    if not isinstance(neuron, SoftResetNeuron):
+        raise RequestError(
+            f"neuron {name!r} is a {type(neuron).__name__}; expected a SoftResetNeuron: derive its"
+            " class from spikellm.neurons.SoftResetNeuron"
+        )
+    if not keeps(neuron, "decode"):
+        raise RequestError(
+            f"neuron {name!r} overrides decode; products take its codes to stand for θ·(q − z), so"
+            " leave decode as it is"
+        )
+    return neuron
 
 
 def unrolling(bits: int) -> list[str]:

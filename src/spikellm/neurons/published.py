@@ -15,7 +15,7 @@ from torch import Tensor
 from spikellm.neurons.base import Drive, SoftResetNeuron, Steps, Trace, neurons
 
 _MERGED_ONLY = (
-    "gif-published has codes that no train of spikes reaches, so it exists in merged form only;"
+    "gif-published has codes that no train of spikes reaches, so it runs in merged execution only;"
     " use gif"
 )
 

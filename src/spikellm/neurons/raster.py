@@ -16,7 +16,7 @@ def spike_raster(
     neuron: SoftResetNeuron,
     steps: Steps = 1,
     *,
-    form: Literal["stepped", "binary"] = "binary",
+    execution: Literal["stepped", "binary"] = "binary",
     drive: Drive = "drain",
 ) -> Tensor:
     """Raster of a tensor under its own per-token thresholds.
@@ -25,17 +25,17 @@ def spike_raster(
         x: ``(..., channels)``, finite; the range of each token over its channels sets θ and z.
         steps: T, one number or one for each channel (θ is then divided so that every channel spans
             the range).
-        form: ``"stepped"`` for multi-level spikes, ``"binary"`` for {0, 1} or {−1, 0, 1}.
+        execution: ``"stepped"`` for multi-level spikes, ``"binary"`` for {0, 1} or {−1, 0, 1}.
         drive: in what order the spikes come; their sum is the same.
 
     Returns:
-        Integers ``(time, ..., channels)``: time is T, or T·L in binary form.
+        Integers ``(time, ..., channels)``: time is T, or T·L in binary execution.
     """
     low, high = token_range(x.float())
     theta, baseline = threshold_for_range(low, high, neuron.top(steps), signed=neuron.signed)
     spikes = neuron.simulate(x, theta, baseline, steps, drive).spikes
-    if form == "stepped":
+    if execution == "stepped":
         return spikes
-    if form == "binary":
+    if execution == "binary":
         return torch.cat([torch.stack(list(neuron.iterate_binary(spike))) for spike in spikes])
-    raise ValueError(f"unknown form {form!r} (valid: stepped, binary)")
+    raise ValueError(f"unknown execution mode {execution!r} (valid: stepped, binary)")

@@ -169,7 +169,8 @@ class SpikingAttention(PreparedModule):
 
     def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
         coders = self._coders
-        if coders is None:
+        if coders is None or self.written():
+            self.forget()
             coders = self._coders = {}
         if name not in coders:
             coders[name] = HeadCoder(getattr(self.settings, name), group, axis)

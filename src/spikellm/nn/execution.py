@@ -39,7 +39,7 @@ def set_execution_mode(model: nn.Module, mode: ExecutionMode) -> None:
     if mode != "merged" and silent:
         raise RequestError(
             f"{len(silent)} layers do not code their inputs ({layer_name(silent[0])}, …:"
-            f" activations.bits is 16), so they have no {mode} form"
+            f" activations.bits is 16), so they have no {mode} execution"
         )
     flat = [
         name

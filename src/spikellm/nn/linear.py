@@ -164,6 +164,7 @@ class SpikingLinear(PreparedModule):
 
         Derived from ``channel_group`` once.
         """
+        self.forget_if_written()
         if self._layout is None:
             self._layout = make_layout(self.channel_group, self.weight_steps, self.settings)
         return self._layout
@@ -251,7 +252,7 @@ class SpikingLinear(PreparedModule):
 
         Sums are exact integers, scaled in float32. Where a gradient is asked for it passes straight
         through the coding of ``x``, to the weights that the codes stand for. The reference runs
-        while the model is being compiled.
+        while the model is being compiled or the bias is trained.
         """
         if torch.is_grad_enabled() and x.requires_grad:
             return through_weight(x, self._output(x.detach()), self.dense_weight)
@@ -259,10 +260,11 @@ class SpikingLinear(PreparedModule):
 
     def _output(self, x: Tensor) -> Tensor:
         kernels = self._kernels
-        if kernels is None:
+        if kernels is None or self.written():
             kernels = self._prepare()
         run = kernels.chosen
-        if torch.compiler.is_compiling():
+        trains_bias = self.bias is not None and self.bias.requires_grad and torch.is_grad_enabled()
+        if torch.compiler.is_compiling() or trains_bias:
             run = kernels.reference
         observer = spike_observer()
         if observer is None:
@@ -278,12 +280,10 @@ class SpikingLinear(PreparedModule):
     def _prepare(self) -> _Kernels:
         spec = self.spec()
         reference = backends[REFERENCE].prepare_linear(spec, self)
-        chosen = select(spec, self.weight_scale.device)
-        self._kernels = (
-            _Kernels(reference, reference)
-            if chosen.name == REFERENCE
-            else _Kernels(chosen.prepare_linear(spec, self), reference)
-        )
+        chosen, own = select(spec, self.weight_scale.device), reference
+        if chosen.name != REFERENCE:
+            own = chosen.prepare_linear(spec, self)
+        self._kernels = _Kernels(own, reference)
         return self._kernels
 
     def extra_repr(self) -> str:

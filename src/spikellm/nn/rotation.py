@@ -67,7 +67,8 @@ class Rotation(PreparedModule):
 
         The very same tensor where nothing is.
         """
-        if self._plan is None:
+        if self._plan is None or self.written():
+            self.forget()
             chosen = self.signs.nonzero().squeeze(1)
             self._plan = _Plan(
                 None if len(chosen) == len(self.signs) else chosen,

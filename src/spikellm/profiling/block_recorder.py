@@ -54,12 +54,12 @@ class BlockRecorder:
 
 @contextmanager
 def in_execution_mode(
-    block: nn.Module, layers: dict[str, SpikingLinear], form: ExecutionMode
+    block: nn.Module, layers: dict[str, SpikingLinear], mode: ExecutionMode
 ) -> Iterator[None]:
     """Run a block in one execution mode; afterwards each layer has its own again."""
     own = {name: layer.execution_mode for name, layer in layers.items()}
     if layers:
-        set_execution_mode(block, form)
+        set_execution_mode(block, mode)
     try:
         yield
     finally:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from torch import Tensor
 
+from spikellm.kernels.spec import ExecutionMode
+
 DENSE_BITS = 16  # of an operand that is not coded, whatever type it is computed in
-FORMS = ("merged", "stepped", "binary")
+EXECUTION_MODES: tuple[str, ...] = get_args(ExecutionMode)
 
 
 class Firing(NamedTuple):
@@ -20,7 +22,7 @@ class Firing(NamedTuple):
     Attributes:
         codes: how many codes.
         slots: steps of all of them, ``Σ T``.
-        spikes: non-zero spikes by form (see the module's head).
+        spikes: non-zero spikes by execution mode.
         rates: of every channel, binary spikes over the most it could fire, ``Σ|q| / (T·L·tokens)``,
             float32 ``(channels,)``, in stored order; of attention's probabilities, whose last
             dimension are keys, of all together, ``(1,)``.
@@ -33,7 +35,7 @@ class Firing(NamedTuple):
 
     def plus(self, other: Firing) -> Firing:
         """Both together."""
-        spikes = {form: count + other.spikes[form] for form, count in self.spikes.items()}
+        spikes = {mode: count + other.spikes[mode] for mode, count in self.spikes.items()}
         slots = self.slots + other.slots
         return Firing(
             self.codes + other.codes,
@@ -51,8 +53,8 @@ class Operations:
         macs: multiply-accumulates of the original operation.
         by_bits: multiply-accumulates as executed in steps, by bits of both operands.
         additions: of these, what is an addition or subtraction.
-        sops: synaptic operations by form; of what does not spike nothing.
-        slots, spikes: steps of all neurons, and non-zero spikes by form.
+        sops: synaptic operations by execution mode; of what does not spike nothing.
+        slots, spikes: steps of all neurons, and non-zero spikes by execution mode.
         extra_steps: steps that a layer counts beyond the multiply-accumulates executed
             (:meth:`spikellm.nn.formats.WeightFormat.average_steps`).
     """
@@ -90,7 +92,7 @@ class Operations:
 
     @property
     def spike_rate(self) -> float:
-        """Non-zero spikes of the stepped form over all steps of all neurons.
+        """Non-zero spikes of stepped execution over all steps of all neurons.
 
         0 where nothing spikes.
         """

@@ -20,13 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spikellm.core.errors import RequestError
 from spikellm.core.io import PlainDataError, read_text, read_yaml
-from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Operations
+from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Operations
 
 DEFAULT = "horowitz-45nm"
 OMITTED = (
     "coding inputs (ranges, thresholds, comparisons), scaling of sums, softmax, norms, embeddings,"
-    " control and routing; zero spikes are taken to cost nothing in stepped and binary form; memory"
-    " traffic is apart"
+    " control and routing; zero spikes are taken to cost nothing in stepped and binary"
+    " execution; memory traffic is apart"
 )
 
 
@@ -122,32 +122,32 @@ def estimate(counts: Counts, table: EnergyTable, weight_bytes: int = 0, passes: 
         weight_bytes: bytes of all weights, read from memory once a pass.
         passes: forward passes that were counted.
     """
-    forms = dict.fromkeys(FORMS, 0.0)
-    for form in FORMS:
-        forms[form] = sum(layer_energy(layer, table, form) for layer in counts.layers.values())
+    by_mode = dict.fromkeys(EXECUTION_MODES, 0.0)
+    for mode in EXECUTION_MODES:
+        by_mode[mode] = sum(layer_energy(layer, table, mode) for layer in counts.layers.values())
     dense = counts.total().macs * table.multiply_accumulate(DENSE_BITS, DENSE_BITS)
     return Energy(
         dense,
-        forms["merged"],
-        forms["stepped"],
-        forms["binary"],
+        by_mode["merged"],
+        by_mode["stepped"],
+        by_mode["binary"],
         weight_bytes * passes * table.picojoules.dram_byte,
     )
 
 
-def layer_energy(layer: Operations, table: EnergyTable, form: str) -> float:
+def layer_energy(layer: Operations, table: EnergyTable, mode: str) -> float:
     """Estimated energy of one layer's arithmetic in one execution mode, pJ."""
     (a, b), _ = max(layer.by_bits.items(), key=lambda item: item[1])
     adds = layer.additive_share > 0.999
     # Weights that are spikes have synaptic operations in merged mode too: one multiplication for
     # each weight that is not zero.
-    if layer.sops and (form != "merged" or not layer.slots):
+    if layer.sops and (mode != "merged" or not layer.slots):
         event = (
             table.addition(a)
-            if form == "binary" or (adds and form == "stepped")
+            if mode == "binary" or (adds and mode == "stepped")
             else table.multiply_accumulate(a, b)
         )
-        return layer.sops[form] * event
+        return layer.sops[mode] * event
     multiplied = sum(
         count * table.multiply_accumulate(*bits) for bits, count in layer.by_bits.items()
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spikellm.nn.hooks import SpikeTrain
-from spikellm.profiling.counts import FORMS, Firing
+from spikellm.profiling.counts import EXECUTION_MODES, Firing
 from spikellm.recipe.sections import MAX_TOP_CODE
 
 _EXACT_ROWS = 2**24 // MAX_TOP_CODE
@@ -24,8 +24,8 @@ def count_spikes(codes: Tensor, levels: int) -> dict[str, Tensor]:
     """
     flat, channels = codes.reshape(-1, codes.shape[-1]), codes.shape[-1]
     found = {}
-    for form in FORMS:
-        found[form] = torch.zeros(channels, dtype=torch.int64, device=codes.device)
+    for mode in EXECUTION_MODES:
+        found[mode] = torch.zeros(channels, dtype=torch.int64, device=codes.device)
     # Sums of integers in float32 are exact below 2**24, and much faster than those of integers.
     for part in flat.split(_EXACT_ROWS):
         size = part.abs().float()
@@ -46,6 +46,6 @@ def firing_of(train: SpikeTrain, fired: dict[str, Tensor]) -> Firing:
     return Firing(
         codes=train.codes.numel(),
         slots=int(slots.sum()),
-        spikes={form: int(count.sum()) for form, count in fired.items()},
+        spikes={mode: int(count.sum()) for mode, count in fired.items()},
         rates=(binary / most.clamp(min=1)).float(),
     )

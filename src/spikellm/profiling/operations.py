@@ -36,7 +36,7 @@ from spikellm.profiling.attention_products import (
     operations_of_product,
     products_of_attention,
 )
-from spikellm.profiling.counts import DENSE_BITS, FORMS, Counts, Operations
+from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Operations
 from spikellm.profiling.firing import count_spikes, firing_of
 from spikellm.quantization.hadamard import largest_power
 
@@ -130,9 +130,11 @@ class OperationCounter:
         train = self._trains.pop((module, "input"), None)
         if train is not None:
             fired = self._fire(entry, f"{self._names[module]}.input", train)
-            entry.sops.update({form: int((fired[form] * reach[form]).sum()) for form in FORMS})
+            entry.sops.update(
+                {mode: int((fired[mode] * reach[mode]).sum()) for mode in EXECUTION_MODES}
+            )
         elif module.format.unrolls:
-            entry.sops.update({form: tokens * int(reach[form].sum()) for form in FORMS})
+            entry.sops.update({mode: tokens * int(reach[mode].sum()) for mode in EXECUTION_MODES})
 
     def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         if module.rotated:
@@ -165,8 +167,8 @@ class OperationCounter:
                 fired[part] = self._fire(entry, f"{name}.{part}", train)
         # The operand that arrives drives the other one, where it spikes.
         driving = product.arriving if product.arriving in fired else product.cached
-        for form, count in fired.get(driving, {}).items():
-            entry.sops[form] += int(count.sum()) * product.fan_out[driving]
+        for mode, count in fired.get(driving, {}).items():
+            entry.sops[mode] += int(count.sum()) * product.fan_out[driving]
 
     def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> dict[str, Tensor]:
         fired = count_spikes(train.codes, train.neuron.levels)
@@ -200,7 +202,7 @@ def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
         every = torch.full(
             (layer.in_features,), layer.out_features, device=layer.channel_group.device
         )
-        return dict.fromkeys(FORMS, every)
+        return dict.fromkeys(EXECUTION_MODES, every)
     size = layer.integer_weights().abs()
     merged, unrolled = (size > 0).sum(0), size.sum(0, dtype=torch.int64)
     return {"merged": merged, "stepped": unrolled, "binary": unrolled}

@@ -72,7 +72,7 @@ def render(report: Report) -> str:
         pictures=pictures(report),
         beside=sheets.beside(report),
         operations=sheets.operations(report),
-        forms=sheets.forms(report),
+        modes=sheets.modes(report),
         energies=sheets.energies(report),
         layers=sheets.layers(report),
         omitted=OMITTED,
@@ -138,5 +138,5 @@ def figures(report: Report) -> list[list[str]]:
             f"{sheets.share(summary.weight_bytes, summary.dense_bytes)}×",
             f"{summary.weight_bytes / 2**20:.2f} MiB, converted layers",
         ],
-        ["energy", f"{merged / dense:.3f}×", "estimated from operation counts, merged form"],
+        ["energy", f"{merged / dense:.3f}×", "estimated from operation counts, merged execution"],
     ]

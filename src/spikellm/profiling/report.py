@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from spikellm.models.summary import ModelSummary
-from spikellm.profiling.counts import FORMS, Counts, Operations
+from spikellm.profiling.counts import EXECUTION_MODES, Counts, Operations
 from spikellm.profiling.energy import OMITTED, Energy, EnergyTable
 from spikellm.profiling.population import Population
 from spikellm.profiling.report_data import firing_data, layer_data, operations_data
@@ -119,9 +119,9 @@ class Report:
 
     @property
     def sops(self) -> dict[str, int]:
-        """Synaptic operations of the linear layers by form."""
+        """Synaptic operations of the linear layers by execution mode."""
         found = self.part("linear").sops
-        return {form: found[form] for form in FORMS}
+        return {mode: found[mode] for mode in EXECUTION_MODES}
 
     @property
     def additive_share(self) -> float:

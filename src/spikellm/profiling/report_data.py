@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from spikellm.models.summary import LayerSummary
-from spikellm.profiling.counts import FORMS, Firing, Operations
+from spikellm.profiling.counts import EXECUTION_MODES, Firing, Operations
 
 _PERCENTILES = (0, 10, 25, 50, 75, 90, 100)
 
@@ -21,7 +21,7 @@ def operations_data(entry: Operations) -> dict[str, Any]:
         "ace": entry.ace,
         "dense_ace": entry.dense_ace,
         "spike_rate": entry.spike_rate,
-        "sops": {form: entry.sops[form] for form in FORMS},
+        "sops": {mode: entry.sops[mode] for mode in EXECUTION_MODES},
         "additive_share": entry.additive_share,
     }
 

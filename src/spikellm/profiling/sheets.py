@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spikellm.profiling.counts import FORMS, Operations
+from spikellm.profiling.counts import EXECUTION_MODES, Operations
 from spikellm.profiling.report import PARTS, Report
 
 _NAMES = {
@@ -106,14 +106,14 @@ def _operation_row(name: str, entry: Operations) -> list[str]:
     ]
 
 
-def forms(report: Report) -> Sheet:
+def modes(report: Report) -> Sheet:
     """Spikes and synaptic operations by execution mode."""
-    columns = ["form", "spikes", "synaptic operations, linear", "attention", "whole model"]
+    columns = ["mode", "spikes", "synaptic operations, linear", "attention", "whole model"]
     parts = {part: report.part(part) for part in ("linear", "attention", "whole")}
     rows = []
-    for form in FORMS:
-        operations = [count(entry.sops[form]) for entry in parts.values()]
-        rows.append([form, count(parts["whole"].spikes[form]), *operations])
+    for mode in EXECUTION_MODES:
+        operations = [count(entry.sops[mode]) for entry in parts.values()]
+        rows.append([mode, count(parts["whole"].spikes[mode]), *operations])
     return (
         columns,
         rows,
@@ -126,7 +126,7 @@ def forms(report: Report) -> Sheet:
 
 def energies(report: Report) -> Sheet:
     """Estimated energy by part."""
-    columns = ["part", "original", *FORMS, "reading weights (apart)"]
+    columns = ["part", "original", *EXECUTION_MODES, "reading weights (apart)"]
     tokens = report.prefill.tokens
     rows = []
     for part, energy in report.energy.items():

@@ -117,7 +117,7 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
         raise RequestError(
             f"nothing in {name} codes its inputs as spikes, so there is no train to unroll; convert"
             " the model with a recipe that has activations below 16 bits (weights that are spikes"
-            " add up without products in stepped form: spikellm eval --execution stepped)"
+            " add up without products in stepped execution: spikellm eval --execution stepped)"
         )
     seen = BlockRecorder(block, layers)
     with torch.no_grad(), evaluating(model):

@@ -51,9 +51,9 @@ class _ThroughWeight(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         matrix = ctx.weight()
-        return (gradient.to(matrix.dtype) @ matrix).to(ctx.dtype), None, None
+        return (gradient.to(matrix.dtype) @ matrix).to(ctx.dtype), gradient, None
 
 
 @dataclass(frozen=True)

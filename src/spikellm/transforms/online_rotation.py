@@ -26,6 +26,7 @@ from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.options import OnlineRotationOptions
 
 _TOKENS = 1024  # on which a choice is measured
+_LEAST_BITS, _MOST_BITS = 2, 8  # of the plain codes that stand in for any format's in a trial
 
 
 @transforms.register("online-rotation")
@@ -126,7 +127,9 @@ class Trial:
         return self.x @ self.weight.T
 
     def loss(self, signs: Tensor) -> float:
-        """Squared error of the layer behind this rotation, weights rounded to nearest."""
+        """Squared error of the layer behind this rotation, weights rounded to nearest as plain
+        integers of about as many bits as the format's, whatever that is.
+        """
         activations = self.settings.activations
         rotation = Rotation.of(signs)
         turned, columns = rotation(self.x).float(), rotation(self.weight).float()
@@ -137,9 +140,8 @@ class Trial:
         outputs, inputs = self.weight.shape
         dense = nn.Linear(inputs, outputs, bias=False, device=self.weight.device)
         dense.weight = nn.Parameter(columns, requires_grad=False)
-        plain = LinearRecipe(
-            weights=AffineOptions(bits=self.settings.weights.bits), activations=activations
-        )
+        bits = min(max(self.settings.weights.bits, _LEAST_BITS), _MOST_BITS)
+        plain = LinearRecipe(weights=AffineOptions(bits=bits), activations=activations)
         found = fit_layer(dense, plain, Groups(group, None))(turned)
         return float((found - self.exact).square().sum())
 

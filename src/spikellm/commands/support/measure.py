@@ -14,7 +14,7 @@ from spikellm import api
 from spikellm.core import console
 from spikellm.evaluation.perplexity import perplexity_of_windows
 from spikellm.models.summary import ModelSummary
-from spikellm.profiling.counts import FORMS
+from spikellm.profiling.counts import EXECUTION_MODES
 from spikellm.profiling.energy import Energy, EnergyTable, estimate
 from spikellm.profiling.operations import count_operations
 
@@ -86,8 +86,8 @@ def row_of(
         "weight_ratio": summary.weight_bytes / summary.dense_bytes if spiking else 1.0,
         "ace_ratio": statistics.fmean(run.ace for run in runs),
         "energy_ratio": {
-            form: statistics.fmean(getattr(run.energy, form) / run.energy.dense for run in runs)
-            for form in FORMS
+            mode: statistics.fmean(getattr(run.energy, mode) / run.energy.dense for run in runs)
+            for mode in EXECUTION_MODES
         },
         "seconds": None if base is None else statistics.fmean(run.seconds for run in runs),
     }

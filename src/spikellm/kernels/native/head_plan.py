@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikellm.kernels.native.linear_plan import MODES
+from spikellm.kernels.native.linear_plan import MODES, OWN_CODING
 from spikellm.kernels.spec import HeadSpec
+from spikellm.neurons.base import keeps
 from spikellm.quantization.packing import packed_length
 
 _LANES = 16
@@ -20,6 +21,8 @@ def head_misfit(spec: HeadSpec) -> str | None:
 
     Codes are bytes, ranges at most two, and run over the channels of one token.
     """
+    if not keeps(spec.neuron, "encode", "fake_quantize", "top"):
+        return OWN_CODING
     if spec.axis != "token":
         return "ranges run over the sequence"
     if not spec.uniform:

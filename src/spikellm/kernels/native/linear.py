@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -17,7 +18,7 @@ from spikellm.kernels.spec import LinearSpec
 _CHUNK = 1 << 21  # weights that are unpacked at a time
 
 
-class _Native:
+class _Native(ABC):
     """What both kinds of layer share: one call of a function with pointers that stay the same.
 
     ``between`` are the tensors that the function takes between its inputs and its outputs, in its
@@ -61,8 +62,9 @@ class _Native:
         y, codes = self._operate(tokens if x.dtype in ops.TYPES else tokens.float())
         return y.to(x.dtype).reshape(*x.shape[:-1], self._rows), codes
 
+    @abstractmethod
     def _operate(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
+        """The same for ``(tokens, in)`` of a type that the library knows, by its operator."""
 
 
 class NativeLinear(_Native):

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.spec import LinearSpec
+from spikellm.neurons.base import keeps
 
 _BYTES = 64  # of a block of a packed row
 MODES = {"asymmetric": 0, "symmetric": 1, "signed": 2}
+OWN_CODING = "its neuron encodes in a way of its own"
 
 
 def misfit(spec: LinearSpec) -> str | None:
@@ -20,6 +22,8 @@ def misfit(spec: LinearSpec) -> str | None:
     Spike counts are bytes, and sums stay within 32 bits.
     """
     largest = max(spec.tops, default=0) * (2 if spec.thresholds == "signed" else 1)
+    if spec.neuron is not None and not keeps(spec.neuron, "encode"):
+        return OWN_CODING
     if spec.weights == "none":
         return "its weights have no integer form"
     if not 0 < largest <= 255:

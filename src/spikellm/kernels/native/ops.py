@@ -41,7 +41,7 @@ def _spike_linear(  # noqa: PLR0913  torch custom operators take tensors one by 
     bias: Tensor | None,
     show: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``spikellm::spike_linear``: a spiking linear layer in merged form, inputs coded on the way.
+    """``spikellm::spike_linear``: a spiking linear layer, merged, inputs coded on the way.
 
     See ``native/spike_linear.c``.
 

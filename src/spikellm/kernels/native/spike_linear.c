@@ -1,4 +1,4 @@
-/* A spiking linear layer in merged form: inputs become spike counts, one integer product stands for all steps, thresholds and scales end the sums.
+/* A spiking linear layer in merged execution: inputs become spike counts, one integer product stands for all steps, thresholds and scales end the sums.
 
    y[n, o] = Σ_segments (Σ_c q[n, c]·(code[o, c] − zero[o]) − z[n]·Σ_c (code[o, c] − zero[o])) · θ[n] · scale[o]   (+ bias[o]), segments in order, float32 without contraction */
 #include <stdlib.h>

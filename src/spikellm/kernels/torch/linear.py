@@ -1,4 +1,4 @@
-"""Spiking linear layers in torch: every form and every device.
+"""Spiking linear layers in torch: every execution mode and every device.
 
     y[n, o] = Σ_segments θ_a[n] · s_w[o] · (Σ_c q[n, c]·k[o, c] − z_a[n]·Σ_c k[o, c])  +  bias[o]
 
@@ -135,7 +135,7 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
 def spikes_of(
     codes: Tensor, neuron: SoftResetNeuron, steps: int, execution: ExecutionMode
 ) -> Iterator[Tensor]:
-    """The spikes of a train in one of its three forms, slice by slice; they sum to the codes."""
+    """The spikes of a train in one execution mode, slice by slice; they sum to the codes."""
     if execution == "merged":
         return iter((codes,))
     unroll = neuron.iterate_stepped if execution == "stepped" else neuron.iterate_binary

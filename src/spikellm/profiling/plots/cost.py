@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spikellm.profiling.counts import FORMS
+from spikellm.profiling.counts import EXECUTION_MODES
 from spikellm.profiling.plots.canvas import GRID, SERIES, axes, inline_svg, label
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.report import Report
@@ -61,20 +61,20 @@ def accuracy(report: Report) -> Picture:
 def energy(report: Report) -> Picture:
     """Estimated energy of every execution mode, by part."""
     title = "Energy, estimated from operation counts"
-    forms, parts = ("dense", *FORMS), ("linear", "attention", "head")
+    modes, parts = ("dense", *EXECUTION_MODES), ("linear", "attention", "head")
     tokens = report.prefill.tokens
     shares = {}
     for part in parts:
-        energies = [getattr(report.energy[part], form) for form in forms]
+        energies = [getattr(report.energy[part], mode) for mode in modes]
         shares[part] = [picojoules / tokens / 1e6 for picojoules in energies]
     lines = []
-    for place, form in enumerate(forms):
+    for place, mode in enumerate(modes):
         values = ", ".join(f"{part} {shares[part][place]:.3g}" for part in parts)
-        lines.append(f"{form}: {values}")
+        lines.append(f"{mode}: {values}")
     words = "; ".join(lines) + " µJ a token"
-    names = ("original, 16 bits", *forms[1:])
+    names = ("original, 16 bits", *modes[1:])
     with axes(height=2.4) as (figure, axis):
-        left = [0.0] * len(forms)
+        left = [0.0] * len(modes)
         for index, part in enumerate(parts):
             axis.barh(
                 names,

@@ -107,8 +107,8 @@ def raster(report: Report) -> Picture | None:
         title,
         words,
         svg,
-        "The binary form of one token: a mark is a spike of 0 or 1. spikellm trace shows that their"
-        " sums are the merged integers.",
+        "Binary execution of one token: a mark is a spike of 0 or 1. spikellm trace shows that"
+        " their sums are the merged integers.",
     )
 
 

@@ -47,8 +47,8 @@ def draw_raster(axis: Any, planes: Tensor, salient: Tensor | None = None) -> Non
 def membrane_in_moments(
     neuron: SoftResetNeuron, current: Tensor, theta: Tensor, baseline: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Membrane potential of one neuron in units of its threshold, moment after moment of the binary
-    form, all charge arriving at the start.
+    """Membrane potential of one neuron in units of its threshold, moment after moment of binary
+    execution, all charge arriving at the start.
 
     Args:
         current, theta, baseline: scalars.

@@ -1,0 +1,75 @@
+"""A neuron that encodes in a way of its own runs as it says, on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layers import fit
+from native import needs_compiler
+from spikellm.kernels import reasons, select
+from spikellm.neurons import SoftResetNeuron, neurons
+from spikellm.neurons.base import Steps
+from spikellm.nn.fake_quant import InputCoder
+from spikellm.nn.head_codec import HeadCoder
+from spikellm.nn.linear import SpikingLinear
+from spikellm.recipe import ActivationRecipe, LinearRecipe
+
+
+@dataclass(frozen=True)
+class EvenNeuron(SoftResetNeuron):
+    """Fires pairs of spikes only: an odd count loses one."""
+
+    def encode(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1) -> Tensor:
+        return super().encode(current, theta, baseline, steps) // 2 * 2
+
+
+@pytest.fixture
+def even() -> Iterator[str]:
+    neurons.register("even")(lambda bits: EvenNeuron(levels=2**bits - 1))
+    yield "even"
+    del neurons._entries["even"]
+
+
+def layer_of(neuron: str) -> SpikingLinear:
+    dense = nn.Linear(20, 6)
+    nn.init.normal_(dense.weight, generator=torch.Generator().manual_seed(0))
+    activations = ActivationRecipe(bits=4, neuron=neuron)
+    return fit(dense, LinearRecipe(weights={"bits": 4}, activations=activations))
+
+
+@needs_compiler
+def test_native_refuses_it(even: str) -> None:
+    layer, group = layer_of(even), torch.zeros(2, 10, dtype=torch.uint8)
+    coder = HeadCoder(ActivationRecipe(bits=4, neuron=even), group)
+    for spec in (layer.spec(), coder.spec):
+        assert reasons(spec, "cpu")["native"] == "its neuron encodes in a way of its own"
+    published = ActivationRecipe(bits=4, neuron="gif-published", steps=2)
+    spec = fit(nn.Linear(20, 6), LinearRecipe(activations=published)).spec()
+    assert select(spec, "cpu").name == "native", "another top code is no other way"
+
+
+def test_every_path_gives_its_codes(even: str) -> None:
+    layer, x = layer_of(even), torch.randn(5, 20)
+    codes, _ = layer.encode(x)
+    assert not (codes % 2).any()
+    merged = layer(x)
+    assert not torch.equal(merged, layer_of("gif")(x))
+    layer.execution_mode = "binary"
+    assert torch.equal(layer(x), merged)
+    heads = torch.randn(1, 2, 5, 10)
+    coder = HeadCoder(ActivationRecipe(bits=4, neuron=even), torch.zeros(2, 10, dtype=torch.uint8))
+    expected = coder.decode(coder.encode(heads))
+    assert torch.equal(coder.fake_quantize(heads), expected)
+    assert torch.equal(coder.decode(coder.unpack(coder.to_rows(heads), 10)), expected)
+
+
+def test_training_sees_its_values(even: str) -> None:
+    layer, x = layer_of(even), torch.randn(5, 20)
+    found = InputCoder(layer.settings.activations, layer.channel_group).values(x)
+    codes, [(theta, baseline)] = layer.encode(x)
+    assert torch.equal(found, theta * (codes - baseline))
