@@ -21,6 +21,7 @@ from spikellm.checkpoint.save import mark_converted, save, spike_config
 from spikellm.conversion.fingerprint import identity_of
 from spikellm.conversion.loop import convert_blocks
 from spikellm.conversion.options import ConvertOptions, RunOptions
+from spikellm.conversion.plan import require_supported
 from spikellm.conversion.record import BlockRecord, CalibrationRecord
 from spikellm.core.devices import find_device
 from spikellm.core.errors import NumericalError, RequestError
@@ -54,6 +55,8 @@ __all__ = [
     "summarize",
     "zero_shot",
 ]
+
+_NUMBERS = 1 << 22  # weights that are looked at at a time
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def convert(
     if spike_config(model) is not None or spiking_linears(model):
         raise RequestError("the model is converted already; load the original")
     stage = options.get("on_stage") or (lambda _: None)
+    with evaluating(model):
+        require_supported(model, resolved)
     _require_finite_weights(model)
     stage(f"reading and tokenizing {resolved.calibration.text}")
     windows = calibration_windows(model, tokenizer, resolved)
@@ -233,10 +238,12 @@ def is_made_from(
 
 def _require_finite_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        finite = bool(torch.isfinite(parameter).all())
+        count = 0
+        rows = torch.atleast_1d(parameter.detach())
+        for part in rows.split(max(1, _NUMBERS // max(1, rows[:1].numel()))):
+            count += part.numel() - int(torch.isfinite(part).sum())
         offload(parameter)
-        if not finite:
-            count = int((~torch.isfinite(parameter)).sum())
+        if count:
             raise NumericalError(
                 f"weight {name} holds {count} NaN or infinite values; a model is converted only"
                 " whole, so get an undamaged copy"

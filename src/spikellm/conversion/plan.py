@@ -59,6 +59,15 @@ class ConversionPlan:
         return _batches(self.shard)
 
 
+def require_supported(model: Any, recipe: Recipe) -> None:
+    """Refuse what the structure of a model shows, before anything is computed.
+
+    Raises:
+        UnsupportedModelError: the family cannot be converted as the recipe asks.
+    """
+    TransformSequence(transforms_of(recipe)).require_supported(model, find_blocks(model))
+
+
 def plan_conversion(
     model: Any, windows: Tensor, recipe: Recipe, algorithm: Algorithm
 ) -> ConversionPlan:

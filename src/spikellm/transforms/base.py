@@ -56,6 +56,13 @@ class Transform(Generic[OptionsT]):
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
+    def require_supported(self, model: Any, blocks: Blocks) -> None:
+        """Refuse what the structure of a model shows, before anything is computed.
+
+        Raises:
+            UnsupportedModelError: the transform cannot hold for this family.
+        """
+
     def insert(self, state: ModelState) -> None:
         """Put in modules that will run with the model, and do nothing yet.
 

@@ -1,5 +1,6 @@
-"""A rotated residual stream (QuaRot, SpinQuant): embeddings, last norm and output projection first,
-each block when its turn comes, so that no more than one block is rotated at a time.
+"""A rotated residual stream (QuaRot, SpinQuant): what lies around the blocks first
+(:mod:`spikellm.transforms.stream_ends`), each block when its turn comes, so that no more than one
+block is rotated at a time.
 
 Every fusion is checked on calibration text, in float32, against the block as it was. It costs
 nothing at run time.
@@ -7,18 +8,15 @@ nothing at run time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import UnsupportedModelError
-from spikellm.core.offload import offload
-from spikellm.models.families import Blocks, block_roles, is_linear, weight_and_bias
-from spikellm.models.plan import output_head
-from spikellm.models.swap import replace_module, with_parameters
+from spikellm.models.families import Blocks, block_roles, is_linear
+from spikellm.nn.hooks import first_output
 from spikellm.quantization.hadamard import random_signs, turn
 from spikellm.transforms.base import ModelState, Transform, transforms
 from spikellm.transforms.block_state import BlockState
@@ -32,12 +30,7 @@ from spikellm.transforms.fusion import (
     rotate_stream,
 )
 from spikellm.transforms.options import ResidualRotationOptions
-
-_COARSE = 5e-2  # tolerance where logits are compared in a short type, the model's own
-_TOKENS = 16  # on which logits are compared
-_ROWS = 4096  # of an embedding at a time
-_OFFSETS = (0.0, 1.0)  # norms act as w, or as 1 + w
-_LEAVE_OUT = "leave residual-rotation out of the recipe"
+from spikellm.transforms.stream_ends import LEAVE_OUT, OFFSETS, rotate_embeddings_and_head
 
 
 @transforms.register("residual-rotation")
@@ -59,6 +52,9 @@ class ResidualRotation(Transform[ResidualRotationOptions]):
     def in_words(self) -> str:
         return "the residual stream rotated (fused)"
 
+    def require_supported(self, model: Any, blocks: Blocks) -> None:
+        require_bare_writers(model, blocks)
+
     def prepare_model(self, state: ModelState) -> None:
         width = state.model.get_input_embeddings().weight.shape[1]
         self._signs = random_signs(width, state.recipe.seed)
@@ -78,7 +74,7 @@ def rotate_residual(state: BlockState, rotate: Turn, width: int) -> None:
     block, kind = state.module, type(state.module).__name__
     norms, writers = _stream_layers(state, width)
     errors = []
-    for offset in _OFFSETS:
+    for offset in OFFSETS:
         fusion = Fusion(block)
         rotate_stream(fusion, norms, writers, rotate, offset)
         errors.append(difference(block, fusion, Probe(state.hidden, state.forward, rotate)))
@@ -88,7 +84,7 @@ def rotate_residual(state: BlockState, rotate: Turn, width: int) -> None:
     raise UnsupportedModelError(
         f"{kind} on a rotated residual stream does not give what it gave (relative difference"
         f" {min(errors):.2g}): it does more with the stream than read it through a norm and add"
-        f" to it; {_LEAVE_OUT}"
+        f" to it; {LEAVE_OUT}"
     )
 
 
@@ -110,146 +106,46 @@ def _stream_layers(
         raise UnsupportedModelError(
             f"{type(block).__name__}: what {others[0] if others else 'its layers'} reads or writes"
             " of the residual stream is not known, so the stream cannot be rotated;"
-            f" {_LEAVE_OUT}"
+            f" {LEAVE_OUT}"
         )
     return norms, writers
 
 
-def rotate_embeddings_and_head(state: ModelState, rotate: Turn) -> None:
-    """Rotate embeddings, last norm and output projection.
-
-    Embeddings that are shared with the projection are parted from it.
+@torch.no_grad()
+def require_bare_writers(model: Any, blocks: Blocks) -> None:
+    """Refuse blocks that put a norm behind what they write to the stream: its gain is not the same
+    for all channels, so no rotation passes through.
 
     Raises:
-        UnsupportedModelError: the family has more around its blocks than embeddings, a norm and a
-            projection.
+        UnsupportedModelError: names the norm.
     """
-    model = state.model
-    tokens = state.tokens[:, :_TOKENS].to(next(model.parameters()).device)
-    norm, head = _last_norm_and_head(state, tokens)
-    expected = _logits_without_blocks(model, state.blocks, tokens)
-    _rotate_embeddings(state, rotate)
-    tolerance = TOLERANCE if model.dtype in (torch.float32, torch.float64) else _COARSE
-    vectors = {
-        name: parameter.detach().clone()
-        for name, parameter in model.get_submodule(norm).named_parameters()
-    }
-    projection, errors = model.get_submodule(head), list[float]()
-    for offset in _OFFSETS:
-        layer, changed = _rotated_head(model.get_submodule(norm), projection, rotate, offset)
-        replace_module(model, head, layer)
-        for name, value in changed.items():
-            model.get_submodule(norm).get_parameter(name).data.copy_(value)
-        found = _logits_without_blocks(model, state.blocks, tokens)
-        errors.append(float((found - expected).norm() / expected.norm()))
-        if errors[-1] <= tolerance:
-            return
-        replace_module(model, head, projection)
-        for name, value in vectors.items():
-            model.get_submodule(norm).get_parameter(name).data.copy_(value)
-    raise UnsupportedModelError(
-        f"with a rotated residual stream the embeddings and the output projection of"
-        f" {type(model).__name__} do not give what they gave (relative difference"
-        f" {min(errors):.2g}); {_LEAVE_OUT}"
-    )
+    block, written, behind = blocks.modules[0], list[Tensor](), list[str]()
+    roles = block_roles(block)
 
+    def reads(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            fed = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
+            if fed is not None and any(fed.data_ptr() == one.data_ptr() for one in written):
+                behind.append(name)
 
-def _rotated_head(
-    norm: nn.Module, head: nn.Module, rotate: Turn, offset: float
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The output projection behind a norm, both on a rotated stream, and what becomes of the norm's
-    parameters. Some rows at a time: in float64 a large vocabulary would take several times the
-    model's memory.
-    """
-    weight, bias = weight_and_bias(head)
-    values = {"weight": torch.empty_like(weight, memory_format=torch.contiguous_format)}
-    if bias is not None:
-        values["bias"] = torch.empty_like(bias)
-    changed: dict[str, Tensor] = {}
-    for start in range(0, len(weight), _ROWS):
-        rows = slice(start, start + _ROWS)
-        part = nn.Module()
-        part.norm, part.head = norm, nn.Linear(1, 1, bias=bias is not None, device="meta")
-        part.head.weight = nn.Parameter(weight[rows].detach(), requires_grad=False)
-        if bias is not None:
-            part.head.bias = nn.Parameter(bias[rows].detach(), requires_grad=False)
-        fusion = Fusion(part)
-        rotate_stream(fusion, {"norm": ("head",)}, (), rotate, offset)
-        for name, value in fusion.linear("head").named_parameters():
-            values[name][rows] = value
-        changed = {name.removeprefix("norm."): value for name, value in fusion.vectors.items()}
-    offload(weight)
-    if type(head) is not nn.Linear:
-        values["weight"] = values["weight"].T.contiguous()
-    return with_parameters(head, values), changed
+        return hook
 
-
-def _last_norm_and_head(state: ModelState, tokens: Tensor) -> tuple[str, str]:
-    """Names of the output projection, and of the norm that it alone reads."""
-    model, head = state.model, output_head(state.model)
-    width = model.get_input_embeddings().weight.shape[1]
-    with _without(state.blocks):
-        seen = readers_of_norms(model, lambda: model(tokens, use_cache=False), width)
-    found = {
-        norm: names
-        for norm, names in seen.items()
-        if not norm.startswith(f"{state.blocks.name}.") and head in names
-    }
-    if head is None or list(found.values()) != [(head,)]:
-        raise UnsupportedModelError(
-            f"the output projection of {type(model).__name__} does not read a norm of the residual"
-            f" stream, so the stream cannot be rotated; {_LEAVE_OUT}"
-        )
-    return next(iter(found)), head
-
-
-def _rotate_embeddings(state: ModelState, rotate: Turn) -> None:
-    """Every embedding outside the blocks that is as wide as the stream."""
-    width = state.model.get_input_embeddings().weight.shape[1]
-    for name, module in state.model.named_modules():
-        if (
-            isinstance(module, nn.Embedding)
-            and module.embedding_dim == width
-            and not name.startswith(f"{state.blocks.name}.")
-        ):
-            old = module.weight.detach()
-            new = torch.empty_like(old)
-            for rows, part in zip(new.split(_ROWS), old.split(_ROWS), strict=True):
-                rows.copy_(rotate(part.double()))
-            module.weight = nn.Parameter(new, requires_grad=False)
-            offload(old)
-    state.model.config.tie_word_embeddings = False
-
-
-def _logits_without_blocks(model: Any, blocks: Blocks, tokens: Tensor) -> Tensor:
-    """What the model gives if its blocks do nothing, float32."""
-    with _without(blocks):
-        logits: Tensor = model(tokens, use_cache=False).logits.float()
-    return logits
-
-
-@contextmanager
-def _without(blocks: Blocks) -> Iterator[None]:
-    """While this holds, blocks pass on what they are fed."""
-    seen: list[Any] = []  # what a block of this family returns beside its states
-
-    def passing(real: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*arguments: Any, **keywords: Any) -> Any:
-            hidden = arguments[0] if arguments else keywords["hidden_states"]
-            if not seen:
-                seen.append(real(*arguments, **keywords))
-            return (hidden, *seen[0][1:]) if isinstance(seen[0], (tuple, list)) else hidden
-
-        return forward
-
-    # set on the module itself, by hooks for example
-    own = [block.__dict__.get("forward") for block in blocks.modules]
-    for block in blocks.modules:
-        block.forward = passing(block.forward)
+    handles = [
+        block.get_submodule(roles[role]).register_forward_hook(lambda *a: written.append(a[2]))
+        for role in ("output", "down")
+        if role in roles
+    ]
+    for name, module in block.named_modules():
+        if type(module).__name__.endswith("Norm"):
+            handles.append(module.register_forward_pre_hook(reads(name)))
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
     try:
-        yield
+        first_output(block, lambda: model(tokens, use_cache=False))
     finally:
-        for block, forward in zip(blocks.modules, own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
+        for handle in handles:
+            handle.remove()
+    if behind:
+        raise UnsupportedModelError(
+            f"{type(block).__name__} puts a norm ({behind[0]}) behind what it writes to the"
+            f" residual stream, so the stream cannot be rotated; {LEAVE_OUT}"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from spikellm.models.families import Blocks
 from spikellm.recipe import Recipe
 from spikellm.transforms.base import ModelState, Transform
 from spikellm.transforms.block_state import BlockState, TransformedBlock
@@ -50,6 +51,11 @@ class TransformSequence:
             return recipe.model_dump_json(exclude={"name", "description"})
         changing = [part.options.model_dump_json() for part in self._parts if part.changes_stream]
         return f"{' '.join(changing)} {recipe.seed}" if changing else ""
+
+    def require_supported(self, model: Any, blocks: Blocks) -> None:
+        """See :meth:`Transform.require_supported`."""
+        for part in self._parts:
+            part.require_supported(model, blocks)
 
     def insert(self, state: ModelState) -> None:
         """See :meth:`Transform.insert`."""
