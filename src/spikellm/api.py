@@ -119,7 +119,9 @@ def convert(
         NumericalError: a weight or a hidden state is NaN or infinite; the tensor or block is named.
         TypeError: a keyword that is not known.
     """
-    require_known_keywords("convert", options, ConvertOptions.__annotations__)
+    require_known_keywords(
+        "convert", options, ("recipe", "calibration", *ConvertOptions.__annotations__)
+    )
     resolved = resolve_recipe(
         recipe,
         calibration,

@@ -81,7 +81,7 @@ def test_an_export_alone_is_overwritten(
     out = tmp_path / "out"
     command = ["export", str(converted_folder), str(out), "--format", "nir", "--layer", LAYER]
     assert main(command) == 0
-    assert "1 files of nir" in capsys.readouterr().out
+    assert "1 nir file" in capsys.readouterr().out
     assert main(command) == 2
     assert main([*command, "--force", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "nir"

@@ -94,6 +94,7 @@ def export(
 
 def show(result: dict[str, Any], out: Path) -> None:
     """Print how much was written, and what the format leaves out."""
-    print(f"{out}: {len(result['files'])} files of {result['format']}")
+    count = len(result["files"])
+    print(f"{out}: {count} {result['format']} file{'' if count == 1 else 's'}")
     if left := result["not_expressed"]:
         print(f"not expressed: {'; '.join(left)}")
