@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikellm.conversion.block_runner import input_of
+from spikellm.conversion.block_runner import batch_windows, input_of
 from spikellm.conversion.plan import ConversionPlan
 from spikellm.core.offload import released_after_forward
 from spikellm.models.experts import every_expert_sees_every_token
-from spikellm.models.families import weight_and_bias
+from spikellm.models.families import has_tied_head, weight_and_bias
+from spikellm.models.next_token import LOGIT_BYTES
 from spikellm.models.plan import BlockPlan
 from spikellm.observers.input_stats import SampledInputs, stride_of
 from spikellm.recipe import LinearRecipe
@@ -117,7 +118,57 @@ def estimate(plan: ConversionPlan) -> Needs:
     )
     if plan.transforms.active and plan.surveyed:  # all blocks are prepared before one is converted
         largest += held
-    return Needs(_stream_bytes(plan), largest, coded, coded + rest - held)
+    if plan.surveyed:
+        largest = max(largest, held * plan.transforms.active + _backward_bytes(plan, units))
+    if plan.transforms.unties_embeddings:  # rotated, both stay in memory
+        table = model.get_input_embeddings().weight
+        largest += table.numel() * table.element_size() * 2
+        rest += table.numel() * table.element_size() * has_tied_head(model)
+    return Needs(
+        _stream_bytes(plan),
+        largest + _forward_bytes(plan, units[: len(plan.plan)]),
+        coded,
+        coded + rest - held,
+    )
+
+
+def _forward_bytes(plan: ConversionPlan, units: Sequence[Unit]) -> int:
+    """Of one pass through a block: scores and probabilities of attention, and what its widest layer
+    reads and gives.
+    """
+    windows, length = _batch(plan)
+    return windows * (_scores(plan, length) + 4 * 4 * length * max(map(_widest, units)))
+
+
+def _backward_bytes(plan: ConversionPlan, units: Sequence[Unit]) -> int:
+    """Of a backward pass through the whole model on one window: what every layer reads and gives,
+    and the probabilities, are kept until then.
+    """
+    length, size = plan.windows.shape[1], plan.model.dtype.itemsize
+    kept = sum(
+        2 * size * length * sum(sum(weight.shape) for weight, _ in _weights(plan.model, unit.plan))
+        + _scores(plan, length) // 3
+        for unit in units
+    )
+    return int(kept) + LOGIT_BYTES
+
+
+def _batch(plan: ConversionPlan) -> tuple[int, int]:
+    """Windows that are run at a time, and tokens of one."""
+    length = plan.windows.shape[1]
+    return min(batch_windows(length), len(plan.windows)), length
+
+
+def _scores(plan: ConversionPlan, length: int) -> int:
+    """Of the scores of one window and what is made of them, where attention is computed by ours."""
+    heads = getattr(plan.model.config.get_text_config(), "num_attention_heads", 1)
+    return 24 * int(heads) * length * length if plan.recipe.attention.spiking else 0
+
+
+def _widest(unit: Unit) -> int:
+    return max(
+        (max(weight.shape) for weight in unit.module.parameters() if weight.dim() > 1), default=0
+    )
 
 
 def _stream_bytes(plan: ConversionPlan) -> int:

@@ -10,6 +10,7 @@ from spikellm.conversion.context import ConversionContext
 from spikellm.conversion.plan import head_algorithm
 from spikellm.conversion.record import BlockRecord, record_of
 from spikellm.core.offload import released_after_forward
+from spikellm.models.next_token import tokens_at_a_time
 from spikellm.models.plan import BlockPlan
 from spikellm.models.swap import replace_module
 from spikellm.observers.activation_store import ActivationStore
@@ -52,7 +53,9 @@ def convert_head(context: ConversionContext, plan: BlockPlan) -> BlockRecord:
     )
     fitted = fitted._replace(notes=[*_notes(context, plan), *fitted.notes])
     layer, states = fitted.layers[name], (inputs[i].to(home) for i in range(len(inputs)))
-    pairs = ((layer(hidden), head(hidden)) for hidden in states)
+    most = tokens_at_a_time(model)
+    pieces = (part for hidden in states for part in hidden.flatten(0, -2).split(most))
+    pairs = ((layer(part), head(part)) for part in pieces)
     record = record_of(name, fitted.layers, pairs, fitted)
     replace_module(model, name, layer)
     return record

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from spikellm.nn.hooks import first_output
 
 _NUMBERS = 1 << 25  # logits at a time
+LOGIT_BYTES = 14 * _NUMBERS
+"""Memory of a loss and its gradient: logits in a short type, in float32, their logarithms, and the
+gradient.
+"""
 
 
 def piecewise_outputs(model: Any, batch: Tensor, **keywords: Any) -> Iterator[tuple[int, Any]]:
@@ -67,6 +71,11 @@ def loss_backward(model: Any, batch: Tensor) -> None:
     states.backward(output.last_hidden_state.grad)
 
 
+def tokens_at_a_time(model: Any) -> int:
+    """How many tokens' logits memory should hold at a time."""
+    return max(1, _NUMBERS // int(model.config.get_text_config().vocab_size))
+
+
 def _loss(logits: Tensor, batch: Tensor, first: int) -> Tensor:
     """Summed loss of a piece: what its tokens predict, but for the last of a window."""
     targets = batch[:, first + 1 : first + 1 + logits.shape[1]]
@@ -80,7 +89,7 @@ def _pieces(model: Any, batch: Tensor) -> tuple[Tensor, ...]:
     """
     windows, tokens = batch.shape
     places = torch.arange(tokens, device=batch.device)
-    most = max(1, _NUMBERS // (windows * model.config.get_text_config().vocab_size))
+    most = max(1, tokens_at_a_time(model) // windows)
     if (
         tokens <= most
         or model.base_model is model
