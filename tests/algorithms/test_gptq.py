@@ -219,7 +219,9 @@ def test_a_new_kind_of_codes_is_one_coder(text_file: Path, monkeypatch: pytest.M
     assert torch.equal(2 * halves.dense_weight(), affine.dense_weight())
     with pytest.raises(RecipeError, match="no effect on weights of format 'affine', only on 'hal"):
         convert("gptq-w4a16", text_file, "algorithm.rounds=2")
-    with pytest.raises(RequestError, match="fits weight codes of kind affine, and .* asks for format 'mine'"):
+    with pytest.raises(
+        RequestError, match="fits weight codes of kind affine, and .* asks for format 'mine'"
+    ):
         convert("rtn-w4a4", text_file, "weights.format=mine")
 
 
