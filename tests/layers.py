@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spikellm.models.rounding import fit_layer
 from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, salient_columns
 from spikellm.nn.linear import SpikingLinear
+from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 
@@ -31,7 +32,8 @@ def fit(
     if settings.weights.salient_rate > 0:
         assert sample is not None
         column_steps = salient_columns(Sample(sample, dense.weight), settings, seed, name)
-    return fit_layer(dense, settings, Groups(group, column_steps))
+    share = 53 if settings.activations.search_range else FULL_RANGE
+    return fit_layer(dense, settings, Groups(group, column_steps, share))
 
 
 @st.composite
@@ -55,4 +57,5 @@ def activation_recipes(
         if signed
         else {"bits": draw(bits), "symmetric": draw(symmetric)}
     )
+    kind["search_range"] = draw(st.booleans())
     return ActivationRecipe.model_validate({**kind, **chosen})

@@ -99,7 +99,9 @@ def test_killed_at_random_moments(whole: dict[str, Any], text_file: Path, tmp_pa
     library. Killed again and again until it ends.
     """
     draw, killed = random.Random(0), 0  # noqa: S311
-    for turn in range(SLOW_MOMENTS):
+    for turn in range(4 * SLOW_MOMENTS):  # on a busy machine many end before they are killed
+        if killed >= SLOW_MOMENTS:
+            break
         out = tmp_path / str(turn) / "out"
         out.parent.mkdir()
         for attempt in range(3):

@@ -21,7 +21,7 @@ from spikellm.checkpoint.save import mark_converted, save, spike_config
 from spikellm.conversion.fingerprint import identity_of
 from spikellm.conversion.loop import convert_blocks
 from spikellm.conversion.options import ConvertOptions, RunOptions
-from spikellm.conversion.plan import require_supported
+from spikellm.conversion.plan import adapted, require_supported
 from spikellm.conversion.record import BlockRecord, CalibrationRecord
 from spikellm.core.devices import find_device
 from spikellm.core.errors import NumericalError, RequestError
@@ -134,8 +134,11 @@ def convert(
     if spike_config(model) is not None or spiking_linears(model):
         raise RequestError("the model is converted already; load the original")
     stage = options.get("on_stage") or (lambda _: None)
+    effective, left_out = adapted(model, resolved)
+    for note in left_out:
+        stage(note)
     with evaluating(model):
-        require_supported(model, resolved)
+        require_supported(model, effective)
     _require_finite_weights(model)
     stage(f"reading and tokenizing {resolved.calibration.text}")
     windows = calibration_windows(model, tokenizer, resolved)
@@ -145,9 +148,9 @@ def convert(
         f"checking that blocks run alone as they run in the model, then converting {len(windows)}"
         f" windows of {windows.shape[1]} tokens"
     )
-    with evaluating(model, stays=True), prepared(model, attention=resolved.attention.spiking):
-        algorithm = algorithms[resolved.algorithm.name]()
-        records, notes = convert_blocks(model, windows, resolved, algorithm, run)
+    with evaluating(model, stays=True), prepared(model, attention=effective.attention.spiking):
+        algorithm = algorithms[effective.algorithm.name]()
+        records, notes = convert_blocks(model, windows, effective, algorithm, run)
     text = CalibrationRecord(
         windows=windows.shape[0],
         seqlen=windows.shape[1],
@@ -155,23 +158,18 @@ def convert(
         bos=bos_token(tokenizer, resolved.calibration.bos) is not None,
         notes=notes,
     )
-    _mark(model, resolved, records, text, identity)
+    record = {
+        "blocks": [block.model_dump() for block in records],
+        "calibration": text.model_dump(),
+        "notes": left_out,
+        **{key: identity[key] for key in ("versions", "model", "device")},
+    }
+    _mark(model, resolved, record)
     return Conversion(resolved, records, summarize(model))
 
 
-def _mark(
-    model: Any,
-    recipe: Recipe,
-    records: list[BlockRecord],
-    calibration: CalibrationRecord,
-    identity: dict[str, Any],
-) -> None:
+def _mark(model: Any, recipe: Recipe, record: dict[str, Any]) -> None:
     """Let a converted model know how it was converted."""
-    record = {
-        "blocks": [block.model_dump() for block in records],
-        "calibration": calibration.model_dump(),
-        **{key: identity[key] for key in ("versions", "model", "device")},
-    }
     shapes = {name: list(spikes.shape) for name, spikes in spiking_attentions(model).items()}
     layers = spiking_linears(model)
     sizes = {name: list(layer.sizes) for name, layer in layers.items() if layer.sizes}

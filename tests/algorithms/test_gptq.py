@@ -167,14 +167,14 @@ def test_a_raised_damping_is_in_the_record(
 ) -> None:
     from spikellm.observers.input_stats import TokenSample
 
-    original = TokenSample.add_to_hessian
+    original = TokenSample.update
 
-    def spoil(self: TokenSample, x: torch.Tensor) -> None:
-        original(self, x)
+    def spoil(self: TokenSample, x: torch.Tensor, *, hessian: bool = False) -> None:
+        original(self, x, hessian=hessian)
         assert self.hessian is not None
         self.hessian -= 0.03 * self.hessian.diagonal().mean() * torch.eye(len(self.hessian))
 
-    monkeypatch.setattr(TokenSample, "add_to_hessian", spoil)
+    monkeypatch.setattr(TokenSample, "update", spoil)
     _, _, result = convert("gptq-w4a16", text_file)
     assert any(
         "is not positive definite; damping was raised to 0.1 of its mean diagonal" in note

@@ -26,6 +26,7 @@ from spikellm.models.families import find_blocks
 from spikellm.models.plan import plan_blocks
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.observers.input_stats import SampledInputs
+from spikellm.observers.token_weights import SamplePlan
 from spikellm.recipe.load import load_recipe
 
 GIB = 1 << 30
@@ -186,7 +187,7 @@ def test_layers_that_read_one_tensor_are_found_on_two_tokens(family: str) -> Non
     units = find_units(model, blocks.modules, plan, None, lambda settings: True)
     for unit in units:
         samples = SampledInputs(
-            {name: model.get_submodule(name) for name in unit.plan.linears}, 32, 32
+            {name: model.get_submodule(name) for name in unit.plan.linears}, SamplePlan(32, 32)
         )
         with torch.no_grad(), samples.hooks():
             model(windows, use_cache=False)

@@ -21,6 +21,7 @@ from spikellm.core.errors import (
 from spikellm.models.families import find_blocks
 from spikellm.nn.execution import spiking_linears
 from spikellm.observers.input_stats import SampledInputs, TokenSample
+from spikellm.observers.token_weights import SamplePlan
 from spikellm.quantization.ste import WeightCoding
 from spikellm.recipe.load import load_recipe
 
@@ -165,7 +166,7 @@ def test_saliency_is_measured_on_the_converted_stream(
 
 
 def test_token_sample_is_spread_evenly() -> None:
-    sample = TokenSample(seen=100, wanted=10)
+    sample = TokenSample(SamplePlan(seen=100, wanted=10))
     for start in range(0, 100, 7):
         sample.update(torch.arange(start, min(start + 7, 100)).view(1, -1, 1))
     assert sample.tokens().flatten().tolist() == list(range(0, 100, 10))
@@ -173,7 +174,7 @@ def test_token_sample_is_spread_evenly() -> None:
 
 def test_layers_with_one_input_share_one_sample() -> None:
     q, k, o = (torch.nn.Linear(4, 4) for _ in range(3))
-    samples = SampledInputs({"q": q, "k": k, "o": o}, 12, 100)
+    samples = SampledInputs({"q": q, "k": k, "o": o}, SamplePlan(12, 100))
     with samples.hooks():
         for _ in range(2):
             x = torch.randn(2, 3, 4)

@@ -31,6 +31,7 @@ from spikellm.nn.channels import Groups
 from spikellm.nn.fake_quant import InputCoder
 from spikellm.nn.hooks import first_input
 from spikellm.nn.linear import SpikingLinear
+from spikellm.observers.token_weights import token_scale
 
 
 class Moments(NamedTuple):
@@ -68,13 +69,18 @@ class SequentialFit:
         Of several ranks over all of them.
         """
         context, activations = self._context, self._context.settings[name].activations
-        coder = InputCoder(activations, groups.channel) if activations.spiking else None
+        coder = None
+        if activations.spiking:
+            coder = InputCoder(activations, groups.channel, groups.range_share)
         hessian = cross_moment = torch.zeros(())
         for batch in range(len(context.inputs)):
             x = self._input(name, context.inputs[batch])
             with self._full_precision():
                 exact = self._input(name, context.fp_input[batch])
             q = x if coder is None else coder.values(x)
+            scale = token_scale(x, context.recipe.calibration.token_weights)
+            if scale is not None:
+                exact, q = exact * scale, q * scale
             hessian = (q.T @ q).double() + hessian
             cross_moment = ((exact - q).T @ q).double() + cross_moment
         return Moments(distributed.all_reduce(hessian), distributed.all_reduce(cross_moment))

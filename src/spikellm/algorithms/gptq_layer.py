@@ -78,5 +78,5 @@ def fit_layer(
         options,
     )
     return fitted_layer(
-        module, settings, Groups(groups.channel, steps), coder.code(problem)
+        module, settings, groups._replace(column_steps=steps), coder.code(problem)
     ), damping

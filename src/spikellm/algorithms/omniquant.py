@@ -158,7 +158,9 @@ class _Fit:
         for names, shared in choose_groups(self.context, evidence):
             activations = self.context.settings[names[0]].activations
             coder = (
-                InputCoder(activations, shared[names[0]].channel) if activations.spiking else None
+                InputCoder(activations, shared[names[0]].channel, shared[names[0]].range_share)
+                if activations.spiking
+                else None
             )
             for full, own in shared.items():
                 groups[inside[full]], self.fake_quant_layers[inside[full]].coder = own, coder

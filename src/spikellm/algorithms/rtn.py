@@ -29,7 +29,9 @@ class RoundToNearest(Algorithm):
     fits_alone = True
 
     def needs_inputs(self, settings: LinearRecipe) -> bool:
-        return settings.activations.salient_rate + settings.weights.salient_rate > 0
+        activations = settings.activations
+        ranks = activations.salient_rate + settings.weights.salient_rate > 0
+        return ranks or activations.search_range
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
         groups = choose_groups(

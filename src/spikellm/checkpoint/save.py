@@ -72,7 +72,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                     module, settings, "meta", tuple(self.quantization_config.sizes.get(name, ()))
                 ),
             )
-            parent = model.get_submodule(name.rpartition(".")[0])
+            parent = model.get_submodule(outer.rpartition(".")[0])
             if (
                 not parent._non_persistent_buffers_set
             ):  # (tables of positions, masks: these do want their initialisation)

@@ -16,6 +16,7 @@ from spikellm.models.families import has_tied_head, weight_and_bias
 from spikellm.models.next_token import LOGIT_BYTES
 from spikellm.models.plan import BlockPlan
 from spikellm.observers.input_stats import SampledInputs, stride_of
+from spikellm.observers.token_weights import SamplePlan
 from spikellm.recipe import LinearRecipe
 
 
@@ -74,7 +75,8 @@ def find_units(
     ]
     run = layers[: new[-1] + 1] if new else []
     samples = SampledInputs(
-        {name: model.get_submodule(name) for own in run for name in own.values()}, 2, 2
+        {name: model.get_submodule(name) for own in run for name in own.values()},
+        SamplePlan(2, 2),
     )
     tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
     with samples.hooks(), every_expert_sees_every_token(), released_after_forward(blocks):

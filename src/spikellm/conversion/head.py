@@ -15,6 +15,7 @@ from spikellm.models.plan import BlockPlan
 from spikellm.models.swap import replace_module
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.observers.input_stats import SampledInputs
+from spikellm.observers.token_weights import SamplePlan
 
 
 @torch.no_grad()
@@ -30,8 +31,11 @@ def convert_head(context: ConversionContext, plan: BlockPlan) -> BlockRecord:
     recipe = algorithm.for_head(context.recipe)
     samples = SampledInputs(
         {name: head},
-        windows.numel(),
-        recipe.calibration.saliency_tokens,
+        SamplePlan(
+            windows.numel(),
+            recipe.calibration.saliency_tokens,
+            weights=recipe.calibration.token_weights,
+        ),
         hessian=algorithm.needs_hessian(recipe),
     )
     batches = windows.to(home).split(batch_windows(windows.shape[1]))

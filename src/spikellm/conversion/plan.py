@@ -12,10 +12,11 @@ from spikellm.conversion.block_runner import batch_windows
 from spikellm.core import distributed
 from spikellm.core.errors import RequestError
 from spikellm.data.shards import WindowShard, shard_windows
+from spikellm.models.attention_interface import can_spike
 from spikellm.models.families import Blocks, find_blocks
 from spikellm.models.plan import BlockPlan, plan_blocks, plan_head
 from spikellm.nn.formats import format_of
-from spikellm.recipe import LinearRecipe, Recipe
+from spikellm.recipe import AttentionRecipe, LinearRecipe, Recipe
 from spikellm.transforms import ModelState, transforms_of
 from spikellm.transforms.sequence import TransformSequence
 
@@ -57,6 +58,21 @@ class ConversionPlan:
     def batches(self) -> list[int]:
         """How many windows each batch of this rank has."""
         return _batches(self.shard)
+
+
+def adapted(model: Any, recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """What is left of a recipe for a model, and what was left out because it has no place for it.
+
+    Transforms find out block by block, and say so in the records of blocks. A recipe that does not
+    adapt stays as it is.
+    """
+    if not recipe.adapt or not recipe.attention.spiking or can_spike(model):
+        return recipe, []
+    note = (
+        f"{type(model).__name__} computes attention by itself, so Q, K, V and the cache stay as"
+        " they are"
+    )
+    return recipe.model_copy(update={"attention": AttentionRecipe()}), [note]
 
 
 def require_supported(model: Any, recipe: Recipe) -> None:

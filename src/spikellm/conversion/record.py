@@ -90,6 +90,7 @@ class ConversionRecord(_Record, extra="ignore"):
         versions: versions of packages that decide the bytes, by package.
         model: fingerprint of the original.
         device: kind of device it was converted on.
+        notes: what a user should know of the whole.
     """
 
     blocks: Annotated[list[BlockRecord], FailFast()]
@@ -97,6 +98,7 @@ class ConversionRecord(_Record, extra="ignore"):
     versions: dict[Line, Line]
     model: Line = ""
     device: Line = ""
+    notes: Lines = []
 
 
 class Manifest(_Record):

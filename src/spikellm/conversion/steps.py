@@ -26,6 +26,7 @@ from spikellm.models.swap import put_parameters, replace_module
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.observers.attention_stats import ATTENTION_TOKENS, AttentionSample
 from spikellm.observers.input_stats import SampledInputs
+from spikellm.observers.token_weights import SamplePlan
 from spikellm.transforms.block_state import BlockState, TransformedBlock
 
 
@@ -118,9 +119,11 @@ def observe(block: BlockStep) -> Samples:
         if context.algorithm.needs_inputs(settings)
     }
     hessian = context.algorithm.needs_hessian(context.recipe)
-    inputs = SampledInputs(layers, shard.whole, wanted, hessian=hessian, before=shard.before)
+    weights = context.recipe.calibration.token_weights
+    plan = SamplePlan(shard.whole, wanted, shard.before, weights)
+    inputs = SampledInputs(layers, plan, hessian=hessian)
     ranked = ranked_attentions(context, block.plan)
-    attentions = AttentionSample(ranked, shard.whole, min(wanted, ATTENTION_TOKENS), shard.before)
+    attentions = AttentionSample(ranked, plan._replace(wanted=min(wanted, ATTENTION_TOKENS)))
     if layers or ranked:
         with inputs.hooks(), attentions.hooks(), every_expert_sees_every_token():
             for batch in range(len(block.streams.converted)):

@@ -15,6 +15,7 @@ from spikellm.models.experts import every_expert_sees_every_token
 from spikellm.models.placement import placed
 from spikellm.observers.input_stats import SampledInputs
 from spikellm.observers.sensitivity import output_sensitivity
+from spikellm.observers.token_weights import SamplePlan
 from spikellm.recipe import LinearRecipe
 
 
@@ -46,15 +47,15 @@ def survey(
         " each block"
     )
     sensitivity = output_sensitivity(context.model, context.shard, wanted)
-    states = context.first_states()
+    states, shard = context.first_states(), context.shard
+    weights = context.recipe.calibration.token_weights
+    plan = SamplePlan(shard.whole, sampled, shard.before, weights)
     for index, (block, module) in enumerate(zip(context.plan, context.blocks.modules, strict=True)):
         on_stage(f"looking at block {index + 1}/{len(context.plan)}")
         names = [name for name in block.linears if name in wanted]
         layers: dict[str, nn.Module] = {name: context.model.get_submodule(name) for name in names}
         with placed(module, context.options.device):
-            samples = SampledInputs(
-                layers, context.shard.whole, sampled, hessian=hessian, before=context.shard.before
-            )
+            samples = SampledInputs(layers, plan, hessian=hessian)
             with samples.hooks(), every_expert_sees_every_token():
                 states.advance(partial(context.runner.forward, index, module))
             samples.all_gather()

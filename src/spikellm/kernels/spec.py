@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spikellm.neurons import SoftResetNeuron
 from spikellm.quantization.packing import packed_length
+from spikellm.quantization.thresholds import FULL_RANGE
 
 _HEADER_BYTES = 3  # of a range in a cached row: θ in two, z in one
 
@@ -55,6 +56,7 @@ class LinearSpec:
         segments: in stored order.
         order: channel of every stored column, ``(in,)``; None where nothing moved.
         execution: how spikes are summed.
+        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
     """
 
     columns: int
@@ -72,6 +74,7 @@ class LinearSpec:
     segments: tuple[Segment, ...]
     order: Tensor | None
     execution: ExecutionMode
+    range_share: int = FULL_RANGE
 
     @property
     def thresholds(self) -> ThresholdMode | None:

@@ -111,13 +111,11 @@ def spike_attention(  # noqa: PLR0913  the library's attention interface calls i
     dtype = query.dtype
     spikes = getattr(module, CHILD, None)
     if spikes is not None:
-        if spikes.settings.center and (softcap is not None or s_aux is not None):
-            raise UnsupportedModelError(
-                f"{type(module).__name__} does more with scores than a softmax (a soft cap or a"
-                " sink), so K cannot be centered; set attention.center to false"
-            )
         query, key, value = _coded(module, spikes, query, key, value)
-    scores = _key_scores(query, key) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = _key_scores(query, key)
+    if spikes is not None and (softcap is not None or s_aux is not None):
+        scores = scores + spikes.center_scores(query)  # a softmax alone would not see them
+    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
@@ -198,6 +196,11 @@ def register() -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
 
 
+def can_spike(model: Any) -> bool:
+    """Whether a model computes attention through the library's interface, and not by itself."""
+    return bool(decoder_of(model)._can_set_attn_implementation())
+
+
 def use_interface(model: Any) -> str:
     """Switch the decoder of a model to :func:`spike_attention`; returns the implementation it had.
 
@@ -207,7 +210,7 @@ def use_interface(model: Any) -> str:
         UnsupportedModelError: the family computes attention by itself.
     """
     decoder = decoder_of(model)
-    if not decoder._can_set_attn_implementation():
+    if not can_spike(model):
         raise UnsupportedModelError(
             f"{type(decoder).__name__} computes attention by itself, not through the library's"
             " interface, so it cannot spike; convert the linear layers alone (a recipe without an"

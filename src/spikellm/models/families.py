@@ -6,6 +6,7 @@ Blocks are found by structure: by ``_no_split_modules`` of the model library, or
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -189,6 +190,20 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "up": ("mlp.up_proj", "mlp.fc1", "mlp.c_fc", "fc1", "mlp.gate_up_proj", "mlp.dense_h_to_4h"),
     "down": ("mlp.down_proj", "mlp.fc2", "mlp.c_proj", "fc2", "mlp.dense_4h_to_h"),
 }
+
+
+INPUT_SITES: dict[str, tuple[str, ...]] = {
+    "attention-input": ("query", "key", "value", "fused"),
+    "feedforward-input": ("gate", "up"),
+    "output": ("output",),
+    "down": ("down",),
+}
+"""Tensors that layers of a block read, and the roles of the layers that read each."""
+
+
+def site_layers(roles: Mapping[str, str], site: str) -> list[str]:
+    """Names, within a block, of the layers that read a site; none where the family has no such."""
+    return [roles[role] for role in INPUT_SITES[site] if role in roles]
 
 
 def block_roles(block: nn.Module) -> dict[str, str]:

@@ -76,7 +76,7 @@ def plan_blocks(
             "lm_head is true, but the output projection shares its weight with the input embedding;"
             " leave lm_head false"
         )
-    sites = find_attention(model) if recipe.attention.spiking else {}
+    sites = _attention_sites(model, recipe)
     plan: list[BlockPlan] = []
     names: list[str] = []
     for index, block in enumerate(blocks.modules):
@@ -91,6 +91,17 @@ def plan_blocks(
     if not any(block.linears or block.attentions for block in plan):
         raise RequestError("the recipe skips every layer, so there is nothing to convert")
     return plan
+
+
+def _attention_sites(model: Any, recipe: Recipe) -> dict[str, HeadShape]:
+    if not recipe.attention.spiking:
+        return {}
+    try:
+        return find_attention(model)
+    except UnsupportedModelError:
+        if not recipe.adapt:
+            raise
+        return {}
 
 
 def _plan_block(

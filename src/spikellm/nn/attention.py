@@ -89,11 +89,28 @@ class SpikingAttention(PreparedModule):
         so, and rotated.
 
         A query's products with all keys lose the same number, which the softmax does not see
-        (SageAttention); nothing is added again.
+        (SageAttention); it is added again only where more than a softmax sees it
+        (:meth:`center_scores`).
         """
         return self.turned(
             key.float() - self.key_mean.unsqueeze(1) if self.settings.center else key
         )
+
+    def center_scores(self, query: Tensor) -> Tensor | float:
+        """What every key's score lost when K was centered: products of a query, as it is coded,
+        with the mean of K. 0 where K is not centered.
+
+        Args:
+            query: ``(batch, heads, queries, channels)``.
+
+        Returns:
+            ``(batch, heads, queries, 1)``.
+        """
+        if not self.settings.center:
+            return 0.0
+        mean = self.turned(self.key_mean).to(query.dtype)
+        mean = mean.repeat_interleave(query.shape[1] // len(mean), dim=0)
+        return (query * mean.unsqueeze(1)).sum(-1, keepdim=True)
 
     def key_coder(self) -> HeadCoder:
         """Coder of K, by key-value head."""

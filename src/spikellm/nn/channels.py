@@ -14,6 +14,7 @@ from torch import Tensor
 from spikellm.neurons import make_neuron
 from spikellm.nn.layout import make_layout
 from spikellm.quantization.ste import WeightCoding
+from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 from spikellm.saliency import Evidence, Selection, criteria, salient_count
 
@@ -94,10 +95,12 @@ class Groups(NamedTuple):
     Attributes:
         channel: activation group of every channel, uint8 ``(in,)``.
         column_steps: steps T of the weights of every column, uint8 ``(in,)``; None for one each.
+        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
     """
 
     channel: Tensor
     column_steps: Tensor | None
+    range_share: int = FULL_RANGE
 
 
 def group_of(selection: Selection) -> Tensor:

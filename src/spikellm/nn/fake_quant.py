@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from spikellm.neurons import make_neuron
 from spikellm.quantization.ste import pass_through
-from spikellm.quantization.thresholds import threshold_for_range, token_range
+from spikellm.quantization.thresholds import (
+    FULL_RANGE,
+    part_of_range,
+    threshold_for_range,
+    token_range,
+)
 from spikellm.recipe import ActivationRecipe
 
 
@@ -22,9 +27,13 @@ class InputCoder:
         settings: how inputs are coded.
         channel_group: uint8 ``(in,)``, group of every channel (see
             ``ActivationRecipe.group_ranges``).
+        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
     """
 
-    def __init__(self, settings: ActivationRecipe, channel_group: Tensor) -> None:
+    def __init__(
+        self, settings: ActivationRecipe, channel_group: Tensor, range_share: int = FULL_RANGE
+    ) -> None:
+        self.range_share = range_share
         self.settings, self.neuron = settings, make_neuron(settings.neuron, settings.bits)
         self._columns = [
             (channel_group == group).nonzero().squeeze(1)
@@ -71,6 +80,7 @@ class InputCoder:
 
     def _fake_quantize(self, x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
         top, signed = self.neuron.top(steps), self.neuron.signed
+        low, high = part_of_range(low, high, self.range_share)
         return self.neuron.fake_quantize(
             x,
             *threshold_for_range(low, high, top, symmetric=self.settings.symmetric, signed=signed),

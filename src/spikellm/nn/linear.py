@@ -24,15 +24,13 @@ from spikellm.core.errors import RequestError
 from spikellm.kernels.base import REFERENCE, PackedCodes, PreparedLinear, backends, select
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.linear import encode
-from spikellm.neurons import SoftResetNeuron, make_neuron
 from spikellm.nn.formats import WeightFormat, format_of
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.hooks import SpikeTrain, spike_observer
-from spikellm.nn.layout import Layout, make_layout
+from spikellm.nn.linear_facts import LinearFacts
 from spikellm.nn.linear_spec import linear_spec
-from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization.ste import through_weight
-from spikellm.quantization.thresholds import Threshold
+from spikellm.quantization.thresholds import FULL_RANGE, Threshold
 from spikellm.recipe import LinearRecipe
 
 
@@ -43,12 +41,12 @@ class _Kernels(NamedTuple):
     reference: PreparedLinear
 
 
-class SpikingLinear(PreparedModule):
+class SpikingLinear(LinearFacts):
     """A linear layer whose weights are integer codes and whose inputs are spikes.
 
     Persistent state, all named buffers: those of the weight format, ``channel_group`` (uint8,
     ``(in,)``: activation group of every channel) and ``group_steps`` (uint8, ``(groups,)``: steps T
-    of each group); ``bias`` as the layer had it.
+    of each group); ``input_range`` (uint8, ``(1,)``) where it is searched; ``bias`` as it was.
 
     Kernels are chosen and prepared at the first call, and forgotten as
     :class:`spikellm.nn.prepared.PreparedModule` says.
@@ -59,13 +57,9 @@ class SpikingLinear(PreparedModule):
         factory: ``dtype`` (of the bias) and ``device``.
     """
 
-    weight_scale: Tensor
-    channel_group: Tensor
-    group_steps: Tensor
     bias: nn.Parameter | None
     prepared = ("_layout", "_kernels")
     watched = ("bias", "execution_mode")
-    _layout: Layout | None
     _kernels: _Kernels | None
 
     def __init__(
@@ -90,89 +84,14 @@ class SpikingLinear(PreparedModule):
         self.register_buffer("channel_group", group)
         steps = torch.tensor(settings.activations.group_steps, dtype=torch.uint8, device=device)
         self.register_buffer("group_steps", steps)
+        if settings.activations.search_range:
+            share = torch.full((1,), FULL_RANGE, dtype=torch.uint8, device=device)
+            self.register_buffer("input_range", share)
         self.bias = (
             nn.Parameter(torch.zeros(out_features, **factory), requires_grad=False)
             if bias
             else None
         )
-
-    # what it is
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """What decides the shapes of buffers beyond the settings."""
-        return self.shape.sizes
-
-    @property
-    def neuron(self) -> SoftResetNeuron | None:
-        """The neuron that codes the inputs; None where inputs are not coded."""
-        activations = self.settings.activations
-        return make_neuron(activations.neuron, activations.bits) if activations.spiking else None
-
-    @property
-    def channel_steps(self) -> Tensor:
-        """Steps T of every input channel, ``(in,)``."""
-        return self.group_steps[self.channel_group.long()]
-
-    @property
-    def salient_columns(self) -> int:
-        """Columns whose weights take ``weights.salient_steps``."""
-        return self.format.salient_columns(self.shape)
-
-    @property
-    def weight_steps(self) -> Tensor | None:
-        """Steps T of the weights of every column, ``(in,)``; None where all take one."""
-        return self.format.column_steps(self)
-
-    @property
-    def additive_share(self) -> float:
-        """Share of products that are additions or subtractions: what the format says of its
-        weights, else all where inputs are one-bit spikes.
-        """
-        share = self.format.additive_share(self)
-        if share is not None:
-            return share
-        return 1.0 if self.neuron is not None and self.neuron.levels == 1 else 0.0
-
-    @property
-    def average_steps(self) -> float:
-        """Mean over the columns of input steps times weight steps, unless the format counts
-        otherwise.
-
-        An input or weight that takes one step, or is not coded, counts 1.
-        """
-        own = self.format.average_steps(self)
-        if own is not None:
-            return own
-        steps, weight_steps = self.channel_steps.float(), self.weight_steps
-        return float((steps if weight_steps is None else steps * weight_steps.float()).mean())
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of everything that replaces the dense weight: codes, scales, zero-points, groups
-        and steps.
-        """
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers(recurse=False))
-
-    @property
-    def qweight(self) -> Tensor:
-        """A tensor that stands for the weight where peft asks for its device: the scales."""
-        return self.weight_scale
-
-    def layout(self) -> Layout:
-        """Order of stored columns and the segments they form.
-
-        Derived from ``channel_group`` once.
-        """
-        self.forget_if_written()
-        if self._layout is None:
-            self._layout = make_layout(self.channel_group, self.weight_steps, self.settings)
-        return self._layout
-
-    def stored(self, of_channels: Tensor) -> Tensor:
-        """What belongs to every channel, ``(in,)``, in the order in which columns are stored."""
-        order = self.layout().order
-        return of_channels if order is None else of_channels[order]
 
     # its weights
 
@@ -185,11 +104,18 @@ class SpikingLinear(PreparedModule):
         self.forget()
 
     @torch.no_grad()
-    def set_groups(self, channel_group: Tensor, column_steps: Tensor | None = None) -> None:
-        """Set the activation group of every channel and, where weights take several steps, the
-        steps of every column; ``(in,)`` each.
+    def set_groups(
+        self,
+        channel_group: Tensor,
+        column_steps: Tensor | None = None,
+        range_share: int = FULL_RANGE,
+    ) -> None:
+        """Set the activation group of every channel, where weights take several steps, the steps of
+        every column, ``(in,)`` each, and where it is searched, the share of the range.
         """
         self.channel_group.copy_(channel_group)
+        if self.settings.activations.search_range:
+            self.get_buffer("input_range").fill_(range_share)
         if column_steps is not None:
             self.get_buffer("column_steps").copy_(column_steps)
         self.forget()

@@ -19,6 +19,9 @@ class Described(Stored, Protocol):
     execution_mode: ExecutionMode
 
     @property
+    def range_share(self) -> int: ...
+
+    @property
     def neuron(self) -> SoftResetNeuron | None: ...
 
 
@@ -51,4 +54,5 @@ def linear_spec(layer: Described) -> LinearSpec:
         segments=tuple(layout.segments),
         order=layout.order,
         execution=layer.execution_mode,
+        range_share=layer.range_share,
     )

@@ -21,11 +21,25 @@ ROTATION, LINEAR = (
 
 
 class _Plan(NamedTuple):
-    """Channels that are rotated (None: all), their signs, and what rotates them."""
+    """Channels that are rotated (None: all), their signs, what rotates them, and all signs as
+    bytes: equal rotations have equal ones.
+    """
 
     channels: Tensor | None
     signs: Tensor
     mix: Transform
+    key: bytes
+
+
+class _Shared(NamedTuple):
+    """What an input was rotated to, by which rotation, and the version of the input then."""
+
+    key: bytes
+    version: int
+    rotated: Tensor
+
+
+_SHARED = "_spikellm_rotated"  # an attribute of the input, which lives and dies with it
 
 
 class Rotation(PreparedModule):
@@ -65,7 +79,8 @@ class Rotation(PreparedModule):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., channels)`` rotated; computed in float32, or in float64 if ``x`` is.
 
-        The very same tensor where nothing is.
+        The very same tensor where nothing is. Layers that read one tensor behind equal rotations
+        get one tensor, which is computed once.
         """
         if self._plan is None or self.written():
             self.forget()
@@ -74,13 +89,21 @@ class Rotation(PreparedModule):
                 None if len(chosen) == len(self.signs) else chosen,
                 3 - 2 * self.signs[chosen].float(),
                 prepare_mix(len(chosen), self.signs.device),
+                bytes(self.signs.tolist()),
             )
-        channels, signs, mix = self._plan
+        channels, signs, mix, key = self._plan
         if len(signs) == 0:
             return x
+        shares = not (torch.compiler.is_compiling() or x.is_inference() or x.requires_grad)
+        last: _Shared | None = getattr(x, _SHARED, None) if shares else None
+        if last is not None and last.key == key and last.version == x._version:
+            return last.rotated
         wide = x if x.dtype == torch.float64 else x.float()
         part = mix((wide if channels is None else wide.index_select(-1, channels)) * signs)
-        return (part if channels is None else wide.index_copy(-1, channels, part)).to(x.dtype)
+        rotated = (part if channels is None else wide.index_copy(-1, channels, part)).to(x.dtype)
+        if shares:
+            setattr(x, _SHARED, _Shared(key, x._version, rotated))
+        return rotated
 
     def extra_repr(self) -> str:
         return f"{self.rotated} of {len(self.signs)} channels"

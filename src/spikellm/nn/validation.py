@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation
+from spikellm.quantization.thresholds import FULL_RANGE
 
 _STORED = {  # names of types in safetensors' headers
     torch.float64: "F64",
@@ -94,6 +95,8 @@ def _of_layer(layer: SpikingLinear) -> str | None:
     expected = list(layer.settings.activations.group_steps)
     if layer.group_steps.tolist() != expected:
         return f"group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}"
+    if not 0 < layer.range_share <= FULL_RANGE:
+        return f"input_range holds {layer.range_share}, expected 1 to {FULL_RANGE}"
     if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
         return "weight_scale holds values that are not finite and positive"
     return layer.validation_error()

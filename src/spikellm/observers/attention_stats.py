@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spikellm.models.attention_interface import Observation, observing
 from spikellm.observers.input_stats import TokenSample
+from spikellm.observers.token_weights import SamplePlan
 
 ATTENTION_TOKENS = 2048  # tokens from which channels of K and V are ranked
 _PARTS = ("query", "key", "value", "value_gradient")
@@ -21,13 +22,9 @@ class AttentionSample:
     heads·channels)``.
     """
 
-    def __init__(
-        self, modules: dict[str, nn.Module], seen: int, wanted: int, before: int = 0
-    ) -> None:
+    def __init__(self, modules: dict[str, nn.Module], plan: SamplePlan) -> None:
         self._names = {module: name for name, module in modules.items()}
-        self._samples = {
-            name: {part: TokenSample(seen, wanted, before) for part in _PARTS} for name in modules
-        }
+        self._samples = {name: {part: TokenSample(plan) for part in _PARTS} for name in modules}
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         return {part: sample.tokens() for part, sample in self._samples[name].items()}

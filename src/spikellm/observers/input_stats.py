@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core import distributed
+from spikellm.observers.token_weights import SamplePlan, weighed
 
 
 def stride_of(seen: int, wanted: int) -> int:
@@ -18,34 +19,33 @@ def stride_of(seen: int, wanted: int) -> int:
 
 
 class TokenSample:
-    """Evenly spread sample of the input tokens of a linear layer, float32.
-
-    Args:
-        seen: tokens that will pass in all.
-        wanted: tokens to keep at most.
-        before: tokens of the text that other ranks run, in front of those that pass here.
+    """Evenly spread sample of the input tokens of a linear layer, float32, weighed as the plan
+    says.
     """
 
-    def __init__(self, seen: int, wanted: int, before: int = 0) -> None:
-        self._stride = stride_of(seen, wanted)
-        self._position = before
+    def __init__(self, plan: SamplePlan) -> None:
+        self._plan, self._stride = plan, stride_of(plan.seen, plan.wanted)
+        self._position = plan.before
         self._parts: list[Tensor] = []
         self.hessian: Tensor | None = None
 
-    def update(self, x: Tensor) -> None:
-        """Take what the stride picks from ``(..., channels)``."""
+    def update(self, x: Tensor, *, hessian: bool = False) -> None:
+        """Take what the stride picks from ``(..., channels)``.
+
+        Args:
+            hessian: add ``xᵀx`` of all tokens too, float64 sums of float32 products of a batch.
+        """
         tokens = x.detach().reshape(-1, x.shape[-1])
         first = -self._position % self._stride
         self._position += tokens.shape[0]
-        self._parts.append(tokens[first :: self._stride].float())
-
-    def add_to_hessian(self, x: Tensor) -> None:
-        """Add ``xᵀx`` of all tokens of ``(..., channels)``, float64 sums of float32 products of a
-        batch.
-        """
-        tokens = x.detach().reshape(-1, x.shape[-1]).float()
-        product = (tokens.T @ tokens).double()
-        self.hessian = product if self.hessian is None else self.hessian.add_(product)
+        if not hessian and self._plan.weights == "equal":
+            self._parts.append(tokens[first :: self._stride].float())
+            return
+        tokens = weighed(tokens, self._plan.weights)
+        self._parts.append(tokens[first :: self._stride].clone())
+        if hessian:
+            product = (tokens.T @ tokens).double()
+            self.hessian = product if self.hessian is None else self.hessian.add_(product)
 
     def all_gather(self) -> None:
         """Take over what other ranks saw."""
@@ -69,19 +69,11 @@ class SampledInputs:
     def __init__(
         self,
         layers: dict[str, nn.Module],
-        seen: int,
-        wanted: int,
+        plan: SamplePlan,
         *,
         hessian: bool = False,
-        before: int = 0,
     ) -> None:
-        self._layers, self._seen, self._wanted, self._hessian, self._before = (
-            layers,
-            seen,
-            wanted,
-            hessian,
-            before,
-        )
+        self._layers, self._plan, self._hessian = layers, plan, hessian
         self._of: dict[str, TokenSample] = {}
         # tensors that live, as they were when sampled
         self._recent: list[tuple[weakref.ref[Tensor], int, TokenSample]] = []
@@ -138,10 +130,8 @@ class SampledInputs:
                 if tensor() is x and version == x._version and self._of.get(name, sample) is sample:
                     self._of[name] = sample
                     return
-            sample = self._of.setdefault(name, TokenSample(self._seen, self._wanted, self._before))
-            sample.update(x)
-            if self._hessian:
-                sample.add_to_hessian(x)
+            sample = self._of.setdefault(name, TokenSample(self._plan))
+            sample.update(x, hessian=self._hessian)
             self._recent.append((weakref.ref(x), x._version, sample))
 
         return record

@@ -12,8 +12,9 @@ baseline belongs to the code.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ class OperationCounter:
             for module in self._names
             if isinstance(module, SpikingLinear) or is_linear(module)
         }
+        self._last_rotated: Callable[[], Tensor | None] = lambda: None
         self._rotations = [module for module in self._names if isinstance(module, Rotation)]
         self._trains: dict[tuple[nn.Module, str], SpikeTrain] = {}
         self._fan_out: dict[nn.Module, dict[str, Tensor]] = {}
@@ -137,7 +139,8 @@ class OperationCounter:
             entry.sops.update({mode: tokens * int(reach[mode].sum()) for mode in EXECUTION_MODES})
 
     def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        if module.rotated:
+        if module.rotated and self._last_rotated() is not output:  # else another layer's, shared
+            self._last_rotated = weakref.ref(output)
             self._entry(self._names[module], "rotation").add(
                 operations_of_mix(module.rotated, output.shape[:-1].numel())
             )

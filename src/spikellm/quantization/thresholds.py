@@ -48,6 +48,18 @@ def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
 
 
+FULL_RANGE = 64
+
+
+def part_of_range(low: Tensor, high: Tensor, share: int = FULL_RANGE) -> tuple[Tensor, Tensor]:
+    """The part of a range that is coded: ``share`` 64ths of both ends, exact in float32.
+
+    What lies beyond takes the last code. A rotated token is about normal, and its few largest
+    values stretch the range more than they are worth.
+    """
+    return (low, high) if share == FULL_RANGE else (low * (share / 64), high * (share / 64))
+
+
 def threshold_for_range(
     low: Tensor, high: Tensor, top: Tensor | int, *, symmetric: bool = False, signed: bool = False
 ) -> Threshold:

@@ -64,6 +64,8 @@ class AttentionRecipe(Section):
                 )
         for name in ("query", "key", "value", "probabilities"):
             part: ActivationRecipe = getattr(self, name)
+            if part.search_range:
+                raise ValueError(f"{name}.search_range is for linear layers; leave it out")
             if part.spiking and not make_neuron(part.neuron, part.bits).unrolls:
                 raise ValueError(
                     f"{name}.neuron {part.neuron!r} is for linear layers: no train of spikes"

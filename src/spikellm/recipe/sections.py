@@ -14,6 +14,7 @@ from spikellm.recipe.base import Section
 from spikellm.recipe.parts import WeightField, default_part
 from spikellm.saliency import Ranking, criteria, rankings
 
+_NO_SEARCH = ("search_range", False)
 MAX_STEPS = 255  # steps are stored in one byte
 MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
 
@@ -63,6 +64,21 @@ class ActivationRecipe(Section):
             " loss most (takes a backward pass)"
         ),
     )
+
+    search_range: bool = Field(
+        False,
+        description=(
+            "code each tensor in the share of a token's range that loses least on a sample; what"
+            " lies beyond takes the last code"
+        ),
+        strict=True,
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """See :meth:`CalibrationRecipe._without_new_defaults`."""
+        data: dict[str, Any] = serialize(self)
+        return {key: value for key, value in data.items() if (key, value) != _NO_SEARCH}
 
     @property
     def spiking(self) -> bool:
@@ -174,6 +190,9 @@ class ActivationRecipe(Section):
             )
 
 
+_NEWER = {("bos", "auto"), ("token_weights", "equal")}
+
+
 class CalibrationRecipe(Section):
     """The text from which channels are ranked and errors measured."""
 
@@ -198,6 +217,13 @@ class CalibrationRecipe(Section):
         description="tokens from which saliency is measured, spread evenly over the windows",
         strict=True,
     )
+    token_weights: Literal["equal", "robust"] = Field(
+        "equal",
+        description=(
+            "where tokens are summed: equal, or robust, which lets no token weigh more than an"
+            " ordinary one"
+        ),
+    )
     bos: Literal["auto", "always", "never"] = Field(
         "auto",
         description=(
@@ -208,11 +234,11 @@ class CalibrationRecipe(Section):
 
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without ``bos`` where it is not set: what was saved before there was such a field stays
-        equal to what is saved now, so that it can be resumed.
+        """Without newer fields where they are not set: what was saved before there were such fields
+        stays equal to what is saved now, so that it can be resumed.
         """
         data: dict[str, Any] = serialize(self)
-        return {key: value for key, value in data.items() if (key, value) != ("bos", "auto")}
+        return {key: value for key, value in data.items() if (key, value) not in _NEWER}
 
 
 class LinearRecipe(Section):

@@ -8,7 +8,15 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from spikellm.core.errors import RecipeError
 from spikellm.recipe.attention import AttentionRecipe
@@ -61,7 +69,21 @@ class Recipe(Section):
     )
     calibration: CalibrationRecipe = CalibrationRecipe()
     lm_head: bool = Field(False, description="convert the output projection too")
+    adapt: bool = Field(
+        False,
+        description=(
+            "leave out of transforms and attention what a model has no place for, and say so,"
+            " instead of refusing it"
+        ),
+        strict=True,
+    )
     overrides: tuple[Override, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was saved before there was ``adapt`` stays equal to what is saved now."""
+        data: dict[str, Any] = serialize(self)
+        return {key: value for key, value in data.items() if (key, value) != ("adapt", False)}
 
     @field_validator("name", "description")
     @classmethod

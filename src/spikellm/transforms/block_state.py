@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from spikellm.core import distributed
@@ -19,6 +20,7 @@ from spikellm.models.plan import BlockPlan
 from spikellm.nn.rotation import Rotation, rotation_of
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.observers.input_stats import SampledInputs, TokenSample
+from spikellm.observers.token_weights import SamplePlan
 from spikellm.recipe import Recipe
 from spikellm.transforms.fusion import TOLERANCE, Forward, Fusion, Probe, difference
 
@@ -81,6 +83,7 @@ class BlockState:
         self.online: dict[str, tuple[Rotation, Tensor]] = {}
         self.notes: list[str] = []
         self._changed: set[str] = set()
+        self._vectors: set[str] = set()
 
     @cached_property
     def hidden(self) -> Tensor:
@@ -100,19 +103,14 @@ class BlockState:
         """
         if not wanted:
             return
-        shard, tokens = self._shard, self.recipe.calibration.saliency_tokens
+        shard, calibration = self._shard, self.recipe.calibration
+        tokens, weights = calibration.saliency_tokens, calibration.token_weights
+        plan = SamplePlan(shard.whole, tokens, shard.before, weights)
         layers = {role: self.roles[role] for role in wanted if role in self.roles}
         samples = SampledInputs(
-            {name: self.module.get_submodule(name) for name in layers.values()},
-            shard.whole,
-            tokens,
-            before=shard.before,
+            {name: self.module.get_submodule(name) for name in layers.values()}, plan
         )
-        heads = {
-            site: TokenSample(shard.whole, tokens, shard.before)
-            for site in _HEADS
-            if site in wanted
-        }
+        heads = {site: TokenSample(plan) for site in _HEADS if site in wanted}
         with samples.hooks(), _sampling(heads):
             for batch in range(len(self._states)):
                 self.forward(self.module, self._states[batch])
@@ -132,24 +130,34 @@ class BlockState:
             return False
         fusion.put()
         self._changed |= fusion.weights.keys()
+        self._vectors |= fusion.vectors.keys()
         return True
 
-    def finish(self, names: Collection[str]) -> None:
-        """Put all that was fused into the block, after a check in full precision.
+    def finish(self, names: Collection[str]) -> bool:
+        """Put all that was fused into the block, after a check in full precision; whether it holds.
 
         Args:
             names: of the transforms, for the error.
 
         Raises:
-            UnsupportedModelError: the block does not give what it gave.
+            UnsupportedModelError: the block does not give what it gave, and the recipe does not
+                adapt.
         """
         if not self.fusion.weights and not self.online:
-            return
+            return True
         before = copy.deepcopy(self.module)
         for rotation, signs in self.online.values():
             rotation.set_signs(signs)
         probe = Probe(self.hidden, self.forward)
         error = difference(before, self.fusion, probe, around=self.module)
+        if error > TOLERANCE and self.recipe.adapt:
+            for rotation, signs in self.online.values():
+                rotation.set_signs(torch.zeros_like(signs))
+            self.notes.append(
+                f"{', '.join(names)}: transformed, the block does not give what it gave (relative"
+                f" difference {error:.2g}), so it is coded without them"
+            )
+            return False
         if error > TOLERANCE:
             raise UnsupportedModelError(
                 f"{type(self.module).__name__} does not give what it gave once its layers are"
@@ -158,6 +166,7 @@ class BlockState:
             )
         self.fusion.put()
         self._changed |= self.fusion.weights.keys()
+        return True
 
     def result(self, rotated: dict[str, int]) -> TransformedBlock:
         """What has changed; ``rotated`` as transforms recorded it."""
@@ -168,8 +177,11 @@ class BlockState:
         return TransformedBlock(modules, self._dense(), rotated, self.notes)
 
     def _dense(self) -> dict[str, Tensor]:
-        """Parameters of changed layers that are not converted."""
-        found = {}
+        """Parameters of changed layers that are not converted, and changed vectors of norms."""
+        found = {
+            self.full_name(name): self.module.get_parameter(name).detach()
+            for name in sorted(self._vectors)
+        }
         for name in sorted(self._changed):
             if self.full_name(name) not in self.plan.linears:
                 for part, value in self.module.get_submodule(name).named_parameters():

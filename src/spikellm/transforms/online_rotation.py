@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import RequestError, UnsupportedModelError
-from spikellm.models.families import block_roles, is_linear, weight_and_bias
+from spikellm.models.families import (
+    INPUT_SITES,
+    block_roles,
+    is_linear,
+    site_layers,
+    weight_and_bias,
+)
 from spikellm.models.rounding import fit_layer
 from spikellm.models.swap import replace_module
 from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, seed_of
@@ -49,12 +55,23 @@ class OnlineRotation(Transform[OnlineRotationOptions]):
             UnsupportedModelError: a block has no layer of that role.
             RequestError: the recipe converts no layer of that role.
         """
-        for role in self.options.layers:
-            names = [self._layer(state, index, role) for index in range(len(state.blocks.modules))]
+        for site in self.options.layers:
+            names = [
+                name
+                for index in range(len(state.blocks.modules))
+                for name in self._layers(state, index, site)
+            ]
+            if not names:
+                if state.recipe.adapt:
+                    continue  # each block says so
+                raise UnsupportedModelError(
+                    f"online-rotation names {site!r}, and {type(state.blocks.modules[0]).__name__}"
+                    " has no such layer that is known; leave it out of the recipe"
+                )
             wanted = [name for name in names if state.recipe.for_module(name) is not None]
             if not wanted:
                 raise RequestError(
-                    f"online-rotation names {role!r}, and the recipe converts no such layer; leave"
+                    f"online-rotation names {site!r}, and the recipe converts no such layer; leave"
                     " it out"
                 )
             for name in wanted:
@@ -64,40 +81,50 @@ class OnlineRotation(Transform[OnlineRotationOptions]):
                 replace_module(state.model, name, Rotated(rotation, layer))
 
     @staticmethod
-    def _layer(state: ModelState, index: int, role: str) -> str:
-        """Full name of the layer of this role in one block."""
+    def _layers(state: ModelState, index: int, site: str) -> list[str]:
+        """Full names of the layers of one block that read this site."""
         block = state.blocks.modules[index]
-        roles = block_roles(block)
-        if role not in roles or not is_linear(block.get_submodule(roles[role])):
-            raise UnsupportedModelError(
-                f"online-rotation names {role!r}, and {type(block).__name__} has no such layer that"
-                " is known; leave it out of the recipe"
-            )
-        return f"{state.blocks.name}.{index}.{roles[role]}"
+        return [
+            f"{state.blocks.name}.{index}.{name}"
+            for name in site_layers(block_roles(block), site)
+            if is_linear(block.get_submodule(name))
+        ]
 
     def observes(self, state: BlockState) -> Collection[str]:
-        return self.options.layers
+        roles = [self._role(state, site) for site in self.options.layers]
+        return [role for role in roles if role is not None]
+
+    @staticmethod
+    def _role(state: BlockState, site: str) -> str | None:
+        """The role under which a site is observed: of the first layer that reads it."""
+        return next((role for role in INPUT_SITES[site] if role in state.roles), None)
 
     def prepare_block(self, state: BlockState) -> None:
         rotated = self._rotated[state.plan.name] = {}
-        for role in self.options.layers:
-            name = state.roles[role]
-            full = state.full_name(name)
-            if full not in state.plan.linears:
+        for site in self.options.layers:
+            names = [
+                name
+                for name in site_layers(state.roles, site)
+                if state.full_name(name) in state.plan.linears
+            ]
+            role = self._role(state, site)
+            if role is None:
+                state.notes.append(f"online-rotation: no layer of this block reads the {site} site")
+            if role is None or not names:
                 continue
-            weight, settings = state.fusion.weight(name), state.plan.linears[full]
-            signs = choose_signs(
-                Trial(full, state.inputs[role], weight, settings, state.recipe.seed),
-                self.options.choose,
-            )
-            rotation = state.module.get_submodule(rotation_of(name))
-            assert isinstance(rotation, Rotation)
-            state.online[name] = rotation, signs
-            state.fusion.columns(name, Rotation.of(signs))
-            rotated[layer_name(full)] = int((signs > 0).sum())
+            x, first = state.inputs[role], state.full_name(names[0])
+            weight = torch.cat([state.fusion.weight(name) for name in names])
+            trial = Trial(first, x, weight, state.plan.linears[first], state.recipe.seed)
+            signs = choose_signs(trial, self.options.choose)
+            for name in names:  # all read the same tensor, so all are behind the same rotation
+                rotation = state.module.get_submodule(rotation_of(name))
+                assert isinstance(rotation, Rotation)
+                state.online[name] = rotation, signs
+                state.fusion.columns(name, Rotation.of(signs))
+                rotated[layer_name(state.full_name(name))] = int((signs > 0).sum())
 
     def in_words(self) -> str:
-        return f"inputs of {' and '.join(self.options.layers)} layers rotated"
+        return f"inputs of layers rotated ({', '.join(self.options.layers)})"
 
     def record(self, block: str) -> dict[str, int]:
         return self._rotated.get(block, {})

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from spikellm.recipe.base import TransformOptions, register_options
 
 Site = Literal["query-key", "value-output", "up-down"]
-OnlineLayer = Literal["output", "down"]
+OnlineLayer = Literal["attention-input", "feedforward-input", "output", "down"]
 
 
 @register_options
@@ -17,6 +17,15 @@ class ResidualRotationOptions(TransformOptions):
     """Rotate the residual stream (QuaRot); fused into the weights around it, at no cost."""
 
     name: Literal["residual-rotation"] = "residual-rotation"
+
+
+@register_options
+class NormEqualizationOptions(TransformOptions):
+    """Scale channels between a norm's gain and the layers that read it, so that rotated behind the
+    norm they lose least; fused into the gain.
+    """
+
+    name: Literal["norm-equalization"] = "norm-equalization"
 
 
 @register_options
@@ -56,7 +65,10 @@ class OnlineRotationOptions(TransformOptions):
     name: Literal["online-rotation"] = "online-rotation"
     layers: tuple[OnlineLayer, ...] = Field(
         ("output", "down"),
-        description="attention's output layer, the feed-forward part's last layer",
+        description=(
+            "what is rotated: what attention's layers read, or the feed-forward part's first"
+            " layers; attention's output layer, the feed-forward part's last layer"
+        ),
     )
     choose: Literal["all", "loss"] = Field(
         "all",

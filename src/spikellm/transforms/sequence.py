@@ -85,7 +85,9 @@ class TransformSequence:
             state.observe({site for part in parts for site in part.observes(state)})
             for part in parts:
                 part.prepare_block(state)
-            state.finish([part.options.name for part in parts])
-            rotated = {layer: n for part in parts for layer, n in part.record(name).items()}
+            holds = state.finish([part.options.name for part in parts])
+            rotated: dict[str, int] = {}
+            for part in parts if holds else ():
+                rotated |= part.record(name)
             self._blocks_done[name] = state.result(rotated)
         return self._blocks_done[name]

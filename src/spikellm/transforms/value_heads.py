@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spikellm.core.errors import UnsupportedModelError
+from spikellm.nn.rotation import layer_name
 from spikellm.transforms.block_state import BlockState
 
 
@@ -37,7 +38,7 @@ def find_value_heads(state: BlockState) -> ValueHeads | None:
     if not {"value", "output"} <= state.roles.keys():
         return None
     value, output = state.roles["value"], state.roles["output"]
-    attention = state.module.get_submodule(value.rpartition(".")[0])
+    attention = state.module.get_submodule(layer_name(value).rpartition(".")[0])
     channels = int(getattr(attention, "head_dim", 0))
     rows, columns = state.fusion.weight(value).shape[0], state.fusion.weight(output).shape[1]
     if channels < 1 or rows % channels or columns % rows:

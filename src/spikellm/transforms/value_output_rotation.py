@@ -23,12 +23,19 @@ class ValueOutputRotation(Transform[ValueOutputRotationOptions]):
         return "heads of V rotated (fused)"
 
     def prepare_block(self, state: BlockState) -> None:
-        heads = find_value_heads(state)
-        if heads is None:
-            raise UnsupportedModelError(
-                f"{type(state.module).__name__} has no value layer of its own, so nothing can be"
-                " fused between value and output; leave value-output-rotation out of the recipe"
-            )
+        try:
+            heads = find_value_heads(state)
+            if heads is None:
+                raise UnsupportedModelError(
+                    f"{type(state.module).__name__} has no value layer of its own, so nothing can"
+                    " be fused between value and output; leave value-output-rotation out of the"
+                    " recipe"
+                )
+        except UnsupportedModelError:
+            if not state.recipe.adapt:
+                raise
+            state.notes.append("value-output-rotation: no heads of V that are known stand between")
+            return
         signs = random_signs(heads.channels, state.recipe.seed + 1)
 
         def rotate(x: Tensor) -> Tensor:

@@ -81,6 +81,10 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
         Range range = plan->ranges[group.range];
         float low, high, top = (float)group.top;
         int finite = range_of(ordered + range.start, range.stop - range.start, &low, &high);
+        if (head->range_share != 64) { /* 64ths: exact */
+            const float share = (float)head->range_share / 64.0f;
+            low *= share, high *= share;
+        }
         Threshold threshold = thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
         float theta = threshold.theta, baseline = (float)threshold.baseline;
         if (head->mode == SIGNED) {

@@ -76,6 +76,7 @@ def make_plan(spec: LinearSpec) -> Tensor:
         (spec.columns * bits + 7) // 8,
         spec.scales,
         block,
+        spec.range_share,
     ]
     source = (
         torch.arange(spec.columns, dtype=torch.int32) if spec.order is None else spec.order.int()

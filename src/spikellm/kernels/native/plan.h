@@ -13,7 +13,7 @@
 enum { ASYMMETRIC = 0, SYMMETRIC = 1, SIGNED = 2 };
 
 typedef struct {
-    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block;
+    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, range_share;
 } Header;
 
 typedef struct { int32_t start, stop, top, range; } Group;

@@ -19,7 +19,12 @@ from spikellm.kernels.base import LinearWeights
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.product import integer_product, sum_of_chosen
 from spikellm.neurons import SoftResetNeuron
-from spikellm.quantization.thresholds import Threshold, threshold_for_range, token_range
+from spikellm.quantization.thresholds import (
+    Threshold,
+    part_of_range,
+    threshold_for_range,
+    token_range,
+)
 
 
 class TorchLinear:
@@ -123,7 +128,7 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
     for steps, (start, stop), (first, last) in zip(
         spec.steps, spec.bounds, spec.ranges, strict=True
     ):
-        low, high = token_range(x[:, first:last])
+        low, high = part_of_range(*token_range(x[:, first:last]), spec.range_share)
         threshold = threshold_for_range(
             low, high, neuron.top(steps), symmetric=spec.symmetric, signed=neuron.signed
         )

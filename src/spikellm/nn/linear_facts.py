@@ -1,0 +1,109 @@
+"""What a spiking linear layer says of itself."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from spikellm.neurons import SoftResetNeuron, make_neuron
+from spikellm.nn.formats import WeightFormat
+from spikellm.nn.formats.base import LayerShape
+from spikellm.nn.layout import Layout, make_layout
+from spikellm.nn.prepared import PreparedModule
+from spikellm.quantization.thresholds import FULL_RANGE
+from spikellm.recipe import LinearRecipe
+
+
+class LinearFacts(PreparedModule):
+    """Neuron, steps, shares, sizes and layout of a :class:`spikellm.nn.linear.SpikingLinear`, read
+    from its settings and buffers.
+    """
+
+    weight_scale: Tensor
+    channel_group: Tensor
+    group_steps: Tensor
+    settings: LinearRecipe
+    shape: LayerShape
+    format: WeightFormat
+    _layout: Layout | None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What decides the shapes of buffers beyond the settings."""
+        return self.shape.sizes
+
+    @property
+    def neuron(self) -> SoftResetNeuron | None:
+        """The neuron that codes the inputs; None where inputs are not coded."""
+        activations = self.settings.activations
+        return make_neuron(activations.neuron, activations.bits) if activations.spiking else None
+
+    @property
+    def range_share(self) -> int:
+        """See :func:`spikellm.quantization.thresholds.part_of_range`."""
+        searched = self._buffers.get("input_range")
+        return FULL_RANGE if searched is None else int(searched)
+
+    @property
+    def channel_steps(self) -> Tensor:
+        """Steps T of every input channel, ``(in,)``."""
+        return self.group_steps[self.channel_group.long()]
+
+    @property
+    def salient_columns(self) -> int:
+        """Columns whose weights take ``weights.salient_steps``."""
+        return self.format.salient_columns(self.shape)
+
+    @property
+    def weight_steps(self) -> Tensor | None:
+        """Steps T of the weights of every column, ``(in,)``; None where all take one."""
+        return self.format.column_steps(self)
+
+    @property
+    def additive_share(self) -> float:
+        """Share of products that are additions or subtractions: what the format says of its
+        weights, else all where inputs are one-bit spikes.
+        """
+        share = self.format.additive_share(self)
+        if share is not None:
+            return share
+        return 1.0 if self.neuron is not None and self.neuron.levels == 1 else 0.0
+
+    @property
+    def average_steps(self) -> float:
+        """Mean over the columns of input steps times weight steps, unless the format counts
+        otherwise.
+
+        An input or weight that takes one step, or is not coded, counts 1.
+        """
+        own = self.format.average_steps(self)
+        if own is not None:
+            return own
+        steps, weight_steps = self.channel_steps.float(), self.weight_steps
+        return float((steps if weight_steps is None else steps * weight_steps.float()).mean())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of everything that replaces the dense weight: codes, scales, zero-points, groups
+        and steps.
+        """
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers(recurse=False))
+
+    @property
+    def qweight(self) -> Tensor:
+        """A tensor that stands for the weight where peft asks for its device: the scales."""
+        return self.weight_scale
+
+    def layout(self) -> Layout:
+        """Order of stored columns and the segments they form.
+
+        Derived from ``channel_group`` once.
+        """
+        self.forget_if_written()
+        if self._layout is None:
+            self._layout = make_layout(self.channel_group, self.weight_steps, self.settings)
+        return self._layout
+
+    def stored(self, of_channels: Tensor) -> Tensor:
+        """What belongs to every channel, ``(in,)``, in the order in which columns are stored."""
+        order = self.layout().order
+        return of_channels if order is None else of_channels[order]
