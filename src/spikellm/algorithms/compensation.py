@@ -14,7 +14,7 @@ short text happens to show is not learned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -26,12 +26,15 @@ from spikellm.core import distributed
 from spikellm.core.errors import NumericalError
 from spikellm.models.attention_interface import uncoded
 from spikellm.models.experts import every_expert_sees_every_token
+from spikellm.models.families import weight_and_bias
 from spikellm.models.swap import replace_module
 from spikellm.nn.channels import Groups
 from spikellm.nn.fake_quant import InputCoder
 from spikellm.nn.hooks import first_input
 from spikellm.nn.linear import SpikingLinear
 from spikellm.observers.token_weights import token_scale
+
+_KEPT = 1 << 29  # bytes of a block's exact inputs that are kept
 
 
 class Moments(NamedTuple):
@@ -45,10 +48,15 @@ class SequentialFit:
     """A block whose layers are replaced as they are fitted.
 
     Use as a context manager: afterwards the block is as it was.
+
+    Args:
+        wanted: names of the layers whose :meth:`moments` will be asked for. What the full-precision
+            stream feeds them is seen in one pass and kept, where memory should hold it.
     """
 
-    def __init__(self, context: BlockContext) -> None:
-        self._context = context
+    def __init__(self, context: BlockContext, wanted: Collection[str] = ()) -> None:
+        self._context, self._wanted = context, wanted
+        self._exact: dict[str, list[Tensor]] = {}
         self._inside = {full: full.removeprefix(f"{context.name}.") for full in context.layers}
         self._fitted: dict[str, SpikingLinear] = {}
 
@@ -75,8 +83,7 @@ class SequentialFit:
         hessian = cross_moment = torch.zeros(())
         for batch in range(len(context.inputs)):
             x = self._input(name, context.inputs[batch])
-            with self._full_precision():
-                exact = self._input(name, context.fp_input[batch])
+            exact = self._exact_input(name, batch)
             q = x if coder is None else coder.values(x)
             scale = token_scale(x, context.recipe.calibration.token_weights)
             if scale is not None:
@@ -94,6 +101,39 @@ class SequentialFit:
                 lambda: self._context.forward(block, hidden),
             )
         return found.flatten(0, -2).float()
+
+    def _exact_input(self, name: str, batch: int) -> Tensor:
+        """What the full-precision stream feeds a layer on a batch: float32, ``(tokens, in)``."""
+        if not self._exact and self._wanted and not self._fitted and self._can_keep():
+            self._keep_exact_inputs()
+        if name in self._exact:
+            return self._exact[name][batch].flatten(0, -2).float()
+        with self._full_precision():
+            return self._input(name, self._context.fp_input[batch])
+
+    def _can_keep(self) -> bool:
+        context = self._context
+        widths = [weight_and_bias(context.layers[name])[0].shape[1] for name in self._wanted]
+        tokens = sum(context.fp_input[i].shape[:-1].numel() for i in range(len(context.fp_input)))
+        return tokens * sum(widths) * context.fp_input[0].element_size() <= _KEPT
+
+    def _keep_exact_inputs(self) -> None:
+        block, context = self._context.module, self._context
+        kept: dict[str, list[Tensor]] = {name: [] for name in self._wanted}
+        handles = [
+            block.get_submodule(self._inside[name]).register_forward_pre_hook(
+                lambda _, fed, name=name: kept[name].append(fed[0])
+            )
+            for name in self._wanted
+        ]
+        try:
+            with self._full_precision(), every_expert_sees_every_token():
+                for batch in range(len(context.fp_input)):
+                    context.forward(block, context.fp_input[batch])
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._exact = kept
 
     @contextmanager
     def _full_precision(self) -> Iterator[None]:

@@ -88,7 +88,7 @@ class Gptq(Algorithm):
         if not context.recipe.options(GptqOptions).compensate:
             groups = {name: own for _, shared in chosen for name, own in shared.items()}
             return FittedBlock(self._fit_together(context, groups, None, notes), notes=notes)
-        with SequentialFit(context) as block:
+        with SequentialFit(context, [names[0] for names, _ in chosen]) as block:
             for names, shared in sorted(
                 chosen, key=lambda one: context.turn(one[0][0])
             ):  # as they run, which need not be as they are listed

@@ -31,6 +31,12 @@ from spikellm.transforms.base import ModelState, Transform, transforms
 from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.options import OnlineRotationOptions
 
+_WORDS: dict[str, str] = {
+    "attention-input": "query, key, value",
+    "feedforward-input": "gate, up",
+    "output": "output",
+    "down": "down",
+}
 _TOKENS = 1024  # on which a choice is measured
 _LEAST_BITS, _MOST_BITS = 2, 8  # of the plain codes that stand in for any format's in a trial
 
@@ -124,7 +130,9 @@ class OnlineRotation(Transform[OnlineRotationOptions]):
                 rotated[layer_name(state.full_name(name))] = int((signs > 0).sum())
 
     def in_words(self) -> str:
-        return f"inputs of layers rotated ({', '.join(self.options.layers)})"
+        return (
+            f"inputs of {' and '.join(_WORDS[site] for site in self.options.layers)} layers rotated"
+        )
 
     def record(self, block: str) -> dict[str, int]:
         return self._rotated.get(block, {})
