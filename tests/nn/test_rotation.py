@@ -73,3 +73,20 @@ def test_kernel_has_the_same_bits(power: int, size: int, rows: int, seed: int) -
     other = torch.randn(rows, size, generator=generator)
     mix = prepare_mix(size, torch.device("cpu"))
     assert torch.equal(mix(other), hadamard.mix(other))
+
+
+def test_equal_rotations_of_one_tensor_are_computed_once() -> None:
+    signs = torch.tensor([1, 2, 1, 0, 2, 1], dtype=torch.uint8)
+    first, second, other = (
+        Rotation.of(signs),
+        Rotation.of(signs),
+        Rotation.of(3 - signs.clamp(min=1)),
+    )
+    x = torch.randn(3, 6)
+    turned = first(x)
+    assert second(x) is turned
+    assert torch.equal(Rotation.of(signs)(x.clone()), turned)
+    assert not torch.equal(other(x), turned)
+    x += 1
+    assert second(x) is not turned
+    assert torch.equal(second(x), Rotation.of(signs)(x.clone())), "a tensor that was written anew"
