@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import Any
 
 import spikellm
 
 _PLAIN = "attention={query: {bits: 4}, key: {bits: 4}, value: {bits: 4}}"
 _GPTQ = ("algorithm=gptq", "algorithm.search_range=true")
+_BEHIND = "{name: online-rotation, layers: [attention-input, feedforward-input, output, down]}"
 _ALL = {  # transforms of best-w4a4
-    "residual-rotation": "residual-rotation",
+    "norm-equalization": "norm-equalization",
     "equalization": "equalization",
     "value-output-rotation": "value-output-rotation",
-    "online-rotation": "{name: online-rotation, choose: loss}",
+    "online-rotation": _BEHIND.replace("}", ", choose: loss}"),
 }
 
 
@@ -37,6 +39,11 @@ ADD: dict[str, tuple[str, ...]] = {
     "rotated V": ("transforms=[value-output-rotation]",),
     "rotated before o and down": ("transforms=[online-rotation]",),
     "rotated before o and down, equalized": ("transforms=[equalization, online-rotation]",),
+    "rotated before all layers": (f"transforms=[{_BEHIND}]",),
+    "rotated before all layers, equalized": (
+        f"transforms=[norm-equalization, equalization, {_BEHIND}]",
+    ),
+    "searched input ranges": ("activations.search_range=true",),
     "rotated Q and K": ("attention.rotate=true",),
     "centered K": ("attention.center=true",),
     "own ranges for 5% of the channels": ("activations.salient_rate=0.05",),
@@ -49,24 +56,28 @@ ADD: dict[str, tuple[str, ...]] = {
 }
 REMOVE: dict[str, tuple[str, ...]] = {
     "everything": (),
-    "no rotated residual stream": (_without("residual-rotation"),),
-    "no rotated V": (_without("value-output-rotation"),),
-    "no rotation before o and down": (
-        "transforms=[residual-rotation, {name: equalization, sites: [query-key, value-output]},"
-        " value-output-rotation]",
+    "all tokens weigh the same": ("calibration.token_weights=equal",),
+    "rotated residual stream instead of rotations behind norms": (
+        "transforms=[residual-rotation, equalization, value-output-rotation,"
+        " {name: online-rotation, choose: loss}]",
     ),
-    "no equalization": (_without("equalization"),),
+    "no equalized norms": (_without("norm-equalization"),),
+    "no rotated V": (_without("value-output-rotation"),),
+    "no rotation before layers": (_without("online-rotation"),),
+    "no equalization between layers": (_without("equalization"),),
+    "all of each input's range": ("activations.search_range=false",),
     "no rotated Q and K": ("attention.rotate=false",),
     "no centered K": ("attention.center=false",),
     "no compensation": ("algorithm.compensate=false",),
-    "no searched ranges": ("algorithm.search_range=false",),
+    "no searched ranges of weights": ("algorithm.search_range=false",),
     "with own ranges for 5% of the channels": ("activations.salient_rate=0.05",),
     "with two steps and own ranges for 10%, the same in every layer": (
         "activations.salient_rate=0.10",
         "activations.salient_steps=2",
     ),
     "with two steps for 10%, shared out over the model": (
-        "activations={bits: 4, salient_rate: 0.10, salient_steps: 2, allocation: model}",
+        "activations={bits: 4, search_range: true, salient_rate: 0.10, salient_steps: 2,"
+        " allocation: model}",
     ),
 }
 SOURCES: dict[str, tuple[str, ...]] = {
@@ -84,6 +95,11 @@ TABLES = {
 }
 
 
+def _perplexity(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> float:
+    limit, seqlen = arguments.limit, arguments.seqlen
+    return spikellm.perplexity(model, tokenizer, arguments.text, limit=limit, seqlen=seqlen).value
+
+
 def ratio(
     arguments: argparse.Namespace,
     preset: str,
@@ -99,13 +115,11 @@ def ratio(
         preset,
         arguments.calibration,
         samples=arguments.samples,
+        seqlen=arguments.seqlen,
         settings=settings,
         seed=seed,
     )
-    return (
-        spikellm.perplexity(model, tokenizer, arguments.text, limit=arguments.limit).value
-        / original
-    )
+    return _perplexity(model, tokenizer, arguments) / original
 
 
 def main() -> None:
@@ -117,12 +131,13 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seeds", default="2")
+    parser.add_argument("--seqlen", type=int, help="tokens of a window")
     parser.add_argument("--limit", type=int, help="windows of the text; all by default")
     parser.add_argument("--only", choices=TABLES)
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     model, tokenizer = spikellm.load(arguments.model)
-    original = spikellm.perplexity(model, tokenizer, arguments.text, limit=arguments.limit).value
+    original = _perplexity(model, tokenizer, arguments)
     print(
         f"{arguments.model}: {original:.2f}; {arguments.samples} calibration windows, seeds"
         f" {arguments.seeds}, {arguments.limit or 'all'} windows of the text"
