@@ -98,7 +98,7 @@ def test_no_transform_needs_nothing() -> None:
 def test_the_list_of_a_recipe_is_in_order() -> None:
     parts = transforms_of(load_recipe("best-w4a4"))
     assert [part.options.name for part in parts] == [
-        "residual-rotation",
+        "norm-equalization",
         "equalization",
         "value-output-rotation",
         "online-rotation",

@@ -110,7 +110,7 @@ def _rotate(data: dict[str, Any], settings: Iterable[Setting]) -> None:
         else:
             raise RecipeError(f"rotation: expected keys and values, found {value!r}")
     coded = old.has_coded_keys(data.get("attention"))
-    data["transforms"] = [*old.transforms_of(rotation, coded_keys=coded), *others]
+    data["transforms"] = [*others, *old.transforms_of(rotation, coded_keys=coded)]
 
 
 def _say(key: str, new: str) -> None:
