@@ -8,14 +8,13 @@ decoder gave, piece by piece.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spikellm.nn.hooks import first_output
+from spikellm.nn.hooks import first_output, replaced_forward
 
 _NUMBERS = 1 << 25  # logits at a time
 LOGIT_BYTES = 14 * _NUMBERS
@@ -41,7 +40,7 @@ def piecewise_outputs(model: Any, batch: Tensor, **keywords: Any) -> Iterator[tu
         return
     decoder = model.base_model
     states = _decoder_output(model, decoder, batch, keywords)
-    with _giving(decoder, lambda: states):
+    with replaced_forward([decoder], lambda _: lambda *_, **__: states):
         for piece in pieces:
             yield int(piece[0]), model(batch, logits_to_keep=piece, **keywords)
 
@@ -64,7 +63,7 @@ def loss_backward(model: Any, batch: Tensor) -> None:
     output = _decoder_output(model, decoder, batch, {"use_cache": False})
     states = output.last_hidden_state
     output.last_hidden_state = states.detach().requires_grad_()
-    with _giving(decoder, lambda: output):
+    with replaced_forward([decoder], lambda _: lambda *_, **__: output):
         for piece in pieces:
             logits = model(batch, use_cache=False, logits_to_keep=piece).logits
             _loss(logits, batch, int(piece[0])).backward()
@@ -102,16 +101,3 @@ def _pieces(model: Any, batch: Tensor) -> tuple[Tensor, ...]:
 def _decoder_output(model: Any, decoder: nn.Module, batch: Tensor, keywords: dict[str, Any]) -> Any:
     """What the decoder gives where the model calls it."""
     return first_output(decoder, lambda: model(batch, logits_to_keep=1, **keywords))
-
-
-@contextmanager
-def _giving(module: nn.Module, output: Callable[[], Any]) -> Iterator[None]:
-    """While this holds, a module gives this, whatever it is called with."""
-    own = module.__dict__.get("forward")  # set on the module itself, by hooks for example
-    module.forward = lambda *_, **__: output()
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own

@@ -4,7 +4,7 @@ there is one; what a module is fed can be caught.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -57,6 +57,23 @@ def spike_observer() -> Callable[[SpikeTrain], None] | None:
 
 class _Stop(Exception):  # noqa: N818  a signal, not an error
     """Ends a pass once the wanted input has been seen."""
+
+
+@contextmanager
+def replaced_forward(
+    modules: Iterable[nn.Module], make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """While this holds, modules run what ``make`` gives of their own forward pass."""
+    before = [(module, module.__dict__.get("forward")) for module in modules]
+    for module, _ in before:
+        module.forward = make(module.forward)
+    try:
+        yield
+    finally:
+        for module, own in before:
+            del module.forward
+            if own is not None:  # it was set on the module itself, by hooks for example
+                module.forward = own
 
 
 def first_input(module: nn.Module, run: Callable[[], object]) -> Tensor:

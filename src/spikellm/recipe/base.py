@@ -11,7 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from spikellm.core.registry import Registry
@@ -52,6 +59,27 @@ class Section(BaseModel):
         if isinstance(value, str) and any("\ud800" <= one <= "\udfff" for one in value):
             raise ValueError("holds half a character, which no file can hold; take it out")
         return value
+
+
+class GrownSection(Section):
+    """A section that got fields after recipes of its version were saved.
+
+    A new field that is not set is left out when a recipe is saved: what was saved before stays
+    equal to what is saved now, so that it can be resumed.
+
+    Attributes:
+        added: names of the new fields.
+    """
+
+    added: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = serialize(self)
+        for name in self.added:
+            if name in data and data[name] == type(self).model_fields[name].default:
+                del data[name]
+        return data
 
 
 class PartOptions(Section):

@@ -5,22 +5,23 @@ text that is decided.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from spikellm.neurons import make_neuron, neurons
-from spikellm.recipe.base import Section
+from spikellm.recipe.base import GrownSection, Section
 from spikellm.recipe.parts import WeightField, default_part
 from spikellm.saliency import Ranking, criteria, rankings
 
-_NO_SEARCH = ("search_range", False)
 MAX_STEPS = 255  # steps are stored in one byte
 MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
 
 
-class ActivationRecipe(Section):
+class ActivationRecipe(GrownSection):
     """How inputs of linear layers become spikes. ``bits: 16`` leaves them as they are."""
+
+    added: ClassVar[tuple[str, ...]] = ("search_range",)
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
     neuron: str = Field(
@@ -73,12 +74,6 @@ class ActivationRecipe(Section):
         ),
         strict=True,
     )
-
-    @model_serializer(mode="wrap")
-    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """See :meth:`CalibrationRecipe._without_new_defaults`."""
-        data: dict[str, Any] = serialize(self)
-        return {key: value for key, value in data.items() if (key, value) != _NO_SEARCH}
 
     @property
     def spiking(self) -> bool:
@@ -190,11 +185,10 @@ class ActivationRecipe(Section):
             )
 
 
-_NEWER = {("bos", "auto"), ("token_weights", "equal")}
-
-
-class CalibrationRecipe(Section):
+class CalibrationRecipe(GrownSection):
     """The text from which channels are ranked and errors measured."""
+
+    added: ClassVar[tuple[str, ...]] = ("bos", "token_weights")
 
     text: str = Field(
         "wikitext2",
@@ -231,14 +225,6 @@ class CalibrationRecipe(Section):
             " by itself"
         ),
     )
-
-    @model_serializer(mode="wrap")
-    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without newer fields where they are not set: what was saved before there were such fields
-        stays equal to what is saved now, so that it can be resumed.
-        """
-        data: dict[str, Any] = serialize(self)
-        return {key: value for key, value in data.items() if (key, value) not in _NEWER}
 
 
 class LinearRecipe(Section):

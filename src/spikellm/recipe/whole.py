@@ -5,22 +5,20 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from spikellm.core.errors import RecipeError
 from spikellm.recipe.attention import AttentionRecipe
-from spikellm.recipe.base import AlgorithmOptions, Section, TransformOptions, WeightOptions
+from spikellm.recipe.base import AlgorithmOptions, GrownSection, TransformOptions, WeightOptions
 from spikellm.recipe.explain import explain
 from spikellm.recipe.migrate import is_old, upgraded
 from spikellm.recipe.overrides import Override
@@ -39,8 +37,10 @@ _NOT_SHOWN = {"Cc", "Zl", "Zp"}  # control characters, ends of lines
 A = TypeVar("A", bound=AlgorithmOptions)
 
 
-class Recipe(Section):
+class Recipe(GrownSection):
     """A whole conversion."""
+
+    added: ClassVar[tuple[str, ...]] = ("adapt",)
 
     version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
@@ -78,12 +78,6 @@ class Recipe(Section):
         strict=True,
     )
     overrides: tuple[Override, ...] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was saved before there was ``adapt`` stays equal to what is saved now."""
-        data: dict[str, Any] = serialize(self)
-        return {key: value for key, value in data.items() if (key, value) != ("adapt", False)}
 
     @field_validator("name", "description")
     @classmethod

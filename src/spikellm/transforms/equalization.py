@@ -13,7 +13,6 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from spikellm.core.errors import UnsupportedModelError
 from spikellm.transforms.base import Transform, transforms
 from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.fusion import Fusion
@@ -113,12 +112,7 @@ def _up_down(state: BlockState) -> str | None:
 
 def _value_output(state: BlockState) -> str | None:
     """Scale what V gives, and the output layer reads; says why it cannot."""
-    try:
-        heads = find_value_heads(state)
-    except UnsupportedModelError:
-        if not state.recipe.adapt:
-            raise
-        heads = None
+    heads = find_value_heads(state)
     if heads is None:
         return (
             "this block has no value layer of its own, so what the output layer reads stays as it"

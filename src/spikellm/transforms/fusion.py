@@ -32,6 +32,7 @@ Turn = Callable[[Tensor], Tensor]
 Forward = Callable[[nn.Module, Tensor], Tensor]
 """``forward(block, hidden)`` runs a block."""
 
+OFFSETS = (0.0, 1.0)  # norms act as w, or as 1 + w
 TOLERANCE = 1e-2
 """How far a channel may be from what it was (:func:`difference`): float32 sums in another order
 stay below, also beside channels a thousand times as large.

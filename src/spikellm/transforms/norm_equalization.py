@@ -18,9 +18,8 @@ from spikellm.models.families import INPUT_SITES
 from spikellm.transforms.base import Transform, transforms
 from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.equalization import even_scale
-from spikellm.transforms.fusion import Fusion, readers_of_norms
+from spikellm.transforms.fusion import OFFSETS, Fusion, readers_of_norms
 from spikellm.transforms.options import NormEqualizationOptions
-from spikellm.transforms.stream_ends import OFFSETS
 
 _SITES = ("attention-input", "feedforward-input")
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from spikellm.models.families import block_roles, weight_and_bias
 from spikellm.nn.attention import HeadShape
+from spikellm.transforms.fusion import OFFSETS
 from spikellm.transforms.smoothing import Pair, Scaling, State, holds
-
-_OFFSETS = (0.0, 1.0)  # norms act as w, or as 1 + w
 
 
 def find_pairs(
@@ -53,7 +52,7 @@ def _candidates(block: nn.Module, shape: HeadShape | None, wanted: set[str]) -> 
             consumers = tuple(roles[reader] for reader in readers if reader in roles)
             if norm in roles and consumers:
                 candidates.append(
-                    [_norm_pair(block, roles[norm], consumers, offset) for offset in _OFFSETS]
+                    [_norm_pair(block, roles[norm], consumers, offset) for offset in OFFSETS]
                 )
     if "value-output" in wanted and shape is not None and {"value", "output"} <= roles.keys():
         candidates.append([_value_output(block, roles["value"], roles["output"], shape)])

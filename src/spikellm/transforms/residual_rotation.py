@@ -21,6 +21,7 @@ from spikellm.quantization.hadamard import random_signs, turn
 from spikellm.transforms.base import ModelState, Transform, transforms
 from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.fusion import (
+    OFFSETS,
     TOLERANCE,
     Fusion,
     Probe,
@@ -30,7 +31,7 @@ from spikellm.transforms.fusion import (
     rotate_stream,
 )
 from spikellm.transforms.options import ResidualRotationOptions
-from spikellm.transforms.stream_ends import LEAVE_OUT, OFFSETS, rotate_embeddings_and_head
+from spikellm.transforms.stream_ends import LEAVE_OUT, rotate_embeddings_and_head
 
 
 @transforms.register("residual-rotation")

@@ -16,10 +16,17 @@ from spikellm.core.offload import offload
 from spikellm.models.families import Blocks, weight_and_bias
 from spikellm.models.plan import output_head
 from spikellm.models.swap import replace_module, with_parameters
+from spikellm.nn.hooks import replaced_forward
 from spikellm.transforms.base import ModelState
-from spikellm.transforms.fusion import TOLERANCE, Fusion, Turn, readers_of_norms, rotate_stream
+from spikellm.transforms.fusion import (
+    OFFSETS,
+    TOLERANCE,
+    Fusion,
+    Turn,
+    readers_of_norms,
+    rotate_stream,
+)
 
-OFFSETS = (0.0, 1.0)  # norms act as w, or as 1 + w
 LEAVE_OUT = "leave residual-rotation out of the recipe"
 
 _COARSE = 5e-2  # tolerance where logits are compared in a short type, the model's own
@@ -154,14 +161,5 @@ def _without(blocks: Blocks) -> Iterator[None]:
 
         return forward
 
-    # set on the module itself, by hooks for example
-    own = [block.__dict__.get("forward") for block in blocks.modules]
-    for block in blocks.modules:
-        block.forward = passing(block.forward)
-    try:
+    with replaced_forward(blocks.modules, passing):
         yield
-    finally:
-        for block, forward in zip(blocks.modules, own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward

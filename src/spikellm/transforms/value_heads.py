@@ -33,7 +33,8 @@ def find_value_heads(state: BlockState) -> ValueHeads | None:
     """The heads of V; None where the block has no value or no output layer of its own.
 
     Raises:
-        UnsupportedModelError: the block does not say how many channels a head has.
+        UnsupportedModelError: the block does not say how many channels a head has, and the recipe
+            does not adapt: then None too.
     """
     if not {"value", "output"} <= state.roles.keys():
         return None
@@ -42,6 +43,8 @@ def find_value_heads(state: BlockState) -> ValueHeads | None:
     channels = int(getattr(attention, "head_dim", 0))
     rows, columns = state.fusion.weight(value).shape[0], state.fusion.weight(output).shape[1]
     if channels < 1 or rows % channels or columns % rows:
+        if state.recipe.adapt:
+            return None
         raise UnsupportedModelError(
             f"{type(state.module).__name__} does not say how many channels a head of V has; leave"
             " value-output-rotation, and the site value-output of equalization, out of the recipe"

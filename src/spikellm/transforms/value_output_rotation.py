@@ -23,19 +23,15 @@ class ValueOutputRotation(Transform[ValueOutputRotationOptions]):
         return "heads of V rotated (fused)"
 
     def prepare_block(self, state: BlockState) -> None:
-        try:
-            heads = find_value_heads(state)
-            if heads is None:
-                raise UnsupportedModelError(
-                    f"{type(state.module).__name__} has no value layer of its own, so nothing can"
-                    " be fused between value and output; leave value-output-rotation out of the"
-                    " recipe"
-                )
-        except UnsupportedModelError:
-            if not state.recipe.adapt:
-                raise
+        heads = find_value_heads(state)
+        if heads is None and state.recipe.adapt:
             state.notes.append("value-output-rotation: no heads of V that are known stand between")
             return
+        if heads is None:
+            raise UnsupportedModelError(
+                f"{type(state.module).__name__} has no value layer of its own, so nothing can be"
+                " fused between value and output; leave value-output-rotation out of the recipe"
+            )
         signs = random_signs(heads.channels, state.recipe.seed + 1)
 
         def rotate(x: Tensor) -> Tensor:
