@@ -28,7 +28,7 @@ from spikellm.models.experts import unfuse_experts
 from spikellm.models.families import is_linear, weight_and_bias
 from spikellm.models.swap import replace_module, spiking_like
 from spikellm.nn.attention import HeadShape, SpikingAttention
-from spikellm.nn.rotation import Rotated, Rotation, layer_name
+from spikellm.nn.rotation import Rotated, Rotation, layer_name, rotation_of
 from spikellm.nn.validation import validation_error, wrong_stored_type
 
 register_quantization_config(METHOD)(SpikeConfig)
@@ -54,11 +54,9 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         for name in self.quantization_config.modules:
             outer = layer_name(name)
             if outer != name and is_linear(found := _listed_module(model, outer)):
-                replace_module(
-                    model,
-                    outer,
-                    Rotated(Rotation(weight_and_bias(found)[0].shape[1], "meta"), found),
-                )
+                channels, centered = weight_and_bias(found)[0].shape[1], rotation_of(name) + ".offset"
+                rotation = Rotation(channels, "meta", centered=centered in shards.tensors)
+                replace_module(model, outer, Rotated(rotation, found))
             module, settings = _listed_module(model, name), recipe.for_module(outer)
             if settings is None or not is_linear(module):
                 raise CheckpointError(
@@ -69,7 +67,11 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                 model,
                 name,
                 spiking_like(
-                    module, settings, "meta", tuple(self.quantization_config.sizes.get(name, ()))
+                    module,
+                    settings,
+                    "meta",
+                    tuple(self.quantization_config.sizes.get(name, ())),
+                    biased=f"{name}.bias" in shards.tensors,
                 ),
             )
             parent = model.get_submodule(outer.rpartition(".")[0])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,9 +14,12 @@ from spikellm.conversion.block_runner import BlockRunner
 from spikellm.conversion.estimate import estimate
 from spikellm.conversion.options import RunOptions
 from spikellm.conversion.plan import ConversionPlan
+from spikellm.models.placement import placed
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.transforms import ModelState
 from spikellm.transforms.block_state import BlockState
+
+_WALKED = 8  # batches, about 16,000 tokens: what second moments of a stream take
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,20 @@ class ConversionContext(ConversionPlan):
     def prepare_model(self) -> None:
         """Let transforms change what is outside the blocks."""
         self.transforms.prepare_model(
-            ModelState(self.model, self.blocks, self.recipe, self.shard.windows[:1])
+            ModelState(self.model, self.blocks, self.recipe, self.shard.windows[:1], self.walk)
         )
+
+    def walk(self) -> Iterator[tuple[nn.Module, Callable[[], object]]]:
+        """See :class:`spikellm.transforms.base.ModelState`: some of this rank's batches, evenly
+        spread.
+        """
+        inputs = self.runner.first_inputs()
+        stride = max(1, len(self.runner.batches) // _WALKED)
+        states = ActivationStore(islice(inputs, 0, None, stride), self.folder)
+        for index, module in enumerate(self.blocks.modules):
+            forward = partial(self.runner.forward, index, module)
+            with placed(module, self.options.device):
+                yield module, partial(states.advance, forward)
 
     def block_state(self, index: int, states: ActivationStore) -> BlockState:
         """Block ``index`` as transforms see it, with a stream in front of it."""

@@ -46,7 +46,12 @@ class BlockPlan(NamedTuple):
             }
             modules[name] = layer = spiking_for(model.get_submodule(name), settings, state, device)
             if layer_name(name) != name:
-                modules[rotation_of(name)] = Rotation(layer.in_features, layer.weight_scale.device)
+                rotation = rotation_of(name)
+                modules[rotation] = Rotation(
+                    layer.in_features,
+                    layer.weight_scale.device,
+                    centered=f"{rotation}.offset" in tensors,
+                )
         for name, (shape, spiking) in self.attentions.items():
             place = (
                 device

@@ -16,17 +16,26 @@ from spikellm.recipe import LinearRecipe
 
 
 def spiking_like(
-    module: nn.Module, settings: LinearRecipe, device: object = None, sizes: tuple[int, ...] = ()
+    module: nn.Module,
+    settings: LinearRecipe,
+    device: object = None,
+    sizes: tuple[int, ...] = (),
+    *,
+    biased: bool = False,
 ) -> SpikingLinear:
-    """An empty spiking layer of the shape, bias and type of a linear one, on ``device`` (the
-    module's own by default).
+    """An empty spiking layer of the shape, bias and type of a linear one.
+
+    Args:
+        device: where; the module's own by default.
+        sizes: see ``SpikingLinear.sizes``.
+        biased: it has a bias, even if the linear layer has none.
     """
     weight, bias = weight_and_bias(module)
     layer = SpikingLinear(
         weight.shape[1],
         weight.shape[0],
         settings,
-        bias=bias is not None,
+        bias=biased or bias is not None,
         dtype=weight.dtype,
         device=device if device is not None else weight.device,
         sizes=sizes,
@@ -39,9 +48,11 @@ def spiking_like(
 def spiking_for(
     module: nn.Module, settings: LinearRecipe, state: Mapping[str, Tensor], device: object = None
 ) -> SpikingLinear:
-    """An empty spiking layer, see :func:`spiking_like`, of the sizes that a state has."""
+    """An empty spiking layer, see :func:`spiking_like`, of the sizes that a state has, and with a
+    bias if that has one.
+    """
     sizes = format_of(settings.weights).sizes_of(state)
-    return spiking_like(module, settings, device, sizes)
+    return spiking_like(module, settings, device, sizes, biased="bias" in state)
 
 
 def fitted_layer(

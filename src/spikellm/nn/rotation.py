@@ -48,16 +48,25 @@ class Rotation(PreparedModule):
     The others pass as they are.
 
     Persistent state: ``signs``, uint8 ``(channels,)``: 0 for a channel that is left alone, 1 for
-    the sign +1, 2 for −1.
+    the sign +1, 2 for −1; where it is centered ``offset``, float32 ``(channels,)``, which is taken
+    away from what was rotated.
     """
 
     signs: Tensor
+    offset: Tensor | None
     prepared = ("_plan",)
     _plan: _Plan | None
 
-    def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        device: torch.device | str | None = None,
+        *,
+        centered: bool = False,
+    ) -> None:
         super().__init__()
         self.register_buffer("signs", torch.zeros(channels, dtype=torch.uint8, device=device))
+        self.register_buffer("offset", torch.zeros(channels, device=device) if centered else None)
 
     @classmethod
     def of(cls, signs: Tensor) -> Rotation:
@@ -71,9 +80,12 @@ class Rotation(PreparedModule):
         """Channels that are rotated."""
         return int((self.signs > 0).sum())
 
-    def set_signs(self, signs: Tensor) -> None:
-        """Set which channels are rotated, and their signs, as the buffer holds them."""
+    def set_signs(self, signs: Tensor, offset: Tensor | None = None) -> None:
+        """Set which channels are rotated, and their signs, as the buffer holds them; and what is
+        taken away from what was rotated, if anything.
+        """
         self.signs.copy_(signs)
+        self.offset = None if offset is None else offset.float().to(self.signs.device)
         self.forget()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,24 +101,34 @@ class Rotation(PreparedModule):
                 None if len(chosen) == len(self.signs) else chosen,
                 3 - 2 * self.signs[chosen].float(),
                 prepare_mix(len(chosen), self.signs.device),
-                bytes(self.signs.tolist()),
+                _bytes(self.signs) + (b"" if self.offset is None else _bytes(self.offset)),
             )
         channels, signs, mix, key = self._plan
-        if len(signs) == 0:
+        if len(signs) == 0 and self.offset is None:
             return x
         shares = not (torch.compiler.is_compiling() or x.is_inference() or x.requires_grad)
         last: _Shared | None = getattr(x, _SHARED, None) if shares else None
         if last is not None and last.key == key and last.version == x._version:
             return last.rotated
         wide = x if x.dtype == torch.float64 else x.float()
-        part = mix((wide if channels is None else wide.index_select(-1, channels)) * signs)
-        rotated = (part if channels is None else wide.index_copy(-1, channels, part)).to(x.dtype)
+        rotated = wide
+        if len(signs) > 0:
+            part = mix((wide if channels is None else wide.index_select(-1, channels)) * signs)
+            rotated = part if channels is None else wide.index_copy(-1, channels, part)
+        if self.offset is not None:
+            rotated = rotated - self.offset
+        rotated = rotated.to(x.dtype)
         if shares:
             setattr(x, _SHARED, _Shared(key, x._version, rotated))
         return rotated
 
     def extra_repr(self) -> str:
-        return f"{self.rotated} of {len(self.signs)} channels"
+        centered = "" if self.offset is None else ", centered"
+        return f"{self.rotated} of {len(self.signs)} channels{centered}"
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.detach().cpu().numpy().tobytes()
 
 
 class Rotated(nn.Module):

@@ -127,6 +127,11 @@ class TransformOptions(PartOptions):
     registry: ClassVar[Registry[type[TransformOptions]]] = Registry("transform")
     name: str
 
+    @property
+    def centers(self) -> tuple[str, ...]:
+        """Sites whose inputs it takes the mean away from."""
+        return ()
+
 
 class WeightOptions(PartOptions):
     """Options of a weight format: ``weights: {format: ternary, …}``.

@@ -7,11 +7,11 @@ compares a block with what it was. Adding one is adding a file with a class unde
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikellm.core.registry import Registry
 from spikellm.models.families import Blocks
@@ -30,12 +30,16 @@ class ModelState:
         model, blocks: the model and its decoder blocks.
         recipe: the whole recipe.
         tokens: a window of calibration text, ``(1, tokens)``.
+        walk: every block in full precision, in order, with what runs it once on a sample of the
+            calibration text; each must be run before the next is taken. None while modules are put
+            in.
     """
 
     model: Any
     blocks: Blocks
     recipe: Recipe
     tokens: Tensor
+    walk: Callable[[], Iterator[tuple[nn.Module, Callable[[], object]]]] = lambda: iter(())
 
 
 class Transform(Generic[OptionsT]):

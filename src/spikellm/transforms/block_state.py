@@ -15,7 +15,7 @@ from spikellm.core import distributed
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.data.shards import WindowShard
 from spikellm.models.attention_interface import Observation, observing
-from spikellm.models.families import block_roles
+from spikellm.models.families import INPUT_SITES, block_roles
 from spikellm.models.plan import BlockPlan
 from spikellm.nn.rotation import Rotation, rotation_of
 from spikellm.observers.activation_store import ActivationStore
@@ -24,7 +24,25 @@ from spikellm.observers.token_weights import SamplePlan
 from spikellm.recipe import Recipe
 from spikellm.transforms.fusion import TOLERANCE, Forward, Fusion, Probe, difference
 
-_HEADS = {"query-heads": "query", "key-heads": "key"}
+_HEADS = {"query-heads": "query", "key-heads": "key", "value-heads": "value"}
+
+
+class OnlineSetting(NamedTuple):
+    """A rotation that runs with the model, and what it is to become; see
+    :meth:`spikellm.nn.rotation.Rotation.set_signs`.
+    """
+
+    rotation: Rotation
+    signs: Tensor
+    offset: Tensor | None
+
+    def apply(self) -> None:
+        """Let it rotate."""
+        self.rotation.set_signs(self.signs, self.offset)
+
+    def undo(self) -> None:
+        """Let it do nothing."""
+        self.rotation.set_signs(torch.zeros_like(self.signs))
 
 
 class TransformedBlock(NamedTuple):
@@ -58,10 +76,10 @@ class BlockState:
     Attributes:
         roles: names of the layers by what they do (``query``, ``down``, …), where known.
         inputs: samples, float64 ``(tokens, channels)``: by role of what an ``output`` or ``down``
-            layer is fed; under ``query-heads`` and ``key-heads`` Q and K as attention multiplies
-            them. Transforms change them along with the weights.
+            layer is fed; under ``query-heads``, ``key-heads`` and ``value-heads`` Q, K and V as
+            attention multiplies them. Transforms change them along with the weights.
         fusion: new weights, into which transforms are fused one after the other.
-        online: rotations that run with the model, by layer, and the signs that they are to have.
+        online: rotations that run with the model, by layer, and what they are to become.
         notes: what a user should know.
     """
 
@@ -80,7 +98,7 @@ class BlockState:
         self.roles = block_roles(module)
         self.inputs: dict[str, Tensor] = {}
         self.fusion = Fusion(module)
-        self.online: dict[str, tuple[Rotation, Tensor]] = {}
+        self.online: dict[str, OnlineSetting] = {}
         self.notes: list[str] = []
         self._changed: set[str] = set()
         self._vectors: set[str] = set()
@@ -120,6 +138,18 @@ class BlockState:
         self.inputs = {role: samples[name].double() for role, name in layers.items()}
         self.inputs |= {site: sample.tokens().double() for site, sample in heads.items()}
 
+    def coded(self, role: str) -> Tensor:
+        """What is coded of an input, float64 ``(tokens, channels)``: its mean is taken away where a
+        transform of the recipe does so.
+        """
+        x = self.inputs[role]
+        sites = {site for options in self.recipe.transforms for site in options.centers}
+        return x - x.mean(0) if any(role in INPUT_SITES[site] for site in sites) else x
+
+    def power(self, role: str) -> Tensor:
+        """Mean square of every channel of :meth:`coded`, ``(channels,)``."""
+        return self.coded(role).square().mean(0)
+
     def put_if_equal(self, fusion: Fusion, at: str | None = None) -> bool:
         """Put new weights into the block at once, if it gives what it gave.
 
@@ -146,13 +176,13 @@ class BlockState:
         if not self.fusion.weights and not self.online:
             return True
         before = copy.deepcopy(self.module)
-        for rotation, signs in self.online.values():
-            rotation.set_signs(signs)
+        for setting in self.online.values():
+            setting.apply()
         probe = Probe(self.hidden, self.forward)
         error = difference(before, self.fusion, probe, around=self.module)
         if error > TOLERANCE and self.recipe.adapt:
-            for rotation, signs in self.online.values():
-                rotation.set_signs(torch.zeros_like(signs))
+            for setting in self.online.values():
+                setting.undo()
             self.notes.append(
                 f"{', '.join(names)}: transformed, the block does not give what it gave (relative"
                 f" difference {error:.2g}), so it is coded without them"
@@ -171,8 +201,8 @@ class BlockState:
     def result(self, rotated: dict[str, int]) -> TransformedBlock:
         """What has changed; ``rotated`` as transforms recorded it."""
         modules: dict[str, nn.Module] = {
-            rotation_of(self.full_name(name)): rotation
-            for name, (rotation, _) in self.online.items()
+            rotation_of(self.full_name(name)): setting.rotation
+            for name, setting in self.online.items()
         }
         return TransformedBlock(modules, self._dense(), rotated, self.notes)
 
@@ -191,7 +221,7 @@ class BlockState:
 
 @contextmanager
 def _sampling(heads: dict[str, TokenSample]) -> Iterator[None]:
-    """While this holds, Q and K are sampled as attention multiplies them."""
+    """While this holds, Q, K and V are sampled as attention multiplies them."""
 
     def observe(module: nn.Module, seen: Observation) -> None:
         for site, sample in heads.items():

@@ -103,7 +103,7 @@ def _up_down(state: BlockState) -> str | None:
         )
     down, fusion = state.roles["down"], state.fusion
     inputs = state.inputs["down"]
-    scale = even_scale(inputs.square().mean(0), fusion.weight(down).square().sum(0))
+    scale = even_scale(state.power("down"), fusion.weight(down).square().sum(0))
     fusion.rows(state.roles["up"], lambda x: x / scale)
     fusion.columns(down, lambda x: x * scale)
     state.inputs["down"] = inputs / scale
@@ -120,13 +120,15 @@ def _value_output(state: BlockState) -> str | None:
         )
     fusion, inputs = state.fusion, state.inputs["output"]
     scale = even_scale(
-        heads.summed(inputs.square().mean(0)),
+        heads.summed(state.power("output")),
         heads.summed(fusion.weight(heads.output).square().sum(0)),
     )
     wide = heads.repeated(scale)
     fusion.rows(heads.value, lambda x: x / scale)
     fusion.columns(heads.output, lambda x: x * wide)
     state.inputs["output"] = inputs / wide
+    if "value-heads" in state.inputs:
+        state.inputs["value-heads"] = state.inputs["value-heads"] / scale
     return None
 
 

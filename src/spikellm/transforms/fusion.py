@@ -73,6 +73,11 @@ class Fusion:
         if name in self.biases:
             self.biases[name] = change(self.biases[name])
 
+    def shift(self, name: str, added: Tensor) -> None:
+        """Add to a layer's bias; one that has none gets it."""
+        self.weight(name)
+        self.biases[name] = self.biases[name] + added if name in self.biases else added
+
     def fold_norm(self, norm: str, readers: tuple[str, ...], offset: float, turn: Turn) -> None:
         """Let a norm work on a rotated stream, and its readers on what it then gives: its gain
         moves into them, its bias too, or stays if one of them has none to take it.

@@ -59,7 +59,7 @@ def _equalize(state: BlockState, norm: str, readers: tuple[str, ...]) -> bool:
         return False
     fusions = [Fusion(state.module) for _ in OFFSETS]
     energy = torch.stack([fusions[0].weight(name).square().sum(0) for name in readers]).sum(0)
-    scale = even_scale(state.inputs[roles[0]].square().mean(0), energy)
+    scale = even_scale(state.power(roles[0]), energy)
     for fusion, offset in zip(fusions, OFFSETS, strict=True):
         for name in readers:
             fusion.columns(name, lambda x: x * scale)

@@ -28,7 +28,7 @@ from spikellm.quantization.hadamard import random_signs
 from spikellm.recipe import LinearRecipe
 from spikellm.saliency import salient_count
 from spikellm.transforms.base import ModelState, Transform, transforms
-from spikellm.transforms.block_state import BlockState
+from spikellm.transforms.block_state import BlockState, OnlineSetting
 from spikellm.transforms.options import OnlineRotationOptions
 
 _WORDS: dict[str, str] = {
@@ -119,19 +119,26 @@ class OnlineRotation(Transform[OnlineRotationOptions]):
             if role is None or not names:
                 continue
             x, first = state.inputs[role], state.full_name(names[0])
+            mean = x.mean(0) if self.options.center else None
+            x = x if mean is None else x - mean
             weight = torch.cat([state.fusion.weight(name) for name in names])
             trial = Trial(first, x, weight, state.plan.linears[first], state.recipe.seed)
             signs = choose_signs(trial, self.options.choose)
             for name in names:  # all read the same tensor, so all are behind the same rotation
                 rotation = state.module.get_submodule(rotation_of(name))
                 assert isinstance(rotation, Rotation)
-                state.online[name] = rotation, signs
-                state.fusion.columns(name, Rotation.of(signs))
+                turn = Rotation.of(signs)
+                if mean is not None:
+                    state.fusion.shift(name, state.fusion.weight(name) @ mean)
+                offset = None if mean is None else turn(mean[None])[0]
+                state.online[name] = OnlineSetting(rotation, signs, offset)
+                state.fusion.columns(name, turn)
                 rotated[layer_name(state.full_name(name))] = int((signs > 0).sum())
 
     def in_words(self) -> str:
         return (
-            f"inputs of {' and '.join(_WORDS[site] for site in self.options.layers)} layers rotated"
+            f"inputs of {' and '.join(_WORDS[site] for site in self.options.layers)} layers"
+            f" {'centered and ' if self.options.center else ''}rotated"
         )
 
     def record(self, block: str) -> dict[str, int]:

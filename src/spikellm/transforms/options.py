@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from spikellm.recipe.base import TransformOptions, register_options
+from spikellm.recipe.base import GrownSection, TransformOptions, register_options
 
 Site = Literal["query-key", "value-output", "up-down"]
 OnlineLayer = Literal["attention-input", "feedforward-input", "output", "down"]
 
 
 @register_options
-class ResidualRotationOptions(TransformOptions):
+class ResidualRotationOptions(TransformOptions, GrownSection):
     """Rotate the residual stream (QuaRot); fused into the weights around it, at no cost."""
 
+    added: ClassVar[tuple[str, ...]] = ("basis",)
+
     name: Literal["residual-rotation"] = "residual-rotation"
+    basis: Literal["random", "learned"] = Field(
+        "random",
+        description=(
+            "a random rotation; or one that is learned, so that scales behind the norms"
+            " (norm-equalization) make what layers read as even as can be"
+        ),
+    )
+
+    def check(self, recipe: Any) -> None:
+        if self.basis == "learned" and not any(
+            options.name == "norm-equalization" for options in recipe.transforms
+        ):
+            raise ValueError(
+                "residual-rotation with basis: learned has no effect without norm-equalization"
+                " behind it; add that to transforms"
+            )
 
 
 @register_options
@@ -52,15 +70,33 @@ class EqualizationOptions(TransformOptions):
 
 
 @register_options
-class ValueOutputRotationOptions(TransformOptions):
+class ValueOutputRotationOptions(TransformOptions, GrownSection):
     """Rotate the channels of each head of V; fused into V and the output layer."""
 
+    added: ClassVar[tuple[str, ...]] = ("basis",)
+
     name: Literal["value-output-rotation"] = "value-output-rotation"
+    basis: Literal["random", "balanced"] = Field(
+        "random",
+        description=(
+            "a random rotation for all heads; or a map of its own for each, behind which V and what"
+            " attention gives lose least"
+        ),
+    )
 
 
 @register_options
-class OnlineRotationOptions(TransformOptions):
+class ValueCenteringOptions(TransformOptions):
+    """Take each channel's mean away from V; fused into the biases of V and the output layer."""
+
+    name: Literal["value-centering"] = "value-centering"
+
+
+@register_options
+class OnlineRotationOptions(TransformOptions, GrownSection):
     """Rotate inputs of layers while the model runs."""
+
+    added: ClassVar[tuple[str, ...]] = ("center",)
 
     name: Literal["online-rotation"] = "online-rotation"
     layers: tuple[OnlineLayer, ...] = Field(
@@ -77,6 +113,16 @@ class OnlineRotationOptions(TransformOptions):
             " largest"
         ),
     )
+    center: bool = Field(
+        False,
+        description=(
+            "take each channel's mean away too, and add what the layers make of it to their biases"
+        ),
+    )
+
+    @property
+    def centers(self) -> tuple[str, ...]:
+        return self.layers if self.center else ()
 
     @field_validator("layers")
     @classmethod

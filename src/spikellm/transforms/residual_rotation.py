@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikellm.core import distributed
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.models.families import Blocks, block_roles, is_linear
 from spikellm.nn.hooks import first_output
@@ -31,6 +32,7 @@ from spikellm.transforms.fusion import (
     rotate_stream,
 )
 from spikellm.transforms.options import ResidualRotationOptions
+from spikellm.transforms.stream_basis import Passed, learn_basis, mean_loss, sites_of
 from spikellm.transforms.stream_ends import LEAVE_OUT, rotate_embeddings_and_head
 
 
@@ -45,13 +47,19 @@ class ResidualRotation(Transform[ResidualRotationOptions]):
     def __init__(self, options: ResidualRotationOptions) -> None:
         super().__init__(options)
         self._signs = torch.ones(0)
+        self._basis: Tensor | None = None
 
     def rotate(self, x: Tensor) -> Tensor:
-        """States of the residual stream, rotated; rotated twice they are as they were."""
-        return turn(x, self._signs)
+        """States of the residual stream, rotated."""
+        return turn(x, self._signs) if self._basis is None else x @ self._basis.to(x)
+
+    def back(self, x: Tensor) -> Tensor:
+        """Rotated states as they were."""
+        return turn(x, self._signs) if self._basis is None else x @ self._basis.T.to(x)
 
     def in_words(self) -> str:
-        return "the residual stream rotated (fused)"
+        learned = " into a learned basis" if self.options.basis == "learned" else ""
+        return f"the residual stream rotated{learned} (fused)"
 
     def require_supported(self, model: Any, blocks: Blocks) -> None:
         require_bare_writers(model, blocks)
@@ -59,26 +67,48 @@ class ResidualRotation(Transform[ResidualRotationOptions]):
     def prepare_model(self, state: ModelState) -> None:
         width = state.model.get_input_embeddings().weight.shape[1]
         self._signs = random_signs(width, state.recipe.seed)
+        if self.options.basis == "learned":
+            self._basis = self._learned(state, width)
         rotate_embeddings_and_head(state, self.rotate)
 
+    def _learned(self, state: ModelState, width: int) -> Tensor:
+        """The learned basis, the same on every rank; started from none, or from a random one where
+        that is better.
+        """
+        centers = {site for options in state.recipe.transforms for site in options.centers}
+        passed = (Passed(*one) for one in state.walk())
+        sites = sites_of(
+            passed, width, len(state.blocks.modules), centered="attention-input" in centers
+        )
+        if not sites:
+            raise UnsupportedModelError(
+                f"no layer of {type(state.blocks.modules[0]).__name__} reads a norm of the residual"
+                f" stream, so no basis of it can be learned; {LEAVE_OUT}"
+            )
+        identity = torch.eye(width, dtype=torch.float64, device=sites[0].moments.device)
+        starts = [identity, self.rotate(identity)]
+        start = min(starts, key=lambda one: float(mean_loss(sites, one.float())))
+        learned = learn_basis(sites, start)
+        return distributed.broadcast(0, {"basis": learned})["basis"]
+
     def prepare_block(self, state: BlockState) -> None:
-        rotate_residual(state, self.rotate, len(self._signs))
+        rotate_residual(state, self.rotate, self.back)
 
 
-def rotate_residual(state: BlockState, rotate: Turn, width: int) -> None:
-    """Let a block work on the rotated stream.
+def rotate_residual(state: BlockState, rotate: Turn, back: Turn) -> None:
+    """Let a block work on the rotated stream; ``back`` is the inverse of ``rotate``.
 
     Raises:
         UnsupportedModelError: the block does something with the stream that a rotation does not
             pass through.
     """
     block, kind = state.module, type(state.module).__name__
-    norms, writers = _stream_layers(state, width)
+    norms, writers = _stream_layers(state, state.hidden.shape[-1])
     errors = []
     for offset in OFFSETS:
         fusion = Fusion(block)
         rotate_stream(fusion, norms, writers, rotate, offset)
-        errors.append(difference(block, fusion, Probe(state.hidden, state.forward, rotate)))
+        errors.append(difference(block, fusion, Probe(state.hidden, state.forward, back)))
         if errors[-1] <= TOLERANCE:
             fusion.put()
             return

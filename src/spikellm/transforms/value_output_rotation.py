@@ -1,16 +1,23 @@
-"""One rotation for all heads of V, fused into the value and the output layer (QuaRot)."""
+"""One rotation for all heads of V, fused into the value and the output layer (QuaRot); behind a map
+of its own for each head, if that is asked for, with which heads and output layer are balanced
+(:mod:`spikellm.transforms.balance`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import torch
 from torch import Tensor
 
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.quantization.hadamard import random_signs, spread
+from spikellm.transforms.balance import balanced_map
 from spikellm.transforms.base import Transform, transforms
 from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.fusion import by_head
 from spikellm.transforms.options import ValueOutputRotationOptions
-from spikellm.transforms.value_heads import find_value_heads
+from spikellm.transforms.value_heads import ValueHeads, find_value_heads
 
 
 @transforms.register("value-output-rotation")
@@ -20,7 +27,11 @@ class ValueOutputRotation(Transform[ValueOutputRotationOptions]):
     Options = ValueOutputRotationOptions
 
     def in_words(self) -> str:
-        return "heads of V rotated (fused)"
+        balanced = " and balanced" if self.options.basis == "balanced" else ""
+        return f"heads of V rotated{balanced} (fused)"
+
+    def observes(self, state: BlockState) -> Collection[str]:
+        return ("output", "value-heads") if self.options.basis == "balanced" else ()
 
     def prepare_block(self, state: BlockState) -> None:
         heads = find_value_heads(state)
@@ -37,8 +48,36 @@ class ValueOutputRotation(Transform[ValueOutputRotationOptions]):
         def rotate(x: Tensor) -> Tensor:
             return spread(x * signs.to(x))
 
+        if self.options.basis == "balanced":
+            _balance(state, heads)
         by_heads = by_head(rotate, heads.channels)
         state.fusion.rows(heads.value, by_heads)
         state.fusion.columns(heads.output, by_heads)
         if "output" in state.inputs:
             state.inputs["output"] = by_heads(state.inputs["output"])
+
+
+def _balance(state: BlockState, heads: ValueHeads) -> None:
+    """Let a map stand between each head of V and the columns of the output layer that read it."""
+    if "value-heads" not in state.inputs:
+        state.notes.append(
+            "value-output-rotation: V is not seen where attention is not reached, so its heads are"
+            " not balanced"
+        )
+        return
+    fusion, given = state.fusion, state.inputs["value-heads"]
+    given = (given - given.mean(0)).unflatten(1, (-1, heads.channels)).transpose(0, 1)
+    read = fusion.weight(heads.output).T.reshape(len(given), -1, heads.channels, fusion.weight(heads.output).shape[0])
+    energy = (read @ read.transpose(-1, -2)).sum(1)
+    moments = given.transpose(1, 2) @ given
+    forward = torch.stack([balanced_map(*one) for one in zip(moments, energy, strict=True)])
+    back = torch.linalg.inv(forward)
+
+    def by_value_head(x: Tensor, each: Tensor, shared: int) -> Tensor:
+        parts = x.unflatten(-1, (-1, shared, heads.channels))
+        return torch.einsum("...hsc,hcd->...hsd", parts, each).flatten(-3)
+
+    fusion.rows(heads.value, lambda x: by_value_head(x, forward, 1))
+    fusion.columns(heads.output, lambda x: by_value_head(x, back, heads.shared))
+    if "output" in state.inputs:
+        state.inputs["output"] = by_value_head(state.inputs["output"], forward, heads.shared)
