@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import RequestError, UnsupportedModelError
+from spikellm.models.attention_product import Attention, attend_in_blocks, wants_output_only
 from spikellm.models.families import caches_latents, decoder_of
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.hooks import spike_observer
@@ -90,14 +91,15 @@ def spike_attention(  # noqa: PLR0913  the library's attention interface calls i
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **keywords: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Attention function for the library's interface.
 
     Grouped-query heads, soft caps and sinks included.
 
     Returns:
         ``(output, weights)``: ``(batch, queries, heads, channels)`` and ``(batch, heads, queries,
-        keys)``.
+        keys)``, None in the place of weights where nobody wants them
+        (:func:`spikellm.models.attention_product.output_only`).
 
     Raises:
         RequestError: the acausal reference coding of K in generation.
@@ -112,51 +114,15 @@ def spike_attention(  # noqa: PLR0913  the library's attention interface calls i
     spikes = getattr(module, CHILD, None)
     if spikes is not None:
         query, key, value = _coded(module, spikes, query, key, value)
-    scores = _key_scores(query, key)
-    if spikes is not None and (softcap is not None or s_aux is not None):
-        scores = scores + spikes.center_scores(query)  # a softmax alone would not see them
-    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[-2]]
-    if s_aux is not None:
-        scores = torch.cat(
-            [
-                scores,
-                s_aux.to(scores.dtype)
-                .reshape(1, -1, 1, 1)
-                .expand(scores.shape[0], -1, scores.shape[2], 1),
-            ],
-            dim=-1,
-        )
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    if s_aux is not None:
-        weights = weights[..., :-1]
-    if spikes is not None:
-        weights = spikes.code("probabilities", weights)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    output = _value_sums(weights, value)
+    dropout = dropout if module.training else 0.0
+    attend = Attention(spikes, scaling, dropout, softcap, s_aux)
+    if wants_output_only() and not observed() and attend.by_blocks(key, value):
+        output = attend_in_blocks(attend, query, key, value, attention_mask)
+        return output.transpose(1, 2).to(dtype).contiguous(), None
+    output, weights = attend(query, key, value, attention_mask)
     if (observer := _observer.get()) is not None:
         observer(module, Observation(query, key, value, weights, output))
     return output.transpose(1, 2).to(dtype).contiguous(), weights.to(dtype)
-
-
-def _key_scores(query: Tensor, key: Tensor) -> Tensor:
-    if (rows := rows_of(key)) is not None:
-        return rows.scores(query)
-    return query @ _repeated(key, query.shape[1]).to(query.dtype).transpose(2, 3)
-
-
-def _value_sums(weights: Tensor, value: Tensor) -> Tensor:
-    if (rows := rows_of(value)) is not None:
-        return rows.sums(weights)
-    return weights.to(value.dtype) @ _repeated(value, weights.shape[1])
-
-
-def _repeated(x: Tensor, heads: int) -> Tensor:
-    """Keys or values for every head that shares them."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def _coded(
