@@ -56,4 +56,5 @@ def test_who_observes_sees_probabilities() -> None:
     seen: list[Tensor] = []
     with output_only(), observing(lambda module, what: seen.append(what.weights)):
         _, weights = attend(5, "causal", 0, torch.float32)
-    assert weights is not None and torch.equal(seen[0], weights)
+    assert weights is not None
+    assert torch.equal(seen[0], weights)
