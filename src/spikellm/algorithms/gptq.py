@@ -97,7 +97,9 @@ class Gptq(Algorithm):
                 )
                 block.put(fitted)
                 layers.update(fitted)
-        return FittedBlock({name: layers[name] for name in context.layers}, notes=notes)
+            behind = block.outputs()
+        ordered = {name: layers[name] for name in context.layers}
+        return FittedBlock(ordered, notes=notes, behind=behind)
 
     def _fit_together(
         self,

@@ -166,8 +166,12 @@ def swap(block: BlockStep, converted: Converted) -> None:
     put_parameters(block.context.model, converted.fitted.dense)
 
 
-def propagate(block: BlockStep) -> None:
+def propagate(block: BlockStep, converted: Converted) -> None:
     """Bring the converted stream behind the block."""
+    if converted.fitted.behind is not None:
+        for batch, states in enumerate(converted.fitted.behind):
+            block.streams.converted[batch] = states
+        return
     forward = partial(block.context.runner.forward, block.index, block.module)
     block.streams.converted.advance(forward)
 

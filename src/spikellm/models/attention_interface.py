@@ -11,14 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import RequestError, UnsupportedModelError
-from spikellm.models.attention_product import Attention, attend_in_blocks, wants_output_only
+from spikellm.models.attention_product import (
+    Attention,
+    attend_in_blocks,
+    kept_attention,
+    wants_output_only,
+)
 from spikellm.models.families import caches_latents, decoder_of
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.hooks import spike_observer
@@ -110,16 +115,29 @@ def spike_attention(  # noqa: PLR0913  the library's attention interface calls i
             f"{type(module).__name__} adds a position bias, which spiking attention does not"
             " implement; leave attention out of the recipe"
         )
-    dtype = query.dtype
     spikes = getattr(module, CHILD, None)
-    if spikes is not None:
-        query, key, value = _coded(module, spikes, query, key, value)
-    dropout = dropout if module.training else 0.0
-    attend = Attention(spikes, scaling, dropout, softcap, s_aux)
+    attend = Attention(spikes, scaling, dropout if module.training else 0.0, softcap, s_aux)
+    run = partial(_attended, module, attend, query, key, value, attention_mask)
+    if not wants_output_only() or observed():
+        return run()
+    return kept_attention(module, lambda: run()[0]), None
+
+
+def _attended(
+    module: nn.Module,
+    attend: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    dtype = query.dtype
+    if attend.spikes is not None:
+        query, key, value = _coded(module, attend.spikes, query, key, value)
     if wants_output_only() and not observed() and attend.by_blocks(key, value):
-        output = attend_in_blocks(attend, query, key, value, attention_mask)
+        output = attend_in_blocks(attend, query, key, value, mask)
         return output.transpose(1, 2).to(dtype).contiguous(), None
-    output, weights = attend(query, key, value, attention_mask)
+    output, weights = attend(query, key, value, mask)
     if (observer := _observer.get()) is not None:
         observer(module, Observation(query, key, value, weights, output))
     return output.transpose(1, 2).to(dtype).contiguous(), weights.to(dtype)

@@ -5,7 +5,7 @@ future of all these queries are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -17,9 +17,33 @@ from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.packed_kv import rows_of
 
 _SCORES = 1 << 18  # that are computed at a time
-_QUERIES = 128  # a block of fewer is no faster
+_QUERIES = 256  # a block of fewer is no faster, and some processors sum it in another order
 
 _output_only: ContextVar[bool] = ContextVar("spikellm_attention_output_only", default=False)
+
+Keeper = Callable[[nn.Module, Callable[[], Tensor]], Tensor]
+"""``keeper(module, run)`` gives the output of an attention module: what ``run`` gives, or what it
+gave before.
+"""
+_keeper: ContextVar[Keeper | None] = ContextVar("spikellm_attention_keeper", default=None)
+
+
+@contextmanager
+def keeping_attention(keeper: Keeper) -> Iterator[None]:
+    """While this holds, ``keeper`` is asked for the outputs of attention, where nobody wants more
+    (:func:`output_only`).
+    """
+    token = _keeper.set(keeper)
+    try:
+        yield
+    finally:
+        _keeper.reset(token)
+
+
+def kept_attention(module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+    """The output of an attention module, by :func:`keeping_attention` if that holds."""
+    keeper = _keeper.get()
+    return run() if keeper is None else keeper(module, run)
 
 
 @contextmanager
