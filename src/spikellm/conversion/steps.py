@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from spikellm.algorithms import BlockContext, FittedBlock, Streams
-from spikellm.conversion.attention import fit_attentions, ranked_attentions
+from spikellm.conversion.attention import chooses_channels, fit_attentions, ranked_attentions
 from spikellm.conversion.context import ConversionContext
 from spikellm.conversion.record import BlockRecord, record_of
 from spikellm.conversion.restore import restore
@@ -123,7 +123,11 @@ def observe(block: BlockStep) -> Samples:
     plan = SamplePlan(shard.whole, wanted, shard.before, weights)
     inputs = SampledInputs(layers, plan, hessian=hessian)
     ranked = ranked_attentions(context, block.plan)
-    attentions = AttentionSample(ranked, plan._replace(wanted=min(wanted, ATTENTION_TOKENS)))
+    attentions = AttentionSample(
+        ranked,
+        plan._replace(wanted=min(wanted, ATTENTION_TOKENS)),
+        keys_only=not any(chooses_channels(block.plan.attentions[name][1]) for name in ranked),
+    )
     if layers or ranked:
         with inputs.hooks(), attentions.hooks(), every_expert_sees_every_token():
             for batch in range(len(block.streams.converted)):
