@@ -36,7 +36,8 @@ from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import layer_name
 from spikellm.observers.token_weights import token_scale
 
-_KEPT = 1 << 29  # bytes of exact inputs, and of outputs of converted layers, that are kept
+KEPT = 1 << 29
+"""Bytes of a block's exact inputs, and of outputs of its converted layers, that are kept."""
 
 
 class Moments(NamedTuple):
@@ -104,7 +105,7 @@ class SequentialFit:
         context, block = self._context, self._context.module
         inputs = [context.inputs[batch] for batch in range(len(context.inputs))]
         size = sum(x.numel() * x.element_size() for x in inputs)
-        if any(map(is_unfused, block.modules())) or size + self._outputs.bytes > _KEPT:
+        if any(map(is_unfused, block.modules())) or size + self._outputs.bytes > KEPT:
             return None  # experts see their own tokens alone then
         found = []
         for batch, hidden in enumerate(inputs):
@@ -116,7 +117,7 @@ class SequentialFit:
     def _kept(self, batch: int, stop: str | None = None) -> Iterator[None]:
         """A pass over the converted stream, up to a layer, that runs only what it has to."""
         exact = sum(x.numel() * x.element_size() for every in self._exact.values() for x in every)
-        self._outputs.room = _KEPT - exact - self._outputs.bytes
+        self._outputs.room = KEPT - exact - self._outputs.bytes
         block = self._context.module
         # with the rotation before it, if there is one
         final = [block.get_submodule(layer_name(self._inside[name])) for name in self._fitted]
@@ -151,7 +152,7 @@ class SequentialFit:
         context = self._context
         widths = [weight_and_bias(context.layers[name])[0].shape[1] for name in self._wanted]
         tokens = sum(context.fp_input[i].shape[:-1].numel() for i in range(len(context.fp_input)))
-        return tokens * sum(widths) * context.fp_input[0].element_size() <= _KEPT
+        return tokens * sum(widths) * context.fp_input[0].element_size() <= KEPT
 
     def _keep_exact_inputs(self) -> None:
         block, context = self._context.module, self._context

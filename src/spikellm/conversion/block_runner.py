@@ -65,9 +65,8 @@ class BlockRunner:
             if size == self.batches[0].shape[0]:
                 expected = output
         self._verify(type(model).__name__, blocks, next(self.first_inputs()), expected)
-        other = self.batches[0].flip(
-            1
-        )  # other tokens, the same recorded call: what depends on the tokens would show
+        # other tokens, the same recorded call: what depends on the tokens would show
+        other = self.batches[0][: min(self._calls)].flip(1)
         _, output = _watch(model, blocks, other)
         self._verify(type(model).__name__, blocks, input_of(model, self._first, other), output)
 
