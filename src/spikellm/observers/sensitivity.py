@@ -18,7 +18,7 @@ from spikellm.data.shards import WindowShard
 from spikellm.models.families import weight_and_bias
 from spikellm.models.next_token import loss_backward
 
-_TOKENS = 2048  # four times as many move less than two in a hundred of the steps shared out
+_TOKENS = 2048  # four times as many move 0 to 6% of the steps that are shared out
 
 
 def output_sensitivity(
