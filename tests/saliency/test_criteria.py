@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from spikellm.neurons import make_neuron
 from spikellm.quantization.thresholds import threshold_for_range, token_range
 from spikellm.saliency import Evidence, choose, criteria, salient_count
+from spikellm.saliency import layer_loss as layer_loss_module
+from spikellm.saliency.base import ranking
 from spikellm.saliency.expected_error import expected_error
 from spikellm.saliency.first_order import first_order, first_order_absolute
-from spikellm.saliency.layer_loss import loss_of_cuts
+from spikellm.saliency.layer_loss import least_losses, loss_of_cuts
 from spikellm.saliency.value_range import maximum, rms
 
 
@@ -179,3 +181,19 @@ def test_choice_is_stable(scores: list[int], count: int, invert: bool) -> None:
     order = sorted(range(len(scores)), key=lambda c: (scores[c] if invert else -scores[c], c))
     mask = choose(torch.tensor(scores), count, invert=invert)
     assert set(mask.nonzero().flatten().tolist()) == set(order[:count])
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_losses_of_many_counts_are_those_of_each(
+    split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_loss_module, "_CUTS", 3)
+    case, counts = evidence(outliers=2, split=split), [0, 1, 4, 7, 12]
+    each = [
+        min(
+            float(loss_of_cuts(replace(case, count=count), ranking(scores)).min())
+            for scores in (maximum(case), rms(case), case.column_energy)
+        )
+        for count in counts
+    ]
+    assert least_losses(case, counts) == pytest.approx(each, rel=1e-9)

@@ -161,6 +161,7 @@ class FittedBlock(NamedTuple):
         dropped: equivalent transforms that do not hold in this block.
         notes: what a user should know of how the fit went.
         rotated: how many input channels are rotated while the model runs, by layer.
+        behind: the converted stream behind the block, batch by batch, where it is known already.
     """
 
     layers: dict[str, SpikingLinear]
@@ -168,6 +169,7 @@ class FittedBlock(NamedTuple):
     dropped: list[str] = []  # noqa: RUF012
     notes: list[str] = []  # noqa: RUF012
     rotated: dict[str, int] = {}  # noqa: RUF012
+    behind: list[Tensor] | None = None
 
 
 class Algorithm(ABC):

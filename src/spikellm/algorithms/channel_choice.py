@@ -16,6 +16,7 @@ from spikellm.recipe import ActivationRecipe
 
 _TOKENS = 1024  # on which a share is measured
 _SHARES = range(FULL_RANGE, FULL_RANGE // 2, -2)
+_BEYOND = 6  # how far below the best share so far a better one is looked for
 
 
 def choose_groups(
@@ -78,12 +79,23 @@ def search_share(
     """
     x = x[:: -(-len(x) // _TOKENS)].float()
     weight = weight.detach().float().to(x.device)
+    product = weight.T
+    if len(weight) > weight.shape[1]:  # E[e WᵀW eᵀ] takes fewer products
+        product = weight.T @ weight
 
     def loss(share: int) -> float:
         error = InputCoder(settings, channel_group, share).values(x) - x
-        return float((error @ weight.T).square().sum(dtype=torch.float64))
+        output = error @ product
+        other = output if len(weight) <= weight.shape[1] else error
+        return float((output * other).sum(dtype=torch.float64))
 
-    return min(_SHARES, key=loss)
+    best, least = FULL_RANGE, float("inf")
+    for share in _SHARES:  # less clipping means coarser codes: the loss falls, then rises
+        if best - share > _BEYOND:
+            break
+        if (lost := loss(share)) < least:
+            best, least = share, lost
+    return best
 
 
 def _column_steps(

@@ -22,19 +22,22 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.algorithms.base import BlockContext
+from spikellm.algorithms.kept_outputs import KeptOutputs
 from spikellm.core import distributed
 from spikellm.core.errors import NumericalError
 from spikellm.models.attention_interface import uncoded
-from spikellm.models.experts import every_expert_sees_every_token
+from spikellm.models.experts import every_expert_sees_every_token, is_unfused
 from spikellm.models.families import weight_and_bias
 from spikellm.models.swap import replace_module
 from spikellm.nn.channels import Groups
 from spikellm.nn.fake_quant import InputCoder
 from spikellm.nn.hooks import first_input
 from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.rotation import layer_name
 from spikellm.observers.token_weights import token_scale
 
-_KEPT = 1 << 29  # bytes of a block's exact inputs that are kept
+KEPT = 1 << 29
+"""Bytes of a block's exact inputs, and of outputs of its converted layers, that are kept."""
 
 
 class Moments(NamedTuple):
@@ -57,6 +60,7 @@ class SequentialFit:
     def __init__(self, context: BlockContext, wanted: Collection[str] = ()) -> None:
         self._context, self._wanted = context, wanted
         self._exact: dict[str, list[Tensor]] = {}
+        self._outputs = KeptOutputs()
         self._inside = {full: full.removeprefix(f"{context.name}.") for full in context.layers}
         self._fitted: dict[str, SpikingLinear] = {}
 
@@ -82,15 +86,48 @@ class SequentialFit:
             coder = InputCoder(activations, groups.channel, groups.range_share)
         hessian = cross_moment = torch.zeros(())
         for batch in range(len(context.inputs)):
-            x = self._input(name, context.inputs[batch])
             exact = self._exact_input(name, batch)
+            with self._kept(batch, stop=name):
+                x = self._input(name, context.inputs[batch])
             q = x if coder is None else coder.values(x)
             scale = token_scale(x, context.recipe.calibration.token_weights)
             if scale is not None:
                 exact, q = exact * scale, q * scale
             hessian = (q.T @ q).double() + hessian
             cross_moment = ((exact - q).T @ q).double() + cross_moment
+        self._exact.pop(name, None)
         return Moments(distributed.all_reduce(hessian), distributed.all_reduce(cross_moment))
+
+    def outputs(self) -> list[Tensor] | None:
+        """What the block gives behind its converted layers, batch by batch; None where it runs
+        otherwise once it is converted, or memory should not hold them.
+        """
+        context, block = self._context, self._context.module
+        inputs = [context.inputs[batch] for batch in range(len(context.inputs))]
+        size = sum(x.numel() * x.element_size() for x in inputs)
+        if any(map(is_unfused, block.modules())) or size + self._outputs.bytes > KEPT:
+            return None  # experts see their own tokens alone then
+        found = []
+        for batch, hidden in enumerate(inputs):
+            with self._kept(batch):
+                found.append(context.forward(block, hidden))
+        return found
+
+    @contextmanager
+    def _kept(self, batch: int, stop: str | None = None) -> Iterator[None]:
+        """A pass over the converted stream, up to a layer, that runs only what it has to."""
+        exact = sum(x.numel() * x.element_size() for every in self._exact.values() for x in every)
+        self._outputs.room = KEPT - exact - self._outputs.bytes
+        block = self._context.module
+        # with the rotation before it, if there is one
+        final = [block.get_submodule(layer_name(self._inside[name])) for name in self._fitted]
+        pending = [
+            block.get_submodule(self._inside[name])
+            for name in self._inside
+            if name not in self._fitted and name != stop
+        ]
+        with self._outputs.of(batch, final, pending):
+            yield
 
     def _input(self, name: str, hidden: Tensor) -> Tensor:
         """What a layer is fed on some windows: float32, ``(tokens, in)``."""
@@ -115,7 +152,7 @@ class SequentialFit:
         context = self._context
         widths = [weight_and_bias(context.layers[name])[0].shape[1] for name in self._wanted]
         tokens = sum(context.fp_input[i].shape[:-1].numel() for i in range(len(context.fp_input)))
-        return tokens * sum(widths) * context.fp_input[0].element_size() <= _KEPT
+        return tokens * sum(widths) * context.fp_input[0].element_size() <= KEPT
 
     def _keep_exact_inputs(self) -> None:
         block, context = self._context.module, self._context

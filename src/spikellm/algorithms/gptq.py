@@ -21,7 +21,7 @@ from spikellm.algorithms.base import (
 from spikellm.algorithms.channel_choice import choose_groups
 from spikellm.algorithms.compensation import Moments, SequentialFit, target_weight
 from spikellm.algorithms.gptq_coders import column_coders
-from spikellm.algorithms.gptq_layer import Target, fit_layer
+from spikellm.algorithms.gptq_layer import SharedInverse, Target, fit_layer
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.step_budget import over_model, spend_over_model
 from spikellm.algorithms.survey import SurveyedLayer
@@ -97,7 +97,9 @@ class Gptq(Algorithm):
                 )
                 block.put(fitted)
                 layers.update(fitted)
-        return FittedBlock({name: layers[name] for name in context.layers}, notes=notes)
+            behind = block.outputs()
+        ordered = {name: layers[name] for name in context.layers}
+        return FittedBlock(ordered, notes=notes, behind=behind)
 
     def _fit_together(
         self,
@@ -114,8 +116,9 @@ class Gptq(Algorithm):
         owners = distributed.assign(
             {name: _work(weight_and_bias(context.layers[name])[0]) for name in groups}
         )
+        inverse = None if moments is None else SharedInverse()
         fitted = {
-            name: self._fit(context, name, own, moments)
+            name: self._fit(context, name, own, moments, inverse)
             for name, own in groups.items()
             if owners[name] == distributed.rank()
         }
@@ -136,7 +139,12 @@ class Gptq(Algorithm):
         return {name: layers[name] for name in groups}
 
     def _fit(
-        self, context: BlockContext, name: str, groups: Groups, moments: Moments | None
+        self,
+        context: BlockContext,
+        name: str,
+        groups: Groups,
+        moments: Moments | None,
+        inverse: SharedInverse | None,
     ) -> tuple[SpikingLinear, float]:
         if name in self._steps:
             groups = groups._replace(column_steps=self._steps[name].to(groups.channel.device))
@@ -147,7 +155,8 @@ class Gptq(Algorithm):
         weight = target_weight(
             name, weight_and_bias(layer)[0].detach(), moments, options.compensation_percdamp
         )
-        return fit_layer(name, layer, settings, groups, Target(moments.hessian, weight), options)
+        target = Target(moments.hessian, weight, inverse)
+        return fit_layer(name, layer, settings, groups, target, options)
 
 
 def _work(weight: Tensor) -> float:

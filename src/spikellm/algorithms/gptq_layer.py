@@ -17,7 +17,7 @@ from spikellm.nn.channels import Groups
 from spikellm.nn.formats import format_of
 from spikellm.nn.layout import make_layout
 from spikellm.nn.linear import SpikingLinear
-from spikellm.quantization.column_update import inverse_factor, permuted
+from spikellm.quantization.column_update import InverseFactor, inverse_factor, permuted
 from spikellm.recipe import LinearRecipe
 
 
@@ -27,10 +27,26 @@ class Target(NamedTuple):
     Attributes:
         hessian: ``XᵀX`` of its inputs, ``(in, in)``, channels in their own order.
         weight: ``(out, in)``; the layer's own weight where it is None.
+        inverse: for layers that have the Hessian in common, which is then inverted once.
     """
 
     hessian: Tensor
     weight: Tensor | None = None
+    inverse: SharedInverse | None = None
+
+
+class SharedInverse:
+    """The order of coding and the factor of one Hessian, computed for the first layer that asks."""
+
+    def __init__(self) -> None:
+        self._found: tuple[Tensor, InverseFactor] | None = None
+
+    def of(self, name: str, hessian: Tensor, options: GptqOptions) -> tuple[Tensor, InverseFactor]:
+        """Order and factor; see :func:`spikellm.quantization.column_update.inverse_factor`."""
+        if self._found is None:
+            coding = order_of_coding(hessian, by_power=options.activation_order)
+            self._found = coding, inverse_factor(hessian, options.percdamp, name, coding)
+        return self._found
 
 
 def fit_layer(
@@ -46,10 +62,9 @@ def fit_layer(
     Raises:
         NumericalError: see :func:`spikellm.quantization.column_update.inverse_factor`.
     """
-    hessian, weight = target
+    hessian, weight, shared = target
     weight = (weight_and_bias(module)[0].detach() if weight is None else weight).float()
-    coding = order_of_coding(hessian, by_power=options.activation_order)
-    factor, damping = inverse_factor(hessian, options.percdamp, name, coding)
+    coding, (factor, damping) = (shared or SharedInverse()).of(name, hessian, options)
     coder = column_coders[format_of(settings.weights).coding]()
     steps = coder.column_steps(
         groups.column_steps, weight, importance_of(factor, coding), settings.weights

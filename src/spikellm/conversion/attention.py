@@ -21,8 +21,13 @@ def ranked_attentions(context: ConversionContext, plan: BlockPlan) -> dict[str, 
     return {
         name: context.model.get_submodule(name)
         for name, (_, settings) in plan.attentions.items()
-        if settings.key.salient_rate + settings.value.salient_rate > 0 or settings.center
+        if chooses_channels(settings) or settings.center
     }
+
+
+def chooses_channels(settings: AttentionRecipe) -> bool:
+    """Whether K or V have salient channels; without them K alone is sampled."""
+    return settings.key.salient_rate + settings.value.salient_rate > 0
 
 
 def fit_attentions(
@@ -59,19 +64,23 @@ def fit_attention(
     and 1 for every channel of V.
 
     Args:
-        sample: from :class:`AttentionSample`; needed where K or V have salient channels.
+        sample: from :class:`AttentionSample`; needed where K or V have salient channels, K's
+            alone where it is centered.
     """
     spikes = SpikingAttention(shape, settings, device)
     if sample is None:
         return spikes
-    queries = sample["query"].unflatten(1, (-1, shape.key_channels))
-    per_head = queries.shape[1] // shape.heads
-    keys, values, gradients = (
-        sample[part].unflatten(1, (shape.heads, -1)) for part in ("key", "value", "value_gradient")
-    )
+    keys = sample["key"].unflatten(1, (shape.heads, -1))
     if settings.center:
         spikes.key_mean.copy_(keys.mean(0))
         keys = keys - spikes.key_mean
+    if not chooses_channels(settings):
+        return spikes
+    queries = sample["query"].unflatten(1, (-1, shape.key_channels))
+    per_head = queries.shape[1] // shape.heads
+    values, gradients = (
+        sample[part].unflatten(1, (shape.heads, -1)) for part in ("value", "value_gradient")
+    )
     queries, keys = spikes.turned(queries), spikes.turned(keys)
     key_groups, value_groups = [], []
     for head in range(shape.heads):

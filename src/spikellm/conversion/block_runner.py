@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.core.offload import release, released_after_forward
+from spikellm.models.attention_product import output_only
 from spikellm.models.families import Blocks, decoder_of
 from spikellm.nn.hooks import first_input, first_output
 
@@ -64,9 +65,8 @@ class BlockRunner:
             if size == self.batches[0].shape[0]:
                 expected = output
         self._verify(type(model).__name__, blocks, next(self.first_inputs()), expected)
-        other = self.batches[0].flip(
-            1
-        )  # other tokens, the same recorded call: what depends on the tokens would show
+        # other tokens, the same recorded call: what depends on the tokens would show
+        other = self.batches[0][: min(self._calls)].flip(1)
         _, output = _watch(model, blocks, other)
         self._verify(type(model).__name__, blocks, input_of(model, self._first, other), output)
 
@@ -83,7 +83,8 @@ class BlockRunner:
         arguments, keywords = tree_map(
             lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tuple(call)
         )
-        return _hidden(block(hidden.to(device), *arguments, **keywords))
+        with output_only():
+            return _hidden(block(hidden.to(device), *arguments, **keywords))
 
     def _verify(self, kind: str, blocks: Blocks, hidden: Tensor, expected: Tensor) -> None:
         """Check on a batch, channel by channel, that blocks run one by one give what the whole

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikellm.algorithms.compensation import KEPT
 from spikellm.conversion.block_runner import batch_windows, input_of
 from spikellm.conversion.plan import ConversionPlan
 from spikellm.core.offload import released_after_forward
@@ -191,7 +192,8 @@ def _unit_bytes(plan: ConversionPlan, unit: Unit) -> int:
     numbers = sum(parameter.numel() for parameter in unit.module.parameters())
     samples = 4 * sampled * sum(unit.inputs)
     weights = [weight.numel() for weight, _ in _weights(plan.model, unit.plan)]
-    fitting = _moment_bytes(plan, unit) + 6 * 4 * max(weights, default=0)
+    fitting = _moment_bytes(plan, unit) + _kept_bytes(plan, unit)
+    fitting += 6 * 4 * max(weights, default=0)
     # transforms work in float64, and compare with what was in float32
     transforming = 16 * numbers if plan.transforms.active else 0
     return 4 * numbers + samples + max(fitting, transforming)
@@ -206,6 +208,14 @@ def _moment_bytes(plan: ConversionPlan, unit: Unit) -> int:
     elif plan.algorithm.needs_fp_input(plan.recipe):
         kept = 2 * widest * widest
     return 8 * (kept + 2 * widest * widest) if kept else 0
+
+
+def _kept_bytes(plan: ConversionPlan, unit: Unit) -> int:
+    """Of what layers read and give, kept while they are fitted one after the other."""
+    if not plan.algorithm.needs_fp_input(plan.recipe):
+        return 0
+    channels = sum(unit.inputs) + sum(len(one) for one, _ in _weights(plan.model, unit.plan))
+    return int(min(KEPT, plan.shard.windows.numel() * channels * plan.model.dtype.itemsize))
 
 
 def _weights(model: Any, plan: BlockPlan) -> list[tuple[Tensor, int]]:

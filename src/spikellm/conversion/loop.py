@@ -94,7 +94,7 @@ def _convert_each(context: ConversionContext) -> list[BlockRecord]:
                 samples = observe(block)
                 converted = fit(block, transformed, samples)
             swap(block, converted)
-            propagate(block)
+            propagate(block, converted)
             records.append(record(block, converted))
         free_memory(block, converted)
         _tell(context, index, records[-1], block.started, resumed=converted.record is not None)

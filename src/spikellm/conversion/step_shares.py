@@ -5,7 +5,6 @@ where a step lowers the final loss more for what it costs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from spikellm.models.families import weight_and_bias
 from spikellm.nn.channels import Sample, evidence_of
 from spikellm.recipe import ActivationRecipe
 from spikellm.saliency.allocation import spend
-from spikellm.saliency.layer_loss import least_loss
+from spikellm.saliency.layer_loss import least_losses
 
 SHARE = 0.025  # of the channels of a tensor that are decided on at a time
 _MOST = 0.5
@@ -60,7 +59,7 @@ class StepShares:
             observed = Sample(sample, torch.cat(weights))
             evidence = evidence_of(observed, settings, 0.0, self._seed, readers[0])
             channels = sample.shape[1]
-            losses = [least_loss(replace(evidence, count=count)) for count in _counts(channels)]
+            losses = least_losses(evidence, _counts(channels))
             self._tensors.setdefault(settings, []).append(
                 _Tensor(readers, channels, torch.tensor(losses), channels * sum(map(len, weights)))
             )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from spikellm.algorithms import BlockContext, FittedBlock, Streams
-from spikellm.conversion.attention import fit_attentions, ranked_attentions
+from spikellm.conversion.attention import chooses_channels, fit_attentions, ranked_attentions
 from spikellm.conversion.context import ConversionContext
 from spikellm.conversion.record import BlockRecord, record_of
 from spikellm.conversion.restore import restore
@@ -123,7 +123,11 @@ def observe(block: BlockStep) -> Samples:
     plan = SamplePlan(shard.whole, wanted, shard.before, weights)
     inputs = SampledInputs(layers, plan, hessian=hessian)
     ranked = ranked_attentions(context, block.plan)
-    attentions = AttentionSample(ranked, plan._replace(wanted=min(wanted, ATTENTION_TOKENS)))
+    attentions = AttentionSample(
+        ranked,
+        plan._replace(wanted=min(wanted, ATTENTION_TOKENS)),
+        keys_only=not any(chooses_channels(block.plan.attentions[name][1]) for name in ranked),
+    )
     if layers or ranked:
         with inputs.hooks(), attentions.hooks(), every_expert_sees_every_token():
             for batch in range(len(block.streams.converted)):
@@ -166,8 +170,12 @@ def swap(block: BlockStep, converted: Converted) -> None:
     put_parameters(block.context.model, converted.fitted.dense)
 
 
-def propagate(block: BlockStep) -> None:
+def propagate(block: BlockStep, converted: Converted) -> None:
     """Bring the converted stream behind the block."""
+    if converted.fitted.behind is not None:
+        for batch, states in enumerate(converted.fitted.behind):
+            block.streams.converted[batch] = states
+        return
     forward = partial(block.context.runner.forward, block.index, block.module)
     block.streams.converted.advance(forward)
 

@@ -11,13 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import RequestError, UnsupportedModelError
+from spikellm.models.attention_product import (
+    Attention,
+    attend_in_blocks,
+    kept_attention,
+    wants_output_only,
+)
 from spikellm.models.families import caches_latents, decoder_of
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.hooks import spike_observer
@@ -51,6 +57,22 @@ def observing(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _observer.reset(token)
+
+
+Watcher = Callable[[nn.Module, Tensor, Tensor, Tensor], None]
+_watcher: ContextVar[Watcher | None] = ContextVar("spikellm_heads_watcher", default=None)
+
+
+@contextmanager
+def watching_heads(watcher: Watcher) -> Iterator[None]:
+    """While this holds, ``watcher`` is shown the attention module and Q, K and V as they are
+    multiplied, ``(batch, heads, tokens, channels)``: an observer that takes less time.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 def observed() -> bool:
@@ -90,14 +112,15 @@ def spike_attention(  # noqa: PLR0913  the library's attention interface calls i
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **keywords: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Attention function for the library's interface.
 
     Grouped-query heads, soft caps and sinks included.
 
     Returns:
         ``(output, weights)``: ``(batch, queries, heads, channels)`` and ``(batch, heads, queries,
-        keys)``.
+        keys)``, None in the place of weights where nobody wants them
+        (:func:`spikellm.models.attention_product.output_only`).
 
     Raises:
         RequestError: the acausal reference coding of K in generation.
@@ -108,55 +131,34 @@ def spike_attention(  # noqa: PLR0913  the library's attention interface calls i
             f"{type(module).__name__} adds a position bias, which spiking attention does not"
             " implement; leave attention out of the recipe"
         )
-    dtype = query.dtype
     spikes = getattr(module, CHILD, None)
-    if spikes is not None:
-        query, key, value = _coded(module, spikes, query, key, value)
-    scores = _key_scores(query, key)
-    if spikes is not None and (softcap is not None or s_aux is not None):
-        scores = scores + spikes.center_scores(query)  # a softmax alone would not see them
-    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[-2]]
-    if s_aux is not None:
-        scores = torch.cat(
-            [
-                scores,
-                s_aux.to(scores.dtype)
-                .reshape(1, -1, 1, 1)
-                .expand(scores.shape[0], -1, scores.shape[2], 1),
-            ],
-            dim=-1,
-        )
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    if s_aux is not None:
-        weights = weights[..., :-1]
-    if spikes is not None:
-        weights = spikes.code("probabilities", weights)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    output = _value_sums(weights, value)
+    attend = Attention(spikes, scaling, dropout if module.training else 0.0, softcap, s_aux)
+    run = partial(_attended, module, attend, query, key, value, attention_mask)
+    if not wants_output_only() or observed():
+        return run()
+    return kept_attention(module, lambda: run()[0]), None
+
+
+def _attended(
+    module: nn.Module,
+    attend: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    dtype = query.dtype
+    if attend.spikes is not None:
+        query, key, value = _coded(module, attend.spikes, query, key, value)
+    if (watcher := _watcher.get()) is not None:
+        watcher(module, query, key, value)
+    if wants_output_only() and not observed() and attend.by_blocks(key, value):
+        output = attend_in_blocks(attend, query, key, value, mask)
+        return output.transpose(1, 2).to(dtype).contiguous(), None
+    output, weights = attend(query, key, value, mask)
     if (observer := _observer.get()) is not None:
         observer(module, Observation(query, key, value, weights, output))
     return output.transpose(1, 2).to(dtype).contiguous(), weights.to(dtype)
-
-
-def _key_scores(query: Tensor, key: Tensor) -> Tensor:
-    if (rows := rows_of(key)) is not None:
-        return rows.scores(query)
-    return query @ _repeated(key, query.shape[1]).to(query.dtype).transpose(2, 3)
-
-
-def _value_sums(weights: Tensor, value: Tensor) -> Tensor:
-    if (rows := rows_of(value)) is not None:
-        return rows.sums(weights)
-    return weights.to(value.dtype) @ _repeated(value, weights.shape[1])
-
-
-def _repeated(x: Tensor, heads: int) -> Tensor:
-    """Keys or values for every head that shares them."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def _coded(

@@ -12,6 +12,9 @@ step, only the range matters, and fewer channels than the budget may be chosen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,7 @@ from spikellm.saliency.base import Evidence, Selection, choose, criteria, rankin
 from spikellm.saliency.value_range import maximum, rms
 
 _CHUNK = 1024  # tokens at a time
+_CUTS = 256  # that are compared at a time
 _TOKENS = 2048  # ranges are averaged over; spread evenly
 
 
@@ -46,9 +50,58 @@ def _orders(evidence: Evidence) -> list[Tensor]:
     ]
 
 
-def least_loss(evidence: Evidence) -> float:
-    """Expected loss of the best choice for ``evidence.count`` channels."""
-    return min(float(loss_of_cuts(evidence, order).min()) for order in _orders(evidence))
+def least_losses(evidence: Evidence, counts: Sequence[int]) -> list[float]:
+    """Expected loss of the best choice for each of several numbers of salient channels, in the
+    place of ``evidence.count``: ranges are measured once for all.
+    """
+    most = max(counts)
+    best = torch.full((len(counts),), torch.inf, dtype=torch.float64)
+    for order in _orders(evidence):
+        losses = _Losses.of(evidence, order, most if evidence.split else 0)
+        for first in range(0, losses.largest + 1, _CUTS):
+            cuts = range(first, min(first + _CUTS, losses.largest + 1))
+            top = _top_energies(losses.energy, order, cuts, most)
+            for place, count in enumerate(counts):
+                fit = len([cut for cut in cuts if cut <= count])
+                index = torch.arange(fit, device=order.device)
+                finer = top[index, count - first - index]
+                found = losses.at(slice(first, first + fit), finer)
+                if fit:
+                    best[place] = min(float(best[place]), float(found.min()))
+    return [float(loss) for loss in best]
+
+
+class _Losses(NamedTuple):
+    """What the expected loss follows from when the first m = 0 … ``largest`` channels of an order
+    have their own range: mean squares of both ranges, and the energy of the columns within; all
+    float64.
+    """
+
+    evidence: Evidence
+    largest: int
+    energy: Tensor
+    own_power: Tensor
+    rest_power: Tensor
+    own_energy: Tensor
+
+    @classmethod
+    def of(cls, evidence: Evidence, order: Tensor, largest: int) -> _Losses:
+        energy = evidence.column_energy.double()
+        powers = _mean_square_ranges(evidence, order, largest)
+        own = torch.cat([energy.new_zeros(1), energy[order].cumsum(0)])[: largest + 1]
+        return cls(evidence, largest, energy, *powers, own)
+
+    def at(self, cuts: slice, finer_energy: Tensor) -> Tensor:
+        """Losses for these m, where columns of so much energy take more steps beside them."""
+        evidence, own_energy = self.evidence, self.own_energy[cuts]
+        rest_energy = self.energy.sum() - own_energy - finer_energy
+        coarse, fine = (
+            1 / (12 * evidence.neuron.top(steps) ** 2)
+            for steps in (evidence.steps, evidence.salient_steps)
+        )
+        return self.own_power[cuts] * fine * own_energy + self.rest_power[cuts] * (
+            fine * finer_energy + coarse * rest_energy
+        )
 
 
 def loss_of_cuts(evidence: Evidence, order: Tensor) -> Tensor:
@@ -58,22 +111,14 @@ def loss_of_cuts(evidence: Evidence, order: Tensor) -> Tensor:
     Returns:
         float64, ``(cuts,)``.
     """
-    energy = evidence.column_energy.double()
-    largest = evidence.count if evidence.split else 0
-    own_power, rest_power = _mean_square_ranges(evidence, order, largest)
-    own_energy = torch.cat([energy.new_zeros(1), energy[order].cumsum(0)])[: largest + 1]
+    losses = _Losses.of(evidence, order, evidence.count if evidence.split else 0)
     finer_energy = torch.stack(
         [
-            _top_energy_without(energy, order[:cut], evidence.count - cut)
-            for cut in range(largest + 1)
+            _top_energy_without(losses.energy, order[:cut], evidence.count - cut)
+            for cut in range(losses.largest + 1)
         ]
     )
-    rest_energy = energy.sum() - own_energy - finer_energy
-    coarse, fine = (
-        1 / (12 * evidence.neuron.top(steps) ** 2)
-        for steps in (evidence.steps, evidence.salient_steps)
-    )
-    return own_power * fine * own_energy + rest_power * (fine * finer_energy + coarse * rest_energy)
+    return losses.at(slice(None), finer_energy)
 
 
 def _mean_square_ranges(evidence: Evidence, order: Tensor, largest: int) -> tuple[Tensor, Tensor]:
@@ -109,3 +154,20 @@ def _top_energy_without(energy: Tensor, taken: Tensor, count: int) -> Tensor:
     return (
         energy.index_fill(0, taken, 0.0).topk(count).values.sum() if count else energy.new_zeros(())
     )
+
+
+def _top_energies(energy: Tensor, order: Tensor, cuts: range, most: int) -> Tensor:
+    """:func:`_top_energy_without` the first m channels of ``order``, for m in ``cuts`` and counts
+    of 0 … ``most``: ``(cuts, most + 1)``.
+    """
+    place = torch.empty_like(order).index_copy_(
+        0, order, torch.arange(len(order), device=order.device)
+    )
+    largest = torch.sort(energy, descending=True).indices  # sorted once, for all cuts
+    left = place[largest] >= torch.tensor(cuts, device=order.device).unsqueeze(1)
+    found = energy.new_zeros(len(cuts), most + 1)
+    for row, kept in zip(found, left, strict=True):
+        sums = energy[largest[kept]][:most].cumsum(0)
+        row[1 : len(sums) + 1] = sums
+        row[len(sums) + 1 :] = sums[-1] if len(sums) else 0.0
+    return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spikellm.core import distributed
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.data.shards import WindowShard
-from spikellm.models.attention_interface import Observation, observing
+from spikellm.models.attention_interface import watching_heads
 from spikellm.models.families import INPUT_SITES, block_roles
 from spikellm.models.plan import BlockPlan
 from spikellm.nn.rotation import Rotation, rotation_of
@@ -24,7 +24,7 @@ from spikellm.observers.token_weights import SamplePlan
 from spikellm.recipe import Recipe
 from spikellm.transforms.fusion import TOLERANCE, Forward, Fusion, Probe, difference
 
-_HEADS = {"query-heads": "query", "key-heads": "key", "value-heads": "value"}
+_HEADS = {"query-heads": 0, "key-heads": 1, "value-heads": 2}  # of Q, K and V
 
 
 class OnlineSetting(NamedTuple):
@@ -223,12 +223,12 @@ class BlockState:
 def _sampling(heads: dict[str, TokenSample]) -> Iterator[None]:
     """While this holds, Q, K and V are sampled as attention multiplies them."""
 
-    def observe(module: nn.Module, seen: Observation) -> None:
+    def watch(module: nn.Module, *parts: Tensor) -> None:
         for site, sample in heads.items():
-            sample.update(getattr(seen, _HEADS[site]).transpose(1, 2).flatten(2))
+            sample.update(parts[_HEADS[site]].transpose(1, 2).flatten(2))
 
     if not heads:
         yield
         return
-    with observing(observe):
+    with watching_heads(watch):
         yield

@@ -122,7 +122,8 @@ class NativeHeads:
 
 
 def native_mix(x: Tensor) -> Tensor:
-    """:func:`spikellm.quantization.hadamard.mix` of any float type; the kernel takes float32."""
-    if x.dtype != torch.float32:
+    """:func:`spikellm.quantization.hadamard.mix`; the kernel takes float32 and float64."""
+    if x.dtype not in (torch.float32, torch.float64):
         return hadamard.mix(x)
-    return hadamard.mix(x, ops.call_walsh if plain(x) and x.is_cpu else ops.walsh)
+    found: Tensor = ops.call_mix(x) if plain(x) and x.is_cpu else ops.mix(x)
+    return found

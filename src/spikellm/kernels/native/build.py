@@ -123,7 +123,9 @@ def _load(level: str) -> ctypes.CDLL:
         *[pointer] * 3,
         ctypes.c_int32,
     ]
-    library.spikellm_walsh.argtypes = [pointer, *[ctypes.c_int64] * 2, ctypes.c_int32]
+    for mix in (library.spikellm_mix, library.spikellm_mix_double):
+        sizes = [ctypes.c_int64] * 3
+        mix.argtypes = [pointer, *sizes, ctypes.c_double, pointer, pointer, ctypes.c_int32]
     for product in (library.spikellm_key_scores, library.spikellm_value_sums):
         product.argtypes = [
             pointer,

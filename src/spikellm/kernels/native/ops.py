@@ -7,12 +7,14 @@ What a layer prepared calls the library without going through the dispatcher, se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from spikellm.kernels.native import build
+from spikellm.quantization import hadamard
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Types of inputs and outputs of linear layers that kernels read and write themselves."""
@@ -25,7 +27,7 @@ _library.define(
 _library.define("code_heads(Tensor x, Tensor plan, int row_bytes) -> Tensor")
 _library.define("key_scores(Tensor query, Tensor rows, Tensor plan) -> Tensor")
 _library.define("value_sums(Tensor weights, Tensor rows, Tensor plan, int channels) -> Tensor")
-_library.define("walsh(Tensor x) -> Tensor")
+_library.define("mix(Tensor x) -> Tensor")
 _library.define(
     "additive_linear(Tensor x, Tensor plan, Tensor words, Tensor scale, Tensor? bias) -> Tensor"
 )
@@ -178,13 +180,25 @@ def call_with_rows(
     return _unless(failed, found)
 
 
-def call_walsh(x: Tensor) -> Tensor:
-    """``spikellm::walsh``: Walsh–Hadamard transform of float32 ``(rows, 2**a)``.
+def call_mix(x: Tensor) -> Tensor:
+    """``spikellm::mix``: a rotation by additions of float32 or float64 ``(..., n)``.
 
-    The same bits as :func:`spikellm.quantization.hadamard.walsh`.
+    The same bits as :func:`spikellm.quantization.hadamard.mix`.
     """
-    found = x.contiguous().clone()
-    build.load_library().spikellm_walsh(found.data_ptr(), *found.shape, torch.get_num_threads())
+    x = x.contiguous()
+    library, found, size = build.load_library(), torch.empty_like(x), x.shape[-1]
+    power = hadamard.largest_power(size)
+    kernel = library.spikellm_mix if x.dtype == torch.float32 else library.spikellm_mix_double
+    kernel(
+        x.data_ptr(),
+        x.numel() // size,
+        size,
+        power,
+        math.sqrt(power),
+        hadamard.shapiro(power).data_ptr(),
+        found.data_ptr(),
+        torch.get_num_threads(),
+    )
     return found
 
 
@@ -200,8 +214,8 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 _library.impl("spike_linear", _spike_linear, "CPU")
 _library.impl("additive_linear", _additive_linear, "CPU")
-_library.impl("walsh", call_walsh, "CPU")
-torch.library.register_fake("spikellm::walsh", torch.empty_like)
+_library.impl("mix", call_mix, "CPU")
+torch.library.register_fake("spikellm::mix", torch.empty_like)
 _library.impl("code_heads", _code_heads, "CPU")
 _library.impl("key_scores", _key_scores, "CPU")
 _library.impl("value_sums", _value_sums, "CPU")
@@ -236,5 +250,5 @@ spike_linear = torch.ops.spikellm.spike_linear.default
 code_heads = torch.ops.spikellm.code_heads.default
 key_scores = torch.ops.spikellm.key_scores.default
 value_sums = torch.ops.spikellm.value_sums.default
-walsh = torch.ops.spikellm.walsh.default
+mix = torch.ops.spikellm.mix.default
 additive_linear = torch.ops.spikellm.additive_linear.default
