@@ -120,10 +120,12 @@ def observe(block: BlockStep) -> Samples:
     }
     hessian = context.algorithm.needs_hessian(context.recipe)
     weights = context.recipe.calibration.token_weights
-    plan = SamplePlan(shard.whole, wanted, shard.before, weights)
+    plan = SamplePlan(shard.whole, wanted, shard.before, weights, block.plan.tells_massive_tokens)
     inputs = SampledInputs(layers, plan, hessian=hessian)
     ranked = ranked_attentions(context, block.plan)
-    attentions = AttentionSample(ranked, plan._replace(wanted=min(wanted, ATTENTION_TOKENS)))
+    attentions = AttentionSample(
+        ranked, plan._replace(wanted=min(wanted, ATTENTION_TOKENS), widths=False)
+    )
     if layers or ranked:
         with inputs.hooks(), attentions.hooks(), every_expert_sees_every_token():
             for batch in range(len(block.streams.converted)):

@@ -28,6 +28,11 @@ class BlockPlan(NamedTuple):
     attentions: dict[str, tuple[HeadShape, AttentionRecipe]]
     heads: HeadShape | None
 
+    @property
+    def tells_massive_tokens(self) -> bool:
+        """Whether massive tokens take more steps in any of its linear layers."""
+        return any(settings.activations.token_steps for settings in self.linears.values())
+
     def empty_modules(
         self,
         model: nn.Module,

@@ -25,10 +25,12 @@ class Population(NamedTuple):
             (``self_attn.key``).
         codes: merged spike counts, int32 ``(tokens, channels)``; heads of attention one after the
             other.
-        steps: T of every channel, int64 ``(channels,)``.
+        steps: T of every channel in ordinary tokens, int64 ``(channels,)``.
         group: activation group of every channel, int64 ``(channels,)``; 0 throughout for attention.
         neuron: the neuron that fired.
         thresholds: θ and z ``(tokens, groups)`` of a layer, float32; None for attention.
+        token_steps: T that every channel of a token takes at least, int64 ``(tokens,)``: that of
+            massive tokens, 0 in others.
     """
 
     name: str
@@ -37,6 +39,12 @@ class Population(NamedTuple):
     group: Tensor
     neuron: SoftResetNeuron
     thresholds: Threshold | None
+    token_steps: Tensor
+
+    @property
+    def code_steps(self) -> Tensor:
+        """T of every code, int64 ``(tokens, channels)``."""
+        return torch.maximum(self.token_steps[:, None], self.steps)
 
     @property
     def salient(self) -> Tensor:
@@ -47,13 +55,14 @@ class Population(NamedTuple):
 
     def of_token(self, token: int) -> Tensor:
         """Binary spikes of one token, int8 ``(moments, channels)``."""
-        return torch.stack([plane[token] for plane in self.planes()])
+        planes = self.neuron.iterate_binary(self.codes[token], self.code_steps[token])
+        return torch.stack(list(planes))
 
     def planes(self) -> Iterator[Tensor]:
         """Binary spikes of every moment, int8 ``(tokens, channels)``: the T·L planes of the neuron,
         whose sum is the codes.
         """
-        return self.neuron.iterate_binary(self.codes, self.steps)
+        return self.neuron.iterate_binary(self.codes, self.code_steps)
 
 
 def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
@@ -62,13 +71,16 @@ def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
     Raises:
         RequestError: the layer does not code its inputs.
     """
-    stored, thresholds = layer.encode(x.reshape(-1, layer.in_features))
+    tokens = x.reshape(-1, layer.in_features)
+    stored, thresholds = layer.encode(tokens)
     order = layer.layout().order
     codes = (
         stored if order is None else torch.empty_like(stored).index_copy_(1, order, stored)
     ).cpu()
     theta = [pair[0].expand(len(codes), 1).float() for pair in thresholds]
     baseline = [pair[1].expand(len(codes), 1).float() for pair in thresholds]
+    massive = layer.massive
+    none = torch.zeros(len(codes), dtype=torch.int64)
     return Population(
         name,
         codes,
@@ -76,6 +88,7 @@ def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
         layer.channel_group.long().cpu(),
         cast(SoftResetNeuron, layer.neuron),
         Threshold(torch.cat(theta, 1).cpu(), torch.cat(baseline, 1).cpu()),
+        none if massive is None else massive.steps_of(tokens.float(), 0).flatten().cpu(),
     )
 
 
@@ -98,6 +111,7 @@ def attention_populations(trains: list[SpikeTrain], block: nn.Module) -> Iterato
                 torch.zeros_like(steps),
                 train.neuron,
                 None,
+                torch.zeros(len(codes), dtype=torch.int64),
             )
 
 

@@ -66,6 +66,8 @@ class AttentionRecipe(Section):
             part: ActivationRecipe = getattr(self, name)
             if part.search_range:
                 raise ValueError(f"{name}.search_range is for linear layers; leave it out")
+            if part.token_steps:
+                raise ValueError(f"{name}.token_steps is for linear layers; leave it out")
             if part.spiking and not make_neuron(part.neuron, part.bits).unrolls:
                 raise ValueError(
                     f"{name}.neuron {part.neuron!r} is for linear layers: no train of spikes"
