@@ -15,7 +15,6 @@ from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
-
 BEYOND = 3.0
 """Width of its range beyond which a token is massive, where a layer has massive tokens."""
 
