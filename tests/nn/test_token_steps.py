@@ -109,7 +109,7 @@ def test_steps_are_counted_by_token() -> None:
     measured = 0.6 * ordinary + 0.4 * 8
     assert products_of(layer, trains[0]) == {(4, 4): pytest.approx(measured)}
     population = layer_population("layer", layer, x)
-    assert population.token_steps.tolist() == [0, 8, 0, 0, 8]
+    assert population.code_steps.amin(1).tolist() == [1, 8, 1, 1, 8]
     assert len(population.of_token(1)) == 8 * 15
     assert len(population.of_token(0)) == 2 * 15
     total = sum(plane.int() for plane in population.planes())
@@ -140,8 +140,12 @@ def test_the_threshold_is_state_and_is_checked() -> None:
         ("activations={bits: 16, token_steps: 4}", "no effect: bits is 16"),
         ("activations={bits: 8, steps: 2, token_steps: 17}", "less than or equal to 16"),
         (
-            "attention={key: {bits: 4, token_steps: 8}, value: {bits: 4}}",
-            "key.token_steps is for linear layers",
+            "attention={query: {bits: 4, token_steps: 8}, key: {bits: 4}, value: {bits: 4}}",
+            "query.token_steps has no effect",
+        ),
+        (
+            "attention={key_axis: sequence, key: {bits: 4, token_steps: 8}, value: {bits: 4}}",
+            "key.token_steps needs ranges of K over a token",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from spikellm.models.plan import BlockPlan
 from spikellm.models.swap import replace_module
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.channels import Sample, group_of, salient_channels
+from spikellm.quantization.massive_tokens import find_massive, range_width
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
 
@@ -21,7 +22,9 @@ def ranked_attentions(context: ConversionContext, plan: BlockPlan) -> dict[str, 
     return {
         name: context.model.get_submodule(name)
         for name, (_, settings) in plan.attentions.items()
-        if settings.key.salient_rate + settings.value.salient_rate > 0 or settings.center
+        if settings.key.salient_rate + settings.value.salient_rate > 0
+        or settings.key.token_steps + settings.value.token_steps > 0
+        or settings.center
     }
 
 
@@ -72,6 +75,8 @@ def fit_attention(
     if settings.center:
         spikes.key_mean.copy_(keys.mean(0))
         keys = keys - spikes.key_mean
+    for part in ("key", "value"):
+        _tell_massive(spikes, part, sample)
     queries, keys = spikes.turned(queries), spikes.turned(keys)
     key_groups, value_groups = [], []
     for head in range(shape.heads):
@@ -92,6 +97,19 @@ def fit_attention(
         )
     spikes.set_groups(torch.stack(key_groups), torch.stack(value_groups))
     return spikes
+
+
+def _tell_massive(spikes: SpikingAttention, part: str, sample: dict[str, Tensor]) -> None:
+    """Set the threshold of every head of K or V beyond which a token is massive."""
+    settings: ActivationRecipe = getattr(spikes.settings, part)
+    if not settings.token_steps:
+        return
+    x = sample[f"{part}_as_it_came"].unflatten(1, (spikes.shape.heads, -1)).transpose(0, 1)
+    widths = range_width(spikes.turned_key(x) if part == "key" else x).squeeze(-1)
+    for head, own in enumerate(widths):
+        found = find_massive(own, settings.token_steps, settings.token_factor, settings.token_rate)
+        if found is not None:
+            spikes.get_buffer(f"{part}_threshold")[head] = found.beyond
 
 
 def _group(

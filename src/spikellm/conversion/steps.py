@@ -123,9 +123,7 @@ def observe(block: BlockStep) -> Samples:
     plan = SamplePlan(shard.whole, wanted, shard.before, weights, block.plan.tells_massive_tokens)
     inputs = SampledInputs(layers, plan, hessian=hessian)
     ranked = ranked_attentions(context, block.plan)
-    attentions = AttentionSample(
-        ranked, plan._replace(wanted=min(wanted, ATTENTION_TOKENS), widths=False)
-    )
+    attentions = AttentionSample(ranked, plan._replace(wanted=min(wanted, ATTENTION_TOKENS)))
     if layers or ranked:
         with inputs.hooks(), attentions.hooks(), every_expert_sees_every_token():
             for batch in range(len(block.streams.converted)):

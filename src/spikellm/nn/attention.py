@@ -9,8 +9,10 @@ from torch import Tensor
 
 from spikellm.kernels.base import Transform
 from spikellm.kernels.spec import MixSpec, Spec
+from spikellm.kernels.torch.heads import HeadCodes
 from spikellm.nn.head_codec import HeadCoder, head_spec
 from spikellm.nn.hooks import SpikeTrain, spike_observer
+from spikellm.nn.massive_heads import MassiveHeadCoder
 from spikellm.nn.prepared import PreparedModule
 from spikellm.nn.rotation import prepare_mix
 from spikellm.quantization.ste import pass_through
@@ -29,7 +31,9 @@ class SpikingAttention(PreparedModule):
     """How one attention module codes Q, K and V.
 
     Persistent state: ``key_group`` and ``value_group``, uint8 ``(key-value heads, channels)``, the
-    group of every channel; ``key_mean``, float32 of the same shape, where K is centered.
+    group of every channel; ``key_mean``, float32 of the same shape, where K is centered;
+    ``key_threshold`` and ``value_threshold``, float32 ``(key-value heads,)``, where massive tokens
+    take more steps.
     """
 
     key_group: Tensor
@@ -57,6 +61,11 @@ class SpikingAttention(PreparedModule):
                 "key_mean",
                 torch.zeros(shape.heads, shape.key_channels, dtype=torch.float32, device=device),
             )
+
+        for name in ("key", "value"):
+            if getattr(settings, name).token_steps:
+                none = torch.full((shape.heads,), torch.inf, dtype=torch.float32, device=device)
+                self.register_buffer(f"{name}_threshold", none)
 
     @torch.no_grad()
     def set_groups(self, key_group: Tensor, value_group: Tensor) -> None:
@@ -130,6 +139,9 @@ class SpikingAttention(PreparedModule):
             if settings.spiking:
                 axis = self.settings.key_axis if name == "key" else "token"
                 found[name] = head_spec(settings, self._group(name), axis)
+        for name, coder in (("key", self.key_coder), ("value", self.value_coder)):
+            if name in found and isinstance(massive := coder(), MassiveHeadCoder):
+                found[f"massive {name}"] = massive.wide.spec
         if self.settings.rotate:
             found["rotation"] = MixSpec(self.shape.key_channels)
         return found
@@ -158,16 +170,16 @@ class SpikingAttention(PreparedModule):
             value = self._through("value", self.value_coder(), value)
         return key, value
 
-    def show(self, part: str, coder: HeadCoder, codes: Tensor) -> None:
+    def show(self, part: str, coder: HeadCoder, coded: HeadCodes) -> None:
         """Show spikes to whoever watches them."""
         if (observer := spike_observer()) is not None:
-            observer(SpikeTrain(self, part, codes, coder.steps, coder.neuron))
+            observer(SpikeTrain(self, part, coded.codes, coder.steps_of(coded), coder.neuron))
 
     def _through(self, part: str, coder: HeadCoder, x: Tensor) -> Tensor:
         """Values after coding; while training, gradients pass straight through."""
         if spike_observer() is not None:
             coded = coder.encode(x)
-            self.show(part, coder, coded.codes)
+            self.show(part, coder, coded)
             return coder.decode(coded)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return coder.fake_quantize(x)
@@ -190,5 +202,9 @@ class SpikingAttention(PreparedModule):
             self.forget()
             coders = self._coders = {}
         if name not in coders:
-            coders[name] = HeadCoder(getattr(self.settings, name), group, axis)
+            settings, beyond = getattr(self.settings, name), self._buffers.get(f"{name}_threshold")
+            if beyond is None or not bool(beyond.isfinite().any()):
+                coders[name] = HeadCoder(settings, group, axis)
+            else:
+                coders[name] = MassiveHeadCoder(settings, group, beyond)
         return coders[name]

@@ -30,7 +30,7 @@ _STORED = {  # names of types in safetensors' headers
 }
 
 
-_FLOATS = ("_scale", "_mean", "token_threshold", "token_share")
+_FLOATS = ("_scale", "_mean", "_threshold", "_share")
 """Ends of names of float32 buffers."""
 
 
@@ -122,6 +122,9 @@ def _of_attention(spikes: SpikingAttention) -> str | None:
         group = getattr(spikes, part)
         if not group.is_meta and int(group.max()) >= len(settings.group_ranges):
             return f"{part} names group {int(group.max())} of {len(settings.group_ranges)}"
+        threshold = spikes._buffers.get(part.replace("group", "threshold"))
+        if threshold is not None and not threshold.is_meta and not bool((threshold > 0).all()):
+            return f"{part.replace('group', 'threshold')} holds values that are not positive"
     mean = spikes._buffers.get("key_mean")
     if mean is not None and not mean.is_meta and not bool(torch.isfinite(mean).all()):
         return "key_mean holds values that are not finite"

@@ -15,16 +15,22 @@ from spikellm.observers.token_weights import SamplePlan
 
 ATTENTION_TOKENS = 2048  # tokens from which channels of K and V are ranked
 _PARTS = ("query", "key", "value", "value_gradient")
+_AS_THEY_CAME = ("key_as_it_came", "value_as_it_came")
 
 
 class AttentionSample:
     """Token samples of Q, K, V and of ``PᵀPV`` of attention modules, heads side by side: ``(tokens,
-    heads·channels)``.
+    heads·channels)``; where the plan keeps widths, K and V not weighed too.
     """
 
     def __init__(self, modules: dict[str, nn.Module], plan: SamplePlan) -> None:
         self._names = {module: name for name, module in modules.items()}
-        self._samples = {name: {part: TokenSample(plan) for part in _PARTS} for name in modules}
+        plain = plan._replace(weights="equal", widths=False)
+        plans = dict.fromkeys(_PARTS, plan._replace(widths=False))
+        plans |= dict.fromkeys(_AS_THEY_CAME if plan.widths else (), plain)
+        self._samples = {
+            name: {part: TokenSample(own) for part, own in plans.items()} for name in modules
+        }
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         return {part: sample.tokens() for part, sample in self._samples[name].items()}
@@ -47,8 +53,10 @@ class AttentionSample:
                 seen.weights.float().transpose(2, 3) @ seen.output.float()
             )  # PᵀPV of every query head
             gradient = gradient.unflatten(1, (-1, groups)).sum(2)
-            for part, x in zip(_PARTS, (seen.query, seen.key, seen.value, gradient), strict=True):
-                self._samples[self._names[module]][part].update(x.transpose(1, 2).flatten(2))
+            values = (seen.query, seen.key, seen.value, gradient, seen.key, seen.value)
+            for part, x in zip((*_PARTS, *_AS_THEY_CAME), values, strict=True):
+                if part in (samples := self._samples[self._names[module]]):
+                    samples[part].update(x.transpose(1, 2).flatten(2))
 
         with observing(observe):
             yield

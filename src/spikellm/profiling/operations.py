@@ -154,7 +154,8 @@ class OperationCounter:
             rotation.add(operations_of_mix(channels, vectors))
         for product in products_of_attention(seen):
             entry = self._entry(f"{name} {product.name}", "attention")
-            entry.add(operations_of_product(product, spikes))
+            train = None if spikes is None else self._trains.get((spikes, product.cached))
+            entry.add(operations_of_product(product, spikes, train))
             if spikes is not None:
                 self._fire_into_product(entry, name, product, spikes)
 

@@ -29,8 +29,7 @@ class Population(NamedTuple):
         group: activation group of every channel, int64 ``(channels,)``; 0 throughout for attention.
         neuron: the neuron that fired.
         thresholds: θ and z ``(tokens, groups)`` of a layer, float32; None for attention.
-        token_steps: T that every channel of a token takes at least, int64 ``(tokens,)``: that of
-            massive tokens, 0 in others.
+        code_steps: T of every code, int64 ``(tokens, channels)``: more in massive tokens.
     """
 
     name: str
@@ -39,12 +38,7 @@ class Population(NamedTuple):
     group: Tensor
     neuron: SoftResetNeuron
     thresholds: Threshold | None
-    token_steps: Tensor
-
-    @property
-    def code_steps(self) -> Tensor:
-        """T of every code, int64 ``(tokens, channels)``."""
-        return torch.maximum(self.token_steps[:, None], self.steps)
+    code_steps: Tensor
 
     @property
     def salient(self) -> Tensor:
@@ -79,16 +73,18 @@ def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
     ).cpu()
     theta = [pair[0].expand(len(codes), 1).float() for pair in thresholds]
     baseline = [pair[1].expand(len(codes), 1).float() for pair in thresholds]
-    massive = layer.massive
-    none = torch.zeros(len(codes), dtype=torch.int64)
+    steps, massive = layer.channel_steps.long(), layer.massive
+    code_steps = steps.expand(codes.shape)
+    if massive is not None:
+        code_steps = torch.maximum(steps, massive.steps_of(tokens.float(), 0))
     return Population(
         name,
         codes,
-        layer.channel_steps.long().cpu(),
+        steps.cpu(),
         layer.channel_group.long().cpu(),
         cast(SoftResetNeuron, layer.neuron),
         Threshold(torch.cat(theta, 1).cpu(), torch.cat(baseline, 1).cpu()),
-        none if massive is None else massive.steps_of(tokens.float(), 0).flatten().cpu(),
+        code_steps.cpu(),
     )
 
 
@@ -103,7 +99,9 @@ def attention_populations(trains: list[SpikeTrain], block: nn.Module) -> Iterato
         if train.source in names and train.part != "probabilities":
             heads, channels = train.codes.shape[1], train.codes.shape[3]
             codes = train.codes[0].transpose(0, 1).reshape(-1, heads * channels).cpu()
-            steps = train.steps.expand(heads, 1, channels).reshape(-1).long().cpu()
+            whole = train.steps.expand(train.codes.shape)[0].transpose(0, 1).long().cpu()
+            code_steps = whole.reshape(-1, heads * channels)
+            steps = code_steps.amin(0)  # a token that is not massive takes least
             yield Population(
                 f"{names[train.source]}.{train.part}",
                 codes,
@@ -111,7 +109,7 @@ def attention_populations(trains: list[SpikeTrain], block: nn.Module) -> Iterato
                 torch.zeros_like(steps),
                 train.neuron,
                 None,
-                torch.zeros(len(codes), dtype=torch.int64),
+                code_steps,
             )
 
 

@@ -48,7 +48,7 @@ def range_width(x: Tensor) -> Tensor:
     return high - low
 
 
-def is_beyond(width: Tensor, beyond: float) -> Tensor:
+def is_beyond(width: Tensor, beyond: Tensor | float) -> Tensor:
     """Whether tokens with ranges of these widths are massive; those that are not finite are not."""
     return (width > beyond) & (width < math.inf)
 

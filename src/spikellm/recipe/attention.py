@@ -10,6 +10,7 @@ from spikellm.neurons import make_neuron, unrolling
 from spikellm.recipe.base import Section
 from spikellm.recipe.sections import ActivationRecipe
 
+_MOST_BASELINE = 255  # one byte of a cached row
 _NOT_CODED = ActivationRecipe(bits=16)
 
 
@@ -57,6 +58,11 @@ class AttentionRecipe(Section):
                     f"{name} takes one step in every channel; salient channels are for key and"
                     " value"
                 )
+            if getattr(self, name).token_steps:
+                raise ValueError(
+                    f"{name}.token_steps has no effect: every {name} is used once, while keys and"
+                    " values stay; set it for key or value"
+                )
             if (steps := getattr(self, name).steps) != 1:
                 raise ValueError(
                     f"{name} takes one step, not {steps}: steps are for key and value; raise"
@@ -66,8 +72,6 @@ class AttentionRecipe(Section):
             part: ActivationRecipe = getattr(self, name)
             if part.search_range:
                 raise ValueError(f"{name}.search_range is for linear layers; leave it out")
-            if part.token_steps:
-                raise ValueError(f"{name}.token_steps is for linear layers; leave it out")
             if part.spiking and not make_neuron(part.neuron, part.bits).unrolls:
                 raise ValueError(
                     f"{name}.neuron {part.neuron!r} is for linear layers: no train of spikes"
@@ -98,6 +102,21 @@ class AttentionRecipe(Section):
         if self.center and not self.key.spiking:
             raise ValueError(
                 "center has no effect: key is not coded; set its bits, or leave center out"
+            )
+        for name in ("key", "value"):
+            part = getattr(self, name)
+            steps = max(part.steps, part.token_steps)
+            top = make_neuron(part.neuron, part.bits).top(steps) if part.spiking else 0
+            if int(top) > _MOST_BASELINE:
+                raise ValueError(
+                    f"{name} takes up to {steps} steps of {part.bits} bits, which reach code {top};"
+                    f" a cached row keeps a baseline of at most {_MOST_BASELINE}: lower steps,"
+                    " token_steps or bits"
+                )
+        if self.key_axis == "sequence" and self.key.token_steps:
+            raise ValueError(
+                "key.token_steps needs ranges of K over a token, not over the sequence; leave"
+                " key_axis out"
             )
         if self.key_axis == "sequence" and (
             not self.key.spiking or (self.key.salient_rate > 0 and self.key.thresholds == "split")
