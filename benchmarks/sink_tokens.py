@@ -34,6 +34,15 @@ ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("activations.token_steps=8", "activations.token_factor=4"),
         (),
     ),
+    "heads": (
+        "8 steps for massive tokens, in K and V too",
+        (
+            "activations.token_steps=8",
+            "attention.key.token_steps=8",
+            "attention.value.token_steps=8",
+        ),
+        (),
+    ),
     "prefix": ("first token exact in K and V", (), ("key", "value")),
     "linears": ("first token exact in linear layers", (), ("input",)),
     "exact": ("first token exact in both and in Q", (), ("query", "key", "value", "input")),
