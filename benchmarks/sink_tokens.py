@@ -29,9 +29,9 @@ from spikellm.nn.linear import SpikingLinear
 ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "plain": ("as it is", (), ()),
     "steps": ("8 steps for massive tokens", ("activations.token_steps=8",), ()),
-    "far": (
-        "8 steps for tokens beyond 4 times the median",
-        ("activations.token_steps=8", "activations.token_factor=4"),
+    "near": (
+        "8 steps for tokens beyond twice the median",
+        ("activations.token_steps=8", "activations.token_factor=2"),
         (),
     ),
     "heads": (

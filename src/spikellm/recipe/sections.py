@@ -90,7 +90,7 @@ class ActivationRecipe(GrownSection):
         strict=True,
     )
     token_factor: float = Field(
-        2.0,
+        4.0,
         gt=1.0,
         le=1e6,
         description="a token is massive if its range is this many times a tensor's median",
