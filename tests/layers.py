@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from spikellm.models.rounding import fit_layer
 from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, salient_columns
 from spikellm.nn.linear import SpikingLinear
+from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import ActivationRecipe, LinearRecipe
+
+BEYOND = 3.0
+"""Width of its range beyond which a token is massive, where a layer has massive tokens."""
 
 
 def fit(
@@ -22,7 +26,9 @@ def fit(
     seed: int = 0,
     name: str = "layer",
 ) -> SpikingLinear:
-    """Round to nearest; salient channels from ``sample`` where the settings ask for them."""
+    """Round to nearest; salient channels from ``sample``, and tokens that are massive beyond
+    :data:`BEYOND`, where the settings ask for them.
+    """
     group, column_steps = torch.zeros(dense.in_features, dtype=torch.uint8), None
     if settings.activations.salient_rate > 0:
         assert sample is not None
@@ -33,7 +39,9 @@ def fit(
         assert sample is not None
         column_steps = salient_columns(Sample(sample, dense.weight), settings, seed, name)
     share = 53 if settings.activations.search_range else FULL_RANGE
-    return fit_layer(dense, settings, Groups(group, column_steps, share))
+    steps = settings.activations.token_steps
+    massive = MassiveTokens(steps, BEYOND, 0.25) if steps else None
+    return fit_layer(dense, settings, Groups(group, column_steps, share, massive))
 
 
 @st.composite
@@ -58,4 +66,5 @@ def activation_recipes(
         else {"bits": draw(bits), "symmetric": draw(symmetric)}
     )
     kind["search_range"] = draw(st.booleans())
+    kind["token_steps"] = draw(st.sampled_from([0, 0, 5, 8]))
     return ActivationRecipe.model_validate({**kind, **chosen})

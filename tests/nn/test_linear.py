@@ -59,8 +59,10 @@ ACTIVATIONS = st.one_of(
             "salient_steps": st.integers(2, 4),
             "saliency": st.sampled_from(["layer-loss", "rms", "first-order"]),
             "thresholds": st.sampled_from(["split", "shared"]),
+            "token_steps": st.sampled_from([0, 5, 16]),
         }
     ),
+    st.fixed_dictionaries({"bits": st.integers(2, 8), "token_steps": st.sampled_from([2, 8])}),
 )
 WEIGHTS = st.fixed_dictionaries(
     {

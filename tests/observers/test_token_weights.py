@@ -60,3 +60,13 @@ def test_layers_of_one_input_share_a_weighed_sample() -> None:
             layer(x)
     assert samples["q"] is samples["k"]
     assert torch.equal(samples["q"], weighed(x, "robust"))
+
+
+def test_widths_of_ranges_are_those_of_tokens_as_they_came() -> None:
+    x = massive()
+    sample = TokenSample(SamplePlan(2 * len(x), 8, weights="robust", widths=True))
+    sample.update(x)
+    sample.update(-x)
+    sample.all_gather()
+    expected = (x.amax(1).clamp(min=0) - x.amin(1).clamp(max=0)).repeat(2)
+    assert torch.equal(sample.widths(), expected), "of all tokens, not only of those sampled"

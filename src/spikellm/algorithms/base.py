@@ -117,6 +117,16 @@ class BlockContext:
             )
         return sample
 
+    def range_widths(self, name: str) -> Tensor:
+        """:func:`spikellm.quantization.massive_tokens.range_width` of all calibration inputs of a
+        layer, ``(tokens,)``.
+
+        Raises:
+            UnsupportedModelError: the layer was not run on the calibration text.
+        """
+        self.sample(name)
+        return self.samples.range_widths(name)
+
     def hessian(self, name: str) -> Tensor:
         """``XᵀX`` of all calibration inputs of a layer, float64, ``(in, in)``.
 

@@ -11,6 +11,7 @@ from spikellm.algorithms.base import BlockContext
 from spikellm.models.families import weight_and_bias
 from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, salient_columns
 from spikellm.nn.fake_quant import InputCoder
+from spikellm.quantization.massive_tokens import find_massive
 from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import ActivationRecipe
 
@@ -61,9 +62,16 @@ def choose_groups(
         if activations.search_range:
             weights = torch.cat([evidence(name)[1] for name in names])
             share = search_share(activations, group, evidence(first)[0], weights)
+        massive = None
+        if steps := activations.token_steps:
+            factor, rate = activations.token_factor, activations.token_rate
+            massive = find_massive(context.range_widths(first), steps, factor, rate)
         yield (
             names,
-            {name: Groups(group, _column_steps(name, context, evidence), share) for name in names},
+            {
+                name: Groups(group, _column_steps(name, context, evidence), share, massive)
+                for name in names
+            },
         )
 
 

@@ -87,6 +87,12 @@ class OmniQuantOptions(AlgorithmOptions):
         return self
 
     def check(self, recipe: Any) -> None:
+        given = (recipe.activations.token_steps, *_overridden(recipe, "token_steps"))
+        if any(given):
+            raise ValueError(
+                "activations.token_steps cannot be learned around: omniquant goes on scaling the"
+                " ranges by which massive tokens are told; use algorithm gptq or rtn"
+            )
         ranked = (
             recipe.activations.salient_rate > 0
             or recipe.weights.salient_rate > 0
@@ -97,3 +103,7 @@ class OmniQuantOptions(AlgorithmOptions):
                 "algorithm.saliency_after_smoothing would have no effect: no channel is salient;"
                 " set activations.salient_rate above 0"
             )
+
+
+def _overridden(recipe: Any, field: str) -> list[Any]:
+    return [one.activations[field] for one in recipe.overrides if field in one.activations]

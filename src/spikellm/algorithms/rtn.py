@@ -24,14 +24,16 @@ class RtnOptions(AlgorithmOptions):
 
 @algorithms.register("rtn")
 class RoundToNearest(Algorithm):
-    """Needs inputs only where channels are to be ranked."""
+    """Needs inputs only where channels are to be ranked, ranges to be searched or massive tokens to
+    be told.
+    """
 
     fits_alone = True
 
     def needs_inputs(self, settings: LinearRecipe) -> bool:
         activations = settings.activations
         ranks = activations.salient_rate + settings.weights.salient_rate > 0
-        return ranks or activations.search_range
+        return ranks or activations.search_range or activations.token_steps > 0
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
         groups = choose_groups(

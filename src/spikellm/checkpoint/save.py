@@ -54,7 +54,10 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         for name in self.quantization_config.modules:
             outer = layer_name(name)
             if outer != name and is_linear(found := _listed_module(model, outer)):
-                channels, centered = weight_and_bias(found)[0].shape[1], rotation_of(name) + ".offset"
+                channels, centered = (
+                    weight_and_bias(found)[0].shape[1],
+                    rotation_of(name) + ".offset",
+                )
                 rotation = Rotation(channels, "meta", centered=centered in shards.tensors)
                 replace_module(model, outer, Rotated(rotation, found))
             module, settings = _listed_module(model, name), recipe.for_module(outer)

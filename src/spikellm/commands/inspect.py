@@ -128,8 +128,21 @@ def _converted(result: dict[str, Any]) -> list[str]:
     return [
         whole,
         *([f"transformed: {transformed}"] if transformed else []),
+        *_massive(result["layers"]),
         _attention(result["attention"]),
         *kernels,
+    ]
+
+
+def _massive(layers: list[dict[str, Any]]) -> list[str]:
+    """Where massive tokens take more steps, if anywhere."""
+    found = [layer for layer in layers if layer["token_steps"]]
+    if not found:
+        return []
+    most = max(found, key=lambda layer: float(layer["massive_share"]))
+    return [
+        f"massive tokens take {most['token_steps']} steps in {len(found)} layers: at most"
+        f" {most['massive_share']:.2%} of the calibration text's ({most['name']})"
     ]
 
 

@@ -35,6 +35,7 @@ def convert_head(context: ConversionContext, plan: BlockPlan) -> BlockRecord:
             windows.numel(),
             recipe.calibration.saliency_tokens,
             weights=recipe.calibration.token_weights,
+            widths=plan.tells_massive_tokens,
         ),
         hessian=algorithm.needs_hessian(recipe),
     )

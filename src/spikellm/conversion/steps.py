@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from spikellm.algorithms import BlockContext, FittedBlock, Streams
-from spikellm.conversion.attention import chooses_channels, fit_attentions, ranked_attentions
+from spikellm.conversion.attention import fit_attentions, needs_tokens, ranked_attentions
 from spikellm.conversion.context import ConversionContext
 from spikellm.conversion.record import BlockRecord, record_of
 from spikellm.conversion.restore import restore
@@ -70,7 +70,7 @@ class Samples(NamedTuple):
     """What was seen of a block: inputs of its layers, and Q, K and V of its attention."""
 
     inputs: SampledInputs
-    attentions: dict[str, dict[str, Tensor]]
+    attentions: AttentionSample
 
 
 class Converted(NamedTuple):
@@ -120,13 +120,13 @@ def observe(block: BlockStep) -> Samples:
     }
     hessian = context.algorithm.needs_hessian(context.recipe)
     weights = context.recipe.calibration.token_weights
-    plan = SamplePlan(shard.whole, wanted, shard.before, weights)
+    plan = SamplePlan(shard.whole, wanted, shard.before, weights, block.plan.tells_massive_tokens)
     inputs = SampledInputs(layers, plan, hessian=hessian)
     ranked = ranked_attentions(context, block.plan)
     attentions = AttentionSample(
         ranked,
         plan._replace(wanted=min(wanted, ATTENTION_TOKENS)),
-        keys_only=not any(chooses_channels(block.plan.attentions[name][1]) for name in ranked),
+        [name for name in ranked if needs_tokens(block.plan.attentions[name][1])],
     )
     if layers or ranked:
         with inputs.hooks(), attentions.hooks(), every_expert_sees_every_token():
@@ -134,7 +134,7 @@ def observe(block: BlockStep) -> Samples:
                 context.runner.forward(block.index, block.module, block.streams.converted[batch])
         inputs.all_gather()
         attentions.all_gather()
-    return Samples(inputs, {name: attentions[name] for name in ranked})
+    return Samples(inputs, attentions)
 
 
 def fit(block: BlockStep, transformed: TransformedBlock, samples: Samples) -> Converted:

@@ -37,7 +37,7 @@ NOT_EXPRESSED = (
         "thresholds and baselines found anew for every token, and with them the scaling of sums to"
         " values"
     ),
-    "steps that differ by channel: the spikes of a channel with fewer steps end earlier",
+    "steps that differ by channel or token: with fewer steps spikes end earlier",
     "ranges, softmax, norms, residual sums: the graph is one layer",
 )
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from spikellm.neurons import SoftResetNeuron
+from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.packing import packed_length
 from spikellm.quantization.thresholds import FULL_RANGE
 
@@ -57,6 +58,7 @@ class LinearSpec:
         order: channel of every stored column, ``(in,)``; None where nothing moved.
         execution: how spikes are summed.
         range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        massive: tokens that take more steps in every channel; None where all take the same.
     """
 
     columns: int
@@ -75,6 +77,7 @@ class LinearSpec:
     order: Tensor | None
     execution: ExecutionMode
     range_share: int = FULL_RANGE
+    massive: MassiveTokens | None = None
 
     @property
     def thresholds(self) -> ThresholdMode | None:
@@ -87,6 +90,17 @@ class LinearSpec:
         """Largest code of each activation group; nothing where inputs are not coded."""
         neuron = self.neuron
         return [] if neuron is None else [int(neuron.top(steps)) for steps in self.steps]
+
+    @property
+    def massive_top(self) -> int:
+        """Largest code of a massive token; 0 where there are none."""
+        if self.neuron is None or self.massive is None:
+            return 0
+        return int(self.neuron.top(self.massive.steps))
+
+    def most_steps(self, group: int) -> int:
+        """T of an activation group, in the token that takes most."""
+        return max(self.steps[group], self.massive.steps if self.massive is not None else 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -170,7 +170,7 @@ def _coded(
             " (attention.key_axis: sequence); that is for evaluation only: generate with a recipe"
             " that has key_axis: token"
         )
-    query = spikes.turned(query)
+    query = spikes.turned_query(query)
     if rows_of(key) is not None and rows_of(value) is not None:
         return spikes.code("query", query).float(), key, value
     from_cache = [getattr(t, "spikellm_coded", False) for t in (key, value)]

@@ -19,6 +19,7 @@ from spikellm.models.attention_interface import mark_coded, observed, spiking_at
 from spikellm.models.families import caches_latents, decoder_of
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.packed_kv import PackedKV
+from spikellm.nn.wide_rows import WideRows
 from spikellm.quantization.ste import pass_through
 
 
@@ -27,6 +28,11 @@ class _SpikingRows:
 
     spikes: SpikingAttention
     channels: tuple[int, int]
+    wide: tuple[WideRows, WideRows]  # of keys and values
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.wide = WideRows(), WideRows()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any
@@ -35,20 +41,27 @@ class _SpikingRows:
         self.channels = key_states.shape[-1], value_states.shape[-1]
         key_kernels, value_kernels = key.kernels(key_states), value.kernels(value_states)
         rows = super().update(  # type: ignore[misc]
-            key.to_rows(self.spikes.turned_key(key_states)),
-            value.to_rows(value_states),
+            key.store(self.spikes.turned_key(key_states), self.wide[0]),
+            value.store(value_states, self.wide[1]),
             *arguments,
             **keywords,
         )
         most = min(key_kernels.most_queries, value_kernels.most_queries)
         if key_states.shape[2] < min(rows[0].shape[2], most + 1) and not observed():
+            massive = [
+                coder.massive_values(own, wide)
+                for coder, own, wide in zip((key, value), rows, self.wide, strict=True)
+            ]
             return (
-                PackedKV(rows[0], key_kernels, self.channels[0]).placeholder(),
-                PackedKV(rows[1], value_kernels, self.channels[1]).placeholder(),
+                PackedKV(rows[0], key_kernels, self.channels[0], massive[0]).placeholder(),
+                PackedKV(rows[1], value_kernels, self.channels[1], massive[1]).placeholder(),
             )
-        coded = key.unpack(rows[0], self.channels[0]), value.unpack(rows[1], self.channels[1])
-        self.spikes.show("key", key, coded[0].codes)
-        self.spikes.show("value", value, coded[1].codes)
+        coded = (
+            key.fetch(rows[0], self.channels[0], self.wide[0]),
+            value.fetch(rows[1], self.channels[1], self.wide[1]),
+        )
+        self.spikes.show("key", key, coded[0])
+        self.spikes.show("value", value, coded[1])
         decoded = key.decode(coded[0]), value.decode(coded[1])
         return (
             mark_coded(_with_gradient(decoded[0], self.spikes.turned_key, key_states)),
@@ -71,7 +84,7 @@ class SpikingLayer(_SpikingRows, DynamicLayer):  # type: ignore[misc]
 
     def __init__(self, spikes: SpikingAttention) -> None:
         super().__init__()
-        self.spikes = spikes
+        self.spikes, self.wide = spikes, (WideRows(), WideRows())
 
 
 class SpikingSlidingLayer(_SpikingRows, DynamicSlidingWindowLayer):  # type: ignore[misc]
@@ -79,7 +92,7 @@ class SpikingSlidingLayer(_SpikingRows, DynamicSlidingWindowLayer):  # type: ign
 
     def __init__(self, spikes: SpikingAttention, sliding_window: int) -> None:
         super().__init__(sliding_window=sliding_window)
-        self.spikes = spikes
+        self.spikes, self.wide = spikes, (WideRows(), WideRows())
 
 
 def spiking_cache(model: Any) -> Cache:
@@ -134,6 +147,11 @@ def cache_bytes(cache: Cache) -> int:
         tensor
         for layer in cache.layers
         if layer.is_initialized
-        for tensor in (layer.keys, layer.values)
+        for tensor in (layer.keys, layer.values, *_wide_rows(layer))
     ]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _wide_rows(layer: Any) -> list[Tensor]:
+    wide = layer.wide if isinstance(layer, _SpikingRows) else ()
+    return [one.rows for one in wide if one.rows is not None]

@@ -28,6 +28,13 @@ class BlockPlan(NamedTuple):
     attentions: dict[str, tuple[HeadShape, AttentionRecipe]]
     heads: HeadShape | None
 
+    @property
+    def tells_massive_tokens(self) -> bool:
+        """Whether massive tokens take more steps in any of its linear layers, or in K or V."""
+        heads = (part for _, own in self.attentions.values() for part in (own.key, own.value))
+        inputs = (settings.activations for settings in self.linears.values())
+        return any(part.token_steps for part in (*inputs, *heads))
+
     def empty_modules(
         self,
         model: nn.Module,

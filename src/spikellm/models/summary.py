@@ -43,6 +43,8 @@ class LayerSummary:
     weight_code: str | None = None
     additive_share: float = 0.0  # share of products that are additions
     rotated_channels: int = 0  # of the inputs, while the model runs
+    token_steps: int = 0  # steps of massive tokens; 0 where there are none
+    massive_share: float = 0.0  # share of massive tokens in the calibration text
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
             columns,
             module.format.name,
             module.additive_share,
+            token_steps=0 if module.massive is None else module.massive.steps,
+            massive_share=0.0 if module.massive is None else module.massive.share,
         )
     weight, _ = weight_and_bias(module)
     bits = weight.element_size() * 8

@@ -25,7 +25,9 @@ from spikellm.quantization.rounding import half_up
 
 Drive = Literal["drain", "constant"]
 Steps = Tensor | int
-"""Steps T of a train: one number, or an integer tensor with one for each channel (last axis)."""
+"""Steps T of a train: one number, or an integer tensor that broadcasts to its codes, with one for
+each channel (last axis), for each token (last but one), or both.
+"""
 
 _FRACTION = 30  # fractional bits of the membrane; float32 in [2**-7, 2**22] is represented exactly
 _CHARGE_LIMIT = 2.0**22  # thresholds; beyond any code, so clamping here changes nothing
@@ -88,7 +90,7 @@ class SoftResetNeuron:
             theta: threshold θ > 0, broadcast to ``current``.
             baseline: z, the code of zero current, integers of any dtype; must be 0 for a signed
                 neuron.
-            steps: T, one number or one for each channel.
+            steps: T, see :data:`Steps`.
 
         Returns:
             int32 codes of the shape of ``current``, in ``[0, T·L]`` or ``[−T·L, T·L]``. Infinite

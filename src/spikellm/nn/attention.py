@@ -9,8 +9,10 @@ from torch import Tensor
 
 from spikellm.kernels.base import Transform
 from spikellm.kernels.spec import MixSpec, Spec
+from spikellm.kernels.torch.heads import HeadCodes
 from spikellm.nn.head_codec import HeadCoder, head_spec
 from spikellm.nn.hooks import SpikeTrain, spike_observer
+from spikellm.nn.massive_heads import MassiveHeadCoder
 from spikellm.nn.prepared import PreparedModule
 from spikellm.nn.rotation import prepare_mix
 from spikellm.quantization.ste import pass_through
@@ -29,15 +31,21 @@ class SpikingAttention(PreparedModule):
     """How one attention module codes Q, K and V.
 
     Persistent state: ``key_group`` and ``value_group``, uint8 ``(key-value heads, channels)``, the
-    group of every channel; ``key_mean``, float32 of the same shape, where K is centered.
+    group of every channel; ``key_mean``, float32 of the same shape, where K is centered;
+    ``key_map``, float32 ``(key-value heads, channels / 2, 2, 2)``, symmetric, where Q and K are
+    balanced;
+    ``key_threshold`` and ``value_threshold``, float32 ``(key-value heads,)``, where massive tokens
+    take more steps.
     """
 
     key_group: Tensor
     value_group: Tensor
     key_mean: Tensor
-    prepared = ("_coders", "_mix")
+    key_map: Tensor
+    prepared = ("_coders", "_mix", "_maps")
     _coders: dict[str, HeadCoder] | None
     _mix: Transform | None
+    _maps: tuple[tuple[Tensor, ...], ...] | None
 
     def __init__(
         self, shape: HeadShape, settings: AttentionRecipe, device: torch.device | str | None = None
@@ -57,6 +65,14 @@ class SpikingAttention(PreparedModule):
                 "key_mean",
                 torch.zeros(shape.heads, shape.key_channels, dtype=torch.float32, device=device),
             )
+        if settings.balance:
+            identity = torch.eye(2, dtype=torch.float32, device=device)
+            pairs = (shape.heads, shape.key_channels // 2, 2, 2)
+            self.register_buffer("key_map", identity.expand(pairs).clone())
+        for name in ("key", "value"):
+            if getattr(settings, name).token_steps:
+                none = torch.full((shape.heads,), torch.inf, dtype=torch.float32, device=device)
+                self.register_buffer(f"{name}_threshold", none)
 
     @torch.no_grad()
     def set_groups(self, key_group: Tensor, value_group: Tensor) -> None:
@@ -74,27 +90,52 @@ class SpikingAttention(PreparedModule):
             and self.settings.key_axis == "token"
         )
 
-    def turned(self, x: Tensor) -> Tensor:
-        """Q, or K once it is centered, as it is coded: each head's channels rotated among each
-        other, where the recipe says so.
+    def turned_query(self, query: Tensor) -> Tensor:
+        """Q as it is coded, ``(..., query heads, tokens, channels)``: mapped against K, and
+        rotated, where the recipe says so.
         """
+        return self._turned(self._mapped(query, inverse=True))
+
+    def turned_key(self, key: Tensor) -> Tensor:
+        """K as it is coded, ``(..., heads, tokens, channels)``: centered, mapped and rotated, where
+        the recipe says so.
+
+        A query's products with all keys lose the same number, which the softmax does not see
+        (SageAttention); it is added again only where more than a softmax sees it
+        (:meth:`center_scores`).
+        """
+        if self.settings.center:
+            key = key.float() - self.key_mean.unsqueeze(1)
+        return self._turned(self._mapped(key))
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """Each head's channels rotated among each other, where the recipe says so."""
         if not self.settings.rotate:
             return x
         if self._mix is None:
             self._mix = prepare_mix(x.shape[-1], x.device)
         return self._mix(x.float())
 
-    def turned_key(self, key: Tensor) -> Tensor:
-        """K as it is coded, ``(batch, heads, tokens, channels)``: centered, where the recipe says
-        so, and rotated.
-
-        A query's products with all keys lose the same number, which the softmax does not see
-        (SageAttention); it is added again only where more than a softmax sees it
-        (:meth:`center_scores`).
-        """
-        return self.turned(
-            key.float() - self.key_mean.unsqueeze(1) if self.settings.center else key
+    def _mapped(self, x: Tensor, *, inverse: bool = False) -> Tensor:
+        """Pairs of channels of each head through its map, or through the inverse."""
+        if not self.settings.balance:
+            return x
+        if self._maps is None:
+            both = self.key_map, torch.linalg.inv(self.key_map.double()).float()
+            # (heads, 1, half) for each entry
+            self._maps = tuple(
+                tuple(
+                    one[:, :, row, column].unsqueeze(1) for row, column in ((0, 0), (0, 1), (1, 1))
+                )
+                for one in both
+            )
+        maps = self._maps[1 if inverse else 0]
+        shared = x.shape[-3] // len(self.key_map)
+        first, mixed, second = (
+            one if shared == 1 else one.repeat_interleave(shared, dim=0) for one in maps
         )
+        left, right = x.float().chunk(2, -1)
+        return torch.cat([left * first + right * mixed, left * mixed + right * second], -1)
 
     def center_scores(self, query: Tensor) -> Tensor | float:
         """What every key's score lost when K was centered: products of a query, as it is coded,
@@ -108,7 +149,7 @@ class SpikingAttention(PreparedModule):
         """
         if not self.settings.center:
             return 0.0
-        mean = self.turned(self.key_mean).to(query.dtype)
+        mean = self._turned(self._mapped(self.key_mean.unsqueeze(1)).squeeze(1)).to(query.dtype)
         mean = mean.repeat_interleave(query.shape[1] // len(mean), dim=0)
         return (query * mean.unsqueeze(1)).sum(-1, keepdim=True)
 
@@ -130,6 +171,9 @@ class SpikingAttention(PreparedModule):
             if settings.spiking:
                 axis = self.settings.key_axis if name == "key" else "token"
                 found[name] = head_spec(settings, self._group(name), axis)
+        for name, coder in (("key", self.key_coder), ("value", self.value_coder)):
+            if name in found and isinstance(massive := coder(), MassiveHeadCoder):
+                found[f"massive {name}"] = massive.wide.spec
         if self.settings.rotate:
             found["rotation"] = MixSpec(self.shape.key_channels)
         return found
@@ -158,16 +202,16 @@ class SpikingAttention(PreparedModule):
             value = self._through("value", self.value_coder(), value)
         return key, value
 
-    def show(self, part: str, coder: HeadCoder, codes: Tensor) -> None:
+    def show(self, part: str, coder: HeadCoder, coded: HeadCodes) -> None:
         """Show spikes to whoever watches them."""
         if (observer := spike_observer()) is not None:
-            observer(SpikeTrain(self, part, codes, coder.steps, coder.neuron))
+            observer(SpikeTrain(self, part, coded.codes, coder.steps_of(coded), coder.neuron))
 
     def _through(self, part: str, coder: HeadCoder, x: Tensor) -> Tensor:
         """Values after coding; while training, gradients pass straight through."""
         if spike_observer() is not None:
             coded = coder.encode(x)
-            self.show(part, coder, coded.codes)
+            self.show(part, coder, coded)
             return coder.decode(coded)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return coder.fake_quantize(x)
@@ -190,5 +234,9 @@ class SpikingAttention(PreparedModule):
             self.forget()
             coders = self._coders = {}
         if name not in coders:
-            coders[name] = HeadCoder(getattr(self.settings, name), group, axis)
+            settings, beyond = getattr(self.settings, name), self._buffers.get(f"{name}_threshold")
+            if beyond is None or not bool(beyond.isfinite().any()):
+                coders[name] = HeadCoder(settings, group, axis)
+            else:
+                coders[name] = MassiveHeadCoder(settings, group, beyond)
         return coders[name]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spikellm.neurons import make_neuron
 from spikellm.nn.layout import make_layout
+from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import WeightCoding
 from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import ActivationRecipe, LinearRecipe
@@ -96,11 +97,13 @@ class Groups(NamedTuple):
         channel: activation group of every channel, uint8 ``(in,)``.
         column_steps: steps T of the weights of every column, uint8 ``(in,)``; None for one each.
         range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        massive: tokens that take more steps.
     """
 
     channel: Tensor
     column_steps: Tensor | None
     range_share: int = FULL_RANGE
+    massive: MassiveTokens | None = None
 
 
 def group_of(selection: Selection) -> Tensor:

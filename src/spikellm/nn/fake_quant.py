@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.neurons import make_neuron
+from spikellm.neurons.base import Steps
+from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import pass_through
 from spikellm.quantization.thresholds import (
     FULL_RANGE,
@@ -28,12 +30,17 @@ class InputCoder:
         channel_group: uint8 ``(in,)``, group of every channel (see
             ``ActivationRecipe.group_ranges``).
         range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        massive: tokens that take more steps.
     """
 
     def __init__(
-        self, settings: ActivationRecipe, channel_group: Tensor, range_share: int = FULL_RANGE
+        self,
+        settings: ActivationRecipe,
+        channel_group: Tensor,
+        range_share: int = FULL_RANGE,
+        massive: MassiveTokens | None = None,
     ) -> None:
-        self.range_share = range_share
+        self.range_share, self.massive = range_share, massive
         self.settings, self.neuron = settings, make_neuron(settings.neuron, settings.bits)
         self._columns = [
             (channel_group == group).nonzero().squeeze(1)
@@ -56,6 +63,7 @@ class InputCoder:
     def values(self, x: Tensor) -> Tensor:
         """Values after coding, ``(..., in)`` float32."""
         ranges, steps = self.settings.group_ranges, self.settings.group_steps
+        least = None if self.massive is None else self.massive.steps_of(x, 0)
         own = [
             columns
             for columns, of in zip(self._columns, ranges, strict=True)
@@ -65,7 +73,7 @@ class InputCoder:
         for columns in own:
             common = common.index_fill(-1, columns, 0.0)  # every range includes zero
         low, high = token_range(common)
-        coded = self._fake_quantize(common, low, high, steps[0])
+        coded = self._fake_quantize(common, low, high, _at_least(least, steps[0]))
         for columns, of, count in list(zip(self._columns, ranges, steps, strict=True))[1:]:
             if len(columns) and (of > 0 or count != steps[0]):
                 part = x.index_select(-1, columns)
@@ -73,12 +81,14 @@ class InputCoder:
                     -1,
                     columns,
                     self._fake_quantize(
-                        part, *(token_range(part) if of > 0 else (low, high)), count
+                        part,
+                        *(token_range(part) if of > 0 else (low, high)),
+                        _at_least(least, count),
                     ),
                 )
         return coded
 
-    def _fake_quantize(self, x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
+    def _fake_quantize(self, x: Tensor, low: Tensor, high: Tensor, steps: Steps) -> Tensor:
         top, signed = self.neuron.top(steps), self.neuron.signed
         low, high = part_of_range(low, high, self.range_share)
         return self.neuron.fake_quantize(
@@ -86,6 +96,10 @@ class InputCoder:
             *threshold_for_range(low, high, top, symmetric=self.settings.symmetric, signed=signed),
             steps,
         )
+
+
+def _at_least(least: Tensor | None, steps: int) -> Steps:
+    return steps if least is None else least.clamp(min=steps)
 
 
 class FakeQuantLinear(nn.Module):

@@ -11,6 +11,7 @@ from spikellm.kernels.base import PreparedHeads, select
 from spikellm.kernels.spec import HeadSpec
 from spikellm.kernels.torch.heads import HeadCodes, TorchHeads
 from spikellm.neurons import make_neuron
+from spikellm.nn.wide_rows import MassiveValues, WideRows
 from spikellm.recipe import ActivationRecipe
 
 
@@ -79,6 +80,22 @@ class HeadCoder:
     def unpack(self, rows: Tensor, channels: int) -> HeadCodes:
         """Inverse of :meth:`pack`."""
         return self.reference.unpack(rows, channels)
+
+    def steps_of(self, coded: HeadCodes) -> Tensor:
+        """Steps T of every channel, which broadcast to its codes."""
+        return self.steps
+
+    def store(self, x: Tensor, wide: WideRows) -> Tensor:
+        """Rows for a cache, see :meth:`pack`; what is too wide for them goes into ``wide``."""
+        return self.to_rows(x)
+
+    def fetch(self, rows: Tensor, channels: int, wide: WideRows) -> HeadCodes:
+        """Inverse of :meth:`store`."""
+        return self.unpack(rows, channels)
+
+    def massive_values(self, rows: Tensor, wide: WideRows) -> MassiveValues | None:
+        """Values of the massive tokens among stored rows; None where there are none."""
+        return None
 
     def row_bytes(self, channels: int) -> int:
         """Bytes of one cached token and head."""

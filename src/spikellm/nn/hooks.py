@@ -24,7 +24,8 @@ class SpikeTrain(NamedTuple):
         codes: merged spike counts, int32, ``(tokens, channels)`` of a layer in stored order,
             ``(batch, heads, tokens, channels)`` of attention; of a cached key or value all tokens
             that take part.
-        steps: T of every channel, broadcasts to ``codes``.
+        steps: T of every channel, and where some tokens take more, of every token; broadcasts to
+            ``codes``.
         neuron: what fired them.
     """
 

@@ -15,6 +15,7 @@ sum is taken that of a kernel backend (:mod:`spikellm.kernels`).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.hooks import SpikeTrain, spike_observer
 from spikellm.nn.linear_facts import LinearFacts
 from spikellm.nn.linear_spec import linear_spec
+from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import through_weight
 from spikellm.quantization.thresholds import FULL_RANGE, Threshold
 from spikellm.recipe import LinearRecipe
@@ -46,7 +48,8 @@ class SpikingLinear(LinearFacts):
 
     Persistent state, all named buffers: those of the weight format, ``channel_group`` (uint8,
     ``(in,)``: activation group of every channel) and ``group_steps`` (uint8, ``(groups,)``: steps T
-    of each group); ``input_range`` (uint8, ``(1,)``) where it is searched; ``bias`` as it was.
+    of each group); ``input_range`` (uint8, ``(1,)``) where it is searched; ``token_threshold`` and
+    ``token_share`` (float32, ``(1,)``) where massive tokens take more steps; ``bias`` as it was.
 
     Kernels are chosen and prepared at the first call, and forgotten as
     :class:`spikellm.nn.prepared.PreparedModule` says.
@@ -87,6 +90,11 @@ class SpikingLinear(LinearFacts):
         if settings.activations.search_range:
             share = torch.full((1,), FULL_RANGE, dtype=torch.uint8, device=device)
             self.register_buffer("input_range", share)
+        if settings.activations.token_steps:
+            for name, value in (("token_threshold", math.inf), ("token_share", 0.0)):
+                self.register_buffer(
+                    name, torch.full((1,), value, dtype=torch.float32, device=device)
+                )
         self.bias = (
             nn.Parameter(torch.zeros(out_features, **factory), requires_grad=False)
             if bias
@@ -109,13 +117,18 @@ class SpikingLinear(LinearFacts):
         channel_group: Tensor,
         column_steps: Tensor | None = None,
         range_share: int = FULL_RANGE,
+        massive: MassiveTokens | None = None,
     ) -> None:
         """Set the activation group of every channel, where weights take several steps, the steps of
-        every column, ``(in,)`` each, and where it is searched, the share of the range.
+        every column, ``(in,)`` each, where it is searched, the share of the range, and the tokens
+        that take more steps.
         """
         self.channel_group.copy_(channel_group)
         if self.settings.activations.search_range:
             self.get_buffer("input_range").fill_(range_share)
+        if massive is not None:
+            self.get_buffer("token_threshold").fill_(massive.beyond)
+            self.get_buffer("token_share").fill_(massive.share)
         if column_steps is not None:
             self.get_buffer("column_steps").copy_(column_steps)
         self.forget()
@@ -173,6 +186,19 @@ class SpikingLinear(LinearFacts):
             )
         return encode(self.spec(), x)
 
+    def steps_of(self, x: Tensor) -> Tensor:
+        """Steps T of every channel in stored order, int64 ``(in,)``; where some tokens take more,
+        of every token too, ``(tokens, in)``.
+
+        Args:
+            x: ``(..., in)``.
+        """
+        steps, massive = self.stored(self.channel_steps).long(), self.massive
+        if massive is None:
+            return steps
+        tokens = x.detach().reshape(-1, self.in_features).float()
+        return torch.maximum(steps, massive.steps_of(tokens, 0))
+
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` → ``(..., out)``, in the type of ``x``.
 
@@ -197,8 +223,7 @@ class SpikingLinear(LinearFacts):
             return run(x)
         y, codes = run.observed(x)
         if codes is not None and self.neuron is not None:
-            steps = self.stored(self.channel_steps)
-            observer(SpikeTrain(self, "input", codes, steps, self.neuron))
+            observer(SpikeTrain(self, "input", codes, self.steps_of(x), self.neuron))
         return y
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

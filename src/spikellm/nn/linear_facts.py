@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from spikellm.neurons import SoftResetNeuron, make_neuron
@@ -9,6 +11,7 @@ from spikellm.nn.formats import WeightFormat
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.layout import Layout, make_layout
 from spikellm.nn.prepared import PreparedModule
+from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import LinearRecipe
 
@@ -44,8 +47,17 @@ class LinearFacts(PreparedModule):
         return FULL_RANGE if searched is None else int(searched)
 
     @property
+    def massive(self) -> MassiveTokens | None:
+        """Tokens that take more steps; None where the calibration text had none."""
+        found = self._buffers.get("token_threshold")
+        if found is None or (beyond := float(found)) == math.inf:
+            return None
+        share = float(self.get_buffer("token_share"))
+        return MassiveTokens(self.settings.activations.token_steps, beyond, share)
+
+    @property
     def channel_steps(self) -> Tensor:
-        """Steps T of every input channel, ``(in,)``."""
+        """Steps T of every input channel, ``(in,)``, in ordinary tokens."""
         return self.group_steps[self.channel_group.long()]
 
     @property
@@ -71,15 +83,24 @@ class LinearFacts(PreparedModule):
     @property
     def average_steps(self) -> float:
         """Mean over the columns of input steps times weight steps, unless the format counts
-        otherwise.
+        otherwise; with as many massive tokens as the calibration text had.
 
         An input or weight that takes one step, or is not coded, counts 1.
         """
         own = self.format.average_steps(self)
         if own is not None:
             return own
-        steps, weight_steps = self.channel_steps.float(), self.weight_steps
-        return float((steps if weight_steps is None else steps * weight_steps.float()).mean())
+        steps, massive = self.channel_steps.float(), self.massive
+        if massive is not None:
+            steps = steps + massive.share * (massive.steps - steps)
+        return self.mean_steps(self.stored(steps))
+
+    def mean_steps(self, steps: Tensor) -> float:
+        """Mean of input steps, ``(..., in)`` in stored order, times weight steps."""
+        weight_steps = self.weight_steps
+        if weight_steps is not None:
+            steps = steps * self.stored(weight_steps)
+        return float(steps.float().mean())
 
     @property
     def weight_bytes(self) -> int:

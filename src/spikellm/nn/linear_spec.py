@@ -10,6 +10,7 @@ from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.neurons import SoftResetNeuron
 from spikellm.nn.formats import WeightFormat
 from spikellm.nn.formats.base import Stored
+from spikellm.quantization.massive_tokens import MassiveTokens
 
 
 class Described(Stored, Protocol):
@@ -20,6 +21,9 @@ class Described(Stored, Protocol):
 
     @property
     def range_share(self) -> int: ...
+
+    @property
+    def massive(self) -> MassiveTokens | None: ...
 
     @property
     def neuron(self) -> SoftResetNeuron | None: ...
@@ -55,4 +59,5 @@ def linear_spec(layer: Described) -> LinearSpec:
         order=layout.order,
         execution=layer.execution_mode,
         range_share=layer.range_share,
+        massive=layer.massive,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.base import PreparedHeads
+from spikellm.nn.wide_rows import MassiveValues
 
 
 class PackedKV(NamedTuple):
@@ -17,21 +18,42 @@ class PackedKV(NamedTuple):
         rows: uint8 ``(batch, key-value heads, tokens, row bytes)``.
         kernels: of their coder.
         channels: of a head.
+        massive: tokens whose rows only name what they hold; None where there are none.
     """
 
     rows: Tensor
     kernels: PreparedHeads
     channels: int
+    massive: MassiveValues | None = None
 
     def scores(self, query: Tensor) -> Tensor:
         """``query @ keys.T`` of decoded keys, for ``(batch, heads, queries, channels)``, heads
         sharing keys included.
         """
-        return self.kernels.key_scores(query, self.rows)
+        scores = self.kernels.key_scores(query, self.rows)
+        if self.massive is not None:
+            (batch, head, token), values = self.massive.places.unbind(1), self.massive.values
+            own = self._by_head(query)[batch, head]  # (massive, shared, queries, channels)
+            found = (own @ values[:, None, :, None]).squeeze(-1)
+            self._by_head(scores)[batch, head, :, :, token] = found
+        return scores
 
     def sums(self, weights: Tensor) -> Tensor:
         """``weights @ values`` of decoded values, for ``(batch, heads, queries, tokens)``."""
-        return self.kernels.value_sums(weights, self.rows)
+        if self.massive is None:
+            return self.kernels.value_sums(weights, self.rows)
+        (batch, head, token), values = self.massive.places.unbind(1), self.massive.values
+        weights = weights.clone()
+        own = self._by_head(weights)[batch, head, :, :, token]  # (massive, shared, queries)
+        self._by_head(weights)[batch, head, :, :, token] = 0
+        sums = self.kernels.value_sums(weights, self.rows)
+        found = own.unsqueeze(-1) * values[:, None, None]
+        self._by_head(sums).index_put_((batch, head), found, accumulate=True)
+        return sums
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """``(batch, heads, …)`` seen as ``(batch, key-value heads, shared, …)``."""
+        return x.view(x.shape[0], self.rows.shape[1], -1, *x.shape[2:])
 
     def placeholder(self) -> Tensor:
         """What the model hands from the cache to attention: a tensor of the right shape without

@@ -30,9 +30,14 @@ _STORED = {  # names of types in safetensors' headers
 }
 
 
+_FLOATS = ("_scale", "_mean", "_threshold", "_share")
+"""Ends of names of float32 buffers."""
+
+
 def own_buffers(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor, torch.dtype]]:
     """Buffers of spiking modules by full name, with the type that a conversion writes: that which a
-    weight format declares; of other buffers float32 for scales and means, else bytes.
+    weight format declares; of other buffers float32 for scales, means and what tells tokens, else
+    bytes.
     """
     for name, module in root.named_modules(prefix=prefix):
         if not isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
@@ -41,7 +46,7 @@ def own_buffers(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor
         if isinstance(module, SpikingLinear):
             declared = {one.name: one.dtype for one in module.format.buffers(module.shape)}
         for own, buffer in module.named_buffers(recurse=False):
-            usual = torch.float32 if own.endswith(("_scale", "_mean")) else torch.uint8
+            usual = torch.float32 if own.endswith(_FLOATS) else torch.uint8
             yield (f"{name}.{own}" if name else own), buffer, declared.get(own, usual)
 
 
@@ -97,6 +102,13 @@ def _of_layer(layer: SpikingLinear) -> str | None:
         return f"group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}"
     if not 0 < layer.range_share <= FULL_RANGE:
         return f"input_range holds {layer.range_share}, expected 1 to {FULL_RANGE}"
+    if layer.settings.activations.token_steps:
+        threshold, share = (layer.get_buffer(f"token_{one}") for one in ("threshold", "share"))
+        if not (float(threshold) > 0 and 0 <= float(share) <= 1):
+            return (
+                f"token_threshold and token_share hold {float(threshold):g} and {float(share):g},"
+                " expected a positive number and a share"
+            )
     if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
         return "weight_scale holds values that are not finite and positive"
     return layer.validation_error()
@@ -110,7 +122,11 @@ def _of_attention(spikes: SpikingAttention) -> str | None:
         group = getattr(spikes, part)
         if not group.is_meta and int(group.max()) >= len(settings.group_ranges):
             return f"{part} names group {int(group.max())} of {len(settings.group_ranges)}"
-    mean = spikes._buffers.get("key_mean")
-    if mean is not None and not mean.is_meta and not bool(torch.isfinite(mean).all()):
-        return "key_mean holds values that are not finite"
+        threshold = spikes._buffers.get(part.replace("group", "threshold"))
+        if threshold is not None and not threshold.is_meta and not bool((threshold > 0).all()):
+            return f"{part.replace('group', 'threshold')} holds values that are not positive"
+    for name in ("key_mean", "key_map"):
+        values = spikes._buffers.get(name)
+        if values is not None and not values.is_meta and not bool(torch.isfinite(values).all()):
+            return f"{name} holds values that are not finite"
     return None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spikellm.core import distributed
 from spikellm.observers.token_weights import SamplePlan, weighed
+from spikellm.quantization.massive_tokens import range_width
 
 
 def stride_of(seen: int, wanted: int) -> int:
@@ -27,6 +28,7 @@ class TokenSample:
         self._plan, self._stride = plan, stride_of(plan.seen, plan.wanted)
         self._position = plan.before
         self._parts: list[Tensor] = []
+        self._widths: list[Tensor] = []
         self.hessian: Tensor | None = None
 
     def update(self, x: Tensor, *, hessian: bool = False) -> None:
@@ -38,6 +40,8 @@ class TokenSample:
         tokens = x.detach().reshape(-1, x.shape[-1])
         first = -self._position % self._stride
         self._position += tokens.shape[0]
+        if self._plan.widths:
+            self._widths.append(range_width(tokens.float()).flatten())
         if not hessian and self._plan.weights == "equal":
             self._parts.append(tokens[first :: self._stride].float())
             return
@@ -50,6 +54,8 @@ class TokenSample:
     def all_gather(self) -> None:
         """Take over what other ranks saw."""
         self._parts = [distributed.all_gather(self.tokens())]
+        if self._plan.widths:
+            self._widths = [distributed.all_gather(self.widths())]
         if self.hessian is not None:
             distributed.all_reduce(self.hessian)
 
@@ -58,6 +64,12 @@ class TokenSample:
         if len(self._parts) > 1:
             self._parts = [torch.cat(self._parts)]
         return self._parts[0]
+
+    def widths(self) -> Tensor:
+        """Widths of the ranges of all tokens as they came, float32 ``(tokens,)``, if the plan asks
+        for them.
+        """
+        return torch.cat(self._widths)
 
 
 class SampledInputs:
@@ -91,6 +103,10 @@ class SampledInputs:
         None if it was not asked for or the layer not watched.
         """
         return self._of[name].hessian if name in self._of else None
+
+    def range_widths(self, name: str) -> Tensor:
+        """Of all tokens that a layer was fed, see :meth:`TokenSample.widths`."""
+        return self._of[name].widths()
 
     def shared_input_layers(self, name: str) -> set[str]:
         """Watched layers that are fed the same tensor as this one, itself included."""

@@ -29,12 +29,14 @@ class SamplePlan(NamedTuple):
         wanted: tokens to keep at most.
         before: tokens of the text that other ranks run, in front of those that pass here.
         weights: see :mod:`spikellm.observers.token_weights`.
+        widths: whether the widths of the ranges of all tokens are kept too.
     """
 
     seen: int
     wanted: int
     before: int = 0
     weights: TokenWeights = "equal"
+    widths: bool = False
 
 
 def token_scale(x: Tensor, weights: TokenWeights) -> Tensor | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from spikellm.models.attention_interface import Observation
 from spikellm.nn.attention import SpikingAttention
+from spikellm.nn.hooks import SpikeTrain
 from spikellm.profiling.counts import DENSE_BITS, Operations
 
 
@@ -54,19 +55,20 @@ def products_of_attention(seen: Observation) -> tuple[AttentionProduct, Attentio
     )
 
 
-def operations_of_product(product: AttentionProduct, spikes: SpikingAttention | None) -> Operations:
-    """Multiply-accumulates of a product as executed in steps, by the bits of both operands."""
+def operations_of_product(
+    product: AttentionProduct, spikes: SpikingAttention | None, train: SpikeTrain | None
+) -> Operations:
+    """Multiply-accumulates of a product as executed in steps, by the bits of both operands.
+
+    Args:
+        train: spikes of the cached operand, None where it does not spike.
+    """
     if spikes is None:
         bits, steps = (DENSE_BITS, DENSE_BITS), 1.0
     else:
         arriving = getattr(spikes.settings, product.arriving)
         cached = getattr(spikes.settings, product.cached)
-        bits, steps = (arriving.bits, cached.bits), _mean_steps(spikes, product.cached)
+        bits, steps = (arriving.bits, cached.bits), 1.0
+        if train is not None:
+            steps = float(train.steps.expand(train.codes.shape).float().mean())
     return Operations(product.macs, Counter({bits: round(product.macs * steps)}))
-
-
-def _mean_steps(spikes: SpikingAttention, cached: str) -> float:
-    if not getattr(spikes.settings, cached).spiking:
-        return 1.0
-    coder = spikes.key_coder() if cached == "key" else spikes.value_coder()
-    return float(coder.steps.float().mean())

@@ -8,7 +8,8 @@ Arrays of ``events.npz``, read with ``numpy.load(path, allow_pickle=False)``:
   int8, 1 or −1.
 - Of population I: ``steps.I``, T of every channel, uint8; ``levels.I``, L; ``group.I``, group of
   every channel, uint8; ``theta.I`` and ``baseline.I``, float32 ``(tokens, groups)``, absent for
-  Q, K and V.
+  Q, K and V; ``code_steps.I``, T of every code, uint8 ``(tokens, channels)``, where massive tokens
+  take more.
 
 The code of a channel is the sum of its signs over time, its value ``θ[token, group] · (code −
 z[token, group])``.
@@ -51,6 +52,8 @@ def write_events(populations: list[Population], path: Path) -> int:
             columns["time"].append(np.full(len(token), time, np.uint16))
             columns["population"].append(np.full(len(token), index, np.uint16))
         arrays[f"steps.{index}"] = population.steps.numpy().astype(np.uint8)
+        if bool((population.code_steps != population.steps).any()):
+            arrays[f"code_steps.{index}"] = population.code_steps.numpy().astype(np.uint8)
         arrays[f"group.{index}"] = population.group.numpy().astype(np.uint8)
         arrays[f"levels.{index}"] = np.array(population.neuron.levels, np.uint16)
         if population.thresholds is not None:

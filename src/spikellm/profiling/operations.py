@@ -118,9 +118,9 @@ class OperationCounter:
             entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs})))
             return
         macs = tokens * module.in_features * module.out_features
-        executed = Counter(
-            {bits: round(macs * share) for bits, share in products_of(module).items()}
-        )
+        train = self._trains.pop((module, "input"), None)
+        products = products_of(module, train)
+        executed = Counter({bits: round(macs * share) for bits, share in products.items()})
         counted = module.format.average_steps(module)  # of itself, beyond what is executed
         extra = 0.0 if counted is None else macs * counted - executed.total()
         entry.add(
@@ -129,7 +129,6 @@ class OperationCounter:
         if module not in self._fan_out:
             self._fan_out[module] = fan_out(module)
         reach = self._fan_out[module]
-        train = self._trains.pop((module, "input"), None)
         if train is not None:
             fired = self._fire(entry, f"{self._names[module]}.input", train)
             entry.sops.update(
@@ -155,7 +154,8 @@ class OperationCounter:
             rotation.add(operations_of_mix(channels, vectors))
         for product in products_of_attention(seen):
             entry = self._entry(f"{name} {product.name}", "attention")
-            entry.add(operations_of_product(product, spikes))
+            train = None if spikes is None else self._trains.get((spikes, product.cached))
+            entry.add(operations_of_product(product, spikes, train))
             if spikes is not None:
                 self._fire_into_product(entry, name, product, spikes)
 
@@ -189,11 +189,21 @@ def operations_of_mix(channels: int, vectors: int) -> Operations:
     return Operations(0, Counter({(DENSE_BITS, 1): additions}), additions)
 
 
-def products_of(layer: SpikingLinear) -> dict[tuple[int, int], float]:
-    """Multiply-accumulates executed for each of the original ones, by bits of input and weight."""
+def products_of(
+    layer: SpikingLinear, train: SpikeTrain | None = None
+) -> dict[tuple[int, int], float]:
+    """Multiply-accumulates executed for each of the original ones, by bits of input and weight.
+
+    Args:
+        train: spikes of its inputs, if massive tokens among them are to be counted; otherwise there
+            are as many as in the calibration text.
+    """
     activations = layer.settings.activations
     a = activations.bits if activations.spiking else DENSE_BITS
-    products = layer.format.products(layer, layer.average_steps)
+    steps = layer.average_steps
+    if train is not None and layer.massive is not None:
+        steps = layer.mean_steps(train.steps)
+    products = layer.format.products(layer, steps)
     return {(a, bits): share for bits, share in products.items()}
 
 

@@ -25,10 +25,11 @@ class Population(NamedTuple):
             (``self_attn.key``).
         codes: merged spike counts, int32 ``(tokens, channels)``; heads of attention one after the
             other.
-        steps: T of every channel, int64 ``(channels,)``.
+        steps: T of every channel in ordinary tokens, int64 ``(channels,)``.
         group: activation group of every channel, int64 ``(channels,)``; 0 throughout for attention.
         neuron: the neuron that fired.
         thresholds: θ and z ``(tokens, groups)`` of a layer, float32; None for attention.
+        code_steps: T of every code, int64 ``(tokens, channels)``: more in massive tokens.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Population(NamedTuple):
     group: Tensor
     neuron: SoftResetNeuron
     thresholds: Threshold | None
+    code_steps: Tensor
 
     @property
     def salient(self) -> Tensor:
@@ -47,13 +49,14 @@ class Population(NamedTuple):
 
     def of_token(self, token: int) -> Tensor:
         """Binary spikes of one token, int8 ``(moments, channels)``."""
-        return torch.stack([plane[token] for plane in self.planes()])
+        planes = self.neuron.iterate_binary(self.codes[token], self.code_steps[token])
+        return torch.stack(list(planes))
 
     def planes(self) -> Iterator[Tensor]:
         """Binary spikes of every moment, int8 ``(tokens, channels)``: the T·L planes of the neuron,
         whose sum is the codes.
         """
-        return self.neuron.iterate_binary(self.codes, self.steps)
+        return self.neuron.iterate_binary(self.codes, self.code_steps)
 
 
 def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
@@ -62,20 +65,26 @@ def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
     Raises:
         RequestError: the layer does not code its inputs.
     """
-    stored, thresholds = layer.encode(x.reshape(-1, layer.in_features))
+    tokens = x.reshape(-1, layer.in_features)
+    stored, thresholds = layer.encode(tokens)
     order = layer.layout().order
     codes = (
         stored if order is None else torch.empty_like(stored).index_copy_(1, order, stored)
     ).cpu()
     theta = [pair[0].expand(len(codes), 1).float() for pair in thresholds]
     baseline = [pair[1].expand(len(codes), 1).float() for pair in thresholds]
+    steps, massive = layer.channel_steps.long(), layer.massive
+    code_steps = steps.expand(codes.shape)
+    if massive is not None:
+        code_steps = torch.maximum(steps, massive.steps_of(tokens.float(), 0))
     return Population(
         name,
         codes,
-        layer.channel_steps.long().cpu(),
+        steps.cpu(),
         layer.channel_group.long().cpu(),
         cast(SoftResetNeuron, layer.neuron),
         Threshold(torch.cat(theta, 1).cpu(), torch.cat(baseline, 1).cpu()),
+        code_steps.cpu(),
     )
 
 
@@ -90,7 +99,9 @@ def attention_populations(trains: list[SpikeTrain], block: nn.Module) -> Iterato
         if train.source in names and train.part != "probabilities":
             heads, channels = train.codes.shape[1], train.codes.shape[3]
             codes = train.codes[0].transpose(0, 1).reshape(-1, heads * channels).cpu()
-            steps = train.steps.expand(heads, 1, channels).reshape(-1).long().cpu()
+            whole = train.steps.expand(train.codes.shape)[0].transpose(0, 1).long().cpu()
+            code_steps = whole.reshape(-1, heads * channels)
+            steps = code_steps.amin(0)  # a token that is not massive takes least
             yield Population(
                 f"{names[train.source]}.{train.part}",
                 codes,
@@ -98,6 +109,7 @@ def attention_populations(trains: list[SpikeTrain], block: nn.Module) -> Iterato
                 torch.zeros_like(steps),
                 train.neuron,
                 None,
+                code_steps,
             )
 
 

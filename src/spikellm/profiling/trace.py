@@ -231,7 +231,7 @@ def _found(
     population: Population, additions: int, integers: int, mismatches: int, equal: bool | None
 ) -> PopulationTrace:
     tokens, channels = population.codes.shape
-    steps = int(population.steps.max())
+    steps = int(population.code_steps.max())
     spikes = int(population.codes.abs().sum())
     return PopulationTrace(
         population.name,

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from spikellm.neurons import make_neuron, unrolling
-from spikellm.recipe.base import Section
+from spikellm.recipe.base import GrownSection
 from spikellm.recipe.sections import ActivationRecipe
 
+_MOST_BASELINE = 255  # one byte of a cached row
 _NOT_CODED = ActivationRecipe(bits=16)
 
 
-class AttentionRecipe(Section):
+class AttentionRecipe(GrownSection):
     """How attention becomes spikes; each part with ``bits: 16`` stays as it is.
 
     Channels are those of one head.
     """
+
+    added: ClassVar[tuple[str, ...]] = ("balance",)
 
     query: ActivationRecipe = _NOT_CODED
     key: ActivationRecipe = _NOT_CODED
@@ -30,8 +33,8 @@ class AttentionRecipe(Section):
     center: bool = Field(
         False,
         description=(
-            "take the mean of each channel of K off before it is coded, which the softmax does"
-            " not see"
+            "take the mean of each channel of K, as it is attended to, off before it is coded,"
+            " which the softmax does not see"
         ),
         strict=True,
     )
@@ -40,6 +43,15 @@ class AttentionRecipe(Section):
         description=(
             "rotate Q and K of each head after rotary embedding, which leaves their products as"
             " they are"
+        ),
+        strict=True,
+    )
+
+    balance: bool = Field(
+        False,
+        description=(
+            "map pairs of channels of Q and K (i and i + half of a head) so that both lose least"
+            " when they are coded, which leaves their products as they are"
         ),
         strict=True,
     )
@@ -56,6 +68,11 @@ class AttentionRecipe(Section):
                 raise ValueError(
                     f"{name} takes one step in every channel; salient channels are for key and"
                     " value"
+                )
+            if getattr(self, name).token_steps:
+                raise ValueError(
+                    f"{name}.token_steps has no effect: every {name} is used once, while keys and"
+                    " values stay; set it for key or value"
                 )
             if (steps := getattr(self, name).steps) != 1:
                 raise ValueError(
@@ -93,9 +110,29 @@ class AttentionRecipe(Section):
                 "rotate has no effect: neither query nor key is coded; set bits of one, or leave"
                 " rotate out"
             )
+        if self.balance and not (self.rotate and self.key.spiking):
+            raise ValueError(
+                "balance has no effect unless K is coded behind a rotation; set rotate and key.bits,"
+                " or leave balance out"
+            )
         if self.center and not self.key.spiking:
             raise ValueError(
                 "center has no effect: key is not coded; set its bits, or leave center out"
+            )
+        for name in ("key", "value"):
+            part = getattr(self, name)
+            steps = max(part.steps, part.token_steps)
+            top = make_neuron(part.neuron, part.bits).top(steps) if part.spiking else 0
+            if int(top) > _MOST_BASELINE:
+                raise ValueError(
+                    f"{name} takes up to {steps} steps of {part.bits} bits, which reach code {top};"
+                    f" a cached row keeps a baseline of at most {_MOST_BASELINE}: lower steps,"
+                    " token_steps or bits"
+                )
+        if self.key_axis == "sequence" and self.key.token_steps:
+            raise ValueError(
+                "key.token_steps needs ranges of K over a token, not over the sequence; leave"
+                " key_axis out"
             )
         if self.key_axis == "sequence" and (
             not self.key.spiking or (self.key.salient_rate > 0 and self.key.thresholds == "split")

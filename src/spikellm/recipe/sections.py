@@ -21,7 +21,12 @@ MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
 class ActivationRecipe(GrownSection):
     """How inputs of linear layers become spikes. ``bits: 16`` leaves them as they are."""
 
-    added: ClassVar[tuple[str, ...]] = ("search_range",)
+    added: ClassVar[tuple[str, ...]] = (
+        "search_range",
+        "token_steps",
+        "token_factor",
+        "token_rate",
+    )
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
     neuron: str = Field(
@@ -74,6 +79,28 @@ class ActivationRecipe(GrownSection):
         ),
         strict=True,
     )
+    token_steps: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description=(
+            "steps T of every channel in a massive token, whose range is far above the others'; 0"
+            " for as many as in all tokens"
+        ),
+        strict=True,
+    )
+    token_factor: float = Field(
+        4.0,
+        gt=1.0,
+        le=1e6,
+        description="a token is massive if its range is this many times a tensor's median",
+    )
+    token_rate: float = Field(
+        0.01,
+        gt=0.0,
+        le=0.5,
+        description="share of a tensor's tokens that may be massive; the largest are",
+    )
 
     @property
     def spiking(self) -> bool:
@@ -108,6 +135,7 @@ class ActivationRecipe(GrownSection):
         if self.spiking:
             self._check_spikes()
             self._check_salient()
+            self._check_tokens()
         elif idle := self._changed(set(type(self).model_fields) - {"bits"}):
             raise ValueError(
                 f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set"
@@ -132,7 +160,7 @@ class ActivationRecipe(GrownSection):
                 f"neuron {self.neuron!r} fires both signs, so its range is symmetric; set symmetric"
                 " to true"
             )
-        steps = max(self.steps, self.salient_steps)
+        steps = max(self.steps, self.salient_steps, self.token_steps)
         if (top := neuron.top(steps)) > MAX_TOP_CODE:
             raise ValueError(
                 f"{steps} steps of up to {neuron.levels} spikes reach code {top}; at most"
@@ -146,6 +174,19 @@ class ActivationRecipe(GrownSection):
         if self.symmetric and not neuron.signed and neuron.top(self.steps) < 2:
             raise ValueError(
                 "a symmetric range needs a top code T·L of at least 2; raise bits or steps"
+            )
+
+    def _check_tokens(self) -> None:
+        if self.token_steps == 0:
+            if idle := self._changed({"token_factor", "token_rate"}):
+                raise ValueError(
+                    f"{', '.join(idle)} would have no effect while token_steps is 0; set"
+                    " token_steps to 2 … 16"
+                )
+        elif self.token_steps <= (most := max(self.steps, self.salient_steps)):
+            raise ValueError(
+                f"token_steps is {self.token_steps}, and some channels take {most} in every token;"
+                f" massive tokens take more: set token_steps to {most + 1} … 16"
             )
 
     def _check_salient(self) -> None:

@@ -96,9 +96,7 @@ class _Moments:
         self.tokens += len(x)
         self.sample = output.detach().flatten(0, -2)[:64].double()
 
-    def site(
-        self, block: nn.Module, norm: str, readers: Iterable[str], *, centered: bool
-    ) -> Site:
+    def site(self, block: nn.Module, norm: str, readers: Iterable[str], *, centered: bool) -> Site:
         assert self.square is not None and self.total is not None and self.sample is not None
         distributed.all_reduce(self.square)
         distributed.all_reduce(self.total)
@@ -145,7 +143,8 @@ def _gain(norm: nn.Module, sample: Tensor) -> Tensor:
 def mean_loss(sites: list[Site], basis: Tensor) -> Tensor:
     """Mean logarithm of what readers lose in a basis ``(width, width)``, up to a constant."""
     losses = [
-        2 * ((moments @ basis * basis).sum(0) * (energy @ basis * basis).sum(0))
+        2
+        * ((moments @ basis * basis).sum(0) * (energy @ basis * basis).sum(0))
         .clamp(min=1e-30)
         .sqrt()
         .sum()

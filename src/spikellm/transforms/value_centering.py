@@ -39,7 +39,10 @@ def _center(state: BlockState) -> str | None:
     heads = find_value_heads(state)
     if heads is None or "output" not in state.inputs:
         return "no heads of V that are known stand before this block's output layer"
-    if not {state.full_name(heads.value), state.full_name(heads.output)} <= state.plan.linears.keys():
+    if (
+        not {state.full_name(heads.value), state.full_name(heads.output)}
+        <= state.plan.linears.keys()
+    ):
         return "its value and output layers are not both converted"
     fusion, inputs = Fusion(state.module), state.inputs["output"]
     if "value-heads" in state.inputs:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from spikellm.core.errors import UnsupportedModelError
+from spikellm.quantization.balance import balanced_map
 from spikellm.quantization.hadamard import random_signs, spread
-from spikellm.transforms.balance import balanced_map
 from spikellm.transforms.base import Transform, transforms
 from spikellm.transforms.block_state import BlockState
 from spikellm.transforms.fusion import by_head
@@ -65,13 +65,21 @@ def _balance(state: BlockState, heads: ValueHeads) -> None:
             " not balanced"
         )
         return
-    fusion, given = state.fusion, state.inputs["value-heads"]
-    given = (given - given.mean(0)).unflatten(1, (-1, heads.channels)).transpose(0, 1)
-    read = fusion.weight(heads.output).T.reshape(len(given), -1, heads.channels, fusion.weight(heads.output).shape[0])
+    fusion, coded = state.fusion, state.coded("output")
+    given = state.inputs["value-heads"]
+    values = (given - given.mean(0)).unflatten(1, (-1, heads.channels)).transpose(0, 1)
+    outputs = coded.unflatten(1, (len(values), -1, heads.channels)).transpose(0, 1).flatten(1, 2)
+    read = fusion.weight(heads.output).T.unflatten(0, (len(values), -1, heads.channels))
     energy = (read @ read.transpose(-1, -2)).sum(1)
-    moments = given.transpose(1, 2) @ given
-    forward = torch.stack([balanced_map(*one) for one in zip(moments, energy, strict=True)])
+    moments = [x.transpose(1, 2) @ x for x in (values, outputs)]
+    moments = [one / _traces(one) for one in moments]
+    forward = balanced_map(moments[0] + moments[1], energy)
     back = torch.linalg.inv(forward)
+    # heads share the range of what the output layer reads: their scales make them even there
+    power = _traces(forward @ (outputs.transpose(1, 2) @ outputs) @ forward)
+    level = (power / _traces(back @ energy @ back).clamp(min=1e-300)) ** 0.25
+    level = level.clamp(min=1e-12) / level.clamp(min=1e-12).log().mean().exp()
+    forward, back = forward / level, back * level
 
     def by_value_head(x: Tensor, each: Tensor, shared: int) -> Tensor:
         parts = x.unflatten(-1, (-1, shared, heads.channels))
@@ -81,3 +89,8 @@ def _balance(state: BlockState, heads: ValueHeads) -> None:
     fusion.columns(heads.output, lambda x: by_value_head(x, back, heads.shared))
     if "output" in state.inputs:
         state.inputs["output"] = by_value_head(state.inputs["output"], forward, heads.shared)
+
+
+def _traces(matrices: Tensor) -> Tensor:
+    """``(heads, n, n)`` → ``(heads, 1, 1)``."""
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]

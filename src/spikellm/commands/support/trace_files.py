@@ -65,7 +65,7 @@ def _draw_neuron(axis: Any, population: Population, token: int, channel: int) ->
     assert population.thresholds is not None
     group = population.group[channel]
     theta, baseline = (pair[token, group] for pair in population.thresholds)
-    steps, code = int(population.steps[channel]), int(population.codes[token, channel])
+    steps, code = int(population.code_steps[token, channel]), int(population.codes[token, channel])
     # what the code stands for; the input itself lies within half a threshold of it
     current = theta * (code - baseline)
     potential, spikes = membrane_in_moments(population.neuron, current, theta, baseline, steps)

@@ -71,13 +71,24 @@ static inline Threshold threshold_of(float low, float high, int finite, int32_t 
     return found;
 }
 
+/* Whether a token takes the steps of massive ones: quantization/massive_tokens.py. */
+static inline int is_massive(const Header *head, const float *ordered) {
+    float low, high;
+    if (head->massive_top == 0 || !range_of(ordered, head->in, &low, &high)) return 0;
+    const float width = high - low;
+    return width > head->massive_beyond && width <= FLT_MAX;
+}
+
 /* Codes a token. `ordered` holds `in` floats of room; `spikes` is zero where no column stands, and stays so; sums of spike counts go to `totals`, one a segment.
-   Signed counts are raised by their top, as if that were a baseline. */
+   Signed counts are raised by their group's top, or by that of massive tokens where there are any, as if that were a baseline. */
 static inline void encode_token(const Plan *plan, const float *x, float *ordered, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
     const Header *head = &plan->head;
     for (int32_t i = 0; i < head->in; i++) ordered[i] = x[plan->source[i]];
+    const int massive = is_massive(head, ordered);
     for (int32_t a = 0; a < head->groups; a++) {
         Group group = plan->groups[a];
+        const int32_t raised = head->massive_top ? head->massive_top : group.top;
+        if (massive) group.top = head->massive_top;
         Range range = plan->ranges[group.range];
         float low, high, top = (float)group.top;
         int finite = range_of(ordered + range.start, range.stop - range.start, &low, &high);
@@ -86,6 +97,7 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
             low *= share, high *= share;
         }
         Threshold threshold = thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
+        if (head->mode == SIGNED) thresholds[a].baseline = raised;
         float theta = threshold.theta, baseline = (float)threshold.baseline;
         if (head->mode == SIGNED) {
             for (int32_t i = group.start; i < group.stop; i++) {
@@ -93,7 +105,7 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
                 size = half_up(size > FAR ? FAR : size);
                 size = size > top ? top : size;
                 units = units < 0.0f ? -size : size;
-                codes[i] = (uint8_t)(int32_t)((units == units ? units : 0.0f) + top);
+                codes[i] = (uint8_t)(int32_t)((units == units ? units : 0.0f) + (float)raised);
             }
         } else {
             for (int32_t i = group.start; i < group.stop; i++) {

@@ -124,7 +124,7 @@ def _lift(spec: LinearSpec) -> Tensor | int:
         return 0
     return torch.cat(
         [
-            torch.full((stop - start,), top, dtype=torch.int32)
+            torch.full((stop - start,), spec.massive_top or top, dtype=torch.int32)
             for top, (start, stop) in zip(spec.tops, spec.bounds, strict=True)
         ]
     )

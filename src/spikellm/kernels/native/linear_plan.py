@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,9 @@ def misfit(spec: LinearSpec) -> str | None:
 
     Spike counts are bytes, and sums stay within 32 bits.
     """
-    largest = max(spec.tops, default=0) * (2 if spec.thresholds == "signed" else 1)
+    largest = max([*spec.tops, spec.massive_top], default=0) * (
+        2 if spec.thresholds == "signed" else 1
+    )
     if spec.neuron is not None and not keeps(spec.neuron, "encode"):
         return OWN_CODING
     if spec.weights == "none":
@@ -77,6 +81,8 @@ def make_plan(spec: LinearSpec) -> Tensor:
         spec.scales,
         block,
         spec.range_share,
+        spec.massive_top,
+        _bits_of(spec.massive.beyond if spec.massive is not None else math.inf),
     ]
     source = (
         torch.arange(spec.columns, dtype=torch.int32) if spec.order is None else spec.order.int()
@@ -86,3 +92,8 @@ def make_plan(spec: LinearSpec) -> Tensor:
         dtype=torch.int32,
     )
     return torch.cat([words, source.cpu(), place])
+
+
+def _bits_of(value: float) -> int:
+    """A float32 number as the 32-bit integer with the same bits."""
+    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))

@@ -24,12 +24,14 @@ from spikellm.quantization.thresholds import threshold_for_range, token_range
 class HeadCodes(NamedTuple):
     """Codes int32 ``(batch, heads, tokens, channels)``.
 
-    Θ float32 and z float32 ``(batch, heads, tokens, ranges)`` for T = 1.
+    Θ float32 and z float32 ``(batch, heads, tokens, ranges)`` for T = 1. Where some tokens are
+    massive, which, bool ``(batch, heads, tokens)``; their θ and z are those of their own steps.
     """
 
     codes: Tensor
     theta: Tensor
     baseline: Tensor
+    massive: Tensor | None = None
 
 
 class TorchHeads:

@@ -68,7 +68,7 @@ class TorchLinear:
         y = torch.zeros(tokens.shape[0], spec.rows, dtype=torch.float32, device=tokens.device)
         for start, stop, group, weight_group in spec.segments:
             steps, (theta, baseline), k = (
-                spec.steps[group],
+                spec.most_steps(group),
                 thresholds[group],
                 weights[:, start:stop],
             )
@@ -125,9 +125,10 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
     neuron = cast(SoftResetNeuron, spec.neuron)
     x = x.float() if spec.order is None else x.float().index_select(1, spec.order)
     codes, thresholds = [], []
-    for steps, (start, stop), (first, last) in zip(
+    for common, (start, stop), (first, last) in zip(
         spec.steps, spec.bounds, spec.ranges, strict=True
     ):
+        steps = common if spec.massive is None else spec.massive.steps_of(x, common)
         low, high = part_of_range(*token_range(x[:, first:last]), spec.range_share)
         threshold = threshold_for_range(
             low, high, neuron.top(steps), symmetric=spec.symmetric, signed=neuron.signed
