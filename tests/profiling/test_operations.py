@@ -19,7 +19,6 @@ from spikellm.profiling.firing import count_spikes
 from spikellm.profiling.operations import (
     OperationCounter,
     count_operations,
-    operations_of_mix,
 )
 
 

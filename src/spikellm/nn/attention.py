@@ -122,13 +122,7 @@ class SpikingAttention(PreparedModule):
             return x
         if self._maps is None:
             both = self.key_map, torch.linalg.inv(self.key_map.double()).float()
-            # (heads, 1, half) for each entry
-            self._maps = tuple(
-                tuple(
-                    one[:, :, row, column].unsqueeze(1) for row, column in ((0, 0), (0, 1), (1, 1))
-                )
-                for one in both
-            )
+            self._maps = tuple(_entries(one) for one in both)
         maps = self._maps[1 if inverse else 0]
         shared = x.shape[-3] // len(self.key_map)
         first, mixed, second = (
@@ -240,3 +234,8 @@ class SpikingAttention(PreparedModule):
             else:
                 coders[name] = MassiveHeadCoder(settings, group, beyond)
         return coders[name]
+
+
+def _entries(pairs: Tensor) -> tuple[Tensor, ...]:
+    """The three entries of symmetric maps ``(heads, half, 2, 2)``, each ``(heads, 1, half)``."""
+    return tuple(pairs[:, None, :, row, column] for row, column in ((0, 0), (0, 1), (1, 1)))

@@ -30,7 +30,7 @@ _STORED = {  # names of types in safetensors' headers
 }
 
 
-_FLOATS = ("_scale", "_mean", "_threshold", "_share")
+_FLOATS = ("_scale", "_mean", "_map", "_threshold", "_share", "offset")
 """Ends of names of float32 buffers."""
 
 
@@ -78,14 +78,20 @@ def validation_error(root: nn.Module, prefix: str = "") -> str | None:
             problem = _of_layer(module)
         elif isinstance(module, SpikingAttention):
             problem = _of_attention(module)
-        elif (
-            isinstance(module, Rotation)
-            and not module.signs.is_meta
-            and int(module.signs.max()) > 2
-        ):
-            problem = f"signs holds {int(module.signs.max())}, expected 0, 1 or 2"
+        elif isinstance(module, Rotation):
+            problem = _of_rotation(module)
         if problem:
             return f"{name}.{problem}"
+    return None
+
+
+def _of_rotation(rotation: Rotation) -> str | None:
+    if rotation.signs.is_meta:
+        return None
+    if int(rotation.signs.max()) > 2:
+        return f"signs holds {int(rotation.signs.max())}, expected 0, 1 or 2"
+    if rotation.offset is not None and not bool(torch.isfinite(rotation.offset).all()):
+        return "offset holds values that are not finite"
     return None
 
 

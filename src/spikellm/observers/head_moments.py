@@ -56,12 +56,14 @@ class HeadMoments:
 
     def center(self) -> Tensor:
         """The mean of K, as it is attended to, ``(heads, channels)``."""
-        assert isinstance(self.key, Tensor) and isinstance(self.mass, Tensor)
+        assert isinstance(self.key, Tensor)
+        assert isinstance(self.mass, Tensor)
         return self.key / self.mass.unsqueeze(1)
 
     def spread(self, center: Tensor | None) -> Tensor:
         """Second moments of K around a center, ``(heads, channels, channels)``."""
-        assert isinstance(self.keys, Tensor) and isinstance(self.mass, Tensor)
+        assert isinstance(self.keys, Tensor)
+        assert isinstance(self.mass, Tensor)
         moments = self.keys / self.mass[:, None, None]
         if center is None:
             return moments
@@ -71,5 +73,6 @@ class HeadMoments:
 
     def asking(self) -> Tensor:
         """Second moments of Q, ``(heads, channels, channels)``."""
-        assert isinstance(self.queries, Tensor) and isinstance(self.asked, Tensor)
+        assert isinstance(self.queries, Tensor)
+        assert isinstance(self.asked, Tensor)
         return self.queries / self.asked

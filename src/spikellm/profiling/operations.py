@@ -37,9 +37,9 @@ from spikellm.profiling.attention_products import (
     operations_of_product,
     products_of_attention,
 )
+from spikellm.profiling.before_coding import operations_before_coding, operations_of_rotation
 from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Operations
 from spikellm.profiling.firing import count_spikes, firing_of
-from spikellm.quantization.hadamard import largest_power
 
 
 class OperationCounter:
@@ -138,20 +138,20 @@ class OperationCounter:
             entry.sops.update({mode: tokens * int(reach[mode].sum()) for mode in EXECUTION_MODES})
 
     def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        if module.rotated and self._last_rotated() is not output:  # else another layer's, shared
+        works = module.rotated or module.offset is not None
+        if works and self._last_rotated() is not output:  # else another layer's, shared
             self._last_rotated = weakref.ref(output)
-            self._entry(self._names[module], "rotation").add(
-                operations_of_mix(module.rotated, output.shape[:-1].numel())
-            )
+            entry = self._entry(self._names[module], "rotation")
+            for operations in operations_of_rotation(module, output.shape[:-1].numel()):
+                entry.add(operations)
 
     def _attention(self, module: nn.Module, seen: Observation) -> None:
         name, child = self._names[module], getattr(module, "spikes", None)
         spikes = child if isinstance(child, SpikingAttention) else None
-        if spikes is not None and spikes.settings.rotate:
-            batch, heads, queries, channels = seen.query.shape
-            vectors = batch * queries * (heads + seen.key.shape[1])
-            rotation = self._entry(f"{name} rotation", "rotation")
-            rotation.add(operations_of_mix(channels, vectors))
+        if spikes is not None and (spikes.settings.rotate or spikes.settings.center):
+            entry = self._entry(f"{name} rotation", "rotation")
+            for operations in operations_before_coding(seen, spikes.settings):
+                entry.add(operations)
         for product in products_of_attention(seen):
             entry = self._entry(f"{name} {product.name}", "attention")
             train = None if spikes is None else self._trains.get((spikes, product.cached))
@@ -180,13 +180,6 @@ class OperationCounter:
         entry.spikes.update(firing.spikes)
         self._counts.add(Counts(0, firing={name: firing}))
         return fired
-
-
-def operations_of_mix(channels: int, vectors: int) -> Operations:
-    """Operations of :func:`spikellm.quantization.hadamard.mix`: additions of uncoded operands."""
-    power = largest_power(channels)
-    additions = vectors * power * (power.bit_length() - 1) * (1 if power == channels else 2)
-    return Operations(0, Counter({(DENSE_BITS, 1): additions}), additions)
 
 
 def products_of(

@@ -2,7 +2,8 @@
 
 Coded behind a map P and a rotation that spreads it evenly, x (second moments C) gets noise whose
 variance follows ``tr(P C Pᵀ)``, and what multiplies it (second moments G; of layers ``WᵀW``) feels
-that as ``tr(P⁻ᵀ G P⁻¹)``. By Cauchy and Schwarz the product is least, ``(tr (C^½ G C^½)^½)²``, where
+that as ``tr(P⁻ᵀ G P⁻¹)``. By Cauchy and Schwarz the product is least, ``(tr (C^½ G C^½)^½)²``,
+where
 
     PᵀP = C⁻¹ # G = C^-½ (C^½ G C^½)^½ C^-½
 
@@ -33,7 +34,8 @@ def balanced_map(moments: Tensor, energy: Tensor) -> Tensor:
     scales = values.clamp(min=1e-300).sqrt()
     centre = scales.log().mean(-1, keepdim=True).exp()
     scales = torch.clamp(scales / centre, 1 / _RANGE, _RANGE) * centre
-    return (vectors * scales.unsqueeze(-2)) @ vectors.transpose(-1, -2)
+    found: Tensor = (vectors * scales.unsqueeze(-2)) @ vectors.transpose(-1, -2)
+    return found
 
 
 def _shrunk(matrix: Tensor) -> Tensor:

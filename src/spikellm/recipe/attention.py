@@ -112,8 +112,8 @@ class AttentionRecipe(GrownSection):
             )
         if self.balance and not (self.rotate and self.key.spiking):
             raise ValueError(
-                "balance has no effect unless K is coded behind a rotation; set rotate and key.bits,"
-                " or leave balance out"
+                "balance has no effect unless K is coded behind a rotation; set rotate and"
+                " key.bits, or leave balance out"
             )
         if self.center and not self.key.spiking:
             raise ValueError(

@@ -117,7 +117,7 @@ class BlockState:
     def observe(self, wanted: Collection[str]) -> None:
         """Run the block on the stream and sample these ``inputs``; once, before anything changes.
 
-        Roles that the block lacks are left out.
+        Roles that the block lacks are left out, and heads where attention is not reached.
         """
         if not wanted:
             return
@@ -128,7 +128,8 @@ class BlockState:
         samples = SampledInputs(
             {name: self.module.get_submodule(name) for name in layers.values()}, plan
         )
-        heads = {site: TokenSample(plan) for site in _HEADS if site in wanted}
+        reached = _HEADS if self.plan.heads is not None else ()
+        heads = {site: TokenSample(plan) for site in reached if site in wanted}
         with samples.hooks(), _sampling(heads):
             for batch in range(len(self._states)):
                 self.forward(self.module, self._states[batch])

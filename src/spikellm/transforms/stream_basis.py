@@ -1,16 +1,16 @@
-"""The basis of the residual stream behind which readers lose least: learned, and fused like any other
+"""The basis of the residual stream in which readers lose least: learned, and fused like any other
 rotation of it.
 
 A norm divides by a length that no rotation R changes, so behind it R may stand, and then a gain for
-every channel (:func:`spikellm.transforms.equalization.even_scale`). What a reader then loses follows
-the product of :mod:`spikellm.transforms.balance` for a diagonal map,
+every channel (:func:`spikellm.transforms.equalization.even_scale`). What a reader then loses
+follows the product of :mod:`spikellm.quantization.balance` for a diagonal map,
 
     (Σ_i ((Rᵀ C R)_ii · (Rᵀ G R)_ii)^½)²
 
 C the second moments of the normalised stream and G those of the readers' weights. The mean of its
-logarithm over norms of the model is made small by Adam on skew matrices K, R ← R·cayley(K) (SpinQuant,
-OSTQuant), from covariances alone: no pass through the model is needed beyond the one that counts
-them. K leaves the constant vector alone, so that layer normalisation commutes with R.
+logarithm over norms of the model is made small by Adam on skew matrices K, R ← R·cayley(K)
+(SpinQuant, OSTQuant), from moments alone: no pass through the model is needed beyond the one that
+takes them. K leaves the constant vector alone, so that layer normalisation commutes with R.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class _Moments:
         self.sample = output.detach().flatten(0, -2)[:64].double()
 
     def site(self, block: nn.Module, norm: str, readers: Iterable[str], *, centered: bool) -> Site:
-        assert self.square is not None and self.total is not None and self.sample is not None
+        assert self.square is not None
+        assert self.total is not None
+        assert self.sample is not None
         distributed.all_reduce(self.square)
         distributed.all_reduce(self.total)
         count = torch.tensor([float(self.tokens)], dtype=torch.float64, device=self.total.device)
@@ -123,8 +125,8 @@ def _look(
 
 
 def _gain(norm: nn.Module, sample: Tensor) -> Tensor:
-    """Gains of a norm, float64 ``(width,)``; whether they are ``w`` or ``1 + w`` is told by what the
-    norm gave: divided by its gains every token has the same length.
+    """Gains of a norm, float64 ``(width,)``; whether they are ``w`` or ``1 + w`` is told by what
+    the norm gave: divided by its gains every token has the same length.
     """
     weight = norm._parameters.get("weight")
     if weight is None:
@@ -182,7 +184,8 @@ def learn_basis(sites: list[Site], start: Tensor) -> Tensor:
         move = _without_constant(move) / 2
         basis = basis @ torch.linalg.solve(identity + move, identity - move)
     left, _, right = torch.linalg.svd(basis.double())
-    return left @ right
+    nearest: Tensor = left @ right
+    return nearest
 
 
 def _without_constant(skew: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""V without its mean, fused: rows of attention sum to one, so a constant c taken away from every row
-of V is taken away from what attention gives, and the output layer's bias adds ``W c`` again.
+"""V without its mean, fused: rows of attention sum to one, so a constant c taken away from every
+row of V is taken away from what attention gives, and the output layer's bias adds ``W c`` again.
 
 What is left is coded in a smaller range, in V, in the cache and before the output layer.
 """
