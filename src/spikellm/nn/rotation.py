@@ -66,7 +66,8 @@ class Rotation(PreparedModule):
     ) -> None:
         super().__init__()
         self.register_buffer("signs", torch.zeros(channels, dtype=torch.uint8, device=device))
-        self.register_buffer("offset", torch.zeros(channels, device=device) if centered else None)
+        none = torch.zeros(channels, dtype=torch.float32, device=device)
+        self.register_buffer("offset", none if centered else None)
 
     @classmethod
     def of(cls, signs: Tensor) -> Rotation:
