@@ -14,6 +14,7 @@ from spikellm.neurons import make_neuron
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.formats.ternary import TernaryFormat
 from spikellm.nn.linear import SpikingLinear
+from spikellm.profiling.before_coding import operations_of_mix
 from spikellm.profiling.counts import EXECUTION_MODES
 from spikellm.profiling.firing import count_spikes
 from spikellm.profiling.operations import (

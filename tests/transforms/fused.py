@@ -29,7 +29,7 @@ def uneven(family: str) -> Any:
 
 @torch.no_grad()
 def fuse(model: Any, *settings: str) -> list[str]:
-    """Apply the transforms that settings name to a model in place; gives the notes of all blocks."""
+    """Apply the transforms that settings name to a model in place; gives notes of all blocks."""
     recipe = load_recipe("rtn-w4a4", ["adapt=true", *settings])
     if recipe.attention.spiking and can_spike(model):
         use_interface(model)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from fused import fuse, uneven
 from torch import Tensor
 
 import spikellm
 from conftest import first_blocks
 from families import FAMILIES, by_family
-from fused import fuse, uneven
 from spikellm.models.families import find_blocks
 from spikellm.nn.rotation import Rotated, rotations
 

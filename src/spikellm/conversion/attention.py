@@ -68,9 +68,11 @@ def set_center_and_map(spikes: SpikingAttention, moments: HeadMoments) -> None:
 
 def _pairs(moments: Tensor) -> Tensor:
     """``(heads, channels, channels)`` → ``(heads, channels / 2, 2, 2)``: of channels i and
-    i + half, which rotary embedding mixes in most families.
+    i + half, without the last of an odd number, which rotary embedding mixes in most families.
     """
-    halves = moments.unflatten(2, (2, -1)).unflatten(1, (2, -1))  # (heads, 2, half, 2, half)
+    even = moments.shape[1] // 2 * 2
+    # (heads, 2, half, 2, half)
+    halves = moments[:, :even, :even].unflatten(2, (2, -1)).unflatten(1, (2, -1))
     found: Tensor = halves.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
     return found
 

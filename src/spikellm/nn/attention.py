@@ -128,8 +128,9 @@ class SpikingAttention(PreparedModule):
         first, mixed, second = (
             one if shared == 1 else one.repeat_interleave(shared, dim=0) for one in maps
         )
-        left, right = x.float().chunk(2, -1)
-        return torch.cat([left * first + right * mixed, left * mixed + right * second], -1)
+        half = self.key_map.shape[1]
+        left, right, odd = x.float().split([half, half, x.shape[-1] - 2 * half], -1)
+        return torch.cat([left * first + right * mixed, left * mixed + right * second, odd], -1)
 
     def center_scores(self, query: Tensor) -> Tensor | float:
         """What every key's score lost when K was centered: products of a query, as it is coded,
