@@ -51,7 +51,7 @@ class GptqOptions(AlgorithmOptions):
         strict=True,
     )
     compensation_percdamp: float = Field(
-        0.03,
+        0.3,
         gt=0.0,
         le=10.0,
         description=(
