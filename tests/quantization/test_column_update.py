@@ -101,3 +101,29 @@ def test_a_hessian_that_is_not_positive_definite_raises_damping_and_says_so() ->
         inverse_factor(torch.diag(torch.tensor([1.0, -1e12])), 0.01, "a.b")
     with pytest.raises(NumericalError, match=r"layer a\.b: .*NaN or infinity"):
         inverse_factor(torch.full((2, 2), torch.nan), 0.01, "a.b")
+
+
+def test_columns_to_come_stay_at_their_optimum() -> None:
+    """Where nothing is left for a first-order term (FOEM) to repair: the gradient of the output's
+    error with respect to columns that are still to be coded is zero after each.
+    """
+    columns = 24
+    x = inputs(columns).double()
+    hessian = x.T @ x
+    original = torch.randn(3, columns, generator=torch.Generator().manual_seed(1))
+    weight, gaps = original.clone(), list[float]()
+    coded = torch.empty_like(weight)
+
+    def code(column: int, w: torch.Tensor, error: torch.Tensor) -> None:
+        coded[:, column] = coarse(column, w)
+        error.copy_(w - coded[:, column])
+
+    for stop in range(1, columns):
+        # the best continuation of what is coded so far, computed by itself
+        propagate_error(weight.copy_(original), inverse_factor(hessian, 1e-12, "layer").upper, code)
+        error = (coded[:, :stop] - original[:, :stop]).double()
+        rest = -torch.linalg.solve(hessian[stop:, stop:], hessian[stop:, :stop] @ error.T).T
+        drifted = original[:, stop:].double() + rest
+        expected = coarse(stop, drifted[:, 0].float())
+        gaps.append(float((expected - coded[:, stop]).abs().max()))
+    assert sum(gap == 0 for gap in gaps) >= 0.9 * len(gaps), "borders of codes aside"
