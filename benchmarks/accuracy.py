@@ -23,14 +23,21 @@ _GPTQ = ("algorithm=gptq", "algorithm.search_range=true")
 _BEHIND = "{name: online-rotation, layers: [attention-input, feedforward-input, output, down]}"
 _ALL = {  # transforms of best-w4a4
     "norm-equalization": "norm-equalization",
+    "value-centering": "value-centering",
     "equalization": "equalization",
-    "value-output-rotation": "value-output-rotation",
-    "online-rotation": _BEHIND.replace("}", ", choose: loss}"),
+    "value-output-rotation": "{name: value-output-rotation, basis: balanced}",
+    "online-rotation": _BEHIND.replace("}", ", choose: loss, center: true}"),
 }
 
 
 def _without(transform: str) -> str:
-    return f"transforms=[{', '.join(one for name, one in _ALL.items() if name != transform)}]"
+    return _with(transform, None)
+
+
+def _with(transform: str, entry: str | None) -> str:
+    """The transforms of the preset with another entry in the place of one, or none."""
+    entries = {**_ALL, transform: entry}
+    return f"transforms=[{', '.join(one for one in entries.values() if one is not None)}]"
 
 
 ADD: dict[str, tuple[str, ...]] = {
@@ -66,8 +73,12 @@ REMOVE: dict[str, tuple[str, ...]] = {
     "no rotation before layers": (_without("online-rotation"),),
     "no equalization between layers": (_without("equalization"),),
     "all of each input's range": ("activations.search_range=false",),
-    "no rotated Q and K": ("attention.rotate=false",),
+    "no rotated Q and K": ("attention.rotate=false", "attention.balance=false"),
+    "no balanced Q and K": ("attention.balance=false",),
     "no centered K": ("attention.center=false",),
+    "no balanced V": (_with("value-output-rotation", "value-output-rotation"),),
+    "no centered V": (_without("value-centering"),),
+    "no centered inputs": (_with("online-rotation", _BEHIND.replace("}", ", choose: loss}")),),
     "no compensation": ("algorithm.compensate=false",),
     "no searched ranges of weights": ("algorithm.search_range=false",),
     "with own ranges for 5% of the channels": ("activations.salient_rate=0.05",),

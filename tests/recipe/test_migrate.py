@@ -123,7 +123,11 @@ def test_what_is_of_version_1(data: dict[str, Any], old: bool) -> None:
             ["gptq.damping=0.1", "gptq.compensation_damping=0.2"],
             ["algorithm.percdamp=0.1", "algorithm.compensation_percdamp=0.2"],
         ),
-        ("best-w4a4", ["gptq={compensate: true}"], ["algorithm={name: gptq, compensate: true}"]),
+        (
+            "best-w4a4",
+            ["gptq={compensate: true}"],
+            ["algorithm={name: gptq, compensate: true, compensation_percdamp: 0.03}"],
+        ),
         ("spike-w4a4-t2", ["omniquant.epochs=2"], ["algorithm.epochs=2"]),
         ("omniquant-w4a4", ["omniquant={}"], []),
         (

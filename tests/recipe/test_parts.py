@@ -177,7 +177,12 @@ def test_transforms_by_name() -> None:
     recipe = load_recipe("best-w4a4", ["transforms.online-rotation.layers=[down]"])
     online = recipe.transform("online-rotation")
     assert online is not None
-    assert online.model_dump() == {"name": "online-rotation", "layers": ("down",), "choose": "loss"}
+    assert online.model_dump() == {
+        "name": "online-rotation",
+        "layers": ("down",),
+        "choose": "loss",
+        "center": True,
+    }
     assert recipe.transform("shift") is None
 
 

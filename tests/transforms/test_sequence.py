@@ -99,6 +99,7 @@ def test_the_list_of_a_recipe_is_in_order() -> None:
     parts = transforms_of(load_recipe("best-w4a4"))
     assert [part.options.name for part in parts] == [
         "norm-equalization",
+        "value-centering",
         "equalization",
         "value-output-rotation",
         "online-rotation",

@@ -11,6 +11,8 @@ from spikellm.recipe.base import AlgorithmOptions, register_options
 
 _limited: dict[str, list[str]] = {}  # kinds of codes on which an option has an effect, if not all
 
+_FORMER_DAMPING = 0.03  # the default when older models were saved, which name every field
+
 
 def limit_option(option: str, coding: str) -> None:
     """Let an option have an effect on one kind of codes, and on others that say so too."""
@@ -71,8 +73,8 @@ class GptqOptions(AlgorithmOptions):
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> GptqOptions:
-        default = type(self).model_fields["compensation_percdamp"].default
-        if not self.compensate and self.compensation_percdamp != default:
+        idle = (type(self).model_fields["compensation_percdamp"].default, _FORMER_DAMPING)
+        if not self.compensate and self.compensation_percdamp not in idle:
             raise ValueError(
                 "compensation_percdamp has no effect while compensate is false; set compensate to"
                 " true, or leave it out"

@@ -78,7 +78,10 @@ def algorithm_of(section: str, value: Any, chosen: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise RecipeError(f"{section}: expected keys and values, found {value!r}")
     if section == chosen:
-        return dict(renamed(section, value))
+        found = dict(renamed(section, value))
+        if section == "gptq" and found.get("compensate") is True:  # the default is another now
+            found.setdefault("compensation_percdamp", _DEFAULTS["gptq"]["compensation_damping"])
+        return found
     if any(_unlike(value[key], _DEFAULTS[section].get(key)) for key in value):
         raise RecipeError(
             f"the section {section} has no effect on algorithm {chosen!r}; set algorithm to"
