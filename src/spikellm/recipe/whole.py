@@ -19,6 +19,7 @@ from pydantic import (
 from spikellm.core.errors import RecipeError
 from spikellm.recipe.attention import AttentionRecipe
 from spikellm.recipe.base import AlgorithmOptions, GrownSection, TransformOptions, WeightOptions
+from spikellm.recipe.calibration import CalibrationRecipe
 from spikellm.recipe.explain import explain
 from spikellm.recipe.migrate import is_old, upgraded
 from spikellm.recipe.overrides import Override
@@ -29,7 +30,7 @@ from spikellm.recipe.parts import (
     changed_options,
     default_part,
 )
-from spikellm.recipe.sections import ActivationRecipe, CalibrationRecipe, LinearRecipe
+from spikellm.recipe.sections import ActivationRecipe, LinearRecipe
 from spikellm.recipe.values import place_value
 
 RECIPE_VERSION: Literal[2] = 2
