@@ -10,10 +10,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from spikellm.conversion.block_runner import BlockRunner
+from spikellm.conversion.block_runner import BlockRunner, batch_windows
 from spikellm.conversion.estimate import estimate
 from spikellm.conversion.options import RunOptions
 from spikellm.conversion.plan import ConversionPlan
+from spikellm.core import distributed
 from spikellm.models.placement import placed
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.transforms import ModelState
@@ -68,12 +69,16 @@ class ConversionContext(ConversionPlan):
         )
 
     def walk(self) -> Iterator[tuple[nn.Module, Callable[[], object]]]:
-        """See :class:`spikellm.transforms.base.ModelState`: some of this rank's batches, evenly
-        spread.
+        """See :class:`spikellm.transforms.base.ModelState`: some batches of the text, evenly
+        spread, and of them those of this rank, which has one at least.
         """
-        inputs = self.runner.first_inputs()
-        stride = max(1, len(self.runner.batches) // _WALKED)
-        states = ActivationStore(islice(inputs, 0, None, stride), self.folder)
+        seqlen = self.windows.shape[1]
+        size = batch_windows(seqlen) * seqlen
+        stride = max(1, -(-self.shard.whole // size) // max(_WALKED, distributed.world_size()))
+        inputs = islice(
+            self.runner.first_inputs(), -(self.shard.before // size) % stride, None, stride
+        )
+        states = ActivationStore(inputs, self.folder)
         for index, module in enumerate(self.blocks.modules):
             forward = partial(self.runner.forward, index, module)
             with placed(module, self.options.device):

@@ -50,7 +50,8 @@ class TransformSequence:
         if surveyed and self.active:
             return recipe.model_dump_json(exclude={"name", "description"})
         changing = [part.options.model_dump_json() for part in self._parts if part.changes_stream]
-        return f"{' '.join(changing)} {recipe.seed}" if changing else ""
+        centers = sorted({site for part in self._parts for site in part.options.centers})
+        return f"{' '.join(changing)} {centers} {recipe.seed}" if changing else ""
 
     def require_supported(self, model: Any, blocks: Blocks) -> None:
         """See :meth:`Transform.require_supported`."""
