@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import spikellm
-from conftest import BUNDLED
+from conftest import BUNDLED, first_blocks
 from spikellm.__main__ import main
 from spikellm.commands.export import ExportOptions, export
 from spikellm.core.errors import DependencyError, RequestError
@@ -50,6 +50,17 @@ def test_all_layers(converted_folder: Path, tmp_path: Path) -> None:
     files = NirExporter().export(Source(model, tokenizer), tmp_path)
     assert [one["layer"] for one in files] == list(spiking_linears(model))
     assert {one["file"] for one in files} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_layers_behind_rotations_have_their_family_s_names(text_file: Path, tmp_path: Path) -> None:
+    model, tokenizer = first_blocks(2)
+    rotated = ["transforms=[{name: online-rotation, layers: [down]}]"]
+    spikellm.convert(
+        model, tokenizer, "rtn-w4a4", str(text_file), samples=2, seqlen=32, settings=rotated
+    )
+    (found,) = NirExporter().export(Source(model, tokenizer, (LAYER,)), tmp_path)
+    assert found["layer"] == LAYER
+    assert LAYER not in spiking_linears(model)
 
 
 @pytest.mark.parametrize(

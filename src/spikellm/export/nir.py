@@ -25,6 +25,7 @@ from spikellm.core.registry import unknown_name
 from spikellm.export.base import Source, exporters
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.rotation import layer_name
 from spikellm.profiling.population import channel_order
 
 NOT_EXPRESSED = (
@@ -38,7 +39,7 @@ NOT_EXPRESSED = (
         " values"
     ),
     "steps that differ by channel or token: with fewer steps spikes end earlier",
-    "ranges, softmax, norms, residual sums: the graph is one layer",
+    "ranges, rotations, centers, softmax, norms, residual sums: the graph is one layer",
 )
 
 
@@ -87,9 +88,11 @@ class NirExporter:
 
 
 def _layers(model: Any) -> dict[str, SpikingLinear]:
-    """Layers whose inputs are spikes, by their full names."""
+    """Layers whose inputs are spikes, by the full names that they have in their family."""
     return {
-        name: layer for name, layer in spiking_linears(model).items() if layer.neuron is not None
+        layer_name(name): layer
+        for name, layer in spiking_linears(model).items()
+        if layer.neuron is not None
     }
 
 
