@@ -120,7 +120,8 @@ class SpikingAttention(PreparedModule):
         """Pairs of channels of each head through its map, or through the inverse."""
         if not self.settings.balance:
             return x
-        if self._maps is None:
+        if self._maps is None or self.written():
+            self.forget()
             both = self.key_map, torch.linalg.inv(self.key_map.double()).float()
             self._maps = tuple(_entries(one) for one in both)
         maps = self._maps[1 if inverse else 0]

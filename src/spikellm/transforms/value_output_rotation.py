@@ -1,6 +1,6 @@
 """One rotation for all heads of V, fused into the value and the output layer (QuaRot); behind a map
 of its own for each head, if that is asked for, with which heads and output layer are balanced
-(:mod:`spikellm.transforms.balance`).
+(:mod:`spikellm.quantization.balance`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _balance(state: BlockState, heads: ValueHeads) -> None:
     # heads share the range of what the output layer reads: their scales make them even there
     power = _traces(forward @ (outputs.transpose(1, 2) @ outputs) @ forward)
     level = (power / _traces(back @ energy @ back).clamp(min=1e-300)) ** 0.25
-    level = level.clamp(min=1e-12) / level.clamp(min=1e-12).log().mean().exp()
+    level = level.clamp(min=1e-12)
+    level = level / level.log().mean().exp()
     forward, back = forward / level, back * level
 
     def by_value_head(x: Tensor, each: Tensor, shared: int) -> Tensor:
@@ -87,8 +88,7 @@ def _balance(state: BlockState, heads: ValueHeads) -> None:
 
     fusion.rows(heads.value, lambda x: by_value_head(x, forward, 1))
     fusion.columns(heads.output, lambda x: by_value_head(x, back, heads.shared))
-    if "output" in state.inputs:
-        state.inputs["output"] = by_value_head(state.inputs["output"], forward, heads.shared)
+    state.inputs["output"] = by_value_head(state.inputs["output"], forward, heads.shared)
 
 
 def _traces(matrices: Tensor) -> Tensor:
