@@ -48,7 +48,7 @@ def fit(
 def activation_recipes(
     draw: st.DrawFn, bits: st.SearchStrategy[int], symmetric: st.SearchStrategy[bool]
 ) -> ActivationRecipe:
-    """Neurons of every kind, with and without salient channels."""
+    """Neurons and trains of every kind, with and without salient channels."""
     rate = draw(st.sampled_from([0.0, 0.1, 0.5]))
     chosen: dict[str, Any] = {}
     if rate:
@@ -66,5 +66,7 @@ def activation_recipes(
         else {"bits": draw(bits), "symmetric": draw(symmetric)}
     )
     kind["search_range"] = draw(st.booleans())
+    kind["train"] = draw(st.sampled_from(["centered", "published"]))
+    kind["recoding"] = draw(st.sampled_from(["binary", "signed-digit"]))
     kind["token_steps"] = draw(st.sampled_from([0, 0, 5, 8]))
     return ActivationRecipe.model_validate({**kind, **chosen})

@@ -1,4 +1,4 @@
-"""merged = stepped = binary, exactly, for every neuron, bits, steps, baseline and type.
+"""merged = stepped = binary = phase, exactly, for every neuron, train, bits, steps and type.
 
 And both drives of the membrane agree with it.
 """
@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikellm.neurons import SoftResetNeuron, make_neuron, neurons
+from spikellm.neurons import SoftResetNeuron, make_neuron, neurons, with_train
+from spikellm.neurons.phase import places
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NEURONS = st.one_of(
@@ -26,7 +27,11 @@ def cases(
 
     Ties, the top code, zeros and values out of range are likely.
     """
-    neuron = make_neuron(*draw(NEURONS))
+    neuron = with_train(
+        make_neuron(*draw(NEURONS)),
+        draw(st.sampled_from(["centered", "published"])),
+        draw(st.sampled_from(["binary", "signed-digit"])),
+    )
     dtype = draw(st.sampled_from(DTYPES))
     channels = draw(st.integers(1, 9))
     per_channel = draw(st.booleans())
@@ -48,29 +53,52 @@ def cases(
         )
     )
     current = (torch.tensor(units, dtype=torch.float32) * theta.float()).to(dtype)
-    baseline = torch.tensor(0 if neuron.signed else draw(st.integers(0, top)))
+    least = torch.as_tensor(steps).min() * neuron.levels  # a centered neuron rests in its range
+    most = int(least) if neuron.centered else top
+    baseline = torch.tensor(0 if neuron.signed else draw(st.integers(0, most)))
     return neuron, current, theta, baseline, steps
 
 
 @given(cases())
-def test_stepped_and_binary_forms_sum_to_the_code(case: tuple) -> None:  # type: ignore[type-arg]
+def test_every_form_sums_to_the_count(case: tuple) -> None:  # type: ignore[type-arg]
     neuron, current, theta, baseline, steps = case
     code = neuron.encode(current, theta, baseline, steps)
-    stepped, binary = neuron.stepped(code, steps), neuron.binary(code, steps)
-    assert torch.equal(stepped.sum(0, dtype=torch.int32), code)
-    assert torch.equal(binary.sum(0, dtype=torch.int32), code)
+    count = neuron.fired(code, baseline)
+    assert torch.equal(count, code - baseline.int() if neuron.centered else code)
+    stepped, binary = neuron.stepped(count, steps), neuron.binary(count, steps)
+    phase = list(neuron.iterate_phase(count, steps))
+    assert torch.equal(stepped.sum(0, dtype=torch.int32), count)
+    assert torch.equal(binary.sum(0, dtype=torch.int32), count)
+    assert torch.equal(sum(plane.int() << place for plane, place in phase), count)
     assert int(stepped.abs().max()) <= neuron.levels
-    assert int(binary.max()) <= 1
-    assert int(binary.min()) >= (-1 if neuron.signed else 0)
+    for planes in (binary, neuron.phase(count, steps)):
+        assert int(planes.max()) <= 1
+        assert int(planes.min()) >= (-1 if neuron.both_signs or neuron.recoding != "binary" else 0)
+    assert bool((binary * torch.sign(count) >= 0).all()), "a binary train has one sign"
+    top = int(torch.as_tensor(steps).max()) * neuron.levels
+    assert [place for _, place in phase] == list(reversed(range(places(top, neuron.recoding))))
+
+
+@given(cases())
+def test_digits_are_canonical(case: tuple) -> None:  # type: ignore[type-arg]
+    neuron, current, theta, baseline, steps = case
+    count = neuron.fired(neuron.encode(current, theta, baseline, steps), baseline)
+    digits = neuron.phase(count, steps).abs()
+    for size, own in zip(count.abs().tolist(), digits.sum(0).tolist(), strict=True):
+        if neuron.recoding == "binary":
+            assert own == size.bit_count()
+        else:
+            assert own == (size ^ 3 * size).bit_count() <= size.bit_count()
+    if neuron.recoding == "signed-digit":
+        assert not bool((digits[1:] & digits[:-1]).any()), "no two neighbours fire"
 
 
 @given(cases(), st.sampled_from(["drain", "constant"]))
 def test_membrane_counts_the_code(case: tuple, drive: str) -> None:  # type: ignore[type-arg]
     neuron, current, theta, baseline, steps = case
     trace = neuron.simulate(current, theta, baseline, steps, drive)
-    assert torch.equal(
-        trace.spikes.sum(0, dtype=torch.int32), neuron.encode(current, theta, baseline, steps)
-    )
+    code = neuron.encode(current, theta, baseline, steps)
+    assert torch.equal(trace.spikes.sum(0, dtype=torch.int32), neuron.fired(code, baseline))
     assert int(trace.spikes.abs().max()) <= neuron.levels
     expected = trace.charged - trace.spikes * theta.double()
     torch.testing.assert_close(
@@ -79,6 +107,28 @@ def test_membrane_counts_the_code(case: tuple, drive: str) -> None:  # type: ign
         rtol=1e-12,
         atol=1e-12 * float(trace.charged.abs().max() + theta.double()),
     )
+    if drive == "drain":
+        assert torch.equal(trace.spikes, neuron.stepped(neuron.fired(code, baseline), steps))
+
+
+@given(cases())
+def test_the_membrane_of_phase_spikes_fires_the_digits(case: tuple) -> None:  # type: ignore[type-arg]
+    neuron, current, theta, baseline, steps = case
+    trace = neuron.simulate_phase(current, theta, baseline, steps)
+    count = neuron.fired(neuron.encode(current, theta, baseline, steps), baseline)
+    assert torch.equal(trace.spikes.to(torch.int8), neuron.phase(count, steps))
+
+
+@given(cases())
+def test_nothing_fires_at_rest(case: tuple) -> None:  # type: ignore[type-arg]
+    neuron, current, theta, baseline, steps = case
+    rest = torch.zeros_like(current)
+    code = neuron.encode(rest, theta, baseline, steps)
+    silent = neuron.both_signs or int(baseline) == 0
+    for drive in ("drain", "constant"):
+        fired = neuron.simulate(rest, theta, baseline, steps, drive).spikes
+        assert bool((fired == 0).all()) == silent
+    assert bool((neuron.phase(neuron.fired(code, baseline), steps) == 0).all()) == silent
 
 
 @given(cases())
@@ -212,8 +262,10 @@ def test_published_top_code_is_out_of_reach_of_a_train() -> None:
     assert [neuron.top(steps) for steps in (1, 2, 4)] == [15, 31, 63]
     one, zero = torch.tensor([1.0]), torch.tensor([0.0])
     assert neuron.encode(torch.tensor([29.9, 31.0, 40.0]), one, zero, 2).tolist() == [30, 31, 31]
-    for unroll in (neuron.stepped, neuron.binary):
+    for unroll in (neuron.stepped, neuron.binary, neuron.phase):
         with pytest.raises(ValueError, match="merged execution only"):
             unroll(torch.tensor([3]), 2)
     with pytest.raises(ValueError, match="merged execution only"):
         neuron.simulate(torch.tensor([3.0]), one, zero, 2)
+    with pytest.raises(ValueError, match="merged execution only"):
+        neuron.simulate_phase(torch.tensor([3.0]), one, zero, 2)

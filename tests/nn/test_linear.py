@@ -36,7 +36,7 @@ def make(
     return fit(dense, settings, sample, seed), dense
 
 
-ACTIVATIONS = st.one_of(
+CODINGS = st.one_of(
     st.fixed_dictionaries(
         {"bits": st.integers(1, 4), "steps": st.integers(1, 3), "symmetric": st.just(False)}
     ),
@@ -64,6 +64,13 @@ ACTIVATIONS = st.one_of(
     ),
     st.fixed_dictionaries({"bits": st.integers(2, 8), "token_steps": st.sampled_from([2, 8])}),
 )
+TRAINS = st.fixed_dictionaries(
+    {
+        "train": st.sampled_from(["centered", "published"]),
+        "recoding": st.sampled_from(["binary", "signed-digit"]),
+    }
+)
+ACTIVATIONS = st.tuples(CODINGS, TRAINS).map(lambda both: {**both[0], **both[1]})
 WEIGHTS = st.fixed_dictionaries(
     {
         "bits": st.integers(2, 8),
@@ -81,7 +88,7 @@ WEIGHTS = st.fixed_dictionaries(
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     st.integers(0, 10**6),
 )
-def test_merged_stepped_and_binary_agree_bit_for_bit(
+def test_all_modes_agree_bit_for_bit(
     weights: dict[str, Any],
     activations: dict[str, Any],
     inputs: int,
@@ -90,18 +97,17 @@ def test_merged_stepped_and_binary_agree_bit_for_bit(
     seed: int,
 ) -> None:
     if inputs == 1 and "salient_rate" in activations:
-        activations = {"bits": activations["bits"]}
+        kept = ("bits", "train", "recoding")
+        activations = {key: activations[key] for key in kept}
     layer, _ = make(weights, activations, inputs=inputs, outputs=outputs, seed=seed, dtype=dtype)
     x = torch.randn(2, 5, inputs, generator=torch.Generator().manual_seed(seed)).to(dtype)
     x[0, 0] = 0
     x[0, 1] = 3
-    results = []
-    for form in ("merged", "stepped", "binary"):
+    merged = layer(x)
+    assert merged.dtype == dtype
+    for form in ("stepped", "binary", "phase"):
         layer.execution_mode = form  # type: ignore[assignment]
-        results.append(layer(x))
-    assert results[0].dtype == dtype
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+        assert torch.equal(layer(x), merged), form
 
 
 @given(WEIGHTS, ACTIVATIONS, st.integers(2, 20), st.integers(0, 10**6))

@@ -112,8 +112,8 @@ def test_steps_are_counted_by_token() -> None:
     assert population.code_steps.amin(1).tolist() == [1, 8, 1, 1, 8]
     assert len(population.of_token(1)) == 8 * 15
     assert len(population.of_token(0)) == 2 * 15
-    total = sum(plane.int() for plane in population.planes())
-    assert torch.equal(total, population.codes)
+    total = sum(plane.int() << place for plane, place in population.planes())
+    assert torch.equal(total, population.fired)
     assert population.codes.max() > 30
 
 

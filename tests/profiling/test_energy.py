@@ -29,15 +29,16 @@ def test_each_kind_of_layer_by_hand() -> None:
         100,
         Counter({(4, 4): 110}),
         0,
-        Counter(merged=60, stepped=66, binary=400),
+        Counter(merged=60, stepped=66, binary=400, phase=120),
         11,
         Counter(stepped=6),
     )
     assert layer_energy(spiking, table, "merged") == pytest.approx(110 * (0.2 * 16 / 64 + 0.1))
     assert layer_energy(spiking, table, "stepped") == pytest.approx(66 * (0.2 * 16 / 64 + 0.1))
     assert layer_energy(spiking, table, "binary") == pytest.approx(400 * 0.1)
+    assert layer_energy(spiking, table, "phase") == pytest.approx(120 * (0.1 + 0.024))
     ternary = Operations(
-        100, Counter({(16, 2): 140}), 140, Counter(merged=60, stepped=90, binary=90)
+        100, Counter({(16, 2): 140}), 140, Counter(merged=60, stepped=90, binary=90, phase=90)
     )
     assert layer_energy(ternary, table, "merged") == pytest.approx(60 * 1.5), (
         "a multiply by an integer that is not zero"
@@ -45,6 +46,7 @@ def test_each_kind_of_layer_by_hand() -> None:
     assert (
         layer_energy(ternary, table, "stepped")
         == layer_energy(ternary, table, "binary")
+        == layer_energy(ternary, table, "phase")
         == pytest.approx(90 * 0.4)
     )
     both = Operations(
@@ -125,3 +127,4 @@ def test_a_table_of_one_s_own(tmp_path: Path) -> None:
     assert table.multiply_accumulate(2, 4) == 8 + 3
     assert table.multiply_accumulate(16, 4) == 3
     assert (table.addition(16), table.addition(4)) == (2, 3)
+    assert (table.shift_and_add(16), table.shift_and_add(4)) == (2, 6), "a shift as an addition"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import spikellm
 from conftest import first_blocks
 from families import build
-from spikellm.neurons import make_neuron
+from spikellm.neurons import make_neuron, with_train
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.formats.ternary import TernaryFormat
 from spikellm.nn.linear import SpikingLinear
@@ -36,25 +37,38 @@ def tokens(shape: tuple[int, int] = (2, 12)) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "bits"), [("if", 1), ("gif", 2), ("gif", 4), ("ternary", 2)])
-def test_spikes_of_every_form_are_those_of_the_trains(name: str, bits: int) -> None:
+@pytest.mark.parametrize("train", ["centered", "published"])
+@pytest.mark.parametrize("recoding", ["binary", "signed-digit"])
+@pytest.mark.parametrize("rows", [5, 500])
+def test_spikes_of_every_form_are_those_of_the_trains(
+    name: str, bits: int, train: Any, recoding: Any, rows: int
+) -> None:
     """Against the trains themselves, step by step."""
-    neuron = make_neuron(name, bits)
+    neuron = with_train(make_neuron(name, bits), train, recoding)
     steps = torch.tensor([1, 2, 4, 1])
-    low = -neuron.top(steps) if neuron.signed else torch.zeros_like(steps)
-    codes = (
+    low = -neuron.top(steps) if neuron.both_signs else torch.zeros_like(steps)
+    count = (
         low
-        + torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+        + torch.rand(rows, 4, generator=torch.Generator().manual_seed(0))
         * (neuron.top(steps) - low + 1)
     ).int()
-    found = count_spikes(codes, neuron.levels)
-    assert torch.equal(found["merged"], (codes != 0).sum(0))
-    assert torch.equal(found["stepped"], (neuron.stepped(codes, steps) != 0).sum((0, 1)))
-    assert torch.equal(found["binary"], (neuron.binary(codes, steps) != 0).sum((0, 1)))
+    found = count_spikes(count, neuron.levels, recoding)
+    assert torch.equal(found["merged"], (count != 0).sum(0))
+    assert torch.equal(found["stepped"], (neuron.stepped(count, steps) != 0).sum((0, 1)))
+    assert torch.equal(found["binary"], (neuron.binary(count, steps) != 0).sum((0, 1)))
+    assert torch.equal(found["phase"], (neuron.phase(count, steps) != 0).sum((0, 1)))
+    assert all(
+        torch.equal(one, torch.zeros(3))
+        for one in count_spikes(
+            torch.zeros(4, 3, dtype=torch.int32), neuron.levels, recoding
+        ).values()
+    )
 
 
-def test_a_spiking_layer_against_loops(text_file: Path) -> None:
+@pytest.mark.parametrize("train", ["centered", "published"])
+def test_a_spiking_layer_against_loops(train: str, text_file: Path) -> None:
     """Every number of one layer, from its inputs, one token, channel and step after the other."""
-    model = converted("w4a4-t2", text_file)
+    model = converted("w4a4-t2", text_file, f"train={train}")
     name, layer = next(iter(spiking_linears(model).items()))
     inputs: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
@@ -62,16 +76,26 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
     handle.remove()
     neuron = layer.neuron
     assert neuron is not None
-    codes, _ = layer.encode(inputs[0].reshape(-1, layer.in_features))
-    steps = layer.stored(layer.channel_steps).long()
-    spikes, sops, slots, macs, ace = (
-        dict.fromkeys(EXECUTION_MODES, 0),
-        dict.fromkeys(EXECUTION_MODES, 0),
-        0,
-        0,
-        0,
+    codes, thresholds = layer.encode(inputs[0].reshape(-1, layer.in_features))
+    bounds = layer.layout().bounds
+    rest = torch.cat(
+        [
+            z.int().expand(len(codes), stop - start)
+            for (_, z), (start, stop) in zip(thresholds, pairwise(bounds), strict=True)
+        ],
+        1,
     )
-    for row in codes.tolist():
+    sizes = (codes - rest).abs() if train == "centered" else codes
+    steps = layer.stored(layer.channel_steps).long()
+    spikes, from_zero = (dict.fromkeys(EXECUTION_MODES, 0) for _ in range(2))
+    slots = macs = ace = 0
+    for size, code in zip(sizes.flatten().tolist(), codes.flatten().tolist(), strict=True):
+        for sums, one in ((spikes, size), (from_zero, code)):
+            sums["merged"] += int(one > 0)
+            sums["binary"] += one
+            sums["phase"] += one.bit_count()
+            sums["stepped"] += -(-one // neuron.levels)
+    for row in sizes.tolist():
         for code, horizon in zip(row, steps.tolist(), strict=True):
             macs += layer.out_features
             ace += horizon * 4 * 4 * layer.out_features
@@ -80,13 +104,7 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
                 min(max(code - step * neuron.levels, 0), neuron.levels) for step in range(horizon)
             ]
             assert sum(stepped) == code
-            for mode, fired in (
-                ("merged", int(code > 0)),
-                ("stepped", sum(s > 0 for s in stepped)),
-                ("binary", code),
-            ):
-                spikes[mode] += fired
-                sops[mode] += fired * layer.out_features
+    sops = {mode: fired * layer.out_features for mode, fired in spikes.items()}
     found = counts.layers[name]
     assert (found.macs, found.slots, dict(found.spikes), dict(found.sops)) == (
         macs,
@@ -97,7 +115,11 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
     assert found.ace == pytest.approx(ace, rel=1e-6)
     assert found.spike_rate == spikes["stepped"] / slots
     firing = counts.firing[f"{name}.input"]
-    rates = codes.sum(0) / (steps * neuron.levels * len(codes))
+    assert dict(found.spikes_from_zero) == from_zero
+    assert found.sops_from_zero["phase"] == from_zero["phase"] * layer.out_features
+    assert found.codes == codes.numel()
+    assert (spikes["binary"] < from_zero["binary"]) == (train == "centered")
+    rates = sizes.sum(0) / (steps * neuron.levels * len(codes))
     torch.testing.assert_close(firing.rates, rates.float())
     assert found.additive_share == 0
 
@@ -122,7 +144,7 @@ def test_ternary_weights_are_the_spikes_where_inputs_are_not_coded(text_file: Pa
         assert isinstance(layer.format, TernaryFormat)
         fired = sum(int(plane.sum()) for pair in layer.format.planes(layer) for plane in pair)
         found = counts.layers[name]
-        assert found.sops["stepped"] == found.sops["binary"] == 24 * fired
+        assert found.sops["stepped"] == found.sops["binary"] == found.sops["phase"] == 24 * fired
         assert found.sops["merged"] == 24 * int((layer.integer_weights() != 0).sum())
         assert set(found.by_bits) == {(16, 2)}
     assert counts.total("linear").additive_share == 1.0
@@ -216,11 +238,11 @@ def test_attention_against_loops(text_file: Path) -> None:
     group = model.config.num_attention_heads // model.config.num_key_value_heads
     assert (
         counts.layers["model.layers.1.self_attn scores"].sops["binary"]
-        == int(query.codes.abs().sum()) * 6
+        == int(query.fired.abs().sum()) * 6
     )
     assert (
         counts.layers["model.layers.1.self_attn values"].sops["binary"]
-        == int(value.codes.abs().sum()) * 6 * group
+        == int(value.fired.abs().sum()) * 6 * group
     )
     assert isinstance(next(iter(spiking_linears(model).values())), SpikingLinear)
 

@@ -100,7 +100,11 @@ def test_coded_probabilities_have_one_rate(text_file: Path) -> None:
 def test_data_has_the_keys_of_the_contract_and_sums_agree(t2: Report) -> None:
     data = json.loads(json.dumps(t2.to_data()))
     assert data.keys() >= CONTRACT
-    assert data["sops"].keys() == {"merged", "stepped", "binary"}
+    assert data["sops"].keys() == {"merged", "stepped", "binary", "phase"}
+    for mode in data["sops"]:
+        assert data["spikes"][mode] < data["spikes_from_zero"][mode]
+        assert data["sops"][mode] < data["sops_from_zero"][mode]
+    assert data["sops"]["phase"] < data["sops"]["binary"] < data["sops_from_zero"]["binary"]
     assert data["bytes"].keys() >= {"weights", "dense"}
     for key in ("ace", "dense_ace", "macs"):
         kinds = sum(data["parts"][part][key] for part in ("linear", "attention", "head"))

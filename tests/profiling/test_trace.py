@@ -13,17 +13,21 @@ from hypothesis import strategies as st
 
 import spikellm
 from budget import examples, mostly_slow
-from conftest import BUNDLED
+from conftest import BUNDLED, first_blocks
 from layers import activation_recipes, fit
 from spikellm.__main__ import main
 from spikellm.core.errors import CheckpointError, DependencyError, RequestError
+from spikellm.neurons import make_neuron, with_train
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
+from spikellm.profiling import event_run
 from spikellm.profiling import trace as tracer
+from spikellm.profiling.event_run import events_of, run_events, synapses_of, weight_planes
 from spikellm.profiling.events import read_codes, write_events
-from spikellm.profiling.plots.spikes import membrane_in_moments
+from spikellm.profiling.operations import count_operations
+from spikellm.profiling.plots.spikes import membrane_by_phase, membrane_in_moments
 from spikellm.profiling.population import layer_population
-from spikellm.profiling.trace import add_up, trace_block, weight_planes
+from spikellm.profiling.trace import trace_block
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 RECIPES = ["w4a4-t2", "spike-w4a4-t2", "ternary-1.4-a4-t2", "w8a8"]
@@ -50,37 +54,70 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, torch.Tensor]:
     return fit(dense, recipe, sample=torch.randn(32, columns, generator=generator)), x
 
 
-@given(layers())
+@given(layers(), st.sampled_from(["binary", "phase"]))
 @examples(40)
-def test_additions_end_in_the_merged_integers_and_in_the_layer_s_output(
-    drawn: tuple[SpikingLinear, torch.Tensor],
+def test_events_end_in_the_merged_integers_and_in_the_layer_s_output(
+    drawn: tuple[SpikingLinear, torch.Tensor], form: Any
 ) -> None:
     layer, x = drawn
     population = layer_population("layer", layer, x)
-    found = tracer._check_layer(population, layer, layer(x))
+    found = tracer._check_layer(population, layer, layer(x), form)
     assert found.equal
     assert found.mismatches == 0
     assert found.integers == len(x) * layer.out_features * len(layer.layout().segments)
-    assert found.spikes == int(population.codes.abs().sum())
+    neuron, sizes = population.neuron, population.fired.abs()
+    if form == "binary":
+        fired, beyond_one = sizes, torch.zeros(1)
+    else:
+        digits = neuron.phase(population.fired, population.code_steps).abs()
+        fired, beyond_one = digits.sum(0), digits[:-1].sum(0)
+    assert found.spikes == int(fired.sum())
     assert found.additions == found.spikes * layer.out_features
+    assert found.shifts == int(beyond_one.sum()) * layer.out_features
 
 
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**31))
-def test_adding_up_is_a_product(tokens: int, channels: int, outputs: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    plane = torch.randint(-1, 2, (tokens, channels), generator=generator)
-    weights = torch.randint(-100, 100, (channels, outputs), generator=generator)
-    sums, count = add_up(plane, weights)
-    assert torch.equal(sums, plane @ weights)
-    assert count == int(plane.abs().sum()) * outputs
+def test_events_arrive_in_the_order_of_time_and_none_at_rest() -> None:
+    layer, x = one_layer(train="centered")
+    x[1] = 0
+    for form in ("binary", "phase"):
+        events = events_of(layer_population("layer", layer, x), form)
+        assert bool((events.time.diff() >= 0).all())
+        assert 1 not in events.token, "a token of zeros is silent"
+    events = events_of(layer_population("layer", one_layer()[0], x))
+    run = run_events(events, synapses_of(layer), len(x))
+    assert run.sums.shape == (3, 1, 5)
 
 
-def one_layer() -> tuple[SpikingLinear, torch.Tensor]:
+@pytest.mark.parametrize("recipe", ["w4a4-t2", "w8a8", "ternary-1.4-a4-t2"])
+@pytest.mark.parametrize("form", ["binary", "phase"])
+def test_events_are_as_many_as_the_report_counts(
+    recipe: str, form: Any, text_file: Path, tokens: torch.Tensor
+) -> None:
+    model, tokenizer = first_blocks(dtype="float32")
+    spikellm.convert(
+        model,
+        tokenizer,
+        recipe,
+        str(text_file),
+        samples=2,
+        seqlen=32,
+        settings=FAST.get(recipe, ()),
+    )
+    window = tokens[:1]
+    counts = count_operations(model, [window])["prefill"]
+    found = trace_block(model, window, 0, form)
+    assert found.equal
+    for trace in found.traces:
+        entry = counts.layers[f"{found.block}.{trace.name}"]
+        assert (trace.spikes, trace.additions) == (entry.spikes[form], entry.sops[form])
+
+
+def one_layer(**more: Any) -> tuple[SpikingLinear, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     dense = torch.nn.Linear(12, 5)
     torch.nn.init.normal_(dense.weight, generator=generator)
     return fit(
-        dense, LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4))
+        dense, LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4, **more))
     ), torch.randn(3, 12, generator=generator)
 
 
@@ -88,8 +125,8 @@ def test_a_lost_spike_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = one_layer()
     population = layer_population("layer", layer, x)
     honest = list(population.planes())
-    honest[0][1, int(honest[0][1].nonzero()[0])] = 0
-    monkeypatch.setattr(type(population), "planes", lambda self: iter(honest))
+    honest[0][0][1, int(honest[0][0][1].nonzero()[0])] = 0
+    monkeypatch.setattr(type(population), "planes", lambda self, form: iter(honest))
     found = tracer._check_layer(population, layer, layer(x))
     assert 0 < found.mismatches <= 5, "one token of five outputs lacks a weight"
     assert not found.equal
@@ -141,8 +178,15 @@ def test_a_whole_block(model: Any, tmp_path: Path, tokens: torch.Tensor) -> None
     codes = read_codes(tmp_path / "events.npz")
     assert list(codes) == names
     for population in found.populations:
-        assert torch.equal(codes[population.name], population.codes.long())
+        assert torch.equal(codes[population.name], population.fired.long())
     assert count == sum(trace.spikes for trace in found.traces)
+
+    phased = trace_block(model, tokens[:1], 1, "phase")
+    assert phased.equal
+    write_events(phased.populations, tmp_path / "phase.npz", "phase")
+    assert all(
+        torch.equal(one, codes[name]) for name, one in read_codes(tmp_path / "phase.npz").items()
+    )
 
 
 def test_experts_that_no_token_reaches_are_left_out(tokenizer: Any, text_file: Path) -> None:
@@ -168,14 +212,16 @@ def test_experts_that_no_token_reaches_are_left_out(tokenizer: Any, text_file: P
     ], "two of the four experts, two layers each"
 
 
-def test_events_turn_back_into_values(tmp_path: Path) -> None:
-    layer, x = one_layer()
+@pytest.mark.parametrize("train", ["centered", "published"])
+def test_events_turn_back_into_values(train: str, tmp_path: Path) -> None:
+    layer, x = one_layer(train=train)
     write_events([layer_population("layer", layer, x)], tmp_path / "events.npz")
     with np.load(tmp_path / "events.npz", allow_pickle=False) as file:
         found = dict(file)
     code = read_codes(tmp_path / "events.npz")["layer"].numpy()
     group = found["group.0"].astype(int)
-    values = found["theta.0"][:, group] * (code - found["baseline.0"][:, group])
+    baseline = 0 if "centered.0" in found else found["baseline.0"][:, group]
+    values = found["theta.0"][:, group] * (code - baseline)
     assert np.abs(values - x.numpy()).max() <= found["theta.0"].max() / 2 + 1e-6
     order = np.stack(
         [found[name].astype(np.int64) for name in ("population", "time", "token", "channel")]
@@ -191,12 +237,29 @@ def test_damaged_events_are_refused(tmp_path: Path) -> None:
             read_codes(path)
 
 
+@given(
+    st.floats(-3, 3),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from(["binary", "signed-digit"]),
+)
+def test_membrane_halves_its_threshold_in_phase(
+    current: float, bits: int, steps: int, recoding: Any
+) -> None:
+    neuron = with_train(make_neuron("gif", bits), "centered", recoding)
+    at, one, z = torch.tensor(current), torch.tensor(0.25), torch.tensor(1.0)
+    potential, spikes = membrane_by_phase(neuron, at, one, z, steps)
+    worth = 2.0 ** torch.arange(len(spikes)).flip(0).double()
+    count = neuron.fired(neuron.encode(at, one, z, steps), z)
+    assert float((spikes * worth).sum()) == float(count)
+    falls = potential[:-1] - potential[1:]
+    torch.testing.assert_close(falls, (spikes * worth)[:-1], atol=1e-6, rtol=0)
+
+
 @given(st.floats(-3, 3), st.integers(1, 4), st.integers(1, 3), st.booleans())
 def test_membrane_falls_by_a_threshold_at_every_spike(
     current: float, bits: int, steps: int, signed: bool
 ) -> None:
-    from spikellm.neurons import make_neuron
-
     neuron = make_neuron("ternary", 2) if signed else make_neuron("gif", bits)
     one = torch.tensor(0.25)
     potential, spikes = membrane_in_moments(
@@ -275,6 +338,11 @@ def test_command(
     assert main(arguments) == 2, "the folder is not empty"
     assert main([*arguments, "--force", "--part", "mlp.down_proj", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["drawn"] == "mlp.down_proj"
+    assert main([*arguments, "--force", "--form", "phase"]) == 0
+    assert "same bits in phase and in merged execution" in capsys.readouterr().out
+    phased = json.loads((out / "trace.json").read_text())
+    assert phased["equal"]
+    assert phased["form"] == "phase"
     assert main([*arguments[:-1], str(converted_folder), "--force"]) == 2
     assert "which is to be read" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
@@ -290,6 +358,7 @@ def test_command(
         (["--token", "16"], "tokens 0 to 15"),
         (["--part", "mlp.down"], "did you mean 'mlp.down_proj'"),
         (["--text", "missing.txt"], "missing.txt"),
+        (["--form", "phase", "--nir"], "NIR has no words for spikes worth powers of two"),
     ],
 )
 def test_wrong_requests(
@@ -333,7 +402,7 @@ def test_a_mismatch_ends_with_status_1(
         found[0][0, 0] += 1
         return found
 
-    monkeypatch.setattr(tracer, "weight_planes", broken)
+    monkeypatch.setattr(event_run, "weight_planes", broken)
     assert (
         main(
             [

@@ -1,12 +1,12 @@
-"""The verb ``trace``: one decoder block in binary execution, compared with merged one, and left in
-a folder as pictures, events and figures.
+"""The verb ``trace``: one decoder block run by its spikes, compared with merged execution, and left
+in a folder as pictures, events and figures.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from spikellm.commands.support.inputs import require_texts
 from spikellm.commands.support.options import LoadOptions, Model
@@ -36,6 +36,7 @@ class TraceOptions(LoadOptions):
         token: whose spikes are drawn, from 0; the last one by default.
         part: population to draw, by name within the block; the first one by default.
         seqlen: tokens of the window; 64 by default.
+        form: of the spikes.
         nir: write the layer that is drawn as a NIR graph too, read it back, and run it on the
             token's spikes.
     """
@@ -50,6 +51,10 @@ class TraceOptions(LoadOptions):
         Option("Layer of the block to draw, for example mlp.down_proj; the first by default."),
     ] = None
     seqlen: Annotated[int | None, Option("Tokens of the window; 64 by default.")] = None
+    form: Annotated[
+        Literal["binary", "phase"],
+        Option("Spikes of one size, or spikes worth powers of two by the moment."),
+    ] = "binary"
     nir: Annotated[
         bool, Option("Write the layer that is drawn as a NIR graph, read it back and run it.")
     ] = False
@@ -67,9 +72,9 @@ def trace(
     ],
     options: TraceOptions = _DEFAULT,
 ) -> dict[str, Any]:
-    """Run a decoder block spike by spike and show that it ends in the same integers.
+    """Run a decoder block by its spikes alone and show that it ends in the same integers.
 
-    Status 1 if it does not.
+    Every spike waits in a queue and adds its weights when it arrives. Status 1 if the sums differ.
 
     Writes raster.svg, membrane.svg, events.npz and trace.json.
 
@@ -79,12 +84,18 @@ def trace(
         What ``trace.json`` holds.
 
     Raises:
-        RequestError: no such block, token or part; nothing spikes; a text shorter than the window;
-            ``out`` holds what is read, or is not empty and no trace to overwrite.
+        RequestError: no such block, token or part; nothing spikes; a NIR graph of phase spikes; a
+            text shorter than the window; ``out`` holds what is read, or is not empty and no trace
+            to overwrite.
         DependencyError: what pictures or graphs are made with is not installed.
     """
     from spikellm import api
-    from spikellm.commands.support.trace_files import write_membrane, write_nir, write_raster
+    from spikellm.commands.support.trace_files import (
+        Drawn,
+        write_membrane,
+        write_nir,
+        write_raster,
+    )
     from spikellm.profiling.events import write_events
 
     _require_ready(model, out, options)
@@ -108,10 +119,11 @@ def trace(
         "drawn": population.name,
     }
     with folder_when_done(out, overwrite=options.force, mark=_RESULT) as folder:
-        result["events"] = write_events(found.populations, folder / "events.npz")
-        write_raster(population, token, words[token], folder / "raster.svg")
+        drawn = Drawn(population, token, options.form)
+        result["events"] = write_events(found.populations, folder / "events.npz", options.form)
+        write_raster(drawn, words[token], folder / "raster.svg")
         if population.thresholds is not None:
-            write_membrane(population, token, folder / "membrane.svg")
+            write_membrane(drawn, folder / "membrane.svg")
         if options.nir:
             result["nir"] = write_nir(found, population, token, folder / "layer.nir")
         console.write_json(result, str(folder / _RESULT))
@@ -120,7 +132,7 @@ def trace(
 
 def _require_ready(model: str, out: Path, options: TraceOptions) -> None:
     """Ask for all that is needed before the work."""
-    from spikellm.export.nir import require_nir
+    from spikellm.export.nir import NO_PHASE, require_nir
     from spikellm.profiling.plots.canvas import require_pictures
 
     require_outside(out, model, options.text)
@@ -128,6 +140,8 @@ def _require_ready(model: str, out: Path, options: TraceOptions) -> None:
     require_texts([options.text])
     require_pictures()
     if options.nir:
+        if options.form == "phase":
+            raise RequestError(f"--nir with --form phase: {NO_PHASE}; leave one of them out")
         require_nir()
 
 
@@ -151,10 +165,10 @@ def _traced(model: Any, window: Tensor, options: TraceOptions) -> BlockTrace:
     from spikellm.profiling.trace import trace_block
 
     if options.part is not None:  # asked of two tokens before the work on all
-        _require_part(trace_block(model, window[:, :2], options.layer), options.part)
+        _require_part(trace_block(model, window[:, :2], options.layer, options.form), options.part)
     tokens = window.shape[1]
-    console.note(f"running block {options.layer} spike by spike on {tokens} tokens")
-    return trace_block(model, window, options.layer)
+    console.note(f"running block {options.layer} by {options.form} spikes on {tokens} tokens")
+    return trace_block(model, window, options.layer, options.form)
 
 
 def _require_part(found: BlockTrace, part: str) -> None:
@@ -177,6 +191,7 @@ def _choose(found: BlockTrace, part: str | None) -> Population:
 
 def _findings(found: BlockTrace) -> dict[str, Any]:
     return {
+        "form": found.form,
         "equal": found.equal,
         "populations": [{**asdict(one), "equal": one.equal} for one in found.traces],
         "output": {
@@ -189,13 +204,16 @@ def _findings(found: BlockTrace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print what was found."""
-    columns = ["population", "neurons", "steps", "moments", "binary spikes", "additions"]
+    columns = ["population", "neurons", "steps", "moments", "spikes", "additions"]
     columns += ["integers compared", "equal"]
     rows = [_cells(one) for one in result["populations"]]
     console.table(
-        f"{result['block']} in binary execution, {result['tokens']} tokens", columns, rows
+        f"{result['block']} by {result['form']} spikes, {result['tokens']} tokens", columns, rows
     )
-    for line in (_output_in_words(result["output"]), *_nir_in_words(result.get("nir"))):
+    for line in (
+        _output_in_words(result["output"], result["form"]),
+        *_nir_in_words(result.get("nir")),
+    ):
         console.out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -212,16 +230,16 @@ def _cells(one: dict[str, Any]) -> list[str]:
     ]
 
 
-def _output_in_words(output: dict[str, Any]) -> str:
+def _output_in_words(output: dict[str, Any], form: str) -> str:
     if output["exact"] and output["largest_difference"] == 0:
         return (
-            f"all {output['values']:,} values of the block's output have the same bits in binary"
+            f"all {output['values']:,} values of the block's output have the same bits in {form}"
             " and in merged execution"
         )
     rounds = " (a layer of this block adds up 16-bit inputs, whose sums round)"
     return (
         f"the block's output differs by at most {output['largest_difference']:.3g} between"
-        f" binary and merged execution{'' if output['exact'] else rounds}"
+        f" {form} and merged execution{'' if output['exact'] else rounds}"
     )
 
 
@@ -244,5 +262,6 @@ def require(result: dict[str, Any], out: Path) -> None:
     """
     if not result["equal"] or result.get("nir", {}).get("mismatches"):
         raise NumericalError(
-            f"binary and merged execution of {result['block']} differ; {out / _RESULT} tells where"
+            f"{result['form']} and merged execution of {result['block']} differ; {out / _RESULT}"
+            " tells where"
         )

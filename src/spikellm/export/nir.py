@@ -4,10 +4,10 @@ that pass binary spikes on, integer weights, integrators.
     input ─▶ IF ─▶ Linear ─▶ I (integrator) ─▶ output         and, where spikes are negative too,
     input ─▶ Scale(−1) ─▶ IF ─▶ Linear(−W) ─▶ I
 
-A moment of binary execution is one time step. Fed with the spikes of a token the integrators end in
-the layer's integer sums, one for each output and segment (columns that share a threshold and a
-weight scale). What NIR has no words for is listed in :data:`NOT_EXPRESSED`. As a format, ``nir`` is
-a folder with one graph a layer.
+A moment of binary execution is one time step. Fed with the spikes of a token, which come in both
+signs where they are about the baseline, the integrators end in the layer's integer sums, one for
+each output and segment (columns that share a threshold and a weight scale). What NIR has no words
+for is listed in :data:`NOT_EXPRESSED`. As a format, ``nir`` is a folder with one graph a layer.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import layer_name
 from spikellm.profiling.population import channel_order
 
+NO_PHASE = (
+    "NIR has no words for spikes worth powers of two, since its synapses are the same at every"
+    " moment"
+)
 NOT_EXPRESSED = (
     "spikes of several levels (GIF): unrolled to binary ones",
     (
@@ -38,6 +42,7 @@ NOT_EXPRESSED = (
         "thresholds and baselines found anew for every token, and with them the scaling of sums to"
         " values"
     ),
+    "phase spikes: NIR's synapses are the same at every moment, so trains are binary",
     "steps that differ by channel or token: with fewer steps spikes end earlier",
     "ranges, rotations, centers, softmax, norms, residual sums: the graph is one layer",
 )
@@ -113,7 +118,7 @@ def layer_graph(layer: SpikingLinear) -> Any:
         return nir.IF(r=ones, v_threshold=0.5 * ones, v_reset=0 * ones)
 
     neuron = layer.neuron
-    signed = neuron is not None and neuron.signed
+    signed = neuron is not None and neuron.both_signs
     nodes = {
         "input": nir.Input({"input": np.array([inputs])}),
         "neurons": relay(),

@@ -14,8 +14,10 @@ from spikellm.quantization.thresholds import FULL_RANGE
 
 _HEADER_BYTES = 3  # of a range in a cached row: θ in two, z in one
 
-ExecutionMode = Literal["merged", "stepped", "binary"]
-"""How spikes are summed: one product of counts, T products, or T·L products of {−1, 0, 1}."""
+ExecutionMode = Literal["merged", "stepped", "binary", "phase"]
+"""How spikes are summed: one product of counts, T products, T·L products of {−1, 0, 1}, or one such
+product for every power of two, whose sums are shifted.
+"""
 
 IntegerForm = Literal["affine", "ternary", "none"]
 """``k = code − zero``; trains of T spikes of −1, 0 and 1; or no integers at all."""

@@ -33,7 +33,10 @@ class PublishedNeuron(SoftResetNeuron):
         """Largest code, T·(L + 1) − 1."""
         return steps * (self.levels + 1) - 1
 
-    def iterate_stepped(self, code: Tensor, steps: Steps = 1) -> Iterator[Tensor]:
+    def iterate_stepped(self, count: Tensor, steps: Steps = 1) -> Iterator[Tensor]:
+        raise ValueError(_MERGED_ONLY)
+
+    def iterate_phase(self, count: Tensor, steps: Steps = 1) -> Iterator[tuple[Tensor, int]]:
         raise ValueError(_MERGED_ONLY)
 
     def simulate(
@@ -43,6 +46,11 @@ class PublishedNeuron(SoftResetNeuron):
         baseline: Tensor,
         steps: Steps = 1,
         drive: Drive = "drain",
+    ) -> Trace:
+        raise ValueError(_MERGED_ONLY)
+
+    def simulate_phase(
+        self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1
     ) -> Trace:
         raise ValueError(_MERGED_ONLY)
 

@@ -201,7 +201,8 @@ class SpikingAttention(PreparedModule):
     def show(self, part: str, coder: HeadCoder, coded: HeadCodes) -> None:
         """Show spikes to whoever watches them."""
         if (observer := spike_observer()) is not None:
-            observer(SpikeTrain(self, part, coded.codes, coder.steps_of(coded), coder.neuron))
+            steps, baseline = coder.steps_of(coded), coder.baselines(coded)
+            observer(SpikeTrain(self, part, coded.codes, baseline, steps, coder.neuron))
 
     def _through(self, part: str, coder: HeadCoder, x: Tensor) -> Tensor:
         """Values after coding; while training, gradients pass straight through."""

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikellm.neurons import make_neuron
 from spikellm.nn.layout import make_layout
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import WeightCoding
@@ -73,7 +72,7 @@ def evidence_of(
     return Evidence(
         x=x,
         weight=weight.detach().float().to(x.device),
-        neuron=make_neuron(settings.neuron, settings.bits),
+        neuron=settings.make_neuron(),
         steps=settings.steps,
         salient_steps=settings.salient_steps,
         count=salient_count(rate, x.shape[1]),

@@ -41,6 +41,11 @@ def set_execution_mode(model: nn.Module, mode: ExecutionMode) -> None:
             f"{len(silent)} layers do not code their inputs ({layer_name(silent[0])}, …:"
             f" activations.bits is 16), so they have no {mode} execution"
         )
+    if mode == "phase" and all(layer.neuron is None for layer in layers.values()):
+        raise RequestError(
+            "phase execution gives spikes of inputs powers of two, and no layer codes its inputs"
+            " (activations.bits is 16); weights that are spikes add up in 'stepped'"
+        )
     flat = [
         name
         for name, layer in layers.items()

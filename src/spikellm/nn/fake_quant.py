@@ -7,7 +7,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spikellm.neurons import make_neuron
 from spikellm.neurons.base import Steps
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import pass_through
@@ -41,7 +40,7 @@ class InputCoder:
         massive: MassiveTokens | None = None,
     ) -> None:
         self.range_share, self.massive = range_share, massive
-        self.settings, self.neuron = settings, make_neuron(settings.neuron, settings.bits)
+        self.settings, self.neuron = settings, settings.make_neuron()
         self._columns = [
             (channel_group == group).nonzero().squeeze(1)
             for group in range(len(settings.group_ranges))

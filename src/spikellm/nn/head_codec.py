@@ -10,7 +10,6 @@ from torch import Tensor
 from spikellm.kernels.base import PreparedHeads, select
 from spikellm.kernels.spec import HeadSpec
 from spikellm.kernels.torch.heads import HeadCodes, TorchHeads
-from spikellm.neurons import make_neuron
 from spikellm.nn.wide_rows import MassiveValues, WideRows
 from spikellm.recipe import ActivationRecipe
 
@@ -85,6 +84,10 @@ class HeadCoder:
         """Steps T of every channel, which broadcast to its codes."""
         return self.steps
 
+    def baselines(self, coded: HeadCodes) -> Tensor:
+        """T·z of every channel, which broadcast to its codes."""
+        return self.reference.baselines(coded)
+
     def store(self, x: Tensor, wide: WideRows) -> Tensor:
         """Rows for a cache, see :meth:`pack`; what is too wide for them goes into ``wide``."""
         return self.to_rows(x)
@@ -111,7 +114,7 @@ def head_spec(settings: ActivationRecipe, group: Tensor, axis: str) -> HeadSpec:
     order = torch.sort(salient.to(torch.uint8), dim=1, stable=True).indices
     counts = salient.sum(1)
     return HeadSpec(
-        neuron=make_neuron(settings.neuron, settings.bits),
+        neuron=settings.make_neuron(),
         symmetric=settings.symmetric,
         steps=settings.steps,
         salient_steps=settings.salient_steps,

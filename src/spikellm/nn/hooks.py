@@ -21,9 +21,10 @@ class SpikeTrain(NamedTuple):
     Attributes:
         source: module that coded: a spiking linear layer, or the spikes of an attention module.
         part: ``input``, ``query``, ``key``, ``value`` or ``probabilities``.
-        codes: merged spike counts, int32, ``(tokens, channels)`` of a layer in stored order,
-            ``(batch, heads, tokens, channels)`` of attention; of a cached key or value all tokens
-            that take part.
+        codes: merged codes, int32, ``(tokens, channels)`` of a layer in stored order, ``(batch,
+            heads, tokens, channels)`` of attention; of a cached key or value all tokens that take
+            part.
+        baseline: z of every code; broadcasts to ``codes``.
         steps: T of every channel, and where some tokens take more, of every token; broadcasts to
             ``codes``.
         neuron: what fired them.
@@ -32,8 +33,16 @@ class SpikeTrain(NamedTuple):
     source: nn.Module
     part: str
     codes: Tensor
+    baseline: Tensor
     steps: Tensor
     neuron: SoftResetNeuron
+
+    @property
+    def fired(self) -> Tensor:
+        """Spikes less negative spikes of every code, int32, see
+        :meth:`spikellm.neurons.SoftResetNeuron.fired`.
+        """
+        return self.neuron.fired(self.codes, self.baseline)
 
 
 _observer: ContextVar[Callable[[SpikeTrain], None] | None] = ContextVar(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from spikellm.core.errors import RequestError
 from spikellm.kernels.base import REFERENCE, PackedCodes, PreparedLinear, backends, select
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
-from spikellm.kernels.torch.linear import encode
+from spikellm.kernels.torch.linear import baselines, encode
 from spikellm.nn.formats import WeightFormat, format_of
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.hooks import SpikeTrain, spike_observer
@@ -37,10 +37,13 @@ from spikellm.recipe import LinearRecipe
 
 
 class _Kernels(NamedTuple):
-    """What runs a layer: the chosen backend's state, and the reference's."""
+    """What runs a layer: the chosen backend's state, and the reference's; what both were made
+    from.
+    """
 
     chosen: PreparedLinear
     reference: PreparedLinear
+    spec: LinearSpec
 
 
 class SpikingLinear(LinearFacts):
@@ -223,7 +226,8 @@ class SpikingLinear(LinearFacts):
             return run(x)
         y, codes = run.observed(x)
         if codes is not None and self.neuron is not None:
-            observer(SpikeTrain(self, "input", codes, self.steps_of(x), self.neuron))
+            z = baselines(kernels.spec, x.detach().reshape(-1, self.in_features))
+            observer(SpikeTrain(self, "input", codes, z, self.steps_of(x), self.neuron))
         return y
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -234,7 +238,7 @@ class SpikingLinear(LinearFacts):
         chosen, own = select(spec, self.weight_scale.device), reference
         if chosen.name != REFERENCE:
             own = chosen.prepare_linear(spec, self)
-        self._kernels = _Kernels(own, reference)
+        self._kernels = _Kernels(own, reference, spec)
         return self._kernels
 
     def extra_repr(self) -> str:

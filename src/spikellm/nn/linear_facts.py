@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from spikellm.neurons import SoftResetNeuron, make_neuron
+from spikellm.neurons import SoftResetNeuron
 from spikellm.nn.formats import WeightFormat
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.layout import Layout, make_layout
@@ -38,7 +38,7 @@ class LinearFacts(PreparedModule):
     def neuron(self) -> SoftResetNeuron | None:
         """The neuron that codes the inputs; None where inputs are not coded."""
         activations = self.settings.activations
-        return make_neuron(activations.neuron, activations.bits) if activations.spiking else None
+        return activations.make_neuron() if activations.spiking else None
 
     @property
     def range_share(self) -> int:

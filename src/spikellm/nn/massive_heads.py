@@ -87,6 +87,12 @@ class MassiveHeadCoder(HeadCoder):
             return self.steps
         return torch.where(coded.massive.unsqueeze(-1), self.token_steps, self.steps)
 
+    def baselines(self, coded: HeadCodes) -> Tensor:
+        own = super().baselines(coded)
+        if coded.massive is None:
+            return own
+        return torch.where(coded.massive.unsqueeze(-1), self.wide.baselines(coded), own)
+
     def store(self, x: Tensor, wide: WideRows) -> Tensor:
         rows, massive = self.to_rows(x), self.massive(x)
         some = _tokens(massive.unsqueeze(-1))

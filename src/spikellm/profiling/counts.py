@@ -23,26 +23,32 @@ class Firing(NamedTuple):
         codes: how many codes.
         slots: steps of all of them, ``Σ T``.
         spikes: non-zero spikes by execution mode.
-        rates: of every channel, binary spikes over the most it could fire, ``Σ|q| / (T·L·tokens)``,
-            float32 ``(channels,)``, in stored order; of attention's probabilities, whose last
-            dimension are keys, of all together, ``(1,)``.
+        rates: of every channel, binary spikes over the most it could fire, float32 ``(channels,)``,
+            in stored order; of attention's probabilities, whose last dimension are keys, of all
+            together, ``(1,)``.
+        from_zero: spikes by execution mode if the train were that of the code itself, as published.
     """
 
     codes: int
     slots: int
     spikes: dict[str, int]
     rates: Tensor
+    from_zero: dict[str, int]
 
     def plus(self, other: Firing) -> Firing:
         """Both together."""
-        spikes = {mode: count + other.spikes[mode] for mode, count in self.spikes.items()}
         slots = self.slots + other.slots
         return Firing(
             self.codes + other.codes,
             slots,
-            spikes,
+            _sum(self.spikes, other.spikes),
             (self.rates * self.slots + other.rates * other.slots) / max(slots, 1),
+            _sum(self.from_zero, other.from_zero),
         )
+
+
+def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {mode: count + other[mode] for mode, count in one.items()}
 
 
 @dataclass
@@ -55,6 +61,9 @@ class Operations:
         additions: of these, what is an addition or subtraction.
         sops: synaptic operations by execution mode; of what does not spike nothing.
         slots, spikes: steps of all neurons, and non-zero spikes by execution mode.
+        codes: values that are coded.
+        spikes_from_zero, sops_from_zero: spikes and synaptic operations if all trains were those of
+            the codes themselves, as published, which fire at rest too.
         extra_steps: steps that a layer counts beyond the multiply-accumulates executed
             (:meth:`spikellm.nn.formats.WeightFormat.average_steps`).
     """
@@ -66,6 +75,9 @@ class Operations:
     slots: int = 0
     spikes: Counter[str] = field(default_factory=Counter)
     extra_steps: float = 0.0
+    codes: int = 0
+    spikes_from_zero: Counter[str] = field(default_factory=Counter)
+    sops_from_zero: Counter[str] = field(default_factory=Counter)
 
     @property
     def executed(self) -> float:
@@ -112,6 +124,9 @@ class Operations:
         self.by_bits.update(other.by_bits)
         self.sops.update(other.sops)
         self.spikes.update(other.spikes)
+        self.codes += other.codes
+        self.spikes_from_zero.update(other.spikes_from_zero)
+        self.sops_from_zero.update(other.sops_from_zero)
 
 
 @dataclass

@@ -8,6 +8,7 @@ An estimate is never a measurement.
 - stepped: event-driven, one multiplication of a spike's width for each synaptic operation (one
   addition where weights are ternary).
 - binary: event-driven, one addition for each synaptic operation.
+- phase: event-driven, one shift and one addition for each synaptic operation.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Picojoules(_Section):
     fp16_add: float = Field(gt=0)
     int8_multiply: float = Field(gt=0)
     int32_add: float = Field(gt=0)
+    int8_shift: float | None = Field(None, gt=0)
     dram_byte: float = Field(gt=0)
 
 
@@ -64,13 +66,23 @@ class EnergyTable(_Section):
         """Energy of adding an operand of so many bits to a sum, pJ."""
         return self.picojoules.fp16_add if bits == DENSE_BITS else self.picojoules.int32_add
 
+    def shift_and_add(self, bits: int) -> float:
+        """Energy of shifting an integer weight and adding it to a sum, pJ, for a spike that comes
+        from codes of so many bits; inputs that are not coded are never shifted. A table without
+        shifts counts an addition for each.
+        """
+        if bits == DENSE_BITS:
+            return self.addition(bits)
+        shift = self.picojoules.int8_shift
+        return self.addition(bits) + (self.picojoules.int32_add if shift is None else shift)
+
 
 class Energy(NamedTuple):
     """Estimated energy, pJ.
 
     Attributes:
         dense: arithmetic of the original.
-        merged, stepped, binary: arithmetic of each execution mode.
+        merged, stepped, binary, phase: arithmetic of each execution mode.
         weight_traffic: reading the weights.
     """
 
@@ -78,6 +90,7 @@ class Energy(NamedTuple):
     merged: float
     stepped: float
     binary: float
+    phase: float
     weight_traffic: float
 
 
@@ -131,6 +144,7 @@ def estimate(counts: Counts, table: EnergyTable, weight_bytes: int = 0, passes: 
         by_mode["merged"],
         by_mode["stepped"],
         by_mode["binary"],
+        by_mode["phase"],
         weight_bytes * passes * table.picojoules.dram_byte,
     )
 
@@ -142,11 +156,12 @@ def layer_energy(layer: Operations, table: EnergyTable, mode: str) -> float:
     # Weights that are spikes have synaptic operations in merged mode too: one multiplication for
     # each weight that is not zero.
     if layer.sops and (mode != "merged" or not layer.slots):
-        event = (
-            table.addition(a)
-            if mode == "binary" or (adds and mode == "stepped")
-            else table.multiply_accumulate(a, b)
-        )
+        if mode == "phase":
+            event = table.shift_and_add(a)
+        elif mode == "binary" or (adds and mode == "stepped"):
+            event = table.addition(a)
+        else:
+            event = table.multiply_accumulate(a, b)
         return layer.sops[mode] * event
     multiplied = sum(
         count * table.multiply_accumulate(*bits) for bits, count in layer.by_bits.items()

@@ -1,18 +1,19 @@
-"""Binary spikes as events in a file for other tools, with thresholds to decode them.
+"""Spikes as events in a file for other tools, with thresholds to decode them.
 
 Arrays of ``events.npz``, read with ``numpy.load(path, allow_pickle=False)``:
 
 - ``names``: of the populations, text. ``tokens``: of the window, a number.
 - One entry for each spike, ordered by population, time, token and channel: ``population``, uint16;
-  ``time``, uint16, moment of the binary mode, from 0; ``token`` and ``channel``, uint32; ``sign``,
-  int8, 1 or −1.
+  ``time``, uint16, moment of the train, from 0; ``token`` and ``channel``, uint32; ``sign``, int8,
+  1 or −1; in phase form ``place``, uint8, the k of the 2^k that the spike is worth.
 - Of population I: ``steps.I``, T of every channel, uint8; ``levels.I``, L; ``group.I``, group of
   every channel, uint8; ``theta.I`` and ``baseline.I``, float32 ``(tokens, groups)``, absent for
   Q, K and V; ``code_steps.I``, T of every code, uint8 ``(tokens, channels)``, where massive tokens
-  take more.
+  take more; ``centered.I``, present where spikes are about the baseline.
 
-The code of a channel is the sum of its signs over time, its value ``θ[token, group] · (code −
-z[token, group])``.
+The count of a channel is the sum of its signs over time, each times 2^place where there is one. Its
+value is ``θ[token, group] · count`` of a centered population, and ``θ[token, group] · (count −
+z[token, group])`` of another.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ import torch
 
 from spikellm.core.errors import CheckpointError
 from spikellm.core.files import write_atomically
-from spikellm.profiling.population import Population
+from spikellm.profiling.event_run import events_of
+from spikellm.profiling.population import EventForm, Population
 
 
-def write_events(populations: list[Population], path: Path) -> int:
+def write_events(populations: list[Population], path: Path, form: EventForm = "binary") -> int:
     """Write a file of events; returns how many there are.
 
     Raises:
@@ -36,21 +38,25 @@ def write_events(populations: list[Population], path: Path) -> int:
     """
     import numpy as np
 
+    names = ("population", "time", "token", "channel", "sign")
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("population", "time", "token", "channel", "sign")
+        name: [] for name in (*names, *(("place",) if form == "phase" else ()))
     }
     arrays: dict[str, Any] = {
         "tokens": np.array(len(populations[0].codes), np.uint32),
         "names": np.array([population.name for population in populations]),
     }
     for index, population in enumerate(populations):
-        for time, plane in enumerate(population.planes()):
-            token, channel = plane.nonzero().unbind(1)
-            columns["sign"].append(plane[token, channel].numpy())
-            columns["token"].append(token.numpy().astype(np.uint32))
-            columns["channel"].append(channel.numpy().astype(np.uint32))
-            columns["time"].append(np.full(len(token), time, np.uint16))
-            columns["population"].append(np.full(len(token), index, np.uint16))
+        events = events_of(population, form)
+        columns["population"].append(np.full(len(events.time), index, np.uint16))
+        columns["time"].append(events.time.numpy().astype(np.uint16))
+        columns["token"].append(events.token.numpy().astype(np.uint32))
+        columns["channel"].append(events.channel.numpy().astype(np.uint32))
+        columns["sign"].append(events.sign.numpy())
+        if form == "phase":
+            columns["place"].append(events.place.numpy().astype(np.uint8))
+        if population.neuron.centered:
+            arrays[f"centered.{index}"] = np.array(True)
         arrays[f"steps.{index}"] = population.steps.numpy().astype(np.uint8)
         if bool((population.code_steps != population.steps).any()):
             arrays[f"code_steps.{index}"] = population.code_steps.numpy().astype(np.uint8)
@@ -71,7 +77,8 @@ def write_events(populations: list[Population], path: Path) -> int:
 
 
 def read_codes(path: Path) -> dict[str, torch.Tensor]:
-    """Merged codes of every population, int64 ``(tokens, channels)``, added up from events.
+    """Counts of every population, int64 ``(tokens, channels)``, added up from events: merged codes,
+    less their baselines of a centered population.
 
     Raises:
         CheckpointError: not a file of events.
@@ -85,7 +92,10 @@ def read_codes(path: Path) -> dict[str, torch.Tensor]:
         for index, name in enumerate(found["names"].tolist()):
             own = found["population"] == index
             sums = np.zeros((int(found["tokens"]), len(found[f"steps.{index}"])), np.int64)
-            np.add.at(sums, (found["token"][own], found["channel"][own]), found["sign"][own])
+            worth = found["sign"][own].astype(np.int64)
+            if "place" in found:
+                worth <<= found["place"][own].astype(np.int64)
+            np.add.at(sums, (found["token"][own], found["channel"][own]), worth)
             codes[name] = torch.from_numpy(sums)
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(

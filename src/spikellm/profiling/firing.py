@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from spikellm.neurons import Recoding
+from spikellm.neurons.phase import digits_that_fire
 from spikellm.nn.hooks import SpikeTrain
 from spikellm.profiling.counts import EXECUTION_MODES, Firing
-from spikellm.recipe.sections import MAX_TOP_CODE
 
-_EXACT_ROWS = 2**24 // MAX_TOP_CODE
+Fired = dict[str, Tensor]
+"""Non-zero spikes of every channel by execution mode, int64 ``(channels,)`` each."""
 
 
-def count_spikes(codes: Tensor, levels: int) -> dict[str, Tensor]:
-    """Non-zero spikes by execution mode, summed over all but the last dimension: int64
-    ``(channels,)`` each.
-
-    All spikes of a drained train are full except its last.
+def count_spikes(counts: Tensor, levels: int, recoding: Recoding = "binary") -> Fired:
+    """Non-zero spikes of trains, summed over all but the last dimension.
 
     Args:
-        codes: merged codes, ``(…, channels)``.
+        counts: spikes less negative spikes, ``(…, channels)``, of one sign each.
         levels: L.
+        recoding: digits of phase trains.
     """
-    flat, channels = codes.reshape(-1, codes.shape[-1]), codes.shape[-1]
-    found = {}
-    for mode in EXECUTION_MODES:
-        found[mode] = torch.zeros(channels, dtype=torch.int64, device=codes.device)
-    # Sums of integers in float32 are exact below 2**24, and much faster than those of integers.
-    for part in flat.split(_EXACT_ROWS):
-        size = part.abs().float()
-        found["binary"] += size.sum(0).long()
-        found["stepped"] += (size + (levels - 1)).div_(levels).floor_().sum(0).long()
-        found["merged"] += size.clamp_(max=1).sum(0).long()
-    return found
+    channels = counts.shape[-1]
+    size = counts.reshape(-1, channels).abs()
+    most = int(size.max()) if size.numel() else 0
+    table = _spikes_by_size(most, levels, recoding).to(size.device)
+    if most < len(size):
+        # How often each channel has each size; far fewer numbers than codes.
+        place = size + torch.arange(channels, dtype=size.dtype, device=size.device) * (most + 1)
+        often = torch.bincount(place.flatten(), minlength=channels * (most + 1))
+        found = (often.view(channels, most + 1).double() @ table.double()).long()
+    else:
+        found = table[size.long()].sum(0)
+    return dict(zip(EXECUTION_MODES, found.unbind(1), strict=True))
 
 
-def firing_of(train: SpikeTrain, fired: dict[str, Tensor]) -> Firing:
-    """Counts and rates of one train; ``fired`` as :func:`count_spikes` gives it."""
+@lru_cache(maxsize=64)
+def _spikes_by_size(most: int, levels: int, recoding: Recoding) -> Tensor:
+    """Spikes of a count of ``0 … most`` in every execution mode, int64 ``(most + 1, modes)``.
+
+    All spikes of a drained train are full except its last.
+    """
+    size = torch.arange(most + 1)
+    found = {
+        "merged": size.clamp(max=1),
+        "stepped": (size + levels - 1) // levels,
+        "binary": size,
+        "phase": digits_that_fire(most, recoding),
+    }
+    return torch.stack([found[mode] for mode in EXECUTION_MODES], 1)
+
+
+def firings(train: SpikeTrain) -> tuple[Fired, Fired]:
+    """Spikes of a train, and those that it had if it were of the codes themselves."""
+    neuron, codes = train.neuron, train.codes
+    fired = count_spikes(train.fired, neuron.levels, neuron.recoding)
+    if not neuron.centered:
+        return fired, fired
+    return fired, count_spikes(codes, neuron.levels, neuron.recoding)
+
+
+def firing_of(train: SpikeTrain, fired: Fired, from_zero: Fired) -> Firing:
+    """Counts and rates of one train, of what :func:`firings` gives."""
     steps = train.steps.expand(*train.steps.shape[:-1], train.codes.shape[-1])
     repeats = train.codes.numel() // steps.numel()
     slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * repeats
@@ -48,4 +76,5 @@ def firing_of(train: SpikeTrain, fired: dict[str, Tensor]) -> Firing:
         slots=int(slots.sum()),
         spikes={mode: int(count.sum()) for mode, count in fired.items()},
         rates=(binary / most.clamp(min=1)).float(),
+        from_zero={mode: int(count.sum()) for mode, count in from_zero.items()},
     )

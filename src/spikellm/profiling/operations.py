@@ -4,10 +4,11 @@ synaptic operations, counted while it runs.
     ACE  = Σ over multiply-accumulates of bits(a) · bits(b); a channel of T steps counts T times
     SOPs = Σ over non-zero spikes of their fan-out
 
-A code q of T steps of at most L is one spike in merged mode, ``⌈|q|/L⌉`` in stepped mode (the
-drained train) and |q| in binary mode. The fan-out of an input spike is the number of the layer's
-outputs, or of the weight spikes in its column where weights are ternary spikes; the charge of the
-baseline belongs to the code.
+A count n of T steps of at most L is one spike in merged mode, ``⌈|n|/L⌉`` in stepped mode (the
+drained train), |n| in binary mode, and as many as n has digits in phase mode. It is the code q of a
+published train, and ``q − z`` of a centered one. The fan-out of an input spike is the number of the
+layer's outputs, or of the weight spikes in its column where weights are ternary spikes; the charge
+of the baseline, which only published trains have, belongs to the code.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from spikellm.profiling.attention_products import (
 )
 from spikellm.profiling.before_coding import operations_before_coding, operations_of_rotation
 from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Operations
-from spikellm.profiling.firing import count_spikes, firing_of
+from spikellm.profiling.firing import Fired, firing_of, firings
 
 
 class OperationCounter:
@@ -130,12 +131,14 @@ class OperationCounter:
             self._fan_out[module] = fan_out(module)
         reach = self._fan_out[module]
         if train is not None:
-            fired = self._fire(entry, f"{self._names[module]}.input", train)
-            entry.sops.update(
-                {mode: int((fired[mode] * reach[mode]).sum()) for mode in EXECUTION_MODES}
-            )
+            found = self._fire(entry, f"{self._names[module]}.input", train)
+            for sops, fired in zip((entry.sops, entry.sops_from_zero), found, strict=True):
+                sops.update(
+                    {mode: int((fired[mode] * reach[mode]).sum()) for mode in EXECUTION_MODES}
+                )
         elif module.format.unrolls:
-            entry.sops.update({mode: tokens * int(reach[mode].sum()) for mode in EXECUTION_MODES})
+            for sops in (entry.sops, entry.sops_from_zero):
+                sops.update({mode: tokens * int(reach[mode].sum()) for mode in EXECUTION_MODES})
 
     def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         works = module.rotated or module.offset is not None
@@ -170,16 +173,22 @@ class OperationCounter:
                 fired[part] = self._fire(entry, f"{name}.{part}", train)
         # The operand that arrives drives the other one, where it spikes.
         driving = product.arriving if product.arriving in fired else product.cached
-        for mode, count in fired.get(driving, {}).items():
-            entry.sops[mode] += int(count.sum()) * product.fan_out[driving]
+        for sops, found in zip(
+            (entry.sops, entry.sops_from_zero), fired.get(driving, ()), strict=False
+        ):
+            for mode, count in found.items():
+                sops[mode] += int(count.sum()) * product.fan_out[driving]
 
-    def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> dict[str, Tensor]:
-        fired = count_spikes(train.codes, train.neuron.levels)
-        firing = firing_of(train, fired)
+    def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> tuple[Fired, Fired]:
+        """Count a train's spikes, as it is and from zero."""
+        found = firings(train)
+        firing = firing_of(train, *found)
         entry.slots += firing.slots
+        entry.codes += firing.codes
         entry.spikes.update(firing.spikes)
+        entry.spikes_from_zero.update(firing.from_zero)
         self._counts.add(Counts(0, firing={name: firing}))
-        return fired
+        return found
 
 
 def products_of(
@@ -211,7 +220,7 @@ def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
         return dict.fromkeys(EXECUTION_MODES, every)
     size = layer.integer_weights().abs()
     merged, unrolled = (size > 0).sum(0), size.sum(0, dtype=torch.int64)
-    return {"merged": merged, "stepped": unrolled, "binary": unrolled}
+    return {mode: merged if mode == "merged" else unrolled for mode in EXECUTION_MODES}
 
 
 def count_operations(

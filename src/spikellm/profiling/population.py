@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from spikellm.nn.hooks import SpikeTrain
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.thresholds import Threshold
 
+EventForm = Literal["binary", "phase"]
+"""Trains of −1, 0 and 1: all spikes worth the same, or powers of two by the moment."""
+
 
 class Population(NamedTuple):
     """Spikes of the neurons at the input of a layer, or of Q, K or V, for all tokens of a window.
@@ -23,8 +26,9 @@ class Population(NamedTuple):
     Attributes:
         name: of the layer within the block, or of the attention module and the part
             (``self_attn.key``).
-        codes: merged spike counts, int32 ``(tokens, channels)``; heads of attention one after the
-            other.
+        codes: merged codes, int32 ``(tokens, channels)``; heads of attention one after the other.
+        fired: spikes less negative spikes of every code, int32, see
+            :meth:`spikellm.neurons.SoftResetNeuron.fired`.
         steps: T of every channel in ordinary tokens, int64 ``(channels,)``.
         group: activation group of every channel, int64 ``(channels,)``; 0 throughout for attention.
         neuron: the neuron that fired.
@@ -34,6 +38,7 @@ class Population(NamedTuple):
 
     name: str
     codes: Tensor
+    fired: Tensor
     steps: Tensor
     group: Tensor
     neuron: SoftResetNeuron
@@ -47,16 +52,20 @@ class Population(NamedTuple):
         """
         return (self.steps > self.steps.min()) | (self.group >= 2)
 
-    def of_token(self, token: int) -> Tensor:
-        """Binary spikes of one token, int8 ``(moments, channels)``."""
-        planes = self.neuron.iterate_binary(self.codes[token], self.code_steps[token])
-        return torch.stack(list(planes))
+    def of_token(self, token: int, form: EventForm = "binary") -> Tensor:
+        """Spikes of one token, int8 ``(moments, channels)``."""
+        own = self._replace(
+            fired=self.fired[token : token + 1], code_steps=self.code_steps[token : token + 1]
+        )
+        return torch.cat([plane for plane, _ in own.planes(form)])
 
-    def planes(self) -> Iterator[Tensor]:
-        """Binary spikes of every moment, int8 ``(tokens, channels)``: the T·L planes of the neuron,
-        whose sum is the codes.
+    def planes(self, form: EventForm = "binary") -> Iterator[tuple[Tensor, int]]:
+        """Spikes of every moment, int8 ``(tokens, channels)``, and the k of what each is worth,
+        2^k; their sum is :attr:`fired`.
         """
-        return self.neuron.iterate_binary(self.codes, self.code_steps)
+        if form == "phase":
+            return self.neuron.iterate_phase(self.fired, self.code_steps)
+        return ((plane, 0) for plane in self.neuron.iterate_binary(self.fired, self.code_steps))
 
 
 def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
@@ -77,13 +86,16 @@ def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
     code_steps = steps.expand(codes.shape)
     if massive is not None:
         code_steps = torch.maximum(steps, massive.steps_of(tokens.float(), 0))
+    found = Threshold(torch.cat(theta, 1).cpu(), torch.cat(baseline, 1).cpu())
+    group, neuron = layer.channel_group.long().cpu(), cast(SoftResetNeuron, layer.neuron)
     return Population(
         name,
         codes,
+        neuron.fired(codes, found.baseline[:, group]),
         steps.cpu(),
-        layer.channel_group.long().cpu(),
-        cast(SoftResetNeuron, layer.neuron),
-        Threshold(torch.cat(theta, 1).cpu(), torch.cat(baseline, 1).cpu()),
+        group,
+        neuron,
+        found,
         code_steps.cpu(),
     )
 
@@ -98,13 +110,17 @@ def attention_populations(trains: list[SpikeTrain], block: nn.Module) -> Iterato
     for train in trains:
         if train.source in names and train.part != "probabilities":
             heads, channels = train.codes.shape[1], train.codes.shape[3]
-            codes = train.codes[0].transpose(0, 1).reshape(-1, heads * channels).cpu()
+            codes, fired = (
+                one[0].transpose(0, 1).reshape(-1, heads * channels).cpu()
+                for one in (train.codes, train.fired)
+            )
             whole = train.steps.expand(train.codes.shape)[0].transpose(0, 1).long().cpu()
             code_steps = whole.reshape(-1, heads * channels)
             steps = code_steps.amin(0)  # a token that is not massive takes least
             yield Population(
                 f"{names[train.source]}.{train.part}",
                 codes,
+                fired,
                 steps,
                 torch.zeros_like(steps),
                 train.neuron,

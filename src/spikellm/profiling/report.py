@@ -133,7 +133,7 @@ class Report:
     @property
     def energy_pj(self) -> dict[str, float]:
         """Energy of the linear layers, pJ, **estimated from operation counts**: ``dense`` of the
-        original, ``merged``, ``stepped``, ``binary``; ``weight_traffic``.
+        original, ``merged``, ``stepped``, ``binary``, ``phase``; ``weight_traffic``.
         """
         return self.energy["linear"]._asdict()
 

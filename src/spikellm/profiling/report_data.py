@@ -21,7 +21,11 @@ def operations_data(entry: Operations) -> dict[str, Any]:
         "ace": entry.ace,
         "dense_ace": entry.dense_ace,
         "spike_rate": entry.spike_rate,
+        "codes": entry.codes,
+        "spikes": {mode: entry.spikes[mode] for mode in EXECUTION_MODES},
+        "spikes_from_zero": {mode: entry.spikes_from_zero[mode] for mode in EXECUTION_MODES},
         "sops": {mode: entry.sops[mode] for mode in EXECUTION_MODES},
+        "sops_from_zero": {mode: entry.sops_from_zero[mode] for mode in EXECUTION_MODES},
         "additive_share": entry.additive_share,
     }
 
@@ -51,4 +55,5 @@ def firing_data(firing: Firing) -> dict[str, Any]:
         "mean": float(rates.mean()),
         "quantiles": dict(zip(map(str, _PERCENTILES), marks, strict=True)),
         "spikes": firing.spikes,
+        "from_zero": firing.from_zero,
     }

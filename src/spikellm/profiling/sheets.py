@@ -107,19 +107,34 @@ def _operation_row(name: str, entry: Operations) -> list[str]:
 
 
 def modes(report: Report) -> Sheet:
-    """Spikes and synaptic operations by execution mode."""
-    columns = ["mode", "spikes", "synaptic operations, linear", "attention", "whole model"]
-    parts = {part: report.part(part) for part in ("linear", "attention", "whole")}
-    rows = []
-    for mode in EXECUTION_MODES:
-        operations = [count(entry.sops[mode]) for entry in parts.values()]
-        rows.append([mode, count(parts["whole"].spikes[mode]), *operations])
+    """Spikes and synaptic operations by execution mode, of the trains as they are, and if all of
+    them were those of the codes.
+    """
+    columns = ["mode", "spikes", "a value", "synaptic operations, linear", "of its products"]
+    columns += ["attention", "whole model", "from zero: spikes a value", "operations, linear"]
+    linear, attention, whole = (report.part(part) for part in ("linear", "attention", "whole"))
+    rows = [
+        [
+            mode,
+            count(whole.spikes[mode]),
+            share(linear.spikes[mode], linear.codes),
+            count(linear.sops[mode]),
+            share(linear.sops[mode], linear.macs),
+            count(attention.sops[mode]),
+            count(whole.sops[mode]),
+            share(linear.spikes_from_zero[mode], linear.codes),
+            count(linear.sops_from_zero[mode]),
+        ]
+        for mode in EXECUTION_MODES
+    ]
     return (
         columns,
         rows,
         (
-            "Synaptic operations: non-zero spikes times fan-out. Merged: one spike a code; stepped:"
-            " one a step; binary: spikes of 0 and 1."
+            "Synaptic operations: non-zero spikes times fan-out. Merged: one spike a code that is"
+            " not at rest; stepped: one a step; binary: spikes of one size; phase: spikes worth"
+            " powers of two. Spikes a value are those before linear layers. From zero: as published"
+            " trains have it, which fire their baseline at rest."
         ),
     )
 

@@ -1,30 +1,34 @@
-"""A decoder block run spike by spike: every binary spike adds or subtracts the weights of its
-column, and the sums are compared with the merged integers.
+"""A decoder block run by events alone: every spike adds or subtracts the weights of its column when
+it arrives, and the sums are compared with the merged integers.
 
-Nothing here uses the layers' own products. A plane of binary spikes is turned into sums by picking
-weight columns and adding them up in int64, one token and one moment after the other; what comes out
-is compared, integer for integer, with the product of merged codes, and then, scaled, bit for bit
-with what the layer gave.
+Nothing here uses the layers' own products: spikes come out of a queue
+(:mod:`spikellm.profiling.event_run`), and what the accumulators hold in the end is compared,
+integer for integer, with the product of merged codes, and then, scaled, bit for bit with what the
+layer gave.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from spikellm.core.errors import NumericalError, RequestError
+from spikellm.core.registry import unknown_name
 from spikellm.kernels.torch.product import integer_product
 from spikellm.models.families import find_blocks
 from spikellm.models.prepare import evaluating
+from spikellm.neurons.phase import places
 from spikellm.nn import rotation
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.block_recorder import BlockRecorder, hidden_states, in_execution_mode
+from spikellm.profiling.event_run import EventRun, events_of, run_events, synapses_of
 from spikellm.profiling.population import (
+    EventForm,
     Population,
     attention_populations,
     channel_order,
@@ -34,12 +38,13 @@ from spikellm.profiling.population import (
 
 @dataclass(frozen=True)
 class PopulationTrace:
-    """Comparison of binary and merged mode for one population.
+    """Comparison of one population's events with merged mode.
 
     Attributes:
-        moments: binary time steps, the largest T·L.
-        spikes: binary spikes fired.
+        moments: time steps of the train: the largest T·L in binary form, its bits in phase form.
+        spikes: how many were fired.
         additions: weights that they added or subtracted; 0 for attention, which has no weights.
+        shifts: of these, weights that were shifted first.
         integers: how many sums were compared with the merged ones.
         mismatches: how many of them differ.
         output_equal: whether the layer's output, computed from the binary sums, has the same bits;
@@ -53,6 +58,7 @@ class PopulationTrace:
     moments: int
     spikes: int
     additions: int
+    shifts: int
     integers: int
     mismatches: int
     output_equal: bool | None
@@ -65,7 +71,7 @@ class PopulationTrace:
 
 @dataclass(frozen=True)
 class BlockTrace:
-    """A block in merged and in binary mode.
+    """A block in merged mode and by events.
 
     Attributes:
         block: its full name.
@@ -76,6 +82,7 @@ class BlockTrace:
         exact: whether the modes have to agree bit for bit; they need not where a layer sums 16-bit
             inputs, since such sums are rounded.
         layers: the spiking layers of the block by name within it.
+        form: of the trains.
     """
 
     block: str
@@ -85,6 +92,7 @@ class BlockTrace:
     output_values: int
     exact: bool
     layers: dict[str, SpikingLinear]
+    form: EventForm
 
     @property
     def equal(self) -> bool:
@@ -94,16 +102,19 @@ class BlockTrace:
         )
 
 
-def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
-    """Run a window through a model, and its block ``index`` a second time in binary mode.
+def trace_block(model: Any, tokens: Tensor, index: int, form: EventForm = "binary") -> BlockTrace:
+    """Run a window through a model, and its block ``index`` a second time by spikes.
 
     Args:
         tokens: ``(1, tokens)``.
+        form: of the trains.
 
     Raises:
-        RequestError: there is no such block, or nothing in it spikes.
+        RequestError: there is no such block or form, or nothing in it spikes.
         NumericalError: the block gives NaN or infinity.
     """
+    if form not in get_args(EventForm):
+        raise RequestError(unknown_name("form", str(form), get_args(EventForm)))
     blocks = find_blocks(model)
     if not 0 <= index < len(blocks.modules):
         raise RequestError(
@@ -129,119 +140,82 @@ def trace_block(model: Any, tokens: Tensor, index: int) -> BlockTrace:
                 f"{name} gives NaN or infinity on this text; the model's weights are damaged or its"
                 " number type overflows"
             )
-        with in_execution_mode(block, layers, "binary"):
-            binary = hidden_states(block(*seen.arguments, **seen.keywords))
+        with in_execution_mode(block, layers, form):
+            unrolled = hidden_states(block(*seen.arguments, **seen.keywords))
         populations, traces = [], []
         for layer_name, layer in layers.items():
             # An expert that no token was routed to has no input.
             if layer.neuron is not None and layer_name in seen.inputs:
                 population = layer_population(layer_name, layer, seen.inputs[layer_name])
                 populations.append(population)
-                traces.append(_check_layer(population, layer, seen.outputs[layer_name]))
+                traces.append(_check_layer(population, layer, seen.outputs[layer_name], form))
         for population in attention_populations(seen.trains, block):
             populations.append(population)
-            traces.append(_check_sums(population))
+            traces.append(_check_sums(population, form))
     exact = all(layer.neuron is not None for layer in layers.values())
-    difference = float((merged.double() - binary.double()).abs().max())
-    return BlockTrace(name, populations, traces, difference, merged.numel(), exact, layers)
+    difference = float((merged.double() - unrolled.double()).abs().max())
+    return BlockTrace(name, populations, traces, difference, merged.numel(), exact, layers, form)
 
 
-def weight_planes(layer: SpikingLinear) -> list[Tensor]:
-    """Integer weights of a layer, ``(in, out)`` int64, channels in their own order: of ternary
-    weights one plane of {−1, 0, 1} a step, whose sum they are.
+def _check_layer(
+    population: Population, layer: SpikingLinear, output: Tensor, form: EventForm = "binary"
+) -> PopulationTrace:
+    """Compare what the accumulators of every segment hold with the product of merged codes, and
+    the output that follows from them with the layer's.
     """
-    stored, order = layer.integer_weights().long().cpu(), channel_order(layer)
-    weights = torch.empty_like(stored).index_copy_(1, order, stored).T.contiguous()
-    if not layer.format.unrolls:
-        return [weights]
-    return [
-        (weights > t).long() - (-weights > t).long() for t in range(int(weights.abs().max()))
-    ] or [weights]
-
-
-def add_up(plane: Tensor, weights: Tensor) -> tuple[Tensor, int]:
-    """Sums that one moment of binary spikes causes, by additions alone.
-
-    Args:
-        plane: {−1, 0, 1}, ``(tokens, channels)``.
-        weights: integers, ``(channels, out)``.
-
-    Returns:
-        int64 ``(tokens, out)``, and how many weights were added or subtracted.
-    """
-    sums = torch.zeros(plane.shape[0], weights.shape[1], dtype=torch.int64)
-    for token, spikes in enumerate(plane):
-        sums[token] = weights[spikes > 0].sum(0) - weights[spikes < 0].sum(0)
-    return sums, int((plane != 0).sum()) * weights.shape[1]
-
-
-def _check_layer(population: Population, layer: SpikingLinear, output: Tensor) -> PopulationTrace:
-    """Compare the binary sums of every segment with the product of merged codes, and the output
-    that follows from them with the layer's.
-    """
-    channels = channel_order(layer)
-    chosen = [channels[part.start : part.stop] for part in layer.layout().segments]
-    sums, additions = _binary_sums(population, layer, chosen)
     assert population.thresholds is not None
     theta, baseline = population.thresholds
+    centered, channels = population.neuron.centered, channel_order(layer)
+    run = run_events(events_of(population, form), synapses_of(layer), len(population.codes))
     integers = mismatches = 0
     y = torch.zeros(len(population.codes), layer.out_features)
     whole, scale = layer.integer_weights().cpu(), layer.weight_scale.cpu()
-    for segment, own, binary in zip(layer.layout().segments, chosen, sums, strict=True):
-        k = whole[:, segment.start : segment.stop]
-        merged = integer_product(population.codes[:, own], k, 2**53).long()
+    for segment, found in zip(layer.layout().segments, run.sums.unbind(1), strict=True):
+        k, group = whole[:, segment.start : segment.stop], segment.activation_group
+        codes = population.codes[:, channels[segment.start : segment.stop]]
+        merged = integer_product(codes, k, 2**53).long()
+        of_baseline = baseline[:, group : group + 1].long() * k.long().sum(1)
+        if centered:
+            merged -= of_baseline
         integers += merged.numel()
-        mismatches += int((merged != binary).sum())
-        group = segment.activation_group
-        charge = binary - baseline[:, group : group + 1].long() * k.long().sum(1)
+        mismatches += int((merged != found).sum())
+        charge = found if centered else found - of_baseline
         y += charge.float() * theta[:, group : group + 1] * scale[:, segment.weight_group]
     if layer.bias is not None:
         y = y + layer.bias.float().cpu()
     equal = torch.equal(y.to(output.dtype), output.reshape(-1, layer.out_features).cpu())
-    return _found(population, additions, integers, mismatches, equal)
+    return _found(population, form, run, (integers, mismatches), equal)
 
 
-def _binary_sums(
-    population: Population, layer: SpikingLinear, chosen: list[Tensor]
-) -> tuple[list[Tensor], int]:
-    """Sums over the chosen channels of each segment, int64 ``(tokens, out)``, and how many weights
-    were added or subtracted.
-    """
-    planes, sums, additions = weight_planes(layer), [], 0
-    for own in chosen:
-        total = torch.zeros(len(population.codes), layer.out_features, dtype=torch.int64)
-        columns = [weights[own] for weights in planes]
-        for plane in population.planes():
-            for weights in columns:
-                found, count = add_up(plane[:, own], weights)
-                total += found
-                additions += count
-        sums.append(total)
-    return sums, additions
-
-
-def _check_sums(population: Population) -> PopulationTrace:
-    total = torch.zeros_like(population.codes)
-    for plane in population.planes():
-        total += plane
-    return _found(population, 0, total.numel(), int((total != population.codes).sum()), None)
+def _check_sums(population: Population, form: EventForm) -> PopulationTrace:
+    events = events_of(population, form)
+    total = torch.zeros_like(population.fired)
+    worth = events.sign.int() << events.place.int()
+    total.index_put_((events.token, events.channel), worth, accumulate=True)
+    run = EventRun(total, len(events.time), 0, 0)
+    differ = int((total != population.fired).sum())
+    return _found(population, form, run, (total.numel(), differ), None)
 
 
 def _found(
-    population: Population, additions: int, integers: int, mismatches: int, equal: bool | None
+    population: Population,
+    form: EventForm,
+    run: EventRun,
+    compared: tuple[int, int],
+    equal: bool | None,
 ) -> PopulationTrace:
     tokens, channels = population.codes.shape
     steps = int(population.code_steps.max())
-    spikes = int(population.codes.abs().sum())
+    top = steps * population.neuron.levels
     return PopulationTrace(
         population.name,
         tokens,
         channels,
         steps,
-        steps * population.neuron.levels,
-        spikes,
-        additions,
-        integers,
-        mismatches,
+        top if form == "binary" else places(top, population.neuron.recoding),
+        run.spikes,
+        run.additions,
+        run.shifts,
+        *compared,
         equal,
     )

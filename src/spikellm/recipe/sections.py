@@ -7,13 +7,21 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from spikellm.neurons import make_neuron, neurons
+from spikellm.neurons import (
+    Recoding,
+    SoftResetNeuron,
+    TrainForm,
+    make_neuron,
+    neurons,
+    with_train,
+)
 from spikellm.recipe.base import GrownSection, Section
 from spikellm.recipe.parts import WeightField, default_part
 from spikellm.saliency import Ranking, criteria, rankings
 
 MAX_STEPS = 255  # steps are stored in one byte
 MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
+_OF_SPIKES = {"bits", "train", "recoding"}  # say nothing where there are none, in whatever recipe
 
 
 class ActivationRecipe(GrownSection):
@@ -24,6 +32,8 @@ class ActivationRecipe(GrownSection):
         "token_steps",
         "token_factor",
         "token_rate",
+        "train",
+        "recoding",
     )
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
@@ -99,6 +109,24 @@ class ActivationRecipe(GrownSection):
         le=0.5,
         description="share of a tensor's tokens that may be massive; the largest are",
     )
+    train: TrainForm = Field(
+        "published",
+        description=(
+            "spikes of q − z, which are silent at rest, or of the code q itself (as published, and"
+            " in recipes that do not say); the same results"
+        ),
+    )
+    recoding: Recoding = Field(
+        "binary",
+        description=(
+            "digits of phase spikes: the bits of a count, or its signed digits, of which fewer"
+            " fire; the same results"
+        ),
+    )
+
+    def make_neuron(self) -> SoftResetNeuron:
+        """The neuron that fires these spikes."""
+        return with_train(make_neuron(self.neuron, self.bits), self.train, self.recoding)
 
     @property
     def spiking(self) -> bool:
@@ -134,7 +162,7 @@ class ActivationRecipe(GrownSection):
             self._check_spikes()
             self._check_salient()
             self._check_tokens()
-        elif idle := self._changed(set(type(self).model_fields) - {"bits"}):
+        elif idle := self._changed(set(type(self).model_fields) - _OF_SPIKES):
             raise ValueError(
                 f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set"
                 " bits to 1 … 8"

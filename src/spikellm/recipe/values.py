@@ -7,6 +7,7 @@ from typing import Any
 from spikellm.core.errors import RecipeError
 from spikellm.core.registry import unknown_name
 from spikellm.recipe.parts import DEFAULTS, SECTIONS, as_mapping, changed_options
+from spikellm.recipe.short_forms import SHORT_FORMS, forget_spread
 
 
 def place_value(data: dict[str, Any], key: str, value: Any) -> None:
@@ -20,6 +21,8 @@ def place_value(data: dict[str, Any], key: str, value: Any) -> None:
         RecipeError: a part of the key is no section.
     """
     first, _, field = key.partition(".")
+    if key in SHORT_FORMS:
+        forget_spread(data, key)
     kind = SECTIONS.get(first)
     if kind is not None and field:
         section = as_mapping(kind, data.get(first))

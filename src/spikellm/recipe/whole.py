@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from spikellm.core.errors import RecipeError
+from spikellm.neurons import Recoding, TrainForm
 from spikellm.recipe.attention import AttentionRecipe
 from spikellm.recipe.base import AlgorithmOptions, GrownSection, TransformOptions, WeightOptions
 from spikellm.recipe.calibration import CalibrationRecipe
@@ -31,6 +32,7 @@ from spikellm.recipe.parts import (
     default_part,
 )
 from spikellm.recipe.sections import ActivationRecipe, LinearRecipe
+from spikellm.recipe.short_forms import spread
 from spikellm.recipe.values import place_value
 
 RECIPE_VERSION: Literal[2] = 2
@@ -41,7 +43,7 @@ A = TypeVar("A", bound=AlgorithmOptions)
 class Recipe(GrownSection):
     """A whole conversion."""
 
-    added: ClassVar[tuple[str, ...]] = ("adapt",)
+    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding")
 
     version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
@@ -78,7 +80,20 @@ class Recipe(GrownSection):
         ),
         strict=True,
     )
+    train: TrainForm | None = Field(
+        None,
+        description=(
+            "short for activations.train and that of every part of attention that is coded, where"
+            " they do not say it themselves"
+        ),
+    )
+    recoding: Recoding | None = Field(None, description="short for recoding, in the same places")
     overrides: tuple[Override, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms_are_spread(cls, data: Any) -> Any:
+        return spread(data) if isinstance(data, Mapping) else data
 
     @field_validator("name", "description")
     @classmethod

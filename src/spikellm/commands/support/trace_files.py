@@ -5,25 +5,39 @@ layer as a NIR graph.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spikellm.core.errors import RequestError
 from spikellm.export.nir import NOT_EXPRESSED, layer_graph, segment_weights, write_graph
 from spikellm.export.nir_simulation import read_graph, run_graph
 from spikellm.profiling.plots.canvas import axes, write_svg
-from spikellm.profiling.plots.spikes import draw_membrane, draw_raster, membrane_in_moments
-from spikellm.profiling.population import Population
+from spikellm.profiling.plots.spikes import (
+    draw_membrane,
+    draw_raster,
+    membrane_by_phase,
+    membrane_in_moments,
+)
+from spikellm.profiling.population import EventForm, Population
 from spikellm.profiling.trace import BlockTrace
 
 _NEURONS = 2  # of each kind whose membrane is drawn
 
 
-def write_raster(population: Population, token: int, word: str, path: Path) -> None:
-    """Binary spikes of one token, channels against moments."""
-    planes = population.of_token(token)
+class Drawn(NamedTuple):
+    """What of a trace is drawn: spikes of one population and token, in one form."""
+
+    population: Population
+    token: int
+    form: EventForm
+
+
+def write_raster(found: Drawn, word: str, path: Path) -> None:
+    """Spikes of one token, channels against moments."""
+    population, token = found.population, found.token
+    planes = population.of_token(token, found.form)
     title = f"Spikes of {population.name}, token {token} ({word.strip() or 'blank'})"
     words = (
-        f"{int((planes != 0).sum())} binary spikes of {planes.shape[1]} channels over"
+        f"{int((planes != 0).sum())} {found.form} spikes of {planes.shape[1]} channels over"
         f" {planes.shape[0]} moments, {int(population.salient.sum())} channels salient"
     )
     with axes(width=7.0, height=3.2) as (figure, axis):
@@ -33,13 +47,14 @@ def write_raster(population: Population, token: int, word: str, path: Path) -> N
         write_svg(figure, path, title, words)
 
 
-def write_membrane(population: Population, token: int, path: Path) -> None:
+def write_membrane(found: Drawn, path: Path) -> None:
     """Membrane potentials of a few neurons of one token."""
+    population, token = found.population, found.token
     channels = _chosen(population, token)
     size = {"width": 7.0, "height": 1.3 * len(channels) + 0.6}
     with axes(**size, nrows=len(channels), squeeze=False) as (figure, grid):
         told = [
-            _draw_neuron(axis, population, token, channel)
+            _draw_neuron(axis, found, channel)
             for axis, channel in zip(grid[:, 0], channels, strict=True)
         ]
         grid[-1, 0].set_xlabel("moment")
@@ -51,7 +66,7 @@ def write_membrane(population: Population, token: int, path: Path) -> None:
 
 def _chosen(population: Population, token: int) -> list[int]:
     """Channels: an ordinary one of about the median, the loudest one, the loudest salient ones."""
-    codes, salient = population.codes[token].abs(), population.salient
+    codes, salient = population.fired[token].abs(), population.salient
     ordinary = (~salient).nonzero().flatten()
     ranked = ordinary[codes[ordinary].argsort(stable=True)]
     median = len(ranked) // 2
@@ -60,20 +75,23 @@ def _chosen(population: Population, token: int) -> list[int]:
     return [*ranked[median : median + 1].tolist(), *ranked[-1:].tolist(), *loudest.tolist()]
 
 
-def _draw_neuron(axis: Any, population: Population, token: int, channel: int) -> str:
+def _draw_neuron(axis: Any, found: Drawn, channel: int) -> str:
     """Draw one neuron; gives what is seen, in words."""
+    population, token = found.population, found.token
     assert population.thresholds is not None
     group = population.group[channel]
     theta, baseline = (pair[token, group] for pair in population.thresholds)
     steps, code = int(population.code_steps[token, channel]), int(population.codes[token, channel])
     # what the code stands for; the input itself lies within half a threshold of it
     current = theta * (code - baseline)
-    potential, spikes = membrane_in_moments(population.neuron, current, theta, baseline, steps)
+    phased = found.form == "phase"
+    run = membrane_by_phase if phased else membrane_in_moments
+    potential, spikes = run(population.neuron, current, theta, baseline, steps)
     kind = "salient channel" if bool(population.salient[channel]) else "channel"
     title = f"{kind} {channel}, T = {steps}: code {code}"
-    draw_membrane(axis, potential, spikes, title, population.neuron.levels)
+    draw_membrane(axis, potential, spikes, title, 0 if phased else population.neuron.levels)
     axis.set_ylabel("potential / θ")
-    return f"{kind} {channel}: {abs(code)} spikes in {len(potential)} moments"
+    return f"{kind} {channel}: {int(spikes.abs().sum())} spikes in {len(potential)} moments"
 
 
 def write_nir(found: BlockTrace, population: Population, token: int, path: Path) -> dict[str, Any]:
@@ -91,7 +109,7 @@ def write_nir(found: BlockTrace, population: Population, token: int, path: Path)
     layer = found.layers[population.name]
     write_graph(layer_graph(layer), path)
     sums = run_graph(read_graph(path), population.of_token(token))
-    expected = segment_weights(layer) @ population.codes[token].long()
+    expected = segment_weights(layer) @ population.fired[token].long()
     return {
         "layer": population.name,
         "sums": sums.numel(),

@@ -57,6 +57,10 @@ class TorchHeads:
         """Values that codes stand for, float32."""
         return self.spec.neuron.decode(coded.codes, *self._by_channel(coded.theta, coded.baseline))
 
+    def baselines(self, coded: HeadCodes) -> Tensor:
+        """T·z of every channel, float32; broadcasts to the codes."""
+        return self._by_channel(coded.theta, coded.baseline)[1]
+
     def fake_quantize(self, x: Tensor) -> Tensor:
         """``decode(encode(x))`` in fewer passes."""
         x = x.float()

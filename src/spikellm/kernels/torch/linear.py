@@ -3,8 +3,10 @@
     y[n, o] = Σ_segments θ_a[n] · s_w[o] · (Σ_c q[n, c]·k[o, c] − z_a[n]·Σ_c k[o, c])  +  bias[o]
 
 ``q`` are spike counts, ``k`` integer weights; a segment is a run of columns with one activation
-group a and one weight group w. Weights are unpacked for every call, so nothing of a weight's size
-stays in memory and nothing can go stale.
+group a and one weight group w. Merged execution is that product. The others add up the spikes of a
+train: of q, whose baseline is taken off afterwards, or of ``q − z``, where nothing is left to do.
+Weights are unpacked for every call, so nothing of a weight's size stays in memory and nothing can
+go stale.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from spikellm.kernels.base import LinearWeights
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.product import integer_product, sum_of_chosen
 from spikellm.neurons import SoftResetNeuron
+from spikellm.neurons.base import Steps
 from spikellm.quantization.thresholds import (
     Threshold,
     part_of_range,
@@ -73,9 +76,17 @@ class TorchLinear:
                 weights[:, start:stop],
             )
             largest = 2 * int(neuron.top(steps)) * spec.weight_tops[weight_group] * (stop - start)
-            planes = spikes_of(codes[:, start:stop], neuron, steps, spec.execution)
-            charge = cast(Tensor, sum(integer_product(plane, k, largest) for plane in planes))
-            charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
+            merged, own = spec.execution == "merged", codes[:, start:stop]
+            count = own if merged else neuron.fired(own, baseline)
+            charge = cast(
+                Tensor,
+                sum(
+                    integer_product(plane, k, largest) * (1 << place)
+                    for plane, place in spikes_of(count, neuron, steps, spec.execution)
+                ),
+            )
+            if merged or not neuron.centered:
+                charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
             y += charge.float() * theta * scale[:, weight_group]
         return y, codes
 
@@ -124,25 +135,54 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
     """
     neuron = cast(SoftResetNeuron, spec.neuron)
     x = x.float() if spec.order is None else x.float().index_select(1, spec.order)
-    codes, thresholds = [], []
-    for common, (start, stop), (first, last) in zip(
-        spec.steps, spec.bounds, spec.ranges, strict=True
-    ):
+    codes, found = [], []
+    for (start, stop), (steps, threshold) in zip(spec.bounds, thresholds(spec, x), strict=True):
+        codes.append(neuron.encode(x[:, start:stop], *threshold, steps))
+        found.append(threshold)
+    return torch.cat(codes, dim=1), found
+
+
+def thresholds(spec: LinearSpec, x: Tensor) -> Iterator[tuple[Steps, Threshold]]:
+    """Steps, θ and z of every activation group, ``(tokens, 1)`` each where they differ by token.
+
+    Args:
+        x: float32 ``(tokens, in)``, columns in stored order.
+    """
+    neuron = cast(SoftResetNeuron, spec.neuron)
+    for common, (first, last) in zip(spec.steps, spec.ranges, strict=True):
         steps = common if spec.massive is None else spec.massive.steps_of(x, common)
         low, high = part_of_range(*token_range(x[:, first:last]), spec.range_share)
-        threshold = threshold_for_range(
-            low, high, neuron.top(steps), symmetric=spec.symmetric, signed=neuron.signed
+        yield (
+            steps,
+            threshold_for_range(
+                low, high, neuron.top(steps), symmetric=spec.symmetric, signed=neuron.signed
+            ),
         )
-        codes.append(neuron.encode(x[:, start:stop], *threshold, steps))
-        thresholds.append(threshold)
-    return torch.cat(codes, dim=1), thresholds
+
+
+def baselines(spec: LinearSpec, x: Tensor) -> Tensor:
+    """z of every code of inputs ``(tokens, in)``: float32, columns in stored order, ``(tokens, 1)``
+    where all have the same.
+    """
+    x = x.float() if spec.order is None else x.float().index_select(1, spec.order)
+    found = [threshold.baseline for _, threshold in thresholds(spec, x)]
+    if len(found) == 1:
+        return found[0]
+    parts = [
+        z.expand(len(x), stop - start) for z, (start, stop) in zip(found, spec.bounds, strict=True)
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def spikes_of(
-    codes: Tensor, neuron: SoftResetNeuron, steps: int, execution: ExecutionMode
-) -> Iterator[Tensor]:
-    """The spikes of a train in one execution mode, slice by slice; they sum to the codes."""
+    count: Tensor, neuron: SoftResetNeuron, steps: int, execution: ExecutionMode
+) -> Iterator[tuple[Tensor, int]]:
+    """The spikes of a train in one execution mode, slice by slice, with the k of what each is
+    worth, 2^k; they sum to the counts.
+    """
     if execution == "merged":
-        return iter((codes,))
+        return iter(((count, 0),))
+    if execution == "phase":
+        return neuron.iterate_phase(count, steps)
     unroll = neuron.iterate_stepped if execution == "stepped" else neuron.iterate_binary
-    return unroll(codes, steps)
+    return ((plane, 0) for plane in unroll(count, steps))

@@ -36,8 +36,8 @@ def firing_by_layer(report: Report) -> Picture | None:
         return None
     return Picture(
         *_draw("firing", "Firing rates by layer", grid, Scale("firing rate")),
-        "Binary spikes over the most that could fire, mean over channels and tokens. With a"
-        " baseline, zero current fires at z, not at 0.",
+        "Binary spikes over the most that could fire, mean over channels and tokens. Trains as"
+        " published fire their baseline at rest; those about the baseline fire nothing.",
     )
 
 

@@ -70,12 +70,21 @@ def membrane_in_moments(
     return torch.tensor(potential, dtype=torch.float64), torch.tensor(spikes)
 
 
+def membrane_by_phase(
+    neuron: SoftResetNeuron, current: Tensor, theta: Tensor, baseline: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The same for phase execution, one moment for each power of two."""
+    trace = neuron.simulate_phase(current, theta, baseline, steps)
+    return trace.charged / theta.double(), trace.spikes
+
+
 def draw_membrane(axis: Any, potential: Tensor, spikes: Tensor, title: str, levels: int) -> None:
     """Potential of one neuron with its threshold; a dot where it fires.
 
     Args:
         potential, spikes: see :func:`membrane_in_moments`.
-        levels: moments of a step; steps are parted by thin lines.
+        levels: moments of a step; steps are parted by thin lines. 0 for phase execution, in which
+            the threshold halves from moment to moment.
     """
     moments = torch.arange(1, len(potential) + 1)
     axis.step(
@@ -86,10 +95,12 @@ def draw_membrane(axis: Any, potential: Tensor, spikes: Tensor, title: str, leve
         linewidth=1.2,
         label="membrane potential",
     )
-    axis.axhline(1.0, color=MUTED, linewidth=0.9, linestyle="--", label="threshold")
+    threshold = torch.ones(len(potential)) if levels else 2.0 ** (len(potential) - moments)
+    drawn: dict[str, Any] = {"where": "mid", "color": MUTED, "linewidth": 0.9, "linestyle": "--"}
+    axis.step(moments.numpy(), threshold.numpy(), label="threshold", **drawn)
     if bool((spikes < 0).any()):
-        axis.axhline(-1.0, color=MUTED, linewidth=0.9, linestyle="--")
-    for border in range(levels, len(potential), levels):
+        axis.step(moments.numpy(), -threshold.numpy(), **drawn)
+    for border in range(levels, len(potential), levels) if levels else ():
         axis.axvline(border + 0.5, color=GRID, linewidth=1.2, zorder=0)
     fired = spikes != 0
     axis.scatter(
