@@ -14,11 +14,12 @@ from layers import fit
 from native import additive, forget, needs_compiler, runs_on
 from spikellm.core.errors import DependencyError
 from spikellm.kernels import Backend, LinearSpec, MixSpec, backends, describe, reasons, select
-from spikellm.kernels.base import LinearWeights, register
+from spikellm.kernels.base import LinearWeights, Observed, register
 from spikellm.kernels.spec import Spec
 from spikellm.kernels.torch.backend import TorchBackend
 from spikellm.kernels.torch.linear import TorchLinear
 from spikellm.nn.head_codec import HeadCoder
+from spikellm.nn.hooks import SpikeTrain, observe_spikes
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import prepare_mix
 from spikellm.recipe import ActivationRecipe, LinearRecipe
@@ -67,9 +68,9 @@ def test_choices(monkeypatch: pytest.MonkeyPatch) -> None:
 class Loud(TorchLinear):
     """Twice the reference."""
 
-    def observed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        y, codes = super().observed(x)
-        return 2 * y, codes
+    def observed(self, x: Tensor) -> Observed:
+        y, codes, _ = super().observed(x)
+        return Observed(2 * y, codes)
 
 
 class LoudBackend(TorchBackend):
@@ -98,6 +99,12 @@ def test_a_further_backend(loud: Backend, monkeypatch: pytest.MonkeyPatch) -> No
     found = layer(x)
     assert layer._kernels is not None
     assert torch.equal(found, 2 * layer._kernels.reference(x))
+    seen: list[SpikeTrain] = []
+    with observe_spikes(seen.append):
+        layer(x)
+    expected = layer._kernels.reference.observed(x).baseline
+    assert expected is not None
+    assert torch.equal(seen[0].baseline, expected), "found from the inputs"
     monkeypatch.setenv("SPIKELLM_KERNELS", "torch")
     layer.forget()
     assert torch.equal(2 * layer(x), found)

@@ -173,7 +173,9 @@ def calls_of(function: str, layer: SpikingLinear, x: Tensor) -> Iterator[Call]:
         assert layer._kernels is not None
         operands = list(map(In, layer._kernels.chosen.operands))
         if function == "spikellm_spike_linear":
-            counts = [Out(ops.spike_linear(values, *layer._kernels.chosen.operands, True)[1])]
+            shown = len(layer.spec().bounds)
+            found = ops.spike_linear(values, *layer._kernels.chosen.operands, shown)
+            counts = [Out(one) for one in found[1:]]
         yield function, [In(values), len(x), *operands, Out(y.detach()), *counts, kind]
 
 

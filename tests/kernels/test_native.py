@@ -205,10 +205,8 @@ def test_operators_are_sound() -> None:
             layer.bias = None
         layer(x)
         assert layer._kernels is not None
-        torch.library.opcheck(ops.spike_linear, (x, *layer._kernels.chosen.operands, True))
-        torch.library.opcheck(
-            ops.spike_linear, (x.bfloat16(), *layer._kernels.chosen.operands, False)
-        )
+        torch.library.opcheck(ops.spike_linear, (x, *layer._kernels.chosen.operands, 1))
+        torch.library.opcheck(ops.spike_linear, (x.bfloat16(), *layer._kernels.chosen.operands, 0))
     other = additive(20, 6, torch.ones(20, dtype=torch.uint8), torch.Generator().manual_seed(0))
     other(x)
     assert other._kernels is not None
@@ -216,26 +214,40 @@ def test_operators_are_sound() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("signed", [False, True])
-def test_spikes_are_shown_to_whoever_watches(signed: bool) -> None:
-    kind: dict[str, Any] = (
-        {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"bits": 4}
-    )
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"bits": 4},
+        {"bits": 3, "symmetric": True},
+        {"neuron": "ternary", "bits": 2, "symmetric": True},
+        {"bits": 3, "token_steps": 8, "search_range": True},
+    ],
+)
+@pytest.mark.parametrize("thresholds", ["split", "shared", None])
+def test_spikes_are_shown_to_whoever_watches(kind: dict[str, Any], thresholds: str | None) -> None:
+    salient = {"salient_rate": 0.2, "salient_steps": 3, "saliency": "rms", "thresholds": thresholds}
     recipe = ActivationRecipe.model_validate(
-        {**kind, "salient_rate": 0.2, "salient_steps": 3, "saliency": "rms"}
+        {**kind, "train": "centered", **(salient if thresholds else {})}
     )
     layer = fit(
         nn.Linear(40, 6),
         LinearRecipe(weights={"bits": 4}, activations=recipe),
         sample=torch.randn(50, 40),
     )
-    x, seen = torch.randn(5, 40), []
+    x, seen = torch.randn(8, 40), []
+    x[1] = 0
+    x[2] = x[2].abs()
+    x[3, 5] = torch.inf
+    x[4, 5] = torch.nan
+    x[5] *= 40
     with observe_spikes(seen.append):
         found, expected = both(layer, x)
     native, reference = seen[-2:]
-    assert torch.equal(found, expected)
+    assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert torch.equal(native.codes, reference.codes)
     assert torch.equal(native.steps, reference.steps)
+    assert torch.equal(native.fired, reference.fired)
+    assert bool((native.fired[1] == 0).all()), "silent at rest"
     assert native[:2] == reference[:2]
 
 

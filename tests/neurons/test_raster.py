@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from spikellm.neurons import make_neuron, spike_raster
+from spikellm.neurons import make_neuron, spike_raster, with_train
 from spikellm.quantization.thresholds import threshold_for_range, token_range
 
 
@@ -35,6 +37,18 @@ def test_steps_by_channel() -> None:
     assert int(raster[:, 0, 2].sum()) == 4
 
 
+@pytest.mark.parametrize("train", ["centered", "published"])
+def test_phases_say_what_binary_spikes_say(train: Any) -> None:
+    x = torch.randn(4, 33, generator=torch.Generator().manual_seed(1))
+    neuron = with_train(make_neuron("gif", 2), train, "signed-digit")
+    binary, phase = (spike_raster(x, neuron, 3, execution=form) for form in ("binary", "phase"))
+    worth = 2 ** torch.arange(len(phase)).flip(0)
+    assert torch.equal((phase * worth[:, None, None]).sum(0), binary.sum(0))
+    assert bool((binary < 0).any()) == (train == "centered")
+    with pytest.raises(ValueError, match="at the start"):
+        spike_raster(x, neuron, 3, execution="phase", drive="constant")
+
+
 def test_unknown_execution_is_refused() -> None:
-    with pytest.raises(ValueError, match="valid: stepped, binary"):
+    with pytest.raises(ValueError, match="valid: stepped, binary, phase"):
         spike_raster(torch.ones(1, 2), make_neuron("gif", 1), execution="merged")  # type: ignore[arg-type]

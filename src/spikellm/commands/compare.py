@@ -129,8 +129,8 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
     if style == "table":
         table = result["energy_table"]
         console.out.print(
-            "* merged/stepped/binary over the original, estimated from operation counts of the"
-            f" whole model ({table['name']}); leaves out {table['omits']}",
+            "* merged/stepped/binary/phase over the original, estimated from operation counts of"
+            f" the whole model ({table['name']}); leaves out {table['omits']}",
             highlight=False,
             markup=False,
         )

@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from spikellm.commands.support.inputs import require_texts
-from spikellm.commands.support.options import BosChoice, LoadOptions, Model, Seqlen
+from spikellm.commands.support.options import (
+    IN_MODES,
+    MODES_FILLED,
+    BosChoice,
+    LoadOptions,
+    Model,
+    Seqlen,
+)
 from spikellm.commands.support.verb import Option, verbs
 from spikellm.core import console
 from spikellm.core.errors import RequestError
@@ -44,9 +51,9 @@ class EvalOptions(LoadOptions):
     execution: Annotated[
         str | None,
         Option(
-            "Sum spikes merged (default), stepped or binary; the result is the same.",
+            IN_MODES,
             formerly="form",
-            filled="merged, stepped or binary",
+            filled=MODES_FILLED,
         ),
     ] = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from spikellm.commands.support.options import LoadOptions, Model
+from spikellm.commands.support.options import Execution, LoadOptions, Model
 from spikellm.commands.support.verb import Argument, Option, verbs
 from spikellm.core.errors import RequestError
 from spikellm.core.streams import encodes
@@ -18,6 +18,7 @@ class GenerateOptions(LoadOptions):
     max_new_tokens: Annotated[int, Option("Tokens to add.")] = 64
     temperature: Annotated[float, Option("0 for greedy; above 0 to sample from all tokens.")] = 0.0
     seed: Annotated[int | None, Option("Decides what is sampled; 0 by default.")] = None
+    execution: Execution = None
 
 
 _DEFAULT = GenerateOptions()
@@ -40,7 +41,7 @@ def generate(
 
     Raises:
         RequestError: the prompt is no text, a seed where nothing is sampled, and whatever
-            :func:`spikellm.generate` raises.
+            :func:`spikellm.generate` and :func:`spikellm.set_execution_mode` raise.
     """
     if not encodes(prompt):
         raise RequestError(
@@ -55,6 +56,8 @@ def generate(
     loaded, tokenizer = api.load(
         model, device=options.device, trust_remote_code=options.trust_remote_code
     )
+    if options.execution is not None:
+        api.set_execution_mode(loaded, options.execution)  # type: ignore[arg-type]
     text = api.generate(
         loaded,
         tokenizer,

@@ -40,7 +40,7 @@ class SpikeLM(HFLM):  # type: ignore[misc]
         device: where the model runs; the CPU by default, and where the harness's own default,
             a CUDA device, is missing.
         dtype: type of what is not converted; ``"auto"`` as saved.
-        execution: how spikes are summed: merged (default), stepped or binary.
+        execution: how spikes are summed: merged (default), stepped, binary or phase.
         trust_remote_code: run Python code that comes with the model.
         rest: what the harness's own class takes beside a loaded model.
 

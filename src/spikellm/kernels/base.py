@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -67,6 +67,35 @@ class LinearWeights(Protocol):
         ...
 
 
+class Observed(NamedTuple):
+    """What a layer gave, and the codes of its inputs.
+
+    Attributes:
+        y: ``(..., out)``, bias included, in the type of the input.
+        codes: int32 ``(tokens, in)`` in stored order; None where inputs are not coded.
+        baseline: z of every code, integers that broadcast to ``codes``; None where it is to be
+            found from the inputs.
+    """
+
+    y: Tensor
+    codes: Tensor | None = None
+    baseline: Tensor | None = None
+
+
+def by_column(groups: Sequence[Tensor], bounds: Sequence[tuple[int, int]]) -> Tensor:
+    """What activation groups have, ``(tokens,)`` or ``(1,)`` each, for every stored column:
+    ``(tokens, in)``, or ``(tokens, 1)`` where there is one group.
+    """
+    if len(groups) == 1:
+        return groups[0].unsqueeze(1)
+    tokens = max(map(len, groups))
+    parts = [
+        one.unsqueeze(1).expand(tokens, stop - start)
+        for one, (start, stop) in zip(groups, bounds, strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
 class PreparedLinear(Protocol):
     """A linear layer, ready to run."""
 
@@ -74,10 +103,8 @@ class PreparedLinear(Protocol):
         """``(..., in)`` → ``(..., out)``, bias included, in the type of ``x``."""
         ...
 
-    def observed(self, x: Tensor, /) -> tuple[Tensor, Tensor | None]:
-        """The same, and the spike counts: int32 ``(tokens, in)`` in stored order; None where inputs
-        are not coded.
-        """
+    def observed(self, x: Tensor, /) -> Observed:
+        """The same, with codes."""
         ...
 
 

@@ -22,9 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import RequestError
-from spikellm.kernels.base import REFERENCE, PackedCodes, PreparedLinear, backends, select
+from spikellm.kernels.base import (
+    REFERENCE,
+    PackedCodes,
+    PreparedLinear,
+    backends,
+    by_column,
+    select,
+)
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
-from spikellm.kernels.torch.linear import baselines, encode
+from spikellm.kernels.torch.linear import encode
 from spikellm.nn.formats import WeightFormat, format_of
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.hooks import SpikeTrain, spike_observer
@@ -224,9 +231,11 @@ class SpikingLinear(LinearFacts):
         observer = spike_observer()
         if observer is None:
             return run(x)
-        y, codes = run.observed(x)
+        y, codes, z = run.observed(x)
         if codes is not None and self.neuron is not None:
-            z = baselines(kernels.spec, x.detach().reshape(-1, self.in_features))
+            if z is None:
+                thresholds = self.encode(x.reshape(-1, self.in_features))[1]
+                z = by_column([one.flatten() for _, one in thresholds], kernels.spec.bounds)
             observer(SpikeTrain(self, "input", codes, z, self.steps_of(x), self.neuron))
         return y
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,13 +12,28 @@ from spikellm.neurons import Recoding
 from spikellm.neurons.phase import digits_that_fire
 from spikellm.nn.hooks import SpikeTrain
 from spikellm.profiling.counts import EXECUTION_MODES, Firing
+from spikellm.recipe.sections import MAX_TOP_CODE
 
-Fired = dict[str, Tensor]
-"""Non-zero spikes of every channel by execution mode, int64 ``(channels,)`` each."""
+_EXACT_ROWS = 2**24 // MAX_TOP_CODE
+_MOST_PAIRS = 1 << 18  # of a baseline and a code, that are told apart
 
 
-def count_spikes(counts: Tensor, levels: int, recoding: Recoding = "binary") -> Fired:
-    """Non-zero spikes of trains, summed over all but the last dimension.
+class Fired(NamedTuple):
+    """Non-zero spikes of a train.
+
+    Attributes:
+        total: by execution mode.
+        channels: of every channel by execution mode, int64 ``(channels,)``; in binary mode alone
+            unless all are asked for.
+    """
+
+    total: dict[str, int]
+    channels: dict[str, Tensor]
+
+
+def count_spikes(counts: Tensor, levels: int, recoding: Recoding = "binary") -> dict[str, Tensor]:
+    """Non-zero spikes of every channel by execution mode, summed over all but the last dimension,
+    int64 ``(channels,)`` each.
 
     Args:
         counts: spikes less negative spikes, ``(…, channels)``, of one sign each.
@@ -27,7 +43,7 @@ def count_spikes(counts: Tensor, levels: int, recoding: Recoding = "binary") -> 
     channels = counts.shape[-1]
     size = counts.reshape(-1, channels).abs()
     most = int(size.max()) if size.numel() else 0
-    table = _spikes_by_size(most, levels, recoding).to(size.device)
+    table = spikes_by_size(most, levels, recoding).to(size.device)
     if most < len(size):
         # How often each channel has each size; far fewer numbers than codes.
         place = size + torch.arange(channels, dtype=size.dtype, device=size.device) * (most + 1)
@@ -39,7 +55,7 @@ def count_spikes(counts: Tensor, levels: int, recoding: Recoding = "binary") -> 
 
 
 @lru_cache(maxsize=64)
-def _spikes_by_size(most: int, levels: int, recoding: Recoding) -> Tensor:
+def spikes_by_size(most: int, levels: int, recoding: Recoding) -> Tensor:
     """Spikes of a count of ``0 … most`` in every execution mode, int64 ``(most + 1, modes)``.
 
     All spikes of a drained train are full except its last.
@@ -54,13 +70,72 @@ def _spikes_by_size(most: int, levels: int, recoding: Recoding) -> Tensor:
     return torch.stack([found[mode] for mode in EXECUTION_MODES], 1)
 
 
-def firings(train: SpikeTrain) -> tuple[Fired, Fired]:
-    """Spikes of a train, and those that it had if it were of the codes themselves."""
-    neuron, codes = train.neuron, train.codes
-    fired = count_spikes(train.fired, neuron.levels, neuron.recoding)
-    if not neuron.centered:
-        return fired, fired
-    return fired, count_spikes(codes, neuron.levels, neuron.recoding)
+def firings(train: SpikeTrain, *, by_channel: bool = False) -> tuple[Fired, Fired]:
+    """Spikes of a train, and those that it had if it were of the codes themselves.
+
+    Args:
+        by_channel: count every mode by channel, which takes longer.
+    """
+    neuron = train.neuron
+    if not by_channel and (pairs := _pairs(train)) is not None:
+        count = pairs.code - pairs.baseline if neuron.centered else pairs.code
+        own, zero = (
+            _of_sizes(one, pairs.often, neuron.levels, neuron.recoding)
+            for one in (count, pairs.code)
+        )
+        return Fired(own, {"binary": _binary(train)}), Fired(zero, {})
+    of_train, of_codes = (
+        count_spikes(one, neuron.levels, neuron.recoding) for one in (train.fired, train.codes)
+    )
+    return _summed(of_train), _summed(of_codes)
+
+
+def _binary(train: SpikeTrain) -> Tensor:
+    """Binary spikes of every channel, int64 ``(channels,)``."""
+    channels = train.codes.shape[-1]
+    sizes = train.codes.float()  # of one sign where nothing is centered
+    if train.neuron.centered:
+        sizes.sub_(train.baseline.float()).abs_()  # of one type, or it takes five times as long
+    sizes = sizes.reshape(-1, channels)
+    found = torch.zeros(channels, dtype=torch.int64, device=sizes.device)
+    # Sums of integers in float32 are exact below 2**24, and much faster than those of integers.
+    for size in sizes.split(_EXACT_ROWS):
+        found += size.sum(0).long()
+    return found
+
+
+class _Pairs(NamedTuple):
+    """How often a baseline meets a code; int64 ``(pairs,)`` each."""
+
+    baseline: Tensor
+    code: Tensor
+    often: Tensor
+
+
+def _pairs(train: SpikeTrain) -> _Pairs | None:
+    """Baselines and codes of a train: both trains follow from how often each pair comes. None where
+    there would be more pairs than codes.
+    """
+    codes, z = train.codes, train.baseline.to(torch.int32)
+    if not codes.numel() or train.neuron.signed:
+        return None
+    spread = int(train.neuron.top(int(train.steps.max()))) + 1
+    if spread**2 > min(_MOST_PAIRS, codes.numel()):
+        return None
+    often = torch.bincount(torch.add(codes, z, alpha=spread).flatten(), minlength=spread**2)
+    pair = torch.arange(spread**2, device=codes.device)
+    return _Pairs(pair // spread, pair % spread, often)
+
+
+def _of_sizes(count: Tensor, often: Tensor, levels: int, recoding: Recoding) -> dict[str, int]:
+    size = count.abs()
+    table = spikes_by_size(int(size.max()), levels, recoding).to(size.device)
+    found = (often.unsqueeze(1) * table[size]).sum(0)
+    return dict(zip(EXECUTION_MODES, found.tolist(), strict=True))
+
+
+def _summed(channels: dict[str, Tensor]) -> Fired:
+    return Fired({mode: int(count.sum()) for mode, count in channels.items()}, channels)
 
 
 def firing_of(train: SpikeTrain, fired: Fired, from_zero: Fired) -> Firing:
@@ -68,13 +143,13 @@ def firing_of(train: SpikeTrain, fired: Fired, from_zero: Fired) -> Firing:
     steps = train.steps.expand(*train.steps.shape[:-1], train.codes.shape[-1])
     repeats = train.codes.numel() // steps.numel()
     slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * repeats
-    binary, most = fired["binary"], slots * train.neuron.levels
+    binary, most = fired.channels["binary"], slots * train.neuron.levels
     if train.part == "probabilities":  # their channels are keys, whose number grows with the tokens
         binary, most = binary.sum(0, keepdim=True), most.sum(0, keepdim=True)
     return Firing(
         codes=train.codes.numel(),
         slots=int(slots.sum()),
-        spikes={mode: int(count.sum()) for mode, count in fired.items()},
+        spikes=fired.total,
         rates=(binary / most.clamp(min=1)).float(),
-        from_zero={mode: int(count.sum()) for mode, count in from_zero.items()},
+        from_zero=from_zero.total,
     )

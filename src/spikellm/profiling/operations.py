@@ -131,11 +131,16 @@ class OperationCounter:
             self._fan_out[module] = fan_out(module)
         reach = self._fan_out[module]
         if train is not None:
-            found = self._fire(entry, f"{self._names[module]}.input", train)
+            uneven = module.format.unrolls
+            name = f"{self._names[module]}.input"
+            found = self._fire(entry, name, train, by_channel=uneven)
             for sops, fired in zip((entry.sops, entry.sops_from_zero), found, strict=True):
-                sops.update(
-                    {mode: int((fired[mode] * reach[mode]).sum()) for mode in EXECUTION_MODES}
-                )
+                for mode in EXECUTION_MODES:
+                    sops[mode] += (
+                        int((fired.channels[mode] * reach[mode]).sum())
+                        if uneven
+                        else fired.total[mode] * module.out_features
+                    )
         elif module.format.unrolls:
             for sops in (entry.sops, entry.sops_from_zero):
                 sops.update({mode: tokens * int(reach[mode].sum()) for mode in EXECUTION_MODES})
@@ -176,12 +181,14 @@ class OperationCounter:
         for sops, found in zip(
             (entry.sops, entry.sops_from_zero), fired.get(driving, ()), strict=False
         ):
-            for mode, count in found.items():
-                sops[mode] += int(count.sum()) * product.fan_out[driving]
+            for mode, count in found.total.items():
+                sops[mode] += count * product.fan_out[driving]
 
-    def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> tuple[Fired, Fired]:
+    def _fire(
+        self, entry: Operations, name: str, train: SpikeTrain, *, by_channel: bool = False
+    ) -> tuple[Fired, Fired]:
         """Count a train's spikes, as it is and from zero."""
-        found = firings(train)
+        found = firings(train, by_channel=by_channel)
         firing = firing_of(train, *found)
         entry.slots += firing.slots
         entry.codes += firing.codes

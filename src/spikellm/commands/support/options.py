@@ -46,6 +46,9 @@ Texts = Annotated[
     tuple[str, ...],
     Option("Text to measure on. May be repeated.", "NAME|PATH", reads="texts"),
 ]
+IN_MODES = "Sum spikes merged (default), stepped, binary or in phases; the result is the same."
+MODES_FILLED = "merged, stepped, binary or phase"
+Execution = Annotated[str | None, Option(IN_MODES, filled=MODES_FILLED)]
 Samples = Annotated[int | None, Option("Windows of calibration text.")]
 Seqlen = Annotated[
     int | None, Option("Tokens of a window; min(2048, the model's maximum) by default.")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import LinearWeights, plain
+from spikellm.kernels.base import LinearWeights, Observed, by_column, plain
 from spikellm.kernels.native import ops
 from spikellm.kernels.native.additive_plan import OUTPUTS, make_additive_plan
 from spikellm.kernels.native.linear_plan import make_plan
@@ -56,14 +56,14 @@ class _Native(ABC):
     def _by_operator(self, x: Tensor) -> Tensor:
         return self.observed(x)[0]
 
-    def observed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Output and spike counts, see :class:`spikellm.kernels.base.PreparedLinear`."""
+    def observed(self, x: Tensor) -> Observed:
+        """Output, codes and baselines, see :class:`spikellm.kernels.base.PreparedLinear`."""
         tokens = x.reshape(-1, self._columns)
-        y, codes = self._operate(tokens if x.dtype in ops.TYPES else tokens.float())
-        return y.to(x.dtype).reshape(*x.shape[:-1], self._rows), codes
+        y, codes, z = self._operate(tokens if x.dtype in ops.TYPES else tokens.float())
+        return Observed(y.to(x.dtype).reshape(*x.shape[:-1], self._rows), codes, z)
 
     @abstractmethod
-    def _operate(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _operate(self, tokens: Tensor) -> Observed:
         """The same for ``(tokens, in)`` of a type that the library knows, by its operator."""
 
 
@@ -87,12 +87,15 @@ class NativeLinear(_Native):
             _float_bias(weights),
         )
         super().__init__(library.spikellm_spike_linear, spec, list(self.operands))
-        self._shown = (None,)
+        self._shown = (None, None)
         self._lift = _lift(spec)
+        self._bounds = spec.bounds
 
-    def _operate(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        y, counts = ops.spike_linear(tokens, *self.operands, True)
-        return y, counts.to(torch.int32) - self._lift
+    def _operate(self, tokens: Tensor) -> Observed:
+        y, counts, z = ops.spike_linear(tokens, *self.operands, len(self._bounds))
+        if not isinstance(self._lift, int):  # signed: raised, and without a baseline
+            return Observed(y, counts.to(torch.int32) - self._lift, z.new_zeros(1, 1))
+        return Observed(y, counts.to(torch.int32), by_column(z.unbind(1), self._bounds))
 
 
 class NativeAdditive(_Native):
@@ -110,8 +113,8 @@ class NativeAdditive(_Native):
         )
         super().__init__(library.spikellm_additive_linear, spec, list(self.operands))
 
-    def _operate(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        return ops.additive_linear(tokens, *self.operands), None
+    def _operate(self, tokens: Tensor) -> Observed:
+        return Observed(ops.additive_linear(tokens, *self.operands))
 
 
 def _float_bias(weights: LinearWeights) -> Tensor | None:

@@ -22,7 +22,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _library = torch.library.Library("spikellm", "DEF")
 _library.define(
     "spike_linear(Tensor x, Tensor plan, Tensor codes, Tensor scale, Tensor zero, Tensor"
-    " column_sums, Tensor? bias, bool show) -> (Tensor, Tensor)"
+    " column_sums, Tensor? bias, int shown) -> (Tensor, Tensor, Tensor)"
 )
 _library.define("code_heads(Tensor x, Tensor plan, int row_bytes) -> Tensor")
 _library.define("key_scores(Tensor query, Tensor rows, Tensor plan) -> Tensor")
@@ -41,8 +41,8 @@ def _spike_linear(  # noqa: PLR0913  torch custom operators take tensors one by 
     zero: Tensor,
     column_sums: Tensor,
     bias: Tensor | None,
-    show: bool,
-) -> tuple[Tensor, Tensor]:
+    shown: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     """``spikellm::spike_linear``: a spiking linear layer, merged, inputs coded on the way.
 
     See ``native/spike_linear.c``.
@@ -54,15 +54,16 @@ def _spike_linear(  # noqa: PLR0913  torch custom operators take tensors one by 
         scale, zero: float32 and uint8, ``(out, weight groups)``.
         column_sums: int32, ``(segments, out)``, sums of integer weights.
         bias: float32, ``(out,)``.
-        show: give the spike counts too.
+        shown: activation groups whose counts and baselines are given too: 0, or all.
 
     Returns:
-        ``(y, counts)``: ``(tokens, out)`` in the type of ``x``, the same bits as in torch; uint8
-        ``(tokens, in)`` in stored order, those of signed neurons raised by their largest code, or
-        nothing.
+        ``(y, counts, baselines)``: ``(tokens, out)`` in the type of ``x``, the same bits as in
+        torch; uint8 ``(tokens, in)`` in stored order, those of signed neurons raised by their
+        largest code, and int32 ``(tokens, activation groups)``, or nothing.
     """
     x = x.contiguous()
-    y, counts = x.new_empty(x.shape[0], codes.shape[0]), codes.new_empty(x.shape if show else 0)
+    y, counts = x.new_empty(x.shape[0], codes.shape[0]), codes.new_empty(x.shape if shown else 0)
+    baselines = plan.new_empty((x.shape[0], shown) if shown else 0)
     failed = build.load_library().spikellm_spike_linear(
         x.data_ptr(),
         x.shape[0],
@@ -73,11 +74,12 @@ def _spike_linear(  # noqa: PLR0913  torch custom operators take tensors one by 
         column_sums.data_ptr(),
         _pointer(bias),
         y.data_ptr(),
-        counts.data_ptr() if show else None,
+        counts.data_ptr() if shown else None,
+        baselines.data_ptr() if shown else None,
         TYPES[x.dtype],
         torch.get_num_threads(),
     )
-    return _unless(failed, y), counts
+    return _unless(failed, y), counts, baselines
 
 
 def _additive_linear(
@@ -240,6 +242,7 @@ torch.library.register_fake(
     lambda x, plan, codes, *rest: (
         x.new_empty(x.shape[0], codes.shape[0]),
         codes.new_empty(x.shape if rest[-1] else 0),
+        plan.new_empty((x.shape[0], rest[-1]) if rest[-1] else 0),
     ),
 )
 torch.library.register_fake(

@@ -53,9 +53,9 @@ static inline void end_sums(const Ending *end, int32_t scales, int32_t row, int3
 /* Returns 0, or 1 where memory ran out.
 
    x: (tokens, in); packed: (out, row_bytes); scale, zero: (out, scales); column_sums: (segments, out), Σ (code − zero); bias: (out) or null; y: (tokens, out);
-   codes_out: spike counts, (tokens, in), signed ones raised by their top, or null; type: of x and y, see floats.h. */
+   codes_out: spike counts, (tokens, in), signed ones raised by their top, or null; baselines_out: (tokens, groups), or null; type: of x and y, see floats.h. */
 int32_t spikellm_spike_linear(const void *x, int64_t tokens, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, const int32_t *column_sums,
-                              const float *bias, void *y, uint8_t *codes_out, int32_t type, int32_t threads) {
+                              const float *bias, void *y, uint8_t *codes_out, int32_t *baselines_out, int32_t type, int32_t threads) {
     const Plan plan = read_plan(words);
     const Header *head = &plan.head;
     if (tokens == 0 || head->out == 0) return 0;
@@ -79,10 +79,12 @@ int32_t spikellm_spike_linear(const void *x, int64_t tokens, const int32_t *word
             failed = 1;
         }
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < tokens; n++)
-            if (ready)
-                encode_token(&plan, load_row(x, type, n, head->in, ordered + head->in + 1), ordered, codes_out ? codes_out + n * head->in : codes, spikes + n * head->buffer,
-                             thresholds + n * head->groups, totals + n * head->segments);
+        for (int64_t n = 0; n < tokens; n++) {
+            if (!ready) continue;
+            encode_token(&plan, load_row(x, type, n, head->in, ordered + head->in + 1), ordered, codes_out ? codes_out + n * head->in : codes, spikes + n * head->buffer,
+                         thresholds + n * head->groups, totals + n * head->segments);
+            for (int32_t a = 0; baselines_out && a < head->groups; a++) baselines_out[n * head->groups + a] = thresholds[n * head->groups + a].baseline;
+        }
 #pragma omp for schedule(static)
         for (int64_t strip = 0; strip < (head->out + STRIP - 1) / STRIP; strip++) {
             if (!ready) continue;

@@ -17,11 +17,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import LinearWeights
+from spikellm.kernels.base import LinearWeights, Observed, by_column
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.product import integer_product, sum_of_chosen
 from spikellm.neurons import SoftResetNeuron
-from spikellm.neurons.base import Steps
 from spikellm.quantization.thresholds import (
     Threshold,
     part_of_range,
@@ -37,12 +36,13 @@ class TorchLinear:
         self.spec, self._weights = spec, weights
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.observed(x)[0]
+        return self.observed(x).y
 
-    def observed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Output and spike counts, see :class:`spikellm.kernels.base.PreparedLinear`."""
+    def observed(self, x: Tensor) -> Observed:
+        """Output, codes and baselines, see :class:`spikellm.kernels.base.PreparedLinear`."""
         spec, bias = self.spec, self._weights.bias
-        tokens, codes = x.reshape(-1, spec.columns), None
+        tokens = x.reshape(-1, spec.columns)
+        codes = z = None
         if spec.weights == "none":
             y = self._dense(tokens)
         else:
@@ -50,10 +50,10 @@ class TorchLinear:
             if spec.neuron is None:
                 y = self._weight_only(tokens, weights)
             else:
-                y, codes = self._spiking(tokens, weights)
+                y, codes, z = self._spiking(tokens, weights)
             if bias is not None:
                 y = y + bias.float()
-        return y.to(x.dtype).reshape(*x.shape[:-1], spec.rows), codes
+        return Observed(y.to(x.dtype).reshape(*x.shape[:-1], spec.rows), codes, z)
 
     def _dense(self, tokens: Tensor) -> Tensor:
         bias = self._weights.bias
@@ -64,7 +64,7 @@ class TorchLinear:
                 None if bias is None else bias.float(),
             )
 
-    def _spiking(self, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _spiking(self, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spec, scale = self.spec, self._weights.weight_scale
         neuron = cast(SoftResetNeuron, spec.neuron)
         codes, thresholds = encode(spec, tokens)
@@ -88,7 +88,8 @@ class TorchLinear:
             if merged or not neuron.centered:
                 charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
             y += charge.float() * theta * scale[:, weight_group]
-        return y, codes
+        z = [threshold.baseline.to(torch.int32).flatten() for threshold in thresholds]
+        return y, codes, by_column(z, spec.bounds)
 
     def _weight_only(self, tokens: Tensor, weights: Tensor) -> Tensor:
         order = self.spec.order
@@ -136,42 +137,17 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
     neuron = cast(SoftResetNeuron, spec.neuron)
     x = x.float() if spec.order is None else x.float().index_select(1, spec.order)
     codes, found = [], []
-    for (start, stop), (steps, threshold) in zip(spec.bounds, thresholds(spec, x), strict=True):
+    for common, (start, stop), (first, last) in zip(
+        spec.steps, spec.bounds, spec.ranges, strict=True
+    ):
+        steps = common if spec.massive is None else spec.massive.steps_of(x, common)
+        low, high = part_of_range(*token_range(x[:, first:last]), spec.range_share)
+        threshold = threshold_for_range(
+            low, high, neuron.top(steps), symmetric=spec.symmetric, signed=neuron.signed
+        )
         codes.append(neuron.encode(x[:, start:stop], *threshold, steps))
         found.append(threshold)
     return torch.cat(codes, dim=1), found
-
-
-def thresholds(spec: LinearSpec, x: Tensor) -> Iterator[tuple[Steps, Threshold]]:
-    """Steps, θ and z of every activation group, ``(tokens, 1)`` each where they differ by token.
-
-    Args:
-        x: float32 ``(tokens, in)``, columns in stored order.
-    """
-    neuron = cast(SoftResetNeuron, spec.neuron)
-    for common, (first, last) in zip(spec.steps, spec.ranges, strict=True):
-        steps = common if spec.massive is None else spec.massive.steps_of(x, common)
-        low, high = part_of_range(*token_range(x[:, first:last]), spec.range_share)
-        yield (
-            steps,
-            threshold_for_range(
-                low, high, neuron.top(steps), symmetric=spec.symmetric, signed=neuron.signed
-            ),
-        )
-
-
-def baselines(spec: LinearSpec, x: Tensor) -> Tensor:
-    """z of every code of inputs ``(tokens, in)``: float32, columns in stored order, ``(tokens, 1)``
-    where all have the same.
-    """
-    x = x.float() if spec.order is None else x.float().index_select(1, spec.order)
-    found = [threshold.baseline for _, threshold in thresholds(spec, x)]
-    if len(found) == 1:
-        return found[0]
-    parts = [
-        z.expand(len(x), stop - start) for z, (start, stop) in zip(found, spec.bounds, strict=True)
-    ]
-    return torch.cat(parts, dim=1)
 
 
 def spikes_of(
