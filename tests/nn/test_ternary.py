@@ -253,3 +253,14 @@ def test_dead_channels_and_rows() -> None:
 
 def test_plane_sizes() -> None:
     assert plane_sizes(torch.tensor([1, 3, 1, 2])) == (4, 2, 1)
+
+
+def test_phases_are_of_inputs() -> None:
+    layer, _, x = fit({**TERNARY, "budget": 1.4})
+    with pytest.raises(RequestError, match="no layer codes its inputs"):
+        set_execution_mode(layer, "phase")
+    both, _, x = fit({**TERNARY, "budget": 1.4}, {"bits": 4, "train": "centered"})
+    merged = both(x)
+    for mode in ("stepped", "binary", "phase"):
+        set_execution_mode(both, mode)
+        assert torch.equal(both(x), merged)
