@@ -546,7 +546,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
         (
             ("eval", BUNDLED, "--perplexity", text_file, "--form", ""),
             2,
-            "--form is empty; expected merged, stepped or binary",
+            "--form is empty; expected merged, stepped, binary or phase",
         ),
         (
             ("eval", BUNDLED, "--perplexity", text_file, "--device", ""),

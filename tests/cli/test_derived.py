@@ -161,5 +161,5 @@ def test_empty_options_are_refused_under_the_name_that_was_typed(
 ) -> None:
     for name in ("--execution", "--form"):
         assert main(["eval", str(BUNDLED), "--perplexity", "stdlib", name, ""]) == 2
-        expected = f"{name} is empty; expected merged, stepped or binary"
+        expected = f"{name} is empty; expected merged, stepped, binary or phase"
         assert expected in capsys.readouterr().err
