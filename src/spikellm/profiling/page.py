@@ -132,6 +132,7 @@ def figures(report: Report) -> list[list[str]]:
             f"{report.spike_rate:.1%}" if report.prefill.firing else "-",
             "steps with a spike" if report.prefill.firing else "inputs are not coded",
         ],
+        *_spikes(report),
         ["additive", f"{report.additive_share:.1%}", "products that are additions"],
         [
             "weights",
@@ -140,3 +141,20 @@ def figures(report: Report) -> list[list[str]]:
         ],
         ["energy", f"{merged / dense:.3f}×", "estimated from operation counts, merged execution"],
     ]
+
+
+def _spikes(report: Report) -> list[list[str]]:
+    """Spikes before linear layers, where inputs are coded."""
+    linear = report.part("linear")
+    if not linear.codes:
+        return []
+    phase, binary, published = (
+        f"{count / linear.codes:.2f}"
+        for count in (
+            linear.spikes["phase"],
+            linear.spikes["binary"],
+            linear.spikes_from_zero["binary"],
+        )
+    )
+    told = f"phase; binary {binary}, from zero {published}"
+    return [["spikes a value", phase, told]]

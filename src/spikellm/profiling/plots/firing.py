@@ -107,7 +107,7 @@ def raster(report: Report) -> Picture | None:
         title,
         words,
         svg,
-        "Binary execution of one token: a mark is a spike of 0 or 1. spikellm trace shows that"
+        "Binary execution of one token: a mark is a spike. spikellm trace shows that"
         " their sums are the merged integers.",
     )
 
