@@ -132,7 +132,8 @@ class HeadLosses:
 
     def _loss(self, part: str, moments: HeadMoments, exact: list[Tensor], group: int) -> float:
         """Mean over tokens, with all channels of one part in one group and the others uncoded."""
-        plain = {other: _NOT_CODED for other in ("query", "probabilities", *PARTS) if other != part}
+        others = {"query", "probabilities", *PARTS} - {part}
+        plain: dict[str, object] = dict.fromkeys(others, _NOT_CODED)
         if part == "value":
             plain |= {"center": False, "rotate": False, "balance": False}
         spikes = SpikingAttention(
