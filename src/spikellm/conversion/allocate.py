@@ -12,10 +12,11 @@ from spikellm.conversion.survey import survey
 
 
 def allocate_over_model(context: ConversionContext) -> dict[str, int]:
-    """Let the algorithm look at the model, and share out steps over its layers, where the recipe
-    asks for that.
+    """Let the algorithm look at the model, and share out steps over its layers, K and V, where the
+    recipe asks for that.
 
-    Returns how many channels of a layer are salient, where that is decided here.
+    Returns how many channels of a layer, or of a head of K or V, are salient, where that is decided
+    here.
     """
     if not context.surveyed:
         return {}
@@ -30,8 +31,9 @@ def allocate_over_model(context: ConversionContext) -> dict[str, int]:
 
         def layers() -> Iterator[SurveyedLayer]:
             for block in blocks:
-                shares.look(block)
-                yield from block
+                shares.look(block.layers)
+                shares.look_at_heads(block.heads)
+                yield from block.layers
 
         surveyed = layers()
         if algorithm_looks:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +53,7 @@ def fit_attentions(
         if name in samples.moments:
             set_center_and_map(spikes, samples.moments[name])
         if (sample := samples.get(name)) is not None:
-            choose_channels(name, spikes, sample, seed)
+            choose_channels(name, spikes, sample, seed, context.salient)
         replace_module(context.model, child, found[child])
     return found
 
@@ -78,7 +81,11 @@ def _pairs(moments: Tensor) -> Tensor:
 
 
 def choose_channels(
-    name: str, spikes: SpikingAttention, sample: dict[str, Tensor], seed: int
+    name: str,
+    spikes: SpikingAttention,
+    sample: dict[str, Tensor],
+    seed: int,
+    counts: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Choose the salient channels of every head, and tell its massive tokens.
 
@@ -88,6 +95,8 @@ def choose_channels(
 
     Args:
         sample: from :class:`AttentionSample`.
+        counts: how many channels of a head are salient, by :func:`part_name`, where that is not
+            what the settings' rate says.
     """
     shape, settings = spikes.shape, spikes.settings
     for part in ("key", "value"):
@@ -105,17 +114,22 @@ def choose_channels(
     for head in range(shape.heads):
         query = queries[:, head * per_head : (head + 1) * per_head].flatten(0, 1)
         key_groups.append(
-            _group(keys[:, head], query, None, settings.key, seed, f"{name}.key.{head}")
+            _group(
+                Sample(keys[:, head], query),
+                settings.key,
+                seed,
+                f"{name}.key.{head}",
+                counts.get(part_name(name, "key")),
+            )
         )
         ones = torch.eye(shape.value_channels, device=values.device)
         value_groups.append(
             _group(
-                values[:, head],
-                ones,
-                gradients[:, head],
+                Sample(values[:, head], ones, gradients[:, head]),
                 settings.value,
                 seed,
                 f"{name}.value.{head}",
+                counts.get(part_name(name, "value")),
             )
         )
     spikes.set_groups(torch.stack(key_groups), torch.stack(value_groups))
@@ -134,14 +148,14 @@ def _tell_massive(spikes: SpikingAttention, part: str, sample: dict[str, Tensor]
             spikes.get_buffer(f"{part}_threshold")[head] = found.beyond
 
 
+def part_name(attention: str, part: str) -> str:
+    """Under which name K or V of an attention module is told how many channels are salient."""
+    return f"{attention}.{part}"
+
+
 def _group(
-    x: Tensor,
-    weight: Tensor,
-    gradient: Tensor | None,
-    settings: ActivationRecipe,
-    seed: int,
-    name: str,
+    sample: Sample, settings: ActivationRecipe, seed: int, name: str, count: int | None
 ) -> Tensor:
-    if settings.salient_rate == 0:
-        return torch.zeros(x.shape[1], dtype=torch.uint8, device=x.device)
-    return group_of(salient_channels(Sample(x, weight, gradient), settings, seed, name))
+    if settings.salient_rate == 0 or count == 0:
+        return torch.zeros(sample.x.shape[1], dtype=torch.uint8, device=sample.x.device)
+    return group_of(salient_channels(sample, settings, seed, name, count))

@@ -52,7 +52,10 @@ class ConversionPlan:
     @property
     def surveyed(self) -> bool:
         """Whether the whole model is looked at before any block is converted."""
-        return any(self.is_surveyed(one) for block in self.plan for one in block.linears.values())
+        return any(
+            any(map(self.is_surveyed, block.linears.values())) or block.shares_steps_of_heads
+            for block in self.plan
+        )
 
     @property
     def batches(self) -> list[int]:

@@ -6,23 +6,37 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from spikellm.algorithms.survey import SurveyedLayer
+from spikellm.conversion.block_runner import batch_windows
 from spikellm.conversion.context import ConversionContext
+from spikellm.conversion.head_losses import AttentionCalls, HeadLosses, SurveyedHeads
+from spikellm.core import distributed
 from spikellm.models.experts import every_expert_sees_every_token
 from spikellm.models.placement import placed
+from spikellm.models.plan import BlockPlan
 from spikellm.observers.input_stats import SampledInputs
 from spikellm.observers.sensitivity import output_sensitivity
 from spikellm.observers.token_weights import SamplePlan
 from spikellm.recipe import LinearRecipe
 
+_BATCHES = 2  # on which losses of K and V are measured, about 4,000 tokens
+
+
+class SurveyedBlock(NamedTuple):
+    """Linear layers of one block, and K and V of its attention, as far as they are surveyed."""
+
+    layers: list[SurveyedLayer]
+    heads: list[SurveyedHeads]
+
 
 def survey(
     context: ConversionContext, *, sampled: int = 1, hessian: bool = True
-) -> Generator[list[SurveyedLayer], None, None]:
-    """The surveyed layers, block after block; Hessians and samples live for one block.
+) -> Generator[SurveyedBlock, None, None]:
+    """What is surveyed, block after block; Hessians and samples live for one block.
 
     Transforms prepare all blocks first. The backward pass runs where the model is. Close it, or the
     block that is looked at may stay on the device.
@@ -46,7 +60,8 @@ def survey(
         "weighing layers against each other: a backward pass of the whole model, then a look at"
         " each block"
     )
-    sensitivity = output_sensitivity(context.model, context.shard, wanted)
+    attentions = {name for block in context.plan for name in _attentions(block)}
+    sensitivity = output_sensitivity(context.model, context.shard, [*wanted, *sorted(attentions)])
     states, shard = context.first_states(), context.shard
     weights = context.recipe.calibration.token_weights
     plan = SamplePlan(shard.whole, sampled, shard.before, weights)
@@ -54,12 +69,36 @@ def survey(
         on_stage(f"looking at block {index + 1}/{len(context.plan)}")
         names = [name for name in block.linears if name in wanted]
         layers: dict[str, nn.Module] = {name: context.model.get_submodule(name) for name in names}
+        modules = {name: context.model.get_submodule(name) for name in _attentions(block)}
+        calls = AttentionCalls(modules, partial(_is_looked_at, context))
         with placed(module, context.options.device):
             samples = SampledInputs(layers, plan, hessian=hessian)
-            with samples.hooks(), every_expert_sees_every_token():
+            with samples.hooks(), calls.hooks(), every_expert_sees_every_token():
                 states.advance(partial(context.runner.forward, index, module))
             samples.all_gather()
-            yield _surveyed(layers, wanted, samples, sensitivity)
+            heads = [
+                found
+                for name, own in modules.items()
+                for found in HeadLosses(
+                    name, *block.attentions[name], own, calls.kept[name], sensitivity[name]
+                ).measure()
+            ]
+            yield SurveyedBlock(_surveyed(layers, wanted, samples, sensitivity), heads)
+
+
+def _attentions(block: BlockPlan) -> list[str]:
+    """Attention modules of a block whose steps of K or V are shared out over the model."""
+    return [name for name, (_, settings) in block.attentions.items() if settings.allocated_parts]
+
+
+def _is_looked_at(context: ConversionContext, batch: int) -> bool:
+    """Whether losses of K and V are measured on this batch of this rank: on some, evenly spread,
+    one of every rank at least.
+    """
+    seqlen = context.windows.shape[1]
+    size = batch_windows(seqlen) * seqlen
+    stride = max(1, -(-context.shard.whole // size) // max(_BATCHES, distributed.world_size()))
+    return (context.shard.before // size + batch) % stride == 0
 
 
 def _prepare_all_blocks(context: ConversionContext) -> None:

@@ -35,6 +35,11 @@ class BlockPlan(NamedTuple):
         inputs = (settings.activations for settings in self.linears.values())
         return any(part.token_steps for part in (*inputs, *heads))
 
+    @property
+    def shares_steps_of_heads(self) -> bool:
+        """Whether steps of K or V of its attention are shared out over the model."""
+        return any(own.allocated_parts for _, own in self.attentions.values())
+
     def empty_modules(
         self,
         model: nn.Module,

@@ -8,6 +8,7 @@ To second order an error e in the output y of a token costs ``½ eᵀ F e`` of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from spikellm.core.distributed import all_reduce, sum_scalar
 from spikellm.core.errors import NumericalError, RequestError
 from spikellm.data.shards import WindowShard
-from spikellm.models.families import weight_and_bias
+from spikellm.models.families import decoder_of, is_linear, weight_and_bias
 from spikellm.models.next_token import loss_backward
 
 _TOKENS = 2048  # four times as many move 0 to 6% of the steps that are shared out
@@ -31,7 +32,7 @@ def output_sensitivity(
 
     Args:
         part: calibration tokens; evenly spread windows are used, up to 2,048 tokens in all.
-        names: full names of linear layers.
+        names: full names of linear layers, or of attention modules, which give hidden states.
 
     Returns:
         float32 ``(out,)`` a layer; zeros for a layer that was not run (an expert without tokens).
@@ -45,7 +46,9 @@ def output_sensitivity(
     device = next(model.parameters()).device
 
     def watch(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def forward(module: nn.Module, arguments: object, output: Tensor) -> None:
+        def forward(module: nn.Module, arguments: object, given: Any) -> None:
+            output = given[0] if isinstance(given, tuple) else given
+
             def backward(gradient: Tensor) -> None:
                 sums[name] = (
                     sums.get(name, 0)
@@ -81,8 +84,10 @@ def output_sensitivity(
         for parameter, required in frozen.items():
             parameter.requires_grad_(required)
     found, tokens = {}, sum_scalar(chosen.numel())
+    hidden = int(decoder_of(model).config.hidden_size)
     for name, layer in layers.items():
-        nothing = torch.zeros(weight_and_bias(layer)[0].shape[0], dtype=torch.float64)
+        outputs = len(weight_and_bias(layer)[0]) if is_linear(layer) else hidden
+        nothing = torch.zeros(outputs, dtype=torch.float64)
         squares = all_reduce(sums.get(name, nothing).cpu())
         if not bool(torch.isfinite(squares).all()):
             raise NumericalError(

@@ -61,6 +61,11 @@ class AttentionRecipe(GrownSection):
         """Whether any part is coded."""
         return any(part.spiking for part in (self.query, self.key, self.value, self.probabilities))
 
+    @property
+    def allocated_parts(self) -> list[str]:
+        """Of ``key`` and ``value``, those whose steps are shared out over the model."""
+        return [part for part in ("key", "value") if getattr(self, part).allocated_over_model]
+
     @model_validator(mode="after")
     def _parts_fit_together(self) -> AttentionRecipe:
         for name in ("query", "probabilities"):
@@ -90,11 +95,6 @@ class AttentionRecipe(GrownSection):
                     f" {' or '.join(unrolling(part.bits))}"
                 )
         for name in ("key", "value"):
-            if getattr(self, name).allocated_over_model:
-                raise ValueError(
-                    f"{name}.allocation has no effect: steps are shared out over linear layers;"
-                    " leave it out"
-                )
             if getattr(self, name).salient_for != "input":
                 raise ValueError(
                     f"{name}.salient_for has no effect: every head chooses its own channels; leave"

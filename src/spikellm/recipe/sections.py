@@ -74,8 +74,8 @@ class ActivationRecipe(GrownSection):
     allocation: Literal["layer", "model"] = Field(
         "layer",
         description=(
-            "salient_rate is that of every layer, or the mean over all, spent where it lowers the"
-            " loss most (takes a backward pass)"
+            "salient_rate is that of every layer, or what all together spend where it lowers the"
+            " loss most for the arithmetic that it takes (takes a backward pass)"
         ),
     )
 
@@ -234,11 +234,6 @@ class ActivationRecipe(GrownSection):
             raise ValueError(
                 "allocation: model shares steps out to the tensors that layers read; leave"
                 " salient_for at input"
-            )
-        if self.allocated_over_model and self.salient_rate > 0.5:
-            raise ValueError(
-                "allocation: model gives a tensor's channels up to half of them more steps, so"
-                f" salient_rate {self.salient_rate} cannot be its mean; expected at most 0.5"
             )
         if self.invert and not isinstance(criteria[self.saliency], Ranking):
             raise ValueError(

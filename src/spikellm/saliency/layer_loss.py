@@ -54,10 +54,11 @@ def least_losses(evidence: Evidence, counts: Sequence[int]) -> list[float]:
     """Expected loss of the best choice for each of several numbers of salient channels, in the
     place of ``evidence.count``: ranges are measured once for all.
     """
-    most = max(counts)
+    most, channels = max(counts), evidence.x.shape[1]
     best = torch.full((len(counts),), torch.inf, dtype=torch.float64)
     for order in _orders(evidence):
-        losses = _Losses.of(evidence, order, most if evidence.split else 0)
+        # a range of their own is for the few: looked for up to half of the channels
+        losses = _Losses.of(evidence, order, min(most, channels // 2) if evidence.split else 0)
         for first in range(0, losses.largest + 1, _CUTS):
             cuts = range(first, min(first + _CUTS, losses.largest + 1))
             top = _top_energies(losses.energy, order, cuts, most)
