@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from spikellm.neurons import Recoding
+from spikellm.neurons import Recoding, SoftResetNeuron
 from spikellm.neurons.phase import digits_that_fire
 from spikellm.nn.hooks import SpikeTrain
 from spikellm.profiling.counts import EXECUTION_MODES, Firing
@@ -77,11 +78,12 @@ def firings(train: SpikeTrain, *, by_channel: bool = False) -> tuple[Fired, Fire
         by_channel: count every mode by channel, which takes longer.
     """
     neuron = train.neuron
-    if not by_channel and (pairs := _pairs(train)) is not None:
-        count = pairs.code - pairs.baseline if neuron.centered else pairs.code
+    if not by_channel and (often := _pairs(train)) is not None:
+        table = _spikes_by_pair(math.isqrt(len(often)), neuron)
+        found = (often.double() @ table.to(often.device)).long().tolist()
         own, zero = (
-            _of_sizes(one, pairs.often, neuron.levels, neuron.recoding)
-            for one in (count, pairs.code)
+            dict(zip(EXECUTION_MODES, part, strict=True))
+            for part in (found[: len(EXECUTION_MODES)], found[len(EXECUTION_MODES) :])
         )
         return Fired(own, {"binary": _binary(train)}), Fired(zero, {})
     of_train, of_codes = (
@@ -104,17 +106,9 @@ def _binary(train: SpikeTrain) -> Tensor:
     return found
 
 
-class _Pairs(NamedTuple):
-    """How often a baseline meets a code; int64 ``(pairs,)`` each."""
-
-    baseline: Tensor
-    code: Tensor
-    often: Tensor
-
-
-def _pairs(train: SpikeTrain) -> _Pairs | None:
-    """Baselines and codes of a train: both trains follow from how often each pair comes. None where
-    there would be more pairs than codes.
+def _pairs(train: SpikeTrain) -> Tensor | None:
+    """How often each baseline meets each code, int64 ``(baselines · codes,)``: both trains follow
+    from it. None where there would be more pairs than codes.
     """
     codes, z = train.codes, train.baseline.to(torch.int32)
     if not codes.numel() or train.neuron.signed:
@@ -122,16 +116,16 @@ def _pairs(train: SpikeTrain) -> _Pairs | None:
     spread = int(train.neuron.top(int(train.steps.max()))) + 1
     if spread**2 > min(_MOST_PAIRS, codes.numel()):
         return None
-    often = torch.bincount(torch.add(codes, z, alpha=spread).flatten(), minlength=spread**2)
-    pair = torch.arange(spread**2, device=codes.device)
-    return _Pairs(pair // spread, pair % spread, often)
+    return torch.bincount(torch.add(codes, z, alpha=spread).flatten(), minlength=spread**2)
 
 
-def _of_sizes(count: Tensor, often: Tensor, levels: int, recoding: Recoding) -> dict[str, int]:
-    size = count.abs()
-    table = spikes_by_size(int(size.max()), levels, recoding).to(size.device)
-    found = (often.unsqueeze(1) * table[size]).sum(0)
-    return dict(zip(EXECUTION_MODES, found.tolist(), strict=True))
+@lru_cache(maxsize=16)
+def _spikes_by_pair(spread: int, neuron: SoftResetNeuron) -> Tensor:
+    """Spikes of the train and of the code of every pair, float64 ``(pairs, 2 · modes)``."""
+    pair = torch.arange(spread**2)
+    z, code = pair // spread, pair % spread
+    table = spikes_by_size(spread - 1, neuron.levels, neuron.recoding).double()
+    return torch.cat([table[neuron.fired(code, z).abs()], table[code]], dim=1)
 
 
 def _summed(channels: dict[str, Tensor]) -> Fired:
