@@ -22,6 +22,7 @@ from spikellm.nn.attention import HeadShape
 from spikellm.nn.linear import SpikingLinear
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.observers.input_stats import SampledInputs
+from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import LinearRecipe, Recipe
 
 MOMENT_TOKENS = 4
@@ -46,6 +47,18 @@ class Streams(NamedTuple):
     fp_input: ActivationStore
 
 
+class InputCoding(NamedTuple):
+    """How the inputs of a layer, or K or V, are coded.
+
+    Attributes:
+        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        price: of a spike, see :mod:`spikellm.neurons.price`.
+    """
+
+    range_share: int = FULL_RANGE
+    price: float = 0.0
+
+
 @dataclass(frozen=True)
 class BlockContext:
     """One decoder block as an algorithm sees it.
@@ -61,6 +74,7 @@ class BlockContext:
         recipe: the whole recipe.
         device: where the block is.
         salient: how many channels of a layer are salient, where that was allocated over the model.
+        coding: how inputs of a layer are coded, where spikes were allocated over the model.
     """
 
     plan: BlockPlan
@@ -72,6 +86,7 @@ class BlockContext:
     recipe: Recipe
     device: torch.device
     salient: Mapping[str, int] = field(default_factory=dict)
+    coding: Mapping[str, InputCoding] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from spikellm.algorithms.base import BlockContext
+from spikellm.algorithms.base import BlockContext, InputCoding
 from spikellm.models.families import weight_and_bias
 from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, salient_columns
 from spikellm.nn.fake_quant import InputCoder
@@ -58,8 +58,8 @@ def choose_groups(
         else:
             weight, _ = weight_and_bias(context.layers[first])
             group = torch.zeros(weight.shape[1], dtype=torch.uint8, device=weight.device)
-        share = FULL_RANGE
-        if activations.search_range:
+        share, price = context.coding.get(first, InputCoding())
+        if activations.search_range and first not in context.coding:
             weights = torch.cat([evidence(name)[1] for name in names])
             share = search_share(activations, group, evidence(first)[0], weights)
         massive = None
@@ -69,7 +69,7 @@ def choose_groups(
         yield (
             names,
             {
-                name: Groups(group, _column_steps(name, context, evidence), share, massive)
+                name: Groups(group, _column_steps(name, context, evidence), share, massive, price)
                 for name in names
             },
         )

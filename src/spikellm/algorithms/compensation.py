@@ -83,7 +83,8 @@ class SequentialFit:
         context, activations = self._context, self._context.settings[name].activations
         coder = None
         if activations.spiking:
-            coder = InputCoder(activations, groups.channel, groups.range_share, groups.massive)
+            channel, _, share, massive, price = groups
+            coder = InputCoder(activations, channel, share, massive, price)
         hessian = cross_moment = torch.zeros(())
         for batch in range(len(context.inputs)):
             exact = self._exact_input(name, batch)

@@ -157,8 +157,9 @@ class _Fit:
         groups = {}
         for names, shared in choose_groups(self.context, evidence):
             activations = self.context.settings[names[0]].activations
+            first = shared[names[0]]
             coder = (
-                InputCoder(activations, shared[names[0]].channel, shared[names[0]].range_share)
+                InputCoder(activations, first.channel, first.range_share, price=first.price)
                 if activations.spiking
                 else None
             )

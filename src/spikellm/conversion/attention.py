@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from spikellm.algorithms import InputCoding
 from spikellm.conversion.context import ConversionContext
 from spikellm.models.attention_interface import CHILD
 from spikellm.models.plan import BlockPlan
@@ -53,7 +54,10 @@ def fit_attentions(
         if name in samples.moments:
             set_center_and_map(spikes, samples.moments[name])
         if (sample := samples.get(name)) is not None:
-            choose_channels(name, spikes, sample, seed, context.salient)
+            choose_channels(name, spikes, sample, seed, context.allocated.salient)
+        for part in settings.priced_parts:
+            coding = context.allocated.coding.get(part_name(name, part), InputCoding())
+            spikes.set_price(part, coding.price)
         replace_module(context.model, child, found[child])
     return found
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from spikellm.algorithms import InputCoding
 from spikellm.conversion.block_runner import BlockRunner, batch_windows
 from spikellm.conversion.estimate import estimate
 from spikellm.conversion.options import RunOptions
@@ -23,6 +26,19 @@ from spikellm.transforms.block_state import BlockState
 _WALKED = 8  # batches, about 16,000 tokens: what second moments of a stream take
 
 
+class Allocated(NamedTuple):
+    """What is decided over the whole model before its first block is converted, by full name of
+    layers, and of K and V (:func:`spikellm.conversion.attention.part_name`).
+
+    Attributes:
+        salient: how many channels, of K and V of a head, are salient.
+        coding: in which share of their range inputs are coded, and at which price of a spike.
+    """
+
+    salient: Mapping[str, int] = MappingProxyType({})
+    coding: Mapping[str, InputCoding] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class ConversionContext(ConversionPlan):
     """A conversion that is under way.
@@ -31,13 +47,13 @@ class ConversionContext(ConversionPlan):
         runner: runs blocks on the windows of this rank.
         folder: where hidden states are kept; RAM if None.
         options: how it runs.
-        salient: how many channels of a layer are salient, where that was allocated over the model.
+        allocated: what was decided over the whole model.
     """
 
     runner: BlockRunner
     folder: Path | None
     options: RunOptions
-    salient: Mapping[str, int] = field(default_factory=dict)
+    allocated: Allocated = field(default_factory=Allocated)
 
     @classmethod
     def begin(cls, plan: ConversionPlan, options: RunOptions) -> ConversionContext:

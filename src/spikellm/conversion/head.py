@@ -75,6 +75,11 @@ def _notes(context: ConversionContext, plan: BlockPlan) -> list[str]:
             f"{name} gives more steps to its own share of channels: activations.allocation: model"
             " shares out over the layers of the blocks"
         )
+    if settings.activations.spikes:
+        notes.append(
+            f"{name} takes as many spikes as its codes have: activations.spikes is shared out over"
+            " the layers of the blocks"
+        )
     if not context.algorithm.fits_alone:
         notes.append(
             f"{name} is rounded to nearest: algorithm {context.recipe.algorithm.name!r} learns on"

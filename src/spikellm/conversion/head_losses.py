@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.conversion.attention import part_name, set_center_and_map
+from spikellm.conversion.spike_prices import mean_spikes, prices_of
 from spikellm.core.distributed import sum_scalar
 from spikellm.models.attention_interface import CHILD, Observation, observing
 from spikellm.nn.attention import HeadShape, SpikingAttention
@@ -39,6 +40,8 @@ class SurveyedHeads(NamedTuple):
         losses: where no channel takes more steps, and where all do.
         cost: bit operations a token of the product that the part enters, at one step a channel, for
             each bit of the part.
+        products: multiply-accumulates a token of that product.
+        priced: what coding at each of some prices loses, and takes; nothing where spikes have none.
     """
 
     name: str
@@ -46,6 +49,18 @@ class SurveyedHeads(NamedTuple):
     channels: int
     losses: tuple[float, float]
     cost: int
+    products: int = 0
+    priced: PricedLosses | None = None
+
+
+class PricedLosses(NamedTuple):
+    """Prices of a spike that were tried, and of each the loss and the spikes a value, float64
+    ``(prices,)``.
+    """
+
+    prices: list[float]
+    losses: Tensor
+    spikes: Tensor
 
 
 @dataclass
@@ -106,24 +121,31 @@ class HeadLosses:
 
     @torch.no_grad()
     def measure(self) -> Iterator[SurveyedHeads]:
-        """The parts whose steps are shared out."""
+        """The parts whose steps or spikes are shared out."""
         moments, products = HeadMoments(), 0
+        kept: dict[str, Tensor] = {}
 
         def observe(module: nn.Module, seen: Observation) -> None:
             nonlocal products
             moments.update(seen)
             products = seen.query.shape[1] * seen.key.shape[2]
+            kept.update(key=seen.key, value=seen.value)
 
         with observing(observe):
             exact = list(self._outputs())
         moments.all_reduce()
-        for part in self.settings.allocated_parts:
+        for part in PARTS:
             own: ActivationRecipe = getattr(self.settings, part)
+            if not (own.allocated_over_model or own.spikes):
+                continue
             other = self.settings.query if part == "key" else self.settings.probabilities
             channels = self.shape.key_channels if part == "key" else self.shape.value_channels
-            few, many = (self._loss(part, moments, exact, group) for group in (0, 1))
-            cost = products * channels * other.bits
-            yield SurveyedHeads(part_name(self.name, part), own, channels, (few, many), cost)
+            few = self._loss(part, moments, exact, 0)
+            many = self._loss(part, moments, exact, 1) if own.allocated_over_model else few
+            cost = products * channels
+            priced = self._priced(part, moments, kept[part], few) if own.spikes else None
+            name = part_name(self.name, part)
+            yield SurveyedHeads(name, own, channels, (few, many), cost * other.bits, cost, priced)
 
     def _outputs(self) -> Iterator[Tensor]:
         for arguments, keywords in self.calls:
@@ -132,15 +154,7 @@ class HeadLosses:
 
     def _loss(self, part: str, moments: HeadMoments, exact: list[Tensor], group: int) -> float:
         """Mean over tokens, with all channels of one part in one group and the others uncoded."""
-        others = {"query", "probabilities", *PARTS} - {part}
-        plain: dict[str, object] = dict.fromkeys(others, _NOT_CODED)
-        if part == "value":
-            plain |= {"center": False, "rotate": False, "balance": False}
-        spikes = SpikingAttention(
-            self.shape, self.settings.model_copy(update=plain), self.sensitivity.device
-        )
-        if part == "key":
-            set_center_and_map(spikes, moments)
+        spikes = self._coding(part, moments)
         groups = [torch.full_like(one, group) for one in (spikes.key_group, spikes.value_group)]
         if group:
             spikes.set_groups(*groups)
@@ -154,3 +168,42 @@ class HeadLosses:
             del self.module._modules[CHILD]
         tokens = sum(one[..., 0].numel() for one in exact)
         return sum_scalar(sum(lost)) / sum_scalar(tokens)
+
+    def _coding(self, part: str, moments: HeadMoments) -> SpikingAttention:
+        """What codes one part alone."""
+        others = {"query", "probabilities", *PARTS} - {part}
+        plain: dict[str, object] = dict.fromkeys(others, _NOT_CODED)
+        if part == "value":
+            plain |= {"center": False, "rotate": False, "balance": False}
+        spikes = SpikingAttention(
+            self.shape, self.settings.model_copy(update=plain), self.sensitivity.device
+        )
+        if part == "key":
+            set_center_and_map(spikes, moments)
+        return spikes
+
+    def _priced(self, part: str, moments: HeadMoments, x: Tensor, loss: float) -> PricedLosses:
+        """What coding a part loses and takes at each of some prices.
+
+        ``loss`` is that without a price; it is taken to grow as the part's own squared error does.
+        """
+        own: ActivationRecipe = getattr(self.settings, part)
+        spikes = self._coding(part, moments)
+        if part == "key":
+            x = spikes.turned_key(x)
+        errors, taken, prices = [], [], prices_of(own)
+        for price in prices:
+            spikes.set_price(part, price)
+            coder = spikes.key_coder() if part == "key" else spikes.value_coder()
+            coded = coder.encode(x)
+            errors.append(float((coder.decode(coded) - x).square().sum(dtype=torch.float64)))
+            taken.append(mean_spikes(own, coded.codes - coder.baselines(coded)))
+        tokens = x[..., 0].numel()
+        lost = [sum_scalar(error) for error in errors]
+        losses = [loss * error / max(lost[0], torch.finfo(torch.float32).tiny) for error in lost]
+        share = [sum_scalar(one * tokens) / sum_scalar(tokens) for one in taken]
+        return PricedLosses(
+            prices,
+            torch.tensor(losses, dtype=torch.float64),
+            torch.tensor(share, dtype=torch.float64),
+        )

@@ -71,7 +71,7 @@ def convert_blocks(
     for note in notes:
         say_once(note)
     context = ConversionContext.begin(plan, options)
-    context = replace(context, salient=allocate_over_model(context))
+    context = replace(context, allocated=allocate_over_model(context))
     context.prepare_model()
     records = _convert_each(context)
     if context.head:

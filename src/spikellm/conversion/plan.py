@@ -46,7 +46,8 @@ class ConversionPlan:
 
     def is_surveyed(self, settings: LinearRecipe) -> bool:
         """Whether a layer with these settings is to be seen before any block is converted."""
-        allocated = settings.activations.allocated_over_model
+        activations = settings.activations
+        allocated = activations.allocated_over_model or activations.spikes > 0
         return allocated or self.algorithm.needs_survey(settings)
 
     @property

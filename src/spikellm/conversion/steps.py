@@ -151,7 +151,8 @@ def fit(block: BlockStep, transformed: TransformedBlock, samples: Samples) -> Co
             context.forward(block.index),
             context.recipe,
             context.options.device,
-            context.salient,
+            context.allocated.salient,
+            context.allocated.coding,
         )
     )
     told = fitted._replace(

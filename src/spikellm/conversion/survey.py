@@ -87,8 +87,14 @@ def survey(
 
 
 def _attentions(block: BlockPlan) -> list[str]:
-    """Attention modules of a block whose steps of K or V are shared out over the model."""
-    return [name for name, (_, settings) in block.attentions.items() if settings.allocated_parts]
+    """Attention modules of a block whose steps or spikes of K or V are shared out over the
+    model.
+    """
+    return [
+        name
+        for name, (_, settings) in block.attentions.items()
+        if settings.allocated_parts or settings.priced_parts
+    ]
 
 
 def _is_looked_at(context: ConversionContext, batch: int) -> bool:

@@ -37,8 +37,8 @@ class BlockPlan(NamedTuple):
 
     @property
     def shares_steps_of_heads(self) -> bool:
-        """Whether steps of K or V of its attention are shared out over the model."""
-        return any(own.allocated_parts for _, own in self.attentions.values())
+        """Whether steps or spikes of K or V of its attention are shared out over the model."""
+        return any(own.allocated_parts or own.priced_parts for _, own in self.attentions.values())
 
     def empty_modules(
         self,

@@ -5,11 +5,14 @@ from spikellm.neurons.base import (
     Drive,
     Recoding,
     SoftResetNeuron,
+    SpikeForm,
     Trace,
     TrainForm,
     make_neuron,
     neurons,
+    price_misfit,
     unrolling,
+    with_price,
     with_train,
 )
 from spikellm.neurons.raster import spike_raster
@@ -18,12 +21,15 @@ __all__ = [
     "Drive",
     "Recoding",
     "SoftResetNeuron",
+    "SpikeForm",
     "Trace",
     "TrainForm",
     "make_neuron",
     "neurons",
+    "price_misfit",
     "spike_raster",
     "unrolling",
+    "with_price",
     "with_train",
 ]
 

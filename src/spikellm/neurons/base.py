@@ -27,6 +27,7 @@ from spikellm.core.errors import RequestError
 from spikellm.core.registry import Registry
 from spikellm.neurons.membrane import Drive, Steps, Trace
 from spikellm.neurons.phase import Recoding
+from spikellm.neurons.price import SpikeForm, whole_price
 from spikellm.neurons.trains import TrainForm, Trains
 from spikellm.quantization.rounding import half_up
 
@@ -34,13 +35,16 @@ __all__ = [
     "Drive",
     "Recoding",
     "SoftResetNeuron",
+    "SpikeForm",
     "Steps",
     "Trace",
     "TrainForm",
     "keeps",
     "make_neuron",
     "neurons",
+    "price_misfit",
     "unrolling",
+    "with_price",
     "with_train",
 ]
 
@@ -76,6 +80,8 @@ class SoftResetNeuron(Trains):
         unrolls: whether every code is a train of spikes; otherwise it runs merged only.
         centered: whether its trains are of ``q − z``, see :data:`TrainForm`.
         recoding: digits of its phase trains.
+        price, priced: λ, the price of a spike in squared thresholds, and of which spikes, see
+            :mod:`spikellm.neurons.price`; 0 to round to the nearest code.
     """
 
     def top(self, steps: Steps) -> Steps:
@@ -98,6 +104,7 @@ class SoftResetNeuron(Trains):
         """
         top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=current.device)
         units = (current.float() / theta.float()).nan_to_num(0.0, torch.inf, -torch.inf)
+        units = self.worth(units, steps)
         if self.signed:
             return (
                 torch.sign(units)
@@ -120,7 +127,7 @@ class SoftResetNeuron(Trains):
         if not keeps(self, "encode"):
             return self.decode(self.encode(current, theta, baseline, steps), theta, baseline)
         top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=current.device)
-        units = current.float() / theta
+        units = self.worth(current.float() / theta, steps)
         if self.signed:
             code = half_up(units.abs()).minimum(top).copysign_(units)
         else:
@@ -161,6 +168,30 @@ def make_neuron(name: str, bits: int) -> SoftResetNeuron:
 def with_train(neuron: SoftResetNeuron, train: TrainForm, recoding: Recoding) -> SoftResetNeuron:
     """The same neuron with trains of another form."""
     return replace(neuron, centered=train == "centered", recoding=recoding)
+
+
+def with_price(neuron: SoftResetNeuron, price: float, priced: SpikeForm) -> SoftResetNeuron:
+    """The same neuron with a price on its spikes; without one, itself.
+
+    Raises:
+        ValueError: the neuron takes none (see :func:`price_misfit`), or the price is not valid.
+    """
+    if (price := whole_price(price)) == 0:
+        return neuron
+    if reason := price_misfit(neuron):
+        raise ValueError(f"a spike cannot have a price: {reason}")
+    return replace(neuron, price=price, priced=priced)
+
+
+def price_misfit(neuron: SoftResetNeuron) -> str | None:
+    """Why spikes of a neuron cannot have a price; None if they can."""
+    if not neuron.both_signs:
+        return "the train is of the code itself, which fires at rest; set train to centered"
+    if not neuron.unrolls:
+        return "codes are no trains of spikes; use neuron gif"
+    if not keeps(neuron, "encode", "fake_quantize"):
+        return "the neuron encodes in a way of its own"
+    return None
 
 
 def unrolling(bits: int) -> list[str]:

@@ -24,6 +24,7 @@ from spikellm.neurons.membrane import (
     integrate_and_fire,
 )
 from spikellm.neurons.phase import Recoding, iterate_digits
+from spikellm.neurons.price import SpikeForm, at_levels, inhibited, phase_levels
 
 TrainForm = Literal["centered", "published"]
 """Spikes of ``q − z``, which are silent at rest, or of the code q, which fires z at rest."""
@@ -40,6 +41,8 @@ class Trains:
     unrolls: bool = True
     centered: bool = False
     recoding: Recoding = "binary"
+    price: float = 0.0
+    priced: SpikeForm = "phase"
 
     @property
     def both_signs(self) -> bool:
@@ -55,6 +58,21 @@ class Trains:
             baseline: integers of any dtype that broadcast to ``code``.
         """
         return code - baseline.to(torch.int32) if self.centered else code
+
+    @final
+    def worth(self, units: Tensor, steps: Steps = 1) -> Tensor:
+        """Current in thresholds as it is counted where spikes have a price, see
+        :mod:`spikellm.neurons.price`; rounded to the nearest count it is the count.
+
+        Args:
+            units: float32.
+        """
+        if self.price == 0:
+            return units
+        if self.priced == "binary":
+            return inhibited(units, self.price)
+        levels = phase_levels(self.price, self.recoding, horizon(steps) * self.levels)
+        return at_levels(units, levels, signed=self.signed)
 
     def stepped(self, count: Tensor, steps: Steps = 1) -> Tensor:
         """Spikes of the drained train, all full but the last: int32 ``(T, *count.shape)``, each at
@@ -137,7 +155,7 @@ class Trains:
         top = torch.as_tensor(steps * self.levels, device=current.device)
         # A limit beyond any code changes nothing, and nothing overflows.
         limit = float(top.max() + z.abs().max()) + 1
-        units = (current.float() / theta).clamp(-limit, limit).double()
+        units = self.worth(current.float() / theta, steps).clamp(-limit, limit).double()
         most = top.long().expand(units.shape)
         if not self.both_signs:
             sign = torch.ones_like(most)

@@ -10,6 +10,7 @@ from torch import Tensor
 from spikellm.kernels.base import Transform
 from spikellm.kernels.spec import MixSpec, Spec
 from spikellm.kernels.torch.heads import HeadCodes
+from spikellm.neurons.price import whole_price
 from spikellm.nn.head_codec import HeadCoder, head_spec
 from spikellm.nn.hooks import SpikeTrain, spike_observer
 from spikellm.nn.massive_heads import MassiveHeadCoder
@@ -35,7 +36,7 @@ class SpikingAttention(PreparedModule):
     ``key_map``, float32 ``(key-value heads, channels / 2, 2, 2)``, symmetric, where Q and K are
     balanced;
     ``key_threshold`` and ``value_threshold``, float32 ``(key-value heads,)``, where massive tokens
-    take more steps.
+    take more steps; ``key_price`` and ``value_price``, float32 ``(1,)``, where spikes have a price.
     """
 
     key_group: Tensor
@@ -73,6 +74,9 @@ class SpikingAttention(PreparedModule):
             if getattr(settings, name).token_steps:
                 none = torch.full((shape.heads,), torch.inf, dtype=torch.float32, device=device)
                 self.register_buffer(f"{name}_threshold", none)
+        for name in settings.priced_parts:
+            free = torch.zeros(1, dtype=torch.float32, device=device)
+            self.register_buffer(f"{name}_price", free)
 
     @torch.no_grad()
     def set_groups(self, key_group: Tensor, value_group: Tensor) -> None:
@@ -80,6 +84,17 @@ class SpikingAttention(PreparedModule):
         self.key_group.copy_(key_group)
         self.value_group.copy_(value_group)
         self.forget()
+
+    @torch.no_grad()
+    def set_price(self, part: str, price: float) -> None:
+        """Set the price of a spike of K or V, see :mod:`spikellm.neurons.price`."""
+        self.get_buffer(f"{part}_price").fill_(whole_price(price))
+        self.forget()
+
+    def price(self, part: str) -> float:
+        """The price of a spike of a part; 0 where it has none."""
+        found = self._buffers.get(f"{part}_price")
+        return 0.0 if found is None else float(found)
 
     @property
     def caches(self) -> bool:
@@ -166,7 +181,7 @@ class SpikingAttention(PreparedModule):
             settings: ActivationRecipe = getattr(self.settings, name)
             if settings.spiking:
                 axis = self.settings.key_axis if name == "key" else "token"
-                found[name] = head_spec(settings, self._group(name), axis)
+                found[name] = head_spec(settings, self._group(name), axis, self.price(name))
         for name, coder in (("key", self.key_coder), ("value", self.value_coder)):
             if name in found and isinstance(massive := coder(), MassiveHeadCoder):
                 found[f"massive {name}"] = massive.wide.spec
@@ -233,9 +248,9 @@ class SpikingAttention(PreparedModule):
         if name not in coders:
             settings, beyond = getattr(self.settings, name), self._buffers.get(f"{name}_threshold")
             if beyond is None or not bool(beyond.isfinite().any()):
-                coders[name] = HeadCoder(settings, group, axis)
+                coders[name] = HeadCoder(settings, group, axis, self.price(name))
             else:
-                coders[name] = MassiveHeadCoder(settings, group, beyond)
+                coders[name] = MassiveHeadCoder(settings, group, beyond, self.price(name))
         return coders[name]
 
 

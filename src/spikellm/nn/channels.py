@@ -97,12 +97,14 @@ class Groups(NamedTuple):
         column_steps: steps T of the weights of every column, uint8 ``(in,)``; None for one each.
         range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
         massive: tokens that take more steps.
+        price: of a spike, see :mod:`spikellm.neurons.price`.
     """
 
     channel: Tensor
     column_steps: Tensor | None
     range_share: int = FULL_RANGE
     massive: MassiveTokens | None = None
+    price: float = 0.0
 
 
 def group_of(selection: Selection) -> Tensor:

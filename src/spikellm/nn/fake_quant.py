@@ -4,6 +4,8 @@ straight through.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ class InputCoder:
             ``ActivationRecipe.group_ranges``).
         range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
         massive: tokens that take more steps.
+        price: of a spike, see :mod:`spikellm.neurons.price`.
     """
 
     def __init__(
@@ -38,9 +41,10 @@ class InputCoder:
         channel_group: Tensor,
         range_share: int = FULL_RANGE,
         massive: MassiveTokens | None = None,
+        price: float = 0.0,
     ) -> None:
         self.range_share, self.massive = range_share, massive
-        self.settings, self.neuron = settings, settings.make_neuron()
+        self.settings, self.neuron = settings, settings.make_neuron(price)
         self._columns = [
             (channel_group == group).nonzero().squeeze(1)
             for group in range(len(settings.group_ranges))
@@ -61,6 +65,21 @@ class InputCoder:
 
     def values(self, x: Tensor) -> Tensor:
         """Values after coding, ``(..., in)`` float32."""
+        return self._coded(x, self.neuron.fake_quantize)
+
+    def counts(self, x: Tensor) -> Tensor:
+        """Counts that trains are made of (see ``SoftResetNeuron.fired``), ``(..., in)``, whole
+        numbers, float32.
+        """
+
+        def count(x: Tensor, theta: Tensor, baseline: Tensor, steps: Steps) -> Tensor:
+            return self.neuron.fired(
+                self.neuron.encode(x, theta, baseline, steps), baseline
+            ).float()
+
+        return self._coded(x, count)
+
+    def _coded(self, x: Tensor, code: Callable[[Tensor, Tensor, Tensor, Steps], Tensor]) -> Tensor:
         ranges, steps = self.settings.group_ranges, self.settings.group_steps
         least = None if self.massive is None else self.massive.steps_of(x, 0)
         own = [
@@ -72,14 +91,15 @@ class InputCoder:
         for columns in own:
             common = common.index_fill(-1, columns, 0.0)  # every range includes zero
         low, high = token_range(common)
-        coded = self._fake_quantize(common, low, high, _at_least(least, steps[0]))
+        coded = self._in_range(code, common, low, high, _at_least(least, steps[0]))
         for columns, of, count in list(zip(self._columns, ranges, steps, strict=True))[1:]:
             if len(columns) and (of > 0 or count != steps[0]):
                 part = x.index_select(-1, columns)
                 coded.index_copy_(
                     -1,
                     columns,
-                    self._fake_quantize(
+                    self._in_range(
+                        code,
                         part,
                         *(token_range(part) if of > 0 else (low, high)),
                         _at_least(least, count),
@@ -87,14 +107,20 @@ class InputCoder:
                 )
         return coded
 
-    def _fake_quantize(self, x: Tensor, low: Tensor, high: Tensor, steps: Steps) -> Tensor:
+    def _in_range(
+        self,
+        code: Callable[[Tensor, Tensor, Tensor, Steps], Tensor],
+        x: Tensor,
+        low: Tensor,
+        high: Tensor,
+        steps: Steps,
+    ) -> Tensor:
         top, signed = self.neuron.top(steps), self.neuron.signed
         low, high = part_of_range(low, high, self.range_share)
-        return self.neuron.fake_quantize(
-            x,
-            *threshold_for_range(low, high, top, symmetric=self.settings.symmetric, signed=signed),
-            steps,
+        theta, baseline = threshold_for_range(
+            low, high, top, symmetric=self.settings.symmetric, signed=signed
         )
+        return code(x, theta, baseline, steps)
 
 
 def _at_least(least: Tensor | None, steps: int) -> Steps:

@@ -26,10 +26,13 @@ class HeadCoder:
             ``ActivationRecipe.group_ranges``).
         axis: ``"token"``: ranges over the channels of one token; ``"sequence"``: over all tokens of
             one channel, as published for K, which lets a code depend on what follows.
+        price: of a spike, see :mod:`spikellm.neurons.price`.
     """
 
-    def __init__(self, settings: ActivationRecipe, group: Tensor, axis: str = "token") -> None:
-        self.settings, self.spec = settings, head_spec(settings, group, axis)
+    def __init__(
+        self, settings: ActivationRecipe, group: Tensor, axis: str = "token", price: float = 0.0
+    ) -> None:
+        self.settings, self.spec = settings, head_spec(settings, group, axis, price)
         self.neuron = self.spec.neuron
         self.steps = self.spec.channel_steps.unsqueeze(1)  # (heads, 1, channels)
         self.reference = TorchHeads(self.spec)
@@ -105,7 +108,7 @@ class HeadCoder:
         return self.spec.row_bytes(channels)
 
 
-def head_spec(settings: ActivationRecipe, group: Tensor, axis: str) -> HeadSpec:
+def head_spec(settings: ActivationRecipe, group: Tensor, axis: str, price: float = 0.0) -> HeadSpec:
     """A coder as kernels see it; arguments as for :class:`HeadCoder`."""
     index, device = group.long(), group.device
     steps = torch.tensor(settings.group_steps, device=device)[index]
@@ -114,7 +117,7 @@ def head_spec(settings: ActivationRecipe, group: Tensor, axis: str) -> HeadSpec:
     order = torch.sort(salient.to(torch.uint8), dim=1, stable=True).indices
     counts = salient.sum(1)
     return HeadSpec(
-        neuron=settings.make_neuron(),
+        neuron=settings.make_neuron(price),
         symmetric=settings.symmetric,
         steps=settings.steps,
         salient_steps=settings.salient_steps,

@@ -32,6 +32,7 @@ from spikellm.kernels.base import (
 )
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.linear import encode
+from spikellm.neurons.price import whole_price
 from spikellm.nn.formats import WeightFormat, format_of
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.hooks import SpikeTrain, spike_observer
@@ -59,7 +60,8 @@ class SpikingLinear(LinearFacts):
     Persistent state, all named buffers: those of the weight format, ``channel_group`` (uint8,
     ``(in,)``: activation group of every channel) and ``group_steps`` (uint8, ``(groups,)``: steps T
     of each group); ``input_range`` (uint8, ``(1,)``) where it is searched; ``token_threshold`` and
-    ``token_share`` (float32, ``(1,)``) where massive tokens take more steps; ``bias`` as it was.
+    ``token_share`` (float32, ``(1,)``) where massive tokens take more steps; ``spike_price``
+    (float32, ``(1,)``) where spikes have a price; ``bias`` as it was.
 
     Kernels are chosen and prepared at the first call, and forgotten as
     :class:`spikellm.nn.prepared.PreparedModule` says.
@@ -105,6 +107,9 @@ class SpikingLinear(LinearFacts):
                 self.register_buffer(
                     name, torch.full((1,), value, dtype=torch.float32, device=device)
                 )
+        if settings.activations.spikes:
+            free = torch.zeros(1, dtype=torch.float32, device=device)
+            self.register_buffer("spike_price", free)
         self.bias = (
             nn.Parameter(torch.zeros(out_features, **factory), requires_grad=False)
             if bias
@@ -128,10 +133,11 @@ class SpikingLinear(LinearFacts):
         column_steps: Tensor | None = None,
         range_share: int = FULL_RANGE,
         massive: MassiveTokens | None = None,
+        price: float = 0.0,
     ) -> None:
         """Set the activation group of every channel, where weights take several steps, the steps of
-        every column, ``(in,)`` each, where it is searched, the share of the range, and the tokens
-        that take more steps.
+        every column, ``(in,)`` each, where it is searched, the share of the range, the tokens that
+        take more steps, and the price of a spike, where it has one.
         """
         self.channel_group.copy_(channel_group)
         if self.settings.activations.search_range:
@@ -139,6 +145,8 @@ class SpikingLinear(LinearFacts):
         if massive is not None:
             self.get_buffer("token_threshold").fill_(massive.beyond)
             self.get_buffer("token_share").fill_(massive.share)
+        if self.settings.activations.spikes:
+            self.get_buffer("spike_price").fill_(whole_price(price))
         if column_steps is not None:
             self.get_buffer("column_steps").copy_(column_steps)
         self.forget()

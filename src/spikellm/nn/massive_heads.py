@@ -31,17 +31,20 @@ class MassiveHeadCoder(HeadCoder):
         group: uint8 ``(heads, channels)``, see :class:`spikellm.nn.head_codec.HeadCoder`.
         beyond: float32 ``(heads,)``, the width of its range beyond which a token of a head is
             massive; infinite where none is.
+        price: of a spike, see :mod:`spikellm.neurons.price`.
 
     Raises:
         RequestError: heads are so small that a row cannot hold the number of another.
     """
 
-    def __init__(self, settings: ActivationRecipe, group: Tensor, beyond: Tensor) -> None:
-        super().__init__(settings, group)
+    def __init__(
+        self, settings: ActivationRecipe, group: Tensor, beyond: Tensor, price: float = 0.0
+    ) -> None:
+        super().__init__(settings, group, price=price)
         steps = settings.token_steps
         self.token_steps, self._beyond = steps, beyond.unsqueeze(1)
         fine = settings.model_copy(update={"steps": steps, "salient_steps": steps})
-        self.wide = HeadCoder(fine, group)
+        self.wide = HeadCoder(fine, group, price=price)
         self._row_bytes = self.row_bytes(self._channels)
         self._sign_byte = self._row_bytes - self.spec.ranges - 1
         if self._sign_byte < _NUMBER_BYTES:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from spikellm.neurons.price import MOST_PRICE
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation
@@ -30,7 +31,7 @@ _STORED = {  # names of types in safetensors' headers
 }
 
 
-_FLOATS = ("_scale", "_mean", "_map", "_threshold", "_share", "offset")
+_FLOATS = ("_scale", "_mean", "_map", "_threshold", "_share", "_price", "offset")
 """Ends of names of float32 buffers."""
 
 
@@ -115,9 +116,18 @@ def _of_layer(layer: SpikingLinear) -> str | None:
                 f"token_threshold and token_share hold {float(threshold):g} and {float(share):g},"
                 " expected a positive number and a share"
             )
+    if problem := _of_price(layer, "spike_price"):
+        return problem
     if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
         return "weight_scale holds values that are not finite and positive"
     return layer.validation_error()
+
+
+def _of_price(module: nn.Module, name: str) -> str | None:
+    price = module._buffers.get(name)
+    if price is None or price.is_meta or 0 <= float(price) <= MOST_PRICE:
+        return None
+    return f"{name} holds {float(price):g}, expected 0 to {MOST_PRICE:g}"
 
 
 def _of_attention(spikes: SpikingAttention) -> str | None:
@@ -131,6 +141,9 @@ def _of_attention(spikes: SpikingAttention) -> str | None:
         threshold = spikes._buffers.get(part.replace("group", "threshold"))
         if threshold is not None and not threshold.is_meta and not bool((threshold > 0).all()):
             return f"{part.replace('group', 'threshold')} holds values that are not positive"
+    for name in ("key_price", "value_price"):
+        if problem := _of_price(spikes, name):
+            return problem
     for name in ("key_mean", "key_map"):
         values = spikes._buffers.get(name)
         if values is not None and not values.is_meta and not bool(torch.isfinite(values).all()):

@@ -6,8 +6,9 @@ Unknown keys are refused with the valid ones. Recipes are read by :mod:`spikellm
 
 from spikellm.recipe.attention import AttentionRecipe
 from spikellm.recipe.base import AlgorithmOptions, TransformOptions, WeightOptions, register_options
+from spikellm.recipe.linear import LinearRecipe
 from spikellm.recipe.overrides import Override
-from spikellm.recipe.sections import ActivationRecipe, LinearRecipe
+from spikellm.recipe.sections import ActivationRecipe
 from spikellm.recipe.values import place_value
 from spikellm.recipe.whole import RECIPE_VERSION, Recipe, current_data, recipe_from
 

@@ -62,6 +62,23 @@ class AttentionRecipe(GrownSection):
         return any(part.spiking for part in (self.query, self.key, self.value, self.probabilities))
 
     @property
+    def priced_parts(self) -> list[str]:
+        """Of ``key`` and ``value``, those whose spikes have a price."""
+        return [part for part in ("key", "value") if getattr(self, part).spikes]
+
+    def check_budget(self, activations: ActivationRecipe) -> None:
+        """Refuse a budget of spikes that counts other spikes than that of the linear layers.
+
+        Raises:
+            ValueError: says which.
+        """
+        budgets = {"activations": activations, "key": self.key, "value": self.value}
+        forms = {name: part.spikes_of for name, part in budgets.items() if part.spikes}
+        if len(set(forms.values())) > 1:
+            found = ", ".join(f"{name} counts {form} spikes" for name, form in forms.items())
+            raise ValueError(f"spikes are one budget, and {found}; give all the same spikes_of")
+
+    @property
     def allocated_parts(self) -> list[str]:
         """Of ``key`` and ``value``, those whose steps are shared out over the model."""
         return [part for part in ("key", "value") if getattr(self, part).allocated_over_model]
@@ -73,6 +90,11 @@ class AttentionRecipe(GrownSection):
                 raise ValueError(
                     f"{name} takes one step in every channel; salient channels are for key and"
                     " value"
+                )
+            if getattr(self, name).spikes:
+                raise ValueError(
+                    f"{name}.spikes has no effect: the budget is shared out over inputs of linear"
+                    " layers, key and value; leave it out"
                 )
             if getattr(self, name).token_steps:
                 raise ValueError(

@@ -1,8 +1,7 @@
-"""The sections of a recipe that say how inputs are coded, and what a linear layer becomes."""
+"""The section of a recipe that says how values become spikes."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -10,13 +9,15 @@ from pydantic import Field, model_validator
 from spikellm.neurons import (
     Recoding,
     SoftResetNeuron,
+    SpikeForm,
     TrainForm,
     make_neuron,
     neurons,
+    price_misfit,
+    with_price,
     with_train,
 )
-from spikellm.recipe.base import GrownSection, Section
-from spikellm.recipe.parts import WeightField, default_part
+from spikellm.recipe.base import GrownSection
 from spikellm.saliency import Ranking, criteria, rankings
 
 MAX_STEPS = 255  # steps are stored in one byte
@@ -34,6 +35,8 @@ class ActivationRecipe(GrownSection):
         "token_rate",
         "train",
         "recoding",
+        "spikes",
+        "spikes_of",
     )
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
@@ -124,9 +127,27 @@ class ActivationRecipe(GrownSection):
         ),
     )
 
-    def make_neuron(self) -> SoftResetNeuron:
-        """The neuron that fires these spikes."""
-        return with_train(make_neuron(self.neuron, self.bits), self.train, self.recoding)
+    spikes: float = Field(
+        0.0,
+        ge=0.0,
+        le=MAX_TOP_CODE,
+        description=(
+            "average spikes of a value that all tensors together may take, each value counted once"
+            " for every output that reads it: values are rounded so that what they lose is weighed"
+            " against their spikes, and the budget goes where spikes lower the loss most (takes a"
+            " backward pass); 0 to round to the nearest code"
+        ),
+    )
+    spikes_of: SpikeForm = Field(
+        "phase", description="train whose spikes are counted: phase or binary"
+    )
+
+    def make_neuron(self, price: float = 0.0) -> SoftResetNeuron:
+        """The neuron that fires these spikes; ``price`` is theirs, see
+        :mod:`spikellm.neurons.price`.
+        """
+        neuron = with_train(make_neuron(self.neuron, self.bits), self.train, self.recoding)
+        return with_price(neuron, price, self.spikes_of)
 
     @property
     def spiking(self) -> bool:
@@ -162,6 +183,7 @@ class ActivationRecipe(GrownSection):
             self._check_spikes()
             self._check_salient()
             self._check_tokens()
+            self._check_price()
         elif idle := self._changed(set(type(self).model_fields) - _OF_SPIKES):
             raise ValueError(
                 f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set"
@@ -200,6 +222,17 @@ class ActivationRecipe(GrownSection):
         if self.symmetric and not neuron.signed and neuron.top(self.steps) < 2:
             raise ValueError(
                 "a symmetric range needs a top code T·L of at least 2; raise bits or steps"
+            )
+
+    def _check_price(self) -> None:
+        if self.spikes == 0:
+            if self.spikes_of != "phase":
+                raise ValueError(
+                    "spikes_of would have no effect while spikes is 0; set spikes to a budget"
+                )
+        elif reason := price_misfit(self.make_neuron()):
+            raise ValueError(
+                f"spikes is {self.spikes:g}, and a spike cannot have a price: {reason}"
             )
 
     def _check_tokens(self) -> None:
@@ -245,20 +278,3 @@ class ActivationRecipe(GrownSection):
                 "with shared thresholds and equal steps salient channels are coded like all others;"
                 " raise salient_steps or use split"
             )
-
-
-class LinearRecipe(Section):
-    """What one linear layer becomes."""
-
-    weights: WeightField = Field(default_factory=partial(default_part, "weights"))
-    activations: ActivationRecipe = ActivationRecipe()
-
-    @model_validator(mode="after")
-    def _weights_can_meet_spikes(self) -> LinearRecipe:
-        if self.activations.spiking and not self.weights.meets_spikes:
-            raise ValueError(
-                f"weights of format {self.weights.format} take inputs as they are (they are no"
-                " integers of one scale that spikes could add up); set activations.bits to"
-                f" 16, not {self.activations.bits}"
-            )
-        return self

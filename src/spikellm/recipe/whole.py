@@ -22,6 +22,7 @@ from spikellm.recipe.attention import AttentionRecipe
 from spikellm.recipe.base import AlgorithmOptions, GrownSection, TransformOptions, WeightOptions
 from spikellm.recipe.calibration import CalibrationRecipe
 from spikellm.recipe.explain import explain
+from spikellm.recipe.linear import LinearRecipe
 from spikellm.recipe.migrate import is_old, upgraded
 from spikellm.recipe.overrides import Override
 from spikellm.recipe.parts import (
@@ -31,7 +32,7 @@ from spikellm.recipe.parts import (
     changed_options,
     default_part,
 )
-from spikellm.recipe.sections import ActivationRecipe, LinearRecipe
+from spikellm.recipe.sections import ActivationRecipe
 from spikellm.recipe.short_forms import spread
 from spikellm.recipe.values import place_value
 
@@ -119,6 +120,7 @@ class Recipe(GrownSection):
             raise ValueError(explain(error)) from None
         for override in self.overrides:
             self._apply(override, plain)
+        self.attention.check_budget(self.activations)
         for part in (self.algorithm, self.weights, *self.transforms):
             part.check(self)
         return self

@@ -53,3 +53,56 @@ def spend(errors: Tensor, budget: float, costs: Sequence[int] | None = None) -> 
             heapq.heappush(heap, best(column))
         steps[column] = target
     return torch.tensor(steps, device=errors.device)
+
+
+def choose_within(losses: Sequence[Tensor], costs: Sequence[Tensor], budget: float) -> list[int]:
+    """One of several ways for each tensor, of least loss for a budget.
+
+    From its cheapest way on, every tensor follows the lower convex hull of its losses over its
+    costs; the step of the largest gain for its cost comes first, so that all end at about one slope
+    (one Lagrange multiplier), and what is left goes to steps that still fit.
+
+    Args:
+        losses, costs: of the ways of each tensor, float64 ``(ways,)``.
+        budget: for the sum of costs; the cheapest ways are taken where even they cost more.
+
+    Returns:
+        The place of the way of each tensor.
+    """
+    hulls = [_hull(loss.tolist(), cost.tolist()) for loss, cost in zip(losses, costs, strict=True)]
+    at = [0] * len(hulls)
+    left = budget - sum(hull[0][1] for hull in hulls)
+    heap: list[tuple[float, int]] = []
+
+    def offer(tensor: int) -> None:
+        hull = hulls[tensor][at[tensor] : at[tensor] + 2]
+        if len(hull) == 2:
+            (_, cost, loss), (_, dearer, less) = hull
+            heapq.heappush(heap, ((less - loss) / (dearer - cost), tensor))
+
+    for tensor in range(len(hulls)):
+        offer(tensor)
+    while heap:
+        _, tensor = heapq.heappop(heap)
+        added = hulls[tensor][at[tensor] + 1][1] - hulls[tensor][at[tensor]][1]
+        if added <= left:
+            left -= added
+            at[tensor] += 1
+            offer(tensor)
+    return [hull[place][0] for hull, place in zip(hulls, at, strict=True)]
+
+
+def _hull(losses: Sequence[float], costs: Sequence[float]) -> list[tuple[int, float, float]]:
+    """Lower convex hull of losses over costs as ``(place, cost, loss)``, from the cheapest to the
+    least loss.
+    """
+    found: list[tuple[int, float, float]] = []
+    for cost, loss, place in sorted(zip(costs, losses, range(len(costs)), strict=True)):
+        if found and loss >= found[-1][2]:
+            continue
+        while len(found) > 1 and (found[-1][2] - found[-2][2]) * (cost - found[-2][1]) >= (
+            loss - found[-2][2]
+        ) * (found[-1][1] - found[-2][1]):
+            found.pop()
+        found.append((place, cost, loss))
+    return found

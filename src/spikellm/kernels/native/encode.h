@@ -84,7 +84,7 @@ static inline int is_massive(const Header *head, const float *ordered) {
 static inline void encode_token(const Plan *plan, const float *x, float *ordered, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
     const Header *head = &plan->head;
     for (int32_t i = 0; i < head->in; i++) ordered[i] = x[plan->source[i]];
-    const int massive = is_massive(head, ordered);
+    const int massive = is_massive(head, ordered), priced = plan->price.any;
     for (int32_t a = 0; a < head->groups; a++) {
         Group group = plan->groups[a];
         const int32_t raised = head->massive_top ? head->massive_top : group.top;
@@ -101,7 +101,9 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
         float theta = threshold.theta, baseline = (float)threshold.baseline;
         if (head->mode == SIGNED) {
             for (int32_t i = group.start; i < group.stop; i++) {
-                float units = ordered[i] / theta, size = fabsf(units);
+                float units = ordered[i] / theta;
+                if (priced) units = worth(&plan->price, units, 1);
+                float size = fabsf(units);
                 size = half_up(size > FAR ? FAR : size);
                 size = size > top ? top : size;
                 units = units < 0.0f ? -size : size;
@@ -111,6 +113,7 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
             for (int32_t i = group.start; i < group.stop; i++) {
                 float units = ordered[i] / theta;
                 units = units == units ? units : 0.0f;
+                if (priced) units = worth(&plan->price, units, 0);
                 codes[i] = (uint8_t)(int32_t)between(half_up(between(units, -FAR, FAR)) + baseline, 0.0f, top);
             }
         }

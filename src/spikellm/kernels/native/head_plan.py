@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.native.linear_plan import MODES, OWN_CODING
+from spikellm.kernels.native.price_plan import price_words
 from spikellm.kernels.spec import HeadSpec
 from spikellm.neurons.base import keeps
 from spikellm.quantization.packing import packed_length
@@ -48,6 +49,7 @@ def make_head_plan(spec: HeadSpec) -> Tensor:
         sections += [count, bits, held, stride, width]
         places.append(width + place % shared * stride + place // shared)
         width += stride * shared
+    price = price_words(spec.neuron, int(tops.max()))
     header = [
         heads,
         channels,
@@ -57,6 +59,7 @@ def make_head_plan(spec: HeadSpec) -> Tensor:
         spec.row_bytes(channels),
         width,
         *sections,
+        *price.header,
     ]
     by_place = [
         words.cpu().gather(1, spec.order.cpu()).flatten()
@@ -70,6 +73,7 @@ def make_head_plan(spec: HeadSpec) -> Tensor:
             by_place[1].int(),
             by_place[2].float().contiguous().view(torch.int32),
             torch.cat(places).int(),
+            price.table,
         ]
     )
 

@@ -30,6 +30,7 @@ static void code_head(const HeadPlan *plan, const float *x, float *ordered, floa
             const float theta = own.theta / plan->fineness[i], baseline = own.baseline * plan->fineness[i], top = (float)plan->top[i];
             float units = ordered[i] / theta, code;
             units = units == units ? units : 0.0f;
+            if (plan->price.any) units = worth(&plan->price, units, head->mode == SIGNED);
             if (head->mode == SIGNED) {
                 const float size = half_up(between(fabsf(units), 0.0f, FAR));
                 code = size > top ? top : size;

@@ -1,6 +1,6 @@
 /* What kernels of attention need to know of a coder of heads, as one array of 32-bit words; made by head_plan.py, which says the same in Python.
 
-   header, then for each head and stored place: channel, range, largest code, T over that of ordinary channels (a float); then for each place where its code stands once unpacked.
+   header, then for each head and stored place: channel, range, largest code, T over that of ordinary channels (a float); then for each place where its code stands once unpacked; then what price.h says.
 
    A row is what a cache holds of a token and head: codes of ordinary channels, of salient ones, thresholds of ranges (bfloat16), baselines (bytes). Unpacked, a section whose
    codes divide a byte stands field by field, each field as long as `stride`; other sections stand in order. */
@@ -15,12 +15,13 @@
 #define SLACK 64 /* bytes that may be read beyond a row's copy */
 
 typedef struct { int32_t count, bits, bytes, stride, at; } Section;
-typedef struct { int32_t heads, channels, ranges, mode, top, row_bytes, width; Section sections[SECTIONS]; } HeadHeader;
+typedef struct { int32_t heads, channels, ranges, mode, top, row_bytes, width; Section sections[SECTIONS]; PriceHeader price; } HeadHeader;
 
 typedef struct {
     HeadHeader head;
     const int32_t *channel, *range, *top, *place;
     const float *fineness;
+    Price price;
 } HeadPlan;
 
 /* The plan as one head sees it; a plan of one head serves all. */
@@ -34,6 +35,7 @@ static inline HeadPlan read_head_plan(const int32_t *words, int64_t head) {
     plan.top = words + 2 * all + own;
     plan.fineness = (const float *)(words + 3 * all + own);
     plan.place = words + 4 * all;
+    plan.price = read_price(&plan.head.price, plan.place + channels);
     return plan;
 }
 

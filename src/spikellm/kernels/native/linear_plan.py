@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from spikellm.kernels.native.price_plan import bits_of, price_words
 from spikellm.kernels.spec import LinearSpec
 from spikellm.neurons.base import keeps
 
@@ -68,6 +69,7 @@ def make_plan(spec: LinearSpec) -> Tensor:
         for top, (start, stop), span in zip(spec.tops, spec.bounds, spec.ranges, strict=True)
         for word in (start, stop, top, spans.index(span))
     ]
+    price = price_words(spec.neuron, max([*spec.tops, spec.massive_top]))
     header = [
         spec.columns,
         spec.rows,
@@ -82,7 +84,8 @@ def make_plan(spec: LinearSpec) -> Tensor:
         block,
         spec.range_share,
         spec.massive_top,
-        _bits_of(spec.massive.beyond if spec.massive is not None else math.inf),
+        bits_of(spec.massive.beyond if spec.massive is not None else math.inf),
+        *price.header,
     ]
     source = (
         torch.arange(spec.columns, dtype=torch.int32) if spec.order is None else spec.order.int()
@@ -91,9 +94,4 @@ def make_plan(spec: LinearSpec) -> Tensor:
         [*header, *groups, *(word for span in spans for word in span), *segments],
         dtype=torch.int32,
     )
-    return torch.cat([words, source.cpu(), place])
-
-
-def _bits_of(value: float) -> int:
-    """A float32 number as the 32-bit integer with the same bits."""
-    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
+    return torch.cat([words, source.cpu(), place, price.table])

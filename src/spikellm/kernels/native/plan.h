@@ -2,19 +2,20 @@
 
    header, then for each activation group: first and last stored column, largest code, range; for each range: first and last stored column; for each segment: first and
    last stored column, activation group, weight group, where its spikes stand in the buffer, first block of the packed row, blocks; then for each stored column the
-   channel it comes from, and where its spike count stands in the buffer.
+   channel it comes from, and where its spike count stands in the buffer; then what price.h says.
 
    A block is what 64 bytes of a packed row hold (24 bytes where codes have 3 bits, 64 columns where they are unpacked one by one). Spike counts of a block stand in the order
    in which shifting and masking its bytes gives the weights; columns of other segments are zero there. */
 #ifndef SPIKELLM_PLAN_H
 #define SPIKELLM_PLAN_H
-#include <stdint.h>
+#include "price.h"
 
 enum { ASYMMETRIC = 0, SYMMETRIC = 1, SIGNED = 2 };
 
 typedef struct {
     int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, range_share, massive_top;
     float massive_beyond; /* width of a token's range beyond which its codes reach massive_top, which is 0 where no token's do */
+    PriceHeader price;
 } Header;
 
 typedef struct { int32_t start, stop, top, range; } Group;
@@ -27,6 +28,7 @@ typedef struct {
     const Range *ranges;
     const Segment *segments;
     const int32_t *source, *place;
+    Price price;
 } Plan;
 
 static inline Plan read_plan(const int32_t *words) {
@@ -41,6 +43,7 @@ static inline Plan read_plan(const int32_t *words) {
     words += plan.head.segments * (int32_t)(sizeof(Segment) / sizeof(int32_t));
     plan.source = words;
     plan.place = words + plan.head.in;
+    plan.price = read_price(&plan.head.price, plan.place + plan.head.in);
     return plan;
 }
 #endif
