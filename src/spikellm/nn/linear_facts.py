@@ -38,10 +38,10 @@ class LinearFacts(PreparedModule):
     def neuron(self) -> SoftResetNeuron | None:
         """The neuron that codes the inputs; None where inputs are not coded."""
         activations = self.settings.activations
-        return activations.make_neuron(self.spike_price) if activations.spiking else None
+        return activations.make_neuron(self.price) if activations.spiking else None
 
     @property
-    def spike_price(self) -> float:
+    def price(self) -> float:
         """λ, see :mod:`spikellm.neurons.price`; 0 where spikes have no price."""
         price = self._buffers.get("spike_price")
         return 0.0 if price is None else float(price)
