@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
+from layers import PRICED
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.recipe import ActivationRecipe
 
 CODERS = st.builds(
-    lambda base, extra: ActivationRecipe.model_validate({**base, **extra}),
+    lambda base, extra, price: ActivationRecipe.model_validate(
+        {**base, **extra, **price, "train": "centered"}
+    ),
     st.sampled_from(
         [{"bits": b} for b in (1, 2, 4, 7, 8)]
         + [
@@ -24,6 +27,7 @@ CODERS = st.builds(
             {"salient_rate": 0.3, "salient_steps": 4, "thresholds": "split", "saliency": "rms"},
         ]
     ),
+    PRICED,
 )
 
 
@@ -44,4 +48,4 @@ def coder_and_heads(
         torch.randint(-3, 4, (), generator=generator)
     )
     x[0, 0, 0] = 0
-    return HeadCoder(settings, group), x, group
+    return HeadCoder(settings, group, price=settings.spikes), x, group

@@ -27,7 +27,7 @@ def fit(
     name: str = "layer",
 ) -> SpikingLinear:
     """Round to nearest; salient channels from ``sample``, and tokens that are massive beyond
-    :data:`BEYOND`, where the settings ask for them.
+    :data:`BEYOND`, where the settings ask for them. The budget of spikes is taken for their price.
     """
     group, column_steps = torch.zeros(dense.in_features, dtype=torch.uint8), None
     if settings.activations.salient_rate > 0:
@@ -41,7 +41,21 @@ def fit(
     share = 53 if settings.activations.search_range else FULL_RANGE
     steps = settings.activations.token_steps
     massive = MassiveTokens(steps, BEYOND, 0.25) if steps else None
-    return fit_layer(dense, settings, Groups(group, column_steps, share, massive))
+    price = settings.activations.spikes
+    return fit_layer(dense, settings, Groups(group, column_steps, share, massive, price))
+
+
+NOT_PRICED = {"spikes": 0.0, "spikes_of": "phase"}
+PRICED = st.one_of(
+    st.just(NOT_PRICED),
+    st.fixed_dictionaries(
+        {
+            "spikes": st.sampled_from([0.01, 0.5, 1.0, 2.7, 40.0, 3000.0]),
+            "spikes_of": st.sampled_from(["binary", "phase"]),
+        }
+    ),
+)
+"""Prices of spikes, see :func:`fit`."""
 
 
 @st.composite
@@ -69,4 +83,7 @@ def activation_recipes(
     kind["train"] = draw(st.sampled_from(["centered", "published"]))
     kind["recoding"] = draw(st.sampled_from(["binary", "signed-digit"]))
     kind["token_steps"] = draw(st.sampled_from([0, 0, 5, 8]))
+    kind |= draw(PRICED)
+    if kind["train"] == "published" and not signed:
+        kind |= NOT_PRICED
     return ActivationRecipe.model_validate({**kind, **chosen})

@@ -5,17 +5,23 @@ And both drives of the membrane agree with it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikellm.neurons import SoftResetNeuron, make_neuron, neurons, with_train
+from spikellm.neurons import SoftResetNeuron, make_neuron, neurons, with_price, with_train
 from spikellm.neurons.phase import places
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NEURONS = st.one_of(
     st.just(("if", 1)), st.just(("ternary", 2)), st.integers(1, 8).map(lambda bits: ("gif", bits))
+)
+
+PRICES = st.one_of(
+    st.just(0.0), st.integers(0, 40).map(lambda n: n / 4), st.floats(0, 2000, width=32)
 )
 
 
@@ -32,6 +38,9 @@ def cases(
         draw(st.sampled_from(["centered", "published"])),
         draw(st.sampled_from(["binary", "signed-digit"])),
     )
+    if neuron.both_signs:
+        form = draw(st.sampled_from(["binary", "phase"]))
+        neuron = with_price(neuron, draw(PRICES), form)
     dtype = draw(st.sampled_from(DTYPES))
     channels = draw(st.integers(1, 9))
     per_channel = draw(st.booleans())
@@ -138,6 +147,7 @@ def test_the_code_is_the_nearest_level(case: tuple) -> None:  # type: ignore[typ
     from math import floor
 
     neuron, current, theta, baseline, steps = case
+    neuron = replace(neuron, price=0.0)
     horizon = torch.as_tensor(steps).expand(current.shape)
     for x, t, code in zip(
         (current.float() / theta.float()).clamp(-1e6, 1e6),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from layers import fit
+from layers import PRICED, fit
 from spikellm.core.errors import RequestError
 from spikellm.kernels.torch.product import integer_product
 from spikellm.nn.channels import Groups, coding_of, group_of
@@ -70,7 +70,15 @@ TRAINS = st.fixed_dictionaries(
         "recoding": st.sampled_from(["binary", "signed-digit"]),
     }
 )
-ACTIVATIONS = st.tuples(CODINGS, TRAINS).map(lambda both: {**both[0], **both[1]})
+
+
+def _priced(drawn: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    coding, train, price = drawn
+    takes = train["train"] == "centered" or coding.get("neuron") == "ternary"
+    return {**coding, **train, **(price if takes else {})}
+
+
+ACTIVATIONS = st.tuples(CODINGS, TRAINS, PRICED).map(_priced)
 WEIGHTS = st.fixed_dictionaries(
     {
         "bits": st.integers(2, 8),

@@ -36,9 +36,10 @@ def test_values_are_thresholds_times_counts(
     x[:, :, 2] *= 30
     x[:, :, 4] = 0
     if settings.token_steps:
-        coder: HeadCoder = MassiveHeadCoder(settings, group, torch.tensor([20.0, torch.inf]))
+        beyond = torch.tensor([20.0, torch.inf])
+        coder: HeadCoder = MassiveHeadCoder(settings, group, beyond, settings.spikes)
     else:
-        coder = HeadCoder(settings, group)
+        coder = HeadCoder(settings, group, price=settings.spikes)
     coded = coder.encode(x)
     count = coder.neuron.fired(coded.codes, coder.baselines(coded))
     values = coder.decode(coded)

@@ -7,7 +7,7 @@ from torch import Tensor
 from spikellm.neurons.price import spikes_of_counts, whole_price
 from spikellm.recipe import ActivationRecipe
 
-_PRICES = 12
+_PRICES = 16
 _CHEAPEST = 1 / 16  # squared thresholds; below it hardly a decision moves
 
 
