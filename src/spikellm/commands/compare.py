@@ -20,9 +20,18 @@ class CompareOptions(GridOptions):
 
     Attributes:
         settings: changes to all recipes, ``key=value`` each.
+        plot: perplexity on the first text over every cost, with Pareto fronts; none without.
     """
 
     settings: Settings = ()
+    plot: Annotated[
+        Path | None,
+        Option(
+            "Write an SVG of perplexity over steps, effort, spikes, SOPs and energy here.",
+            "FILE",
+            writes="file",
+        ),
+    ] = None
 
 
 _DEFAULT = CompareOptions()
@@ -60,16 +69,20 @@ def compare(
     Returns:
         ``{"model", "settings", "texts", "bos", "energy_table", "rows": [{"recipe", "perplexity":
         {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
-        "weight_ratio", "ace_ratio", "energy_ratio": {mode: …}, "seconds", …}]}``, the original
-        first; ``ratio`` is to the original, ``seconds`` of one conversion. See
+        "weight_ratio", "ace_ratio", "energy_ratio": {mode: …}, "spikes_a_value": {mode: …},
+        "sops_ratio": {mode: …}, "seconds", …}]}``, the original first; ``ratio`` is to the
+        original, ``seconds`` of one conversion. See
         :func:`spikellm.commands.support.grid.run_grid`.
 
     Raises:
         RequestError: nothing to compare; whatever :func:`spikellm.convert` and
             :func:`spikellm.perplexity` raise.
+        DependencyError: ``plot`` is given and what draws it is not installed.
     """
     from spikellm import api
+    from spikellm.commands.support.costs import draw_costs
     from spikellm.commands.support.grid import ORIGINAL, Grid, Point, run_grid, table_data
+    from spikellm.profiling.plots.canvas import require_pictures
 
     if not recipes or not perplexity:
         raise RequestError("nothing to compare: name at least one recipe and one text")
@@ -95,7 +108,11 @@ def compare(
     ]
     grid = Grid(model, points, perplexity, options, visit=visit)
     grid.require_whole()
+    if options.plot is not None:
+        require_pictures()
     original, rows, dense_bytes, bos = run_grid(grid)
+    if options.plot is not None:
+        draw_costs(rows, original, perplexity[0], options.plot)
     return {
         "model": model,
         "settings": list(options.settings),
@@ -117,6 +134,7 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
         "steps",
         "additive",
         "ACE",
+        "spikes a value",
         "energy*",
         "block weights",
         "conversion",
@@ -129,7 +147,8 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
     if style == "table":
         table = result["energy_table"]
         console.out.print(
-            "* merged/stepped/binary/phase over the original, estimated from operation counts of"
+            "Spikes a value are binary/phase, before linear layers. * merged/stepped/binary/phase"
+            " over the original, estimated from operation counts of"
             f" the whole model ({table['name']}); leaves out {table['omits']}",
             highlight=False,
             markup=False,
@@ -137,6 +156,7 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
 
 
 def _cells(row: dict[str, Any], texts: list[str]) -> list[str]:
+    from spikellm.commands.support.costs import spikes_in_words
     from spikellm.commands.support.measure import perplexity_in_words
 
     return [
@@ -145,6 +165,7 @@ def _cells(row: dict[str, Any], texts: list[str]) -> list[str]:
         "-" if row["average_steps"] is None else f"{row['average_steps']:.2f}",
         "-" if row["additive_share"] is None else f"{row['additive_share']:.2f}",
         f"{row['ace_ratio']:.3f}×",
+        spikes_in_words(row),
         "/".join(f"{ratio:.2f}" for ratio in row["energy_ratio"].values()),
         f"{console.size(row['weight_bytes'])} ({row['weight_ratio']:.2f}×)",
         "-" if row["seconds"] is None else f"{row['seconds']:.1f} s",

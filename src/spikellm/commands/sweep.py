@@ -1,5 +1,5 @@
-"""The verb ``sweep``: many settings of one recipe on one model: perplexity against average steps
-and arithmetic effort, with the Pareto front.
+"""The verb ``sweep``: many settings of one recipe on one model: perplexity against steps,
+arithmetic effort, spikes, synaptic operations and energy, with the Pareto fronts.
 
 Every finished point is a file, so a sweep that is interrupted goes on, and another grid uses the
 points that it has in common.
@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from spikellm.commands.support.options import GridOptions, Model, Texts
 from spikellm.commands.support.verb import Option, verbs
 from spikellm.core import console
 from spikellm.core.errors import RequestError
-
-if TYPE_CHECKING:
-    from spikellm.profiling.plots.pareto import Point
-
-COSTS = {"average steps": "average_steps", "ACE, original = 1": "ace_ratio"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +53,8 @@ _DEFAULT = SweepOptions()
 
 @verbs.register("sweep")
 def sweep(model: Model, perplexity: Texts, options: SweepOptions = _DEFAULT) -> dict[str, Any]:
-    """Try all combinations of recipe settings: perplexity against steps and arithmetic effort,
-    Pareto front marked.
+    """Try all combinations of recipe settings: perplexity against steps, arithmetic effort, spikes,
+    synaptic operations and estimated energy, Pareto fronts marked.
 
     Example: spikellm sweep ./model --recipe w4a4-t2 --set activations.salient_rate=0.02,0.1 --set
     activations.salient_steps=2,4 --calibration train.txt --perplexity test.txt --out sweep
@@ -69,7 +64,8 @@ def sweep(model: Model, perplexity: Texts, options: SweepOptions = _DEFAULT) -> 
 
     Returns:
         ``{"model", "recipe", "texts", "bos", "original": row, "rows": [row + {"point", "front":
-        {cost: bool}}]}`` with rows as :func:`spikellm.commands.compare.compare` gives them.
+        {cost: bool}}]}`` with rows as :func:`spikellm.commands.compare.compare` gives them; costs
+        are those of :data:`spikellm.commands.support.costs.COSTS`.
 
     Raises:
         RequestError: a setting is not valid, ``out`` belongs to another model, text or version (the
@@ -78,7 +74,8 @@ def sweep(model: Model, perplexity: Texts, options: SweepOptions = _DEFAULT) -> 
     """
     from spikellm.commands.support import grid as grids
     from spikellm.commands.support.axes import parse_axis, settings_of
-    from spikellm.commands.support.sweep_folder import RESULT, require_sweep_folder
+    from spikellm.commands.support.costs import draw_costs, mark_fronts
+    from spikellm.commands.support.sweep_folder import PLOT, RESULT, require_sweep_folder
     from spikellm.profiling.plots.canvas import require_pictures
 
     settings = settings_of(options.recipe, [parse_axis(axis) for axis in options.axes], options)
@@ -95,7 +92,7 @@ def sweep(model: Model, perplexity: Texts, options: SweepOptions = _DEFAULT) -> 
     original, rows, _, bos = grids.run_grid(grid)
     for row, setting in zip(rows, settings, strict=True):
         row.update(point=setting.values, front={})
-    drawn = _mark_fronts(rows, perplexity[0])
+    mark_fronts(rows, perplexity[0])
     result = {
         "model": model,
         "recipe": options.recipe,
@@ -106,35 +103,8 @@ def sweep(model: Model, perplexity: Texts, options: SweepOptions = _DEFAULT) -> 
     }
     if options.out is not None:
         console.write_json(result, str(options.out / RESULT))
-        _draw(drawn, original, perplexity[0], options.out)
+        draw_costs(rows, original, perplexity[0], options.out / PLOT)
     return result
-
-
-def _mark_fronts(rows: list[dict[str, Any]], text: str) -> list[Point]:
-    """Say of each row whether it is on the front of each cost; gives the points of the plot."""
-    from spikellm.profiling.plots.pareto import Point, pareto_front
-
-    points = [
-        Point(
-            {words: row[cost] or 1.0 for words, cost in COSTS.items()},
-            row["perplexity"][text]["value"],
-            row["perplexity"][text]["deviation"],
-            row["recipe"],
-        )
-        for row in rows
-    ]
-    for words, cost in COSTS.items():
-        best = pareto_front([(point.costs[words], point.perplexity) for point in points])
-        for row, is_best in zip(rows, best, strict=True):
-            row["front"][cost] = is_best
-    return points
-
-
-def _draw(points: list[Point], original: dict[str, Any], text: str, out: Path) -> None:
-    from spikellm.commands.support.sweep_folder import PLOT
-    from spikellm.profiling.plots.pareto import write_pareto
-
-    write_pareto(points, original["perplexity"][text]["value"], Path(text).name, out / PLOT)
 
 
 def show(
@@ -151,6 +121,7 @@ def show(
         *(f"perplexity on {Path(text).name}" for text in result["texts"]),
         "steps",
         "ACE",
+        "spikes a value",
         "energy, merged*",
         "weights",
         "front",
@@ -161,7 +132,8 @@ def show(
     console.table(title, columns, rows, left=len(keys), style=style)
     if style == "table":
         console.out.print(
-            "* estimated from operation counts, over the original. On the front: no other setting"
+            "Spikes a value are binary/phase, before linear layers. * estimated from operation"
+            " counts, over the original. On the front: no other setting"
             " has both less of that cost and a lower perplexity.",
             highlight=False,
             markup=False,
@@ -183,6 +155,7 @@ def _original_cells(result: dict[str, Any], keys: int) -> list[str]:
         *_perplexities(result["original"], result),
         "-",
         "1.000×",
+        "-",
         "1.00",
         "1.00×",
         "",
@@ -190,13 +163,15 @@ def _original_cells(result: dict[str, Any], keys: int) -> list[str]:
 
 
 def _cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    fronts = {"steps": "average_steps", "ACE": "ace_ratio"}
+    from spikellm.commands.support.costs import fronts_in_words, spikes_in_words
+
     return [
         *row["point"].values(),
         *_perplexities(row, result),
         "-" if row["average_steps"] is None else f"{row['average_steps']:.3f}",
         f"{row['ace_ratio']:.3f}×",
+        spikes_in_words(row),
         f"{row['energy_ratio']['merged']:.2f}",
         f"{row['weight_ratio']:.3f}×",
-        " ".join(words for words, cost in fronts.items() if row["front"][cost]),
+        fronts_in_words(row),
     ]

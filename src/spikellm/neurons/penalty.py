@@ -55,10 +55,8 @@ def _both(
     edges, counts = best_levels(float(price.detach()), spikes)
     spikes = spikes[counts].to(units)
     slopes = spikes.diff() / (2 * counts.diff().to(units))
-    found: tuple[Tensor, Tensor] = cast(
-        Any, _Staircase.apply(units, price, edges.to(units), spikes, slopes)
-    )
-    return found
+    both = _Staircase.apply(units, price, edges.to(units), spikes, slopes)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor], both)
 
 
 class _Staircase(torch.autograd.Function):

@@ -29,6 +29,8 @@ class Measured(NamedTuple):
         seconds: that the conversion took.
         ace: of the whole model over that of the original at 16 bits, on the first 2,048 tokens of
             the first text; energy estimated from the same counts.
+        spikes, sops: of the linear layers by execution mode: spikes a value, and synaptic
+            operations over multiply-accumulates of the original; nothing where no input is coded.
     """
 
     perplexity: dict[str, float]
@@ -36,6 +38,8 @@ class Measured(NamedTuple):
     summary: ModelSummary
     ace: float
     energy: Energy
+    spikes: dict[str, float]
+    sops: dict[str, float]
 
 
 def measure(
@@ -53,10 +57,13 @@ def measure(
     counts = count_operations(model, [sample[: max(1, _COUNTED_TOKENS // sample.shape[1])]])[
         "prefill"
     ]
-    whole = counts.total()
-    return Measured(
-        values, seconds, api.summarize(model), whole.ace / whole.dense_ace, estimate(counts, table)
+    whole, linear = counts.total(), counts.total("linear")
+    spikes, sops = (
+        {mode: found[mode] / max(over, 1) for mode in EXECUTION_MODES} if linear.codes else {}
+        for found, over in ((linear.spikes, linear.codes), (linear.sops, linear.macs))
     )
+    ace, energy = whole.ace / whole.dense_ace, estimate(counts, table)
+    return Measured(values, seconds, api.summarize(model), ace, energy, spikes, sops)
 
 
 def row_of(
@@ -89,8 +96,17 @@ def row_of(
             mode: statistics.fmean(getattr(run.energy, mode) / run.energy.dense for run in runs)
             for mode in EXECUTION_MODES
         },
+        "spikes_a_value": _mean([run.spikes for run in runs]),
+        "sops_ratio": _mean([run.sops for run in runs]),
         "seconds": None if base is None else statistics.fmean(run.seconds for run in runs),
     }
+
+
+def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """Means of what all runs have by execution mode; None where there is nothing."""
+    if not found[0]:
+        return None
+    return {mode: statistics.fmean(one[mode] for one in found) for mode in EXECUTION_MODES}
 
 
 BOS_IN_WORDS = "every window starts with the BOS token"

@@ -155,5 +155,11 @@ def _from_data(data: dict[str, Any]) -> Measured:
     )
     whole = ModelSummary(summary["kind"], layers, attentions, summary["total_bytes"])
     return Measured(
-        data["perplexity"], data["seconds"], whole, data["ace"], Energy(**data["energy"])
+        data["perplexity"],
+        data["seconds"],
+        whole,
+        data["ace"],
+        Energy(**data["energy"]),
+        data["spikes"],
+        data["sops"],
     )

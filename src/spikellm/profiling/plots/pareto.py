@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 
 from spikellm.profiling.plots.canvas import INK, MUTED, SERIES, axes, label, write_svg
 
+_ACROSS = 4  # panels
+
 
 class Point(NamedTuple):
-    """One setting: costs by name, perplexity and its deviation over seeds, and a short name."""
+    """One setting: costs by name, perplexity and its deviation over seeds, and a short name.
+
+    A cost that it does not have (spikes of a model that has none) is left out.
+    """
 
     costs: dict[str, float]
     perplexity: float
@@ -40,15 +45,24 @@ def write_pareto(points: Sequence[Point], original: float, text: str, path: Path
     Raises:
         SpikeLLMError: the file system refused.
     """
-    costs, fronts = list(points[0].costs), []
+    costs, fronts = list(dict.fromkeys(cost for point in points for cost in point.costs)), []
+    across = min(len(costs), _ACROSS)
+    down = -(-len(costs) // across)
     with axes(
-        width=7.4, height=3.1 + 0.13 * len(points), ncols=len(costs), sharey=True, squeeze=False
+        width=7.4 if across < _ACROSS else 9.6,
+        height=0.7 + 2.4 * down + 0.13 * len(points),
+        nrows=down,
+        ncols=across,
+        sharey=True,
+        squeeze=False,
     ) as (figure, grid):
-        for place, (axis, cost) in enumerate(zip(grid[0], costs, strict=True)):
+        for axis in grid.flat[len(costs) :]:
+            axis.set_visible(False)
+        for place, (axis, cost) in enumerate(zip(grid.flat, costs, strict=False)):
             front = _draw_panel(axis, points, cost)
             fronts.append(f"{cost}: front of {', '.join(point.name for point in front)}")
             axis.axhline(original, color=SERIES[1], linewidth=1, linestyle="--", label="original")
-            label(axis, cost, "" if place else f"perplexity on {text}")
+            label(axis, cost, "" if place % across else f"perplexity on {text}")
         key = "\n".join(f"{index}  {point.name}" for index, point in enumerate(points, start=1))
         handles = grid[0, 0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside upper left", ncols=2, fontsize=8)
@@ -58,9 +72,12 @@ def write_pareto(points: Sequence[Point], original: float, text: str, path: Path
 
 
 def _draw_panel(axis: Any, points: Sequence[Point], cost: str) -> list[Point]:
-    """Draw all points over one cost, numbered from 1; returns those on the front."""
-    on_front = pareto_front([(point.costs[cost], point.perplexity) for point in points])
-    for number, (point, best) in enumerate(zip(points, on_front, strict=True), start=1):
+    """Draw the points that have a cost over it, numbered from 1 over all points; returns those on
+    the front.
+    """
+    having = {number: one for number, one in enumerate(points, start=1) if cost in one.costs}
+    on_front = pareto_front([(point.costs[cost], point.perplexity) for point in having.values()])
+    for (number, point), best in zip(having.items(), on_front, strict=True):
         place = point.costs[cost], point.perplexity
         axis.errorbar(
             *([value] for value in place),
@@ -79,7 +96,7 @@ def _draw_panel(axis: Any, points: Sequence[Point], cost: str) -> list[Point]:
             fontsize=7,
             color=INK,
         )
-    front = [point for point, best in zip(points, on_front, strict=True) if best]
+    front = [point for point, best in zip(having.values(), on_front, strict=True) if best]
     x, y = zip(*sorted((point.costs[cost], point.perplexity) for point in front), strict=True)
     axis.plot(x, y, color=SERIES[0], linewidth=1, zorder=1, label="Pareto front")
     axis.margins(0.12)
