@@ -61,8 +61,9 @@ def whole_price(price: float) -> float:
     return round(price * _PRICE_UNIT) / _PRICE_UNIT
 
 
+@lru_cache(maxsize=64)
 def spikes_of_counts(form: SpikeForm, recoding: Recoding, most: int = _CODES) -> Tensor:
-    """Spikes of the counts ``0 … most``, int64 ``(most + 1,)``."""
+    """Spikes of the counts ``0 … most``, int64 ``(most + 1,)``; not to be changed."""
     return torch.arange(most + 1) if form == "binary" else digits_that_fire(most, recoding)
 
 
