@@ -2,9 +2,9 @@
 
     (|u| − |n|)² + λ · spikes(|n|),     u = x / θ
 
-where spikes are |n| of a binary train, or the digits of a phase train that fire (rate-distortion
-optimized quantization; Sullivan 1996, https://doi.org/10.1109/18.532878, for one value alone). λ is
-the price of a spike in squared thresholds.
+where spikes are |n| of a binary train, or the digits of a phase train that fire. λ is the price of
+a spike in squared thresholds. It is an entropy-constrained scalar quantizer (Sullivan 1996, IEEE
+Transactions on Information Theory 42(5)) with spikes in the place of bits.
 
 *Binary*: every code is a little dearer than the one before, so all decisions move away from zero
 by λ/2. A neuron does so by an inhibiting charge of λ/2 thresholds that comes with its current.
