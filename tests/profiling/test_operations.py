@@ -64,7 +64,10 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
     assert neuron is not None
     codes, _ = layer.encode(inputs[0].reshape(-1, layer.in_features))
     steps = layer.stored(layer.channel_steps).long()
-    spikes, sops, slots, macs, ace = (
+    some = (layer.integer_weights() != 0).sum(0).tolist()
+    assert min(some) < layer.out_features, "some weights are zero"
+    spikes, sops, reached, slots, macs, ace = (
+        dict.fromkeys(EXECUTION_MODES, 0),
         dict.fromkeys(EXECUTION_MODES, 0),
         dict.fromkeys(EXECUTION_MODES, 0),
         0,
@@ -72,7 +75,7 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
         0,
     )
     for row in codes.tolist():
-        for code, horizon in zip(row, steps.tolist(), strict=True):
+        for code, horizon, synapses in zip(row, steps.tolist(), some, strict=True):
             macs += layer.out_features
             ace += horizon * 4 * 4 * layer.out_features
             slots += horizon
@@ -86,7 +89,8 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
                 ("binary", code),
             ):
                 spikes[mode] += fired
-                sops[mode] += fired * layer.out_features
+                sops[mode] += fired * synapses
+                reached[mode] += fired * layer.out_features
     found = counts.layers[name]
     assert (found.macs, found.slots, dict(found.spikes), dict(found.sops)) == (
         macs,
@@ -94,6 +98,9 @@ def test_a_spiking_layer_against_loops(text_file: Path) -> None:
         spikes,
         sops,
     )
+    assert dict(found.reached) == reached
+    assert found.weight_density == sops["merged"] / reached["merged"]
+    assert found.operands == layer.in_features * layer.out_features
     assert found.ace == pytest.approx(ace, rel=1e-6)
     assert found.spike_rate == spikes["stepped"] / slots
     firing = counts.firing[f"{name}.input"]

@@ -6,8 +6,9 @@ synaptic operations, counted while it runs.
 
 A code q of T steps of at most L is one spike in merged mode, ``⌈|q|/L⌉`` in stepped mode (the
 drained train) and |q| in binary mode. The fan-out of an input spike is the number of the layer's
-outputs, or of the weight spikes in its column where weights are ternary spikes; the charge of the
-baseline belongs to the code.
+weights in its column that are not zero, or of the weight spikes there where weights are ternary
+spikes; the charge of the baseline belongs to the code. What is no product of matrices is counted by
+:mod:`spikellm.profiling.work_counter`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ from spikellm.profiling.attention_products import (
     products_of_attention,
 )
 from spikellm.profiling.before_coding import operations_before_coding, operations_of_rotation
-from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Operations
+from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Firing, Operations
 from spikellm.profiling.firing import count_spikes, firing_of
+from spikellm.profiling.work_counter import WorkCounter
 
 
 class OperationCounter:
@@ -70,6 +72,7 @@ class OperationCounter:
         self._rotations = [module for module in self._names if isinstance(module, Rotation)]
         self._trains: dict[tuple[nn.Module, str], SpikeTrain] = {}
         self._fan_out: dict[nn.Module, dict[str, Tensor]] = {}
+        self._work = WorkCounter(lambda: self._counts)
 
     def take(self) -> Counts:
         """Counts since the last call."""
@@ -86,6 +89,7 @@ class OperationCounter:
         self._handles += [
             module.register_forward_hook(self._rotation) for module in self._rotations
         ]
+        self._handles += self._work.handles(self._model)
         self._handles.append(embedding.register_forward_hook(self._tokens))
         self._contexts = [observing(self._attention), observe_spikes(self._spikes)]
         for context in self._contexts:
@@ -114,28 +118,31 @@ class OperationCounter:
         entry = self._entry(self._names[module], self._linears[module])
         tokens = output.shape[:-1].numel()
         if not isinstance(module, SpikingLinear):
-            macs = tokens * weight_and_bias(module)[0].numel()
-            entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs})))
+            weights = weight_and_bias(module)[0].numel()
+            macs = tokens * weights
+            entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs}), operands=weights))
             return
+        self._work.linear(module, tokens)
         macs = tokens * module.in_features * module.out_features
         train = self._trains.pop((module, "input"), None)
         products = products_of(module, train)
         executed = Counter({bits: round(macs * share) for bits, share in products.items()})
         counted = module.format.average_steps(module)  # of itself, beyond what is executed
         extra = 0.0 if counted is None else macs * counted - executed.total()
-        entry.add(
-            Operations(macs, executed, module.additive_share * executed.total(), extra_steps=extra)
-        )
+        additions, operands = module.additive_share * executed.total(), macs // max(tokens, 1)
+        entry.add(Operations(macs, executed, additions, extra_steps=extra, operands=operands))
         if module not in self._fan_out:
             self._fan_out[module] = fan_out(module)
         reach = self._fan_out[module]
         if train is not None:
-            fired = self._fire(entry, f"{self._names[module]}.input", train)
-            entry.sops.update(
-                {mode: int((fired[mode] * reach[mode]).sum()) for mode in EXECUTION_MODES}
-            )
+            fired, firing = self._fire(entry, f"{self._names[module]}.input", train)
+            self._work.fired(train, firing)
+            for mode, spikes in firing.spikes.items():
+                entry.sops[mode] += int((fired[mode] * reach[mode]).sum())
+                entry.reached[mode] += spikes * module.out_features
         elif module.format.unrolls:
             entry.sops.update({mode: tokens * int(reach[mode].sum()) for mode in EXECUTION_MODES})
+            entry.reached.update(dict.fromkeys(EXECUTION_MODES, macs))
 
     def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         works = module.rotated or module.offset is not None
@@ -152,6 +159,7 @@ class OperationCounter:
             entry = self._entry(f"{name} rotation", "rotation")
             for operations in operations_before_coding(seen, spikes.settings):
                 entry.add(operations)
+        self._work.attention(seen, spikes)
         for product in products_of_attention(seen):
             entry = self._entry(f"{name} {product.name}", "attention")
             train = None if spikes is None else self._trains.get((spikes, product.cached))
@@ -163,23 +171,30 @@ class OperationCounter:
         self, entry: Operations, name: str, product: AttentionProduct, spikes: SpikingAttention
     ) -> None:
         """Count the spikes of both operands, and what one of them sets off."""
-        fired = {}
+        driving: tuple[str, SpikeTrain, Firing] | None = None
         for part in (product.cached, product.arriving):
             train = self._trains.pop((spikes, part), None)
             if train is not None:
-                fired[part] = self._fire(entry, f"{name}.{part}", train)
-        # The operand that arrives drives the other one, where it spikes.
-        driving = product.arriving if product.arriving in fired else product.cached
-        for mode, count in fired.get(driving, {}).items():
-            entry.sops[mode] += int(count.sum()) * product.fan_out[driving]
+                # The operand that arrives drives the other one, where it spikes.
+                driving = part, train, self._fire(entry, f"{name}.{part}", train)[1]
+        if driving is None:
+            return
+        part, train, firing = driving
+        self._work.fired(train, firing)
+        reached = {mode: n * product.fan_out[part] for mode, n in firing.spikes.items()}
+        entry.sops.update(reached)
+        entry.reached.update(reached)
 
-    def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> dict[str, Tensor]:
+    def _fire(
+        self, entry: Operations, name: str, train: SpikeTrain
+    ) -> tuple[dict[str, Tensor], Firing]:
+        """Count the spikes of a train: by channel, and of all."""
         fired = count_spikes(train.codes, train.neuron.levels)
         firing = firing_of(train, fired)
         entry.slots += firing.slots
         entry.spikes.update(firing.spikes)
         self._counts.add(Counts(0, firing={name: firing}))
-        return fired
+        return fired, firing
 
 
 def products_of(
@@ -201,17 +216,21 @@ def products_of(
 
 
 def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
-    """Synapses of every stored column, int64 ``(in,)``, by execution mode: the layer's outputs, or
-    the column's non-zero weight spikes where weights are spikes.
+    """Synapses of every stored column, int64 ``(in,)``, by execution mode: the column's weights
+    that are not zero, or its weight spikes where weights are spikes; all outputs where weights are
+    no integers.
     """
-    if not layer.format.unrolls:
+    if layer.format.integer_form == "none":
         every = torch.full(
             (layer.in_features,), layer.out_features, device=layer.channel_group.device
         )
         return dict.fromkeys(EXECUTION_MODES, every)
+    if not layer.format.unrolls:
+        some = (layer.integer_weights() != 0).sum(0, dtype=torch.int32)
+        return dict.fromkeys(EXECUTION_MODES, some.long())
     size = layer.integer_weights().abs()
     merged, unrolled = (size > 0).sum(0), size.sum(0, dtype=torch.int64)
-    return {"merged": merged, "stepped": unrolled, "binary": unrolled}
+    return {mode: merged if mode == "merged" else unrolled for mode in EXECUTION_MODES}
 
 
 def count_operations(
