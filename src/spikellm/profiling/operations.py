@@ -40,6 +40,7 @@ from spikellm.profiling.attention_products import (
 )
 from spikellm.profiling.before_coding import operations_before_coding, operations_of_rotation
 from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Firing, Operations
+from spikellm.profiling.fan_out import fan_out
 from spikellm.profiling.firing import count_spikes, firing_of
 from spikellm.profiling.work_counter import WorkCounter
 
@@ -213,24 +214,6 @@ def products_of(
         steps = layer.mean_steps(train.steps)
     products = layer.format.products(layer, steps)
     return {(a, bits): share for bits, share in products.items()}
-
-
-def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
-    """Synapses of every stored column, int64 ``(in,)``, by execution mode: the column's weights
-    that are not zero, or its weight spikes where weights are spikes; all outputs where weights are
-    no integers.
-    """
-    if layer.format.integer_form == "none":
-        every = torch.full(
-            (layer.in_features,), layer.out_features, device=layer.channel_group.device
-        )
-        return dict.fromkeys(EXECUTION_MODES, every)
-    if not layer.format.unrolls:
-        some = (layer.integer_weights() != 0).sum(0, dtype=torch.int32)
-        return dict.fromkeys(EXECUTION_MODES, some.long())
-    size = layer.integer_weights().abs()
-    merged, unrolled = (size > 0).sum(0), size.sum(0, dtype=torch.int64)
-    return {mode: merged if mode == "merged" else unrolled for mode in EXECUTION_MODES}
 
 
 def count_operations(

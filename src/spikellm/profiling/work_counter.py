@@ -54,7 +54,9 @@ class WorkCounter:
                 found.append(module.register_forward_hook(self._turns))
         return found
 
-    def _norm(self, module: nn.Module, arguments: object, output: Tensor) -> None:
+    def _norm(self, module: nn.Module, arguments: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            return
         channels, own = output.shape[-1], module._parameters
         work = work_of_norm(
             output.numel() // channels,
