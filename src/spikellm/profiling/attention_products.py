@@ -21,6 +21,8 @@ class AttentionProduct(NamedTuple):
         cached: ``key`` or ``value``; its channels may take several steps.
         arriving: ``query`` or ``probabilities``.
         macs: multiply-accumulates of the whole matrix, not of its causal half.
+        operands: numbers of the cached operand.
+        outputs: numbers that come out, an accumulator each.
         fan_out: synapses of a spike of either operand, by operand.
     """
 
@@ -28,6 +30,8 @@ class AttentionProduct(NamedTuple):
     cached: str
     arriving: str
     macs: int
+    operands: int
+    outputs: int
     fan_out: dict[str, int]
 
 
@@ -43,6 +47,8 @@ def products_of_attention(seen: Observation) -> tuple[AttentionProduct, Attentio
             "key",
             "query",
             pairs * channels,
+            seen.key.numel(),
+            pairs,
             {"query": keys, "key": cached_fan_out},
         ),
         AttentionProduct(
@@ -50,6 +56,8 @@ def products_of_attention(seen: Observation) -> tuple[AttentionProduct, Attentio
             "value",
             "probabilities",
             pairs * outputs,
+            seen.value.numel(),
+            batch * heads * queries * outputs,
             {"probabilities": outputs, "value": cached_fan_out},
         ),
     )
@@ -71,4 +79,5 @@ def operations_of_product(
         bits, steps = (arriving.bits, cached.bits), 1.0
         if train is not None:
             steps = float(train.steps.expand(train.codes.shape).float().mean())
-    return Operations(product.macs, Counter({bits: round(product.macs * steps)}))
+    executed = Counter({bits: round(product.macs * steps)})
+    return Operations(product.macs, executed, operands=product.operands)

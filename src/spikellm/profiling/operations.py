@@ -7,8 +7,9 @@ synaptic operations, counted while it runs.
 A count n of T steps of at most L is one spike in merged mode, ``⌈|n|/L⌉`` in stepped mode (the
 drained train), |n| in binary mode, and as many as n has digits in phase mode. It is the code q of a
 published train, and ``q − z`` of a centered one. The fan-out of an input spike is the number of the
-layer's outputs, or of the weight spikes in its column where weights are ternary spikes; the charge
-of the baseline, which only published trains have, belongs to the code.
+layer's weights in its column that are not zero, or of the weight spikes there where weights are
+ternary spikes; the charge of the baseline, which only published trains have, belongs to the code.
+What is no product of matrices is counted by :mod:`spikellm.profiling.work_counter`.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ from spikellm.profiling.attention_products import (
     products_of_attention,
 )
 from spikellm.profiling.before_coding import operations_before_coding, operations_of_rotation
-from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Operations
+from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Firing, Operations
+from spikellm.profiling.fan_out import fan_out
 from spikellm.profiling.firing import Fired, firing_of, firings
+from spikellm.profiling.shifts import shifts_of_layer, shifts_of_product
+from spikellm.profiling.work_counter import WorkCounter
 
 
 class OperationCounter:
@@ -70,7 +74,8 @@ class OperationCounter:
         self._last_rotated: Callable[[], Tensor | None] = lambda: None
         self._rotations = [module for module in self._names if isinstance(module, Rotation)]
         self._trains: dict[tuple[nn.Module, str], SpikeTrain] = {}
-        self._fan_out: dict[nn.Module, dict[str, Tensor]] = {}
+        self._fan_out: dict[nn.Module, Tensor] = {}
+        self._work = WorkCounter(lambda: self._counts)
 
     def take(self) -> Counts:
         """Counts since the last call."""
@@ -87,6 +92,7 @@ class OperationCounter:
         self._handles += [
             module.register_forward_hook(self._rotation) for module in self._rotations
         ]
+        self._handles += self._work.handles(self._model)
         self._handles.append(embedding.register_forward_hook(self._tokens))
         self._contexts = [observing(self._attention), observe_spikes(self._spikes)]
         for context in self._contexts:
@@ -115,35 +121,36 @@ class OperationCounter:
         entry = self._entry(self._names[module], self._linears[module])
         tokens = output.shape[:-1].numel()
         if not isinstance(module, SpikingLinear):
-            macs = tokens * weight_and_bias(module)[0].numel()
-            entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs})))
+            weights = weight_and_bias(module)[0].numel()
+            macs = tokens * weights
+            entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs}), operands=weights))
             return
+        self._work.linear(module, tokens)
         macs = tokens * module.in_features * module.out_features
         train = self._trains.pop((module, "input"), None)
         products = products_of(module, train)
         executed = Counter({bits: round(macs * share) for bits, share in products.items()})
         counted = module.format.average_steps(module)  # of itself, beyond what is executed
         extra = 0.0 if counted is None else macs * counted - executed.total()
-        entry.add(
-            Operations(macs, executed, module.additive_share * executed.total(), extra_steps=extra)
-        )
+        additions, operands = module.additive_share * executed.total(), macs // max(tokens, 1)
+        entry.add(Operations(macs, executed, additions, extra_steps=extra, operands=operands))
         if module not in self._fan_out:
             self._fan_out[module] = fan_out(module)
         reach = self._fan_out[module]
         if train is not None:
-            uneven = module.format.unrolls
-            name = f"{self._names[module]}.input"
-            found = self._fire(entry, name, train, by_channel=uneven)
-            for sops, fired in zip((entry.sops, entry.sops_from_zero), found, strict=True):
-                for mode in EXECUTION_MODES:
-                    sops[mode] += (
-                        int((fired.channels[mode] * reach[mode]).sum())
-                        if uneven
-                        else fired.total[mode] * module.out_features
-                    )
+            fired, firing = self._fire(entry, f"{self._names[module]}.input", train, reach)
+            self._work.fired(train, firing)
+            entry.shifts += shifts_of_layer(module, train)
+            for mode, spikes in firing.spikes.items():
+                entry.reached[mode] += spikes * module.out_features
+            for sops, found in zip((entry.sops, entry.sops_from_zero), fired, strict=True):
+                sops.update(found.reached)
         elif module.format.unrolls:
-            for sops in (entry.sops, entry.sops_from_zero):
-                sops.update({mode: tokens * int(reach[mode].sum()) for mode in EXECUTION_MODES})
+            sums = (tokens * reach.sum(0)).tolist()
+            each = dict(zip(EXECUTION_MODES, sums, strict=True))
+            entry.sops.update(each)
+            entry.sops_from_zero.update(each)
+            entry.reached.update(dict.fromkeys(EXECUTION_MODES, macs))
 
     def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         works = module.rotated or module.offset is not None
@@ -160,6 +167,7 @@ class OperationCounter:
             entry = self._entry(f"{name} rotation", "rotation")
             for operations in operations_before_coding(seen, spikes.settings):
                 entry.add(operations)
+        self._work.attention(seen, spikes)
         for product in products_of_attention(seen):
             entry = self._entry(f"{name} {product.name}", "attention")
             train = None if spikes is None else self._trains.get((spikes, product.cached))
@@ -171,31 +179,38 @@ class OperationCounter:
         self, entry: Operations, name: str, product: AttentionProduct, spikes: SpikingAttention
     ) -> None:
         """Count the spikes of both operands, and what one of them sets off."""
-        fired = {}
+        driving: tuple[str, SpikeTrain, tuple[Fired, Fired], Firing] | None = None
         for part in (product.cached, product.arriving):
             train = self._trains.pop((spikes, part), None)
             if train is not None:
-                fired[part] = self._fire(entry, f"{name}.{part}", train)
-        # The operand that arrives drives the other one, where it spikes.
-        driving = product.arriving if product.arriving in fired else product.cached
-        for sops, found in zip(
-            (entry.sops, entry.sops_from_zero), fired.get(driving, ()), strict=False
-        ):
-            for mode, count in found.total.items():
-                sops[mode] += count * product.fan_out[driving]
+                # The operand that arrives drives the other one, where it spikes.
+                driving = part, train, *self._fire(entry, f"{name}.{part}", train)
+        if driving is None:
+            return
+        part, train, fired, firing = driving
+        self._work.fired(train, firing)
+        entry.shifts += shifts_of_product(product, part, train, spikes)
+        each = product.fan_out[part]
+        for sops, found in zip((entry.sops, entry.sops_from_zero), fired, strict=True):
+            sops.update({mode: spikes * each for mode, spikes in found.total.items()})
+        entry.reached.update({mode: spikes * each for mode, spikes in firing.spikes.items()})
 
     def _fire(
-        self, entry: Operations, name: str, train: SpikeTrain, *, by_channel: bool = False
-    ) -> tuple[Fired, Fired]:
-        """Count a train's spikes, as it is and from zero."""
-        found = firings(train, by_channel=by_channel)
+        self,
+        entry: Operations,
+        name: str,
+        train: SpikeTrain,
+        reach: Tensor | None = None,
+    ) -> tuple[tuple[Fired, Fired], Firing]:
+        """Count a train's spikes, as it is and from zero, and what they reach."""
+        found = firings(train, reach)
         firing = firing_of(train, *found)
         entry.slots += firing.slots
         entry.codes += firing.codes
         entry.spikes.update(firing.spikes)
         entry.spikes_from_zero.update(firing.from_zero)
         self._counts.add(Counts(0, firing={name: firing}))
-        return found
+        return found, firing
 
 
 def products_of(
@@ -214,20 +229,6 @@ def products_of(
         steps = layer.mean_steps(train.steps)
     products = layer.format.products(layer, steps)
     return {(a, bits): share for bits, share in products.items()}
-
-
-def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
-    """Synapses of every stored column, int64 ``(in,)``, by execution mode: the layer's outputs, or
-    the column's non-zero weight spikes where weights are spikes.
-    """
-    if not layer.format.unrolls:
-        every = torch.full(
-            (layer.in_features,), layer.out_features, device=layer.channel_group.device
-        )
-        return dict.fromkeys(EXECUTION_MODES, every)
-    size = layer.integer_weights().abs()
-    merged, unrolled = (size > 0).sum(0), size.sum(0, dtype=torch.int64)
-    return {mode: merged if mode == "merged" else unrolled for mode in EXECUTION_MODES}
 
 
 def count_operations(
