@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,9 +22,9 @@ class SpikeTrain(NamedTuple):
     Attributes:
         source: module that coded: a spiking linear layer, or the spikes of an attention module.
         part: ``input``, ``query``, ``key``, ``value`` or ``probabilities``.
-        codes: merged codes, int32, ``(tokens, channels)`` of a layer in stored order, ``(batch,
-            heads, tokens, channels)`` of attention; of a cached key or value all tokens that take
-            part.
+        codes: merged codes, int32 or uint8, ``(tokens, channels)`` of a layer in stored order,
+            ``(batch, heads, tokens, channels)`` of attention; of a cached key or value all tokens
+            that take part.
         baseline: z of every code; broadcasts to ``codes``.
         steps: T of every channel, and where some tokens take more, of every token; broadcasts to
             ``codes``.
@@ -42,7 +43,7 @@ class SpikeTrain(NamedTuple):
         """Spikes less negative spikes of every code, int32, see
         :meth:`spikellm.neurons.SoftResetNeuron.fired`.
         """
-        return self.neuron.fired(self.codes, self.baseline)
+        return self.neuron.fired(self.codes.to(torch.int32), self.baseline)
 
 
 _observer: ContextVar[Callable[[SpikeTrain], None] | None] = ContextVar(

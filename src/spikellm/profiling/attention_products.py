@@ -8,6 +8,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from spikellm.models.attention_interface import Observation
+from spikellm.models.plain_attention import Operands
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain
 from spikellm.profiling.counts import DENSE_BITS, Operations
@@ -35,7 +36,9 @@ class AttentionProduct(NamedTuple):
     fan_out: dict[str, int]
 
 
-def products_of_attention(seen: Observation) -> tuple[AttentionProduct, AttentionProduct]:
+def products_of_attention(
+    seen: Operands | Observation,
+) -> tuple[AttentionProduct, AttentionProduct]:
     """Scores and values of one call of an attention module."""
     batch, heads, queries, channels = seen.query.shape
     shared, keys, outputs = seen.key.shape[1], seen.key.shape[2], seen.value.shape[-1]

@@ -14,6 +14,8 @@ from spikellm.neurons.phase import digits_that_fire
 from spikellm.nn.hooks import SpikeTrain
 from spikellm.profiling.counts import EXECUTION_MODES, Firing
 
+_BYTE = 255
+
 
 class Fired(NamedTuple):
     """Non-zero spikes of a train.
@@ -93,16 +95,17 @@ def _by_channel(train: SpikeTrain) -> tuple[Tensor, Tensor]:
     modes)``; the same tensor where the train is that of the codes.
     """
     neuron, codes = train.neuron, train.codes
-    baseline = train.baseline.to(torch.int32) if neuron.centered else None
+    baseline = train.baseline if neuron.centered else None
     if codes.is_cpu and codes.numel():
-        most = neuron.levels * int(train.steps.max())
+        most = max(neuron.levels * int(train.steps.max()), _BYTE)
         table = spikes_by_size(most, neuron.levels, neuron.recoding)
         found = sum_by_channel(codes, baseline, table)
         if found is not None:
             return found
+    whole = codes.to(torch.int32)
     spikes = [
         torch.stack(list(count_spikes(one, neuron.levels, neuron.recoding).values()), 1)
-        for one in ((codes,) if baseline is None else (train.fired, codes))
+        for one in ((whole,) if baseline is None else (train.fired, whole))
     ]
     return spikes[0], spikes[-1]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from spikellm.models.attention_interface import (
 )
 from spikellm.models.families import decoder_of, is_linear, weight_and_bias
 from spikellm.models.next_token import piecewise_outputs
+from spikellm.models.plain_attention import Operands, library_computes, watching_plain
 from spikellm.models.prepare import evaluating
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain, observe_spikes
@@ -43,6 +45,7 @@ from spikellm.profiling.before_coding import operations_before_coding, operation
 from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Firing, Operations
 from spikellm.profiling.fan_out import fan_out
 from spikellm.profiling.firing import Fired, firing_of, firings
+from spikellm.profiling.linear_products import products_of
 from spikellm.profiling.shifts import shifts_of_layer, shifts_of_product
 from spikellm.profiling.work_counter import WorkCounter
 
@@ -74,7 +77,6 @@ class OperationCounter:
         self._last_rotated: Callable[[], Tensor | None] = lambda: None
         self._rotations = [module for module in self._names if isinstance(module, Rotation)]
         self._trains: dict[tuple[nn.Module, str], SpikeTrain] = {}
-        self._fan_out: dict[nn.Module, Tensor] = {}
         self._work = WorkCounter(lambda: self._counts)
 
     def take(self) -> Counts:
@@ -85,7 +87,11 @@ class OperationCounter:
     def __enter__(self) -> OperationCounter:
         decoder = self._decoder = decoder_of(self._model)
         self._before = str(decoder.config._attn_implementation)
-        if self._before != IMPLEMENTATION and decoder._can_set_attn_implementation():
+        self._contexts: list[AbstractContextManager[None]] = []
+        if self._before != IMPLEMENTATION and library_computes(self._before):
+            # Of plain attention only sizes are needed, so it runs as it is.
+            self._contexts.append(watching_plain(decoder, self._attention))
+        elif self._before != IMPLEMENTATION and decoder._can_set_attn_implementation():
             use_interface(self._model)
         embedding = self._model.get_input_embeddings()  # type: ignore[operator]
         self._handles = [module.register_forward_hook(self._linear) for module in self._linears]
@@ -94,7 +100,7 @@ class OperationCounter:
         ]
         self._handles += self._work.handles(self._model)
         self._handles.append(embedding.register_forward_hook(self._tokens))
-        self._contexts = [observing(self._attention), observe_spikes(self._spikes)]
+        self._contexts += [observing(self._attention), observe_spikes(self._spikes)]
         for context in self._contexts:
             context.__enter__()
         return self
@@ -134,9 +140,7 @@ class OperationCounter:
         extra = 0.0 if counted is None else macs * counted - executed.total()
         additions, operands = module.additive_share * executed.total(), macs // max(tokens, 1)
         entry.add(Operations(macs, executed, additions, extra_steps=extra, operands=operands))
-        if module not in self._fan_out:
-            self._fan_out[module] = fan_out(module)
-        reach = self._fan_out[module]
+        reach = fan_out(module)
         if train is not None:
             fired, firing = self._fire(entry, f"{self._names[module]}.input", train, reach)
             self._work.fired(train, firing)
@@ -146,7 +150,7 @@ class OperationCounter:
             for sops, found in zip((entry.sops, entry.sops_from_zero), fired, strict=True):
                 sops.update(found.reached)
         elif module.format.unrolls:
-            sums = (tokens * reach.sum(0)).tolist()
+            sums = (tokens * reach.sum(0)).expand(len(EXECUTION_MODES)).tolist()
             each = dict(zip(EXECUTION_MODES, sums, strict=True))
             entry.sops.update(each)
             entry.sops_from_zero.update(each)
@@ -160,7 +164,7 @@ class OperationCounter:
             for operations in operations_of_rotation(module, output.shape[:-1].numel()):
                 entry.add(operations)
 
-    def _attention(self, module: nn.Module, seen: Observation) -> None:
+    def _attention(self, module: nn.Module, seen: Operands | Observation) -> None:
         name, child = self._names[module], getattr(module, "spikes", None)
         spikes = child if isinstance(child, SpikingAttention) else None
         if spikes is not None and (spikes.settings.rotate or spikes.settings.center):
@@ -211,24 +215,6 @@ class OperationCounter:
         entry.spikes_from_zero.update(firing.from_zero)
         self._counts.add(Counts(0, firing={name: firing}))
         return found, firing
-
-
-def products_of(
-    layer: SpikingLinear, train: SpikeTrain | None = None
-) -> dict[tuple[int, int], float]:
-    """Multiply-accumulates executed for each of the original ones, by bits of input and weight.
-
-    Args:
-        train: spikes of its inputs, if massive tokens among them are to be counted; otherwise there
-            are as many as in the calibration text.
-    """
-    activations = layer.settings.activations
-    a = activations.bits if activations.spiking else DENSE_BITS
-    steps = layer.average_steps
-    if train is not None and layer.massive is not None:
-        steps = layer.mean_steps(train.steps)
-    products = layer.format.products(layer, steps)
-    return {(a, bits): share for bits, share in products.items()}
 
 
 def count_operations(
