@@ -81,6 +81,6 @@ def operations_of_product(
         cached = getattr(spikes.settings, product.cached)
         bits, steps = (arriving.bits, cached.bits), 1.0
         if train is not None:
-            steps = float(train.steps.expand(train.codes.shape).float().mean())
+            steps = float(train.steps.expand(train.shown.shape).float().mean())
     executed = Counter({bits: round(product.macs * steps)})
     return Operations(product.macs, executed, operands=product.operands)

@@ -94,32 +94,31 @@ def _by_channel(train: SpikeTrain) -> tuple[Tensor, Tensor]:
     """Spikes of the train and of its codes by channel and execution mode, int64 ``(channels,
     modes)``; the same tensor where the train is that of the codes.
     """
-    neuron, codes = train.neuron, train.codes
-    baseline = train.baseline if neuron.centered else None
+    neuron, codes = train.neuron, train.shown
+    baseline = train.shown_baseline if neuron.centered else None
     if codes.is_cpu and codes.numel():
         most = max(neuron.levels * int(train.steps.max()), _BYTE)
         table = spikes_by_size(most, neuron.levels, neuron.recoding)
         found = sum_by_channel(codes, baseline, table)
         if found is not None:
             return found
-    whole = codes.to(torch.int32)
     spikes = [
         torch.stack(list(count_spikes(one, neuron.levels, neuron.recoding).values()), 1)
-        for one in ((whole,) if baseline is None else (train.fired, whole))
+        for one in ((train.codes,) if baseline is None else (train.fired, train.codes))
     ]
     return spikes[0], spikes[-1]
 
 
 def firing_of(train: SpikeTrain, fired: Fired, from_zero: Fired) -> Firing:
     """Counts and rates of one train, of what :func:`firings` gives."""
-    steps = train.steps.expand(*train.steps.shape[:-1], train.codes.shape[-1])
-    repeats = train.codes.numel() // steps.numel()
+    steps = train.steps.expand(*train.steps.shape[:-1], train.shown.shape[-1])
+    repeats = train.shown.numel() // steps.numel()
     slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * repeats
     binary, most = fired.binary, slots * train.neuron.levels
     if train.part == "probabilities":  # their channels are keys, whose number grows with the tokens
         binary, most = binary.sum(0, keepdim=True), most.sum(0, keepdim=True)
     return Firing(
-        codes=train.codes.numel(),
+        codes=train.shown.numel(),
         slots=int(slots.sum()),
         spikes=fired.total,
         rates=(binary / most.clamp(min=1)).float(),

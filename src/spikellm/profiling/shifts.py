@@ -38,7 +38,7 @@ def shifts_of_layer(layer: SpikingLinear, train: SpikeTrain) -> int:
     each = torch.stack(
         [steps[..., part.start : part.stop].amax(-1) for part in layer.layout().segments]
     )
-    repeats = 1 if steps.dim() > 1 else len(train.codes)
+    repeats = 1 if steps.dim() > 1 else len(train.shown)
     doubled = (moments_of(train.neuron, each) - 1).clamp(min=0)
     return int(doubled.sum()) * repeats * layer.out_features
 
