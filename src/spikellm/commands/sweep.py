@@ -190,13 +190,15 @@ def _original_cells(result: dict[str, Any], keys: int) -> list[str]:
 
 
 def _cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    from spikellm.commands.support.measure import energy_in_words
+
     fronts = {"steps": "average_steps", "ACE": "ace_ratio"}
     return [
         *row["point"].values(),
         *_perplexities(row, result),
         "-" if row["average_steps"] is None else f"{row['average_steps']:.3f}",
         f"{row['ace_ratio']:.3f}×",
-        f"{row['energy_ratio']['merged']:.2f}",
+        energy_in_words(row["energy_ratio"]["merged"]),
         f"{row['weight_ratio']:.3f}×",
         " ".join(words for words, cost in fronts.items() if row["front"][cost]),
     ]

@@ -135,7 +135,7 @@ class SweepFolder:
                 "measured": {
                     **found._asdict(),
                     "summary": asdict(found.summary),
-                    "energy": found.energy._asdict(),
+                    "energy": found.energy.to_data(),
                 },
             }
             write_atomically(
@@ -155,5 +155,5 @@ def _from_data(data: dict[str, Any]) -> Measured:
     )
     whole = ModelSummary(summary["kind"], layers, attentions, summary["total_bytes"])
     return Measured(
-        data["perplexity"], data["seconds"], whole, data["ace"], Energy(**data["energy"])
+        data["perplexity"], data["seconds"], whole, data["ace"], Energy.from_data(data["energy"])
     )
