@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["spikellm", "yaml"]):
     from spikellm.conversion.journal import Journal
     from spikellm.core.errors import SpikeLLMError
     from spikellm.core.io import PlainDataError, read_json
-    from spikellm.profiling.energy import load_table
+    from spikellm.profiling.energy_table import load_table
     from spikellm.recipe.load import load_recipe
 
 IDENTITY = {"recipe": {}, "text": "abc", "versions": {"torch": "2"}, "model": "a", "device": "cpu"}

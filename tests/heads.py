@@ -35,15 +35,15 @@ def coder_and_heads(
     settings: ActivationRecipe, channels: int, seed: int
 ) -> tuple[HeadCoder, torch.Tensor, torch.Tensor]:
     """A coder of three heads, values ``(2, 3, 5, channels)`` of any size with a token of zeros, and
-    the groups of channels.
+    the groups of channels: a third of them salient, all, or none.
     """
     generator = torch.Generator().manual_seed(seed)
     group = torch.zeros(3, channels, dtype=torch.uint8)
     if settings.salient_rate:
+        count = (max(1, channels // 3), channels, 0)[seed % 3]
         for head in range(3):
-            group[head, torch.randperm(channels, generator=generator)[: max(1, channels // 3)]] = (
-                len(settings.group_ranges) - 1
-            )
+            salient = torch.randperm(channels, generator=generator)[:count]
+            group[head, salient] = len(settings.group_ranges) - 1
     x = torch.randn(2, 3, 5, channels, generator=generator) * 10 ** float(
         torch.randint(-3, 4, (), generator=generator)
     )

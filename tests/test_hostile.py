@@ -30,7 +30,7 @@ from conftest import BUNDLED
 from spikellm.conversion.journal import Journal
 from spikellm.core.errors import CheckpointError, RequestError, SpikeLLMError
 from spikellm.core.io import PlainDataError, read_json
-from spikellm.profiling.energy import load_table
+from spikellm.profiling.energy_table import load_table
 from spikellm.recipe.load import load_recipe
 
 ASSETS = Path(spikellm.__file__).parent

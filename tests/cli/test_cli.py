@@ -121,6 +121,7 @@ def test_convert_eval_generate_inspect(
     inspected = json.loads(stdout)
     assert inspected["recipe"]["seed"] == 5
     assert {layer["weight_bits"] for layer in inspected["layers"] if layer["spiking"]} == {3}
+    assert [one["train"] for one in inspected["trains"]] == ["centered"]
     assert inspected["average_steps"] == pytest.approx(1.1, abs=0.01)
     status, stdout, _ = run(capsys, "inspect", out)
     assert "model.layers.0.self_attn.q_proj" in stdout

@@ -134,3 +134,12 @@ def test_an_unknown_style_or_energy_table_is_refused(
     assert "--table 'word': expected table, markdown, csv, latex" in capsys.readouterr().err
     assert main([*common, "--energy-table", "nowhere"]) == 2
     assert "no built-in table of that name" in capsys.readouterr().err
+
+
+def test_a_table_that_says_nothing_of_the_original_is_refused(
+    text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--recipes", "w8a8", "--perplexity", str(text_file)]
+    arguments += ["--calibration", str(text_file), "--energy-table", "loihi-14nm"]
+    assert main(["compare", str(BUNDLED), *arguments]) == 2
+    assert "does not know fp16_multiply and fp16_add" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from spikellm.conversion import allocate
+from spikellm.conversion.survey import SurveyedBlock
 from spikellm.recipe.load import load_recipe
 
 
@@ -16,9 +17,9 @@ def test_the_survey_ends_with_the_error_of_an_algorithm(monkeypatch: pytest.Monk
     """And not when the error is forgotten: a block is on the device until then."""
     ended = []
 
-    def survey(*_: object, **__: object) -> Iterator[list[Any]]:
+    def survey(*_: object, **__: object) -> Iterator[SurveyedBlock]:
         try:
-            yield ["layer"]
+            yield SurveyedBlock(["layer"], [])  # type: ignore[list-item]
         finally:
             ended.append(True)
 
@@ -27,7 +28,8 @@ def test_the_survey_ends_with_the_error_of_an_algorithm(monkeypatch: pytest.Monk
         raise ValueError("no")
 
     monkeypatch.setattr(allocate, "survey", survey)
-    monkeypatch.setattr(allocate.StepShares, "look", lambda *_: None)
+    for shares in (allocate.StepShares, allocate.SpikeShares):
+        monkeypatch.setattr(shares, "look", lambda *_: None)
     recipe = load_recipe("ternary-1.4")
     context: Any = SimpleNamespace(
         surveyed=True,

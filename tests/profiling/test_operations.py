@@ -87,24 +87,29 @@ def test_a_spiking_layer_against_loops(train: str, text_file: Path) -> None:
     )
     sizes = (codes - rest).abs() if train == "centered" else codes
     steps = layer.stored(layer.channel_steps).long()
-    spikes, from_zero = (dict.fromkeys(EXECUTION_MODES, 0) for _ in range(2))
+    some = (layer.integer_weights() != 0).sum(0).tolist()
+    assert min(some) < layer.out_features, "some weights are zero"
+    spikes, sops, from_zero, sops_from_zero = (dict.fromkeys(EXECUTION_MODES, 0) for _ in range(4))
     slots = macs = ace = 0
-    for size, code in zip(sizes.flatten().tolist(), codes.flatten().tolist(), strict=True):
-        for sums, one in ((spikes, size), (from_zero, code)):
-            sums["merged"] += int(one > 0)
-            sums["binary"] += one
-            sums["phase"] += one.bit_count()
-            sums["stepped"] += -(-one // neuron.levels)
+    for own, sums, reached in ((sizes, spikes, sops), (codes, from_zero, sops_from_zero)):
+        for row in own.tolist():
+            for one, synapses in zip(row, some, strict=True):
+                stepped = -(-one // neuron.levels)
+                for mode, fired in zip(
+                    EXECUTION_MODES, (int(one > 0), stepped, one, one.bit_count()), strict=True
+                ):
+                    sums[mode] += fired
+                    reached[mode] += fired * synapses
     for row in sizes.tolist():
         for code, horizon in zip(row, steps.tolist(), strict=True):
             macs += layer.out_features
             ace += horizon * 4 * 4 * layer.out_features
             slots += horizon
-            stepped = [
+            stepped_levels = [
                 min(max(code - step * neuron.levels, 0), neuron.levels) for step in range(horizon)
             ]
-            assert sum(stepped) == code
-    sops = {mode: fired * layer.out_features for mode, fired in spikes.items()}
+            assert sum(stepped_levels) == code
+    reached = {mode: fired * layer.out_features for mode, fired in spikes.items()}
     found = counts.layers[name]
     assert (found.macs, found.slots, dict(found.spikes), dict(found.sops)) == (
         macs,
@@ -112,11 +117,17 @@ def test_a_spiking_layer_against_loops(train: str, text_file: Path) -> None:
         spikes,
         sops,
     )
+    assert dict(found.reached) == reached
+    assert found.weight_density == sops["merged"] / reached["merged"]
+    assert found.operands == layer.in_features * layer.out_features
     assert found.ace == pytest.approx(ace, rel=1e-6)
     assert found.spike_rate == spikes["stepped"] / slots
     firing = counts.firing[f"{name}.input"]
     assert dict(found.spikes_from_zero) == from_zero
-    assert found.sops_from_zero["phase"] == from_zero["phase"] * layer.out_features
+    assert dict(found.sops_from_zero) == sops_from_zero
+    accumulators = len(codes) * layer.out_features
+    tops = [int(steps[part.start]) * neuron.levels for part in layer.spec().segments]
+    assert found.shifts == accumulators * sum(top.bit_length() - 1 for top in tops)
     assert found.codes == codes.numel()
     assert (spikes["binary"] < from_zero["binary"]) == (train == "centered")
     rates = sizes.sum(0) / (steps * neuron.levels * len(codes))

@@ -17,7 +17,8 @@ from spikellm.__main__ import main
 from spikellm.core.errors import DependencyError, RequestError
 from spikellm.profiling import page
 from spikellm.profiling.operations import count_operations
-from spikellm.profiling.report import Report
+from spikellm.profiling.report import PARTS, Report
+from spikellm.profiling.work import ROWS
 
 CHROMIUM = next(
     (
@@ -131,6 +132,55 @@ def test_counts_and_perplexity_are_those_of_the_other_commands(
         [torch.tensor(tokenizer(text_file.read_text()).input_ids[:192]).view(3, 64)]
     )
     assert report.prefill.total().ace == count_operations(model, [windows])["prefill"].total().ace
+
+
+def test_rows_beside_products_add_up_and_can_be_left_out(t2: Report, text_file: Path) -> None:
+    data = json.loads(json.dumps(t2.to_data()))
+    assert list(data["rows"]) == list(ROWS)
+    for mode in ("dense", "merged", "binary"):
+        parts = [data["parts"][part]["energy_pj"][mode] for part in PARTS if part != "whole"]
+        rows = [row["energy_pj"][mode] for row in data["rows"].values()]
+        known = [found for found in (*parts, *rows) if found is not None]
+        assert data["parts"]["whole"]["energy_pj"][mode] == pytest.approx(sum(known))
+    assert data["rows"]["routing"]["energy_pj"]["binary"] is None
+    assert data["parts"]["whole"]["energy_pj"]["unknown"]["binary"] == ["routing"]
+    spikes = sum(firing["spikes"]["binary"] for firing in data["firing"].values())
+    assert data["rows"]["routing"]["operations"]["binary"] == {"spike": spikes}
+    assert data["rows"]["coding"]["energy_pj"]["dense"] == 0 < t2.energy["coding"].modes["merged"]
+    page_text = page.render(t2)
+    assert "coding: ranges, thresholds, rounding" in page_text
+    assert "without what the table does not know: routing (stepped); routing (binary)" in page_text
+    model, tokenizer = spikellm.load(BUNDLED)
+    options = {"tokens": 64, "seqlen": 64, "without": ["coding", "norms"]}
+    fewer = spikellm.report(model, tokenizer, str(text_file), **options)
+    assert set(ROWS) - set(fewer.energy) == {"coding", "norms"}
+    assert fewer.to_data()["energy_table"]["without"] == ["coding", "norms"]
+    assert "Left out: coding, norms." in page.render(fewer)
+
+
+def test_density_of_weights_and_spikes(t2: Report) -> None:
+    density = t2.to_data()["density"]
+    linear = t2.part("linear")
+    assert 0.5 < density["weights"] < 1
+    for mode, share in density["product"].items():
+        assert share == linear.sops[mode] / linear.macs
+        assert share < density["spikes"][mode]
+    merged = density["weights"] * density["spikes"]["merged"]
+    assert merged == pytest.approx(density["product"]["merged"])
+
+
+def test_a_table_that_knows_events_alone(text_file: Path) -> None:
+    model, tokenizer = spikellm.load(BUNDLED)
+    spikellm.convert(model, tokenizer, "rtn-w4a4", str(text_file), samples=2, seqlen=64)
+    report = spikellm.report(
+        model, tokenizer, str(text_file), tokens=64, seqlen=64, energy_table="loihi-14nm"
+    )
+    assert report.energy_pj["binary"] == pytest.approx(report.sops["binary"] * 23.6)
+    assert report.energy_pj["merged"] is report.energy_pj["dense"] is None
+    text = page.render(report)
+    assert "not known" in text
+    assert "Not known to it: " in text
+    assert json.dumps(report.to_data())
 
 
 def test_energy_of_weights_read(t2: Report) -> None:
@@ -255,6 +305,7 @@ def test_command(
         (["--seqlen", "100000"], "maximum"),
         (["--text", "nothing.txt"], "nothing.txt"),
         (["--energy-table", "nothing"], "energy table"),
+        (["--without", "coding,norm"], "'norm' is no row of the energy estimate"),
     ],
 )
 def test_wrong_requests(

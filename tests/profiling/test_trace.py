@@ -18,6 +18,7 @@ from layers import activation_recipes, fit
 from spikellm.__main__ import main
 from spikellm.core.errors import CheckpointError, DependencyError, RequestError
 from spikellm.neurons import make_neuron, with_train
+from spikellm.neurons.phase import places
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling import event_run
@@ -26,7 +27,7 @@ from spikellm.profiling.event_run import events_of, run_events, synapses_of, wei
 from spikellm.profiling.events import read_codes, write_events
 from spikellm.profiling.operations import count_operations
 from spikellm.profiling.plots.spikes import membrane_by_phase, membrane_in_moments
-from spikellm.profiling.population import layer_population
+from spikellm.profiling.population import channel_order, layer_population
 from spikellm.profiling.trace import trace_block
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
@@ -67,13 +68,20 @@ def test_events_end_in_the_merged_integers_and_in_the_layer_s_output(
     assert found.integers == len(x) * layer.out_features * len(layer.layout().segments)
     neuron, sizes = population.neuron, population.fired.abs()
     if form == "binary":
-        fired, beyond_one = sizes, torch.zeros(1)
+        fired = sizes
     else:
-        digits = neuron.phase(population.fired, population.code_steps).abs()
-        fired, beyond_one = digits.sum(0), digits[:-1].sum(0)
+        fired = neuron.phase(population.fired, population.code_steps).abs().sum(0)
     assert found.spikes == int(fired.sum())
-    assert found.additions == found.spikes * layer.out_features
-    assert found.shifts == int(beyond_one.sum()) * layer.out_features
+    stored = layer.integer_weights()
+    some = torch.zeros(layer.in_features, dtype=torch.int64)
+    some[channel_order(layer)] = (stored != 0).sum(0)
+    assert found.additions == int((fired * some).sum()), "a weight of zero is no synapse"
+    steps, order = population.code_steps, channel_order(layer)
+    doubled = 0
+    for part in layer.layout().segments:
+        for most in steps[:, order[part.start : part.stop]].amax(1).tolist():
+            doubled += places(most * neuron.levels, neuron.recoding) - 1
+    assert found.shifts == (0 if form == "binary" else doubled * layer.out_features)
 
 
 def test_events_arrive_in_the_order_of_time_and_none_at_rest() -> None:
@@ -84,7 +92,7 @@ def test_events_arrive_in_the_order_of_time_and_none_at_rest() -> None:
         assert bool((events.time.diff() >= 0).all())
         assert 1 not in events.token, "a token of zeros is silent"
     events = events_of(layer_population("layer", one_layer()[0], x))
-    run = run_events(events, synapses_of(layer), len(x))
+    run = run_events(events, synapses_of(layer), torch.ones(len(x), 1, dtype=torch.int64))
     assert run.sums.shape == (3, 1, 5)
 
 
@@ -110,6 +118,8 @@ def test_events_are_as_many_as_the_report_counts(
     for trace in found.traces:
         entry = counts.layers[f"{found.block}.{trace.name}"]
         assert (trace.spikes, trace.additions) == (entry.spikes[form], entry.sops[form])
+        assert trace.shifts == (entry.shifts if form == "phase" else 0)
+        assert entry.shifts > 0
 
 
 def one_layer(**more: Any) -> tuple[SpikingLinear, torch.Tensor]:

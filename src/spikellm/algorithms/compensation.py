@@ -34,7 +34,6 @@ from spikellm.nn.fake_quant import InputCoder
 from spikellm.nn.hooks import first_input
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import layer_name
-from spikellm.observers.token_weights import token_scale
 
 KEPT = 1 << 29
 """Bytes of a block's exact inputs, and of outputs of its converted layers, that are kept."""
@@ -91,7 +90,7 @@ class SequentialFit:
             with self._kept(batch, stop=name):
                 x = self._input(name, context.inputs[batch])
             q = x if coder is None else coder.values(x)
-            scale = token_scale(x, context.recipe.calibration.token_weights)
+            scale = context.samples.token_weights.scale(x, fitted=True)
             if scale is not None:
                 exact, q = exact * scale, q * scale
             hessian = (q.T @ q).double() + hessian

@@ -69,9 +69,9 @@ def compare(
     Returns:
         ``{"model", "settings", "texts", "bos", "energy_table", "rows": [{"recipe", "perplexity":
         {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
-        "weight_ratio", "ace_ratio", "energy_ratio": {mode: …}, "spikes_a_value": {mode: …},
-        "sops_ratio": {mode: …}, "seconds", …}]}``, the original first; ``ratio`` is to the
-        original, ``seconds`` of one conversion. See
+        "weight_ratio", "ace_ratio", "energy_ratio": {mode: …}, "energy_unknown",
+        "spikes_a_value": {mode: …}, "sops_ratio": {mode: …}, "seconds", …}]}``, the original
+        first; ``ratio`` is to the original, ``seconds`` of one conversion. See
         :func:`spikellm.commands.support.grid.run_grid`.
 
     Raises:
@@ -147,17 +147,23 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
     if style == "table":
         table = result["energy_table"]
         console.out.print(
-            "Spikes a value are binary/phase, before linear layers. * merged/stepped/binary/phase"
-            " over the original, estimated from operation counts of"
-            f" the whole model ({table['name']}); leaves out {table['omits']}",
+            "Spikes a value are binary/phase, before linear layers. *"
+            f" {'/'.join(result['rows'][0]['energy_ratio'])} over the original, estimated from"
+            f" operation counts of the whole model ({table['name']}); leaves out"
+            f" {table['omits']}{_unknown(result['rows'])}",
             highlight=False,
             markup=False,
         )
 
 
+def _unknown(rows: list[dict[str, Any]]) -> str:
+    found = sorted({name for row in rows for name in row["energy_unknown"]})
+    return f"; not known to the table, and in no sum: {', '.join(found)}" if found else ""
+
+
 def _cells(row: dict[str, Any], texts: list[str]) -> list[str]:
     from spikellm.commands.support.costs import spikes_in_words
-    from spikellm.commands.support.measure import perplexity_in_words
+    from spikellm.commands.support.measure import energy_in_words, perplexity_in_words
 
     return [
         row["recipe"],
@@ -166,7 +172,7 @@ def _cells(row: dict[str, Any], texts: list[str]) -> list[str]:
         "-" if row["additive_share"] is None else f"{row['additive_share']:.2f}",
         f"{row['ace_ratio']:.3f}×",
         spikes_in_words(row),
-        "/".join(f"{ratio:.2f}" for ratio in row["energy_ratio"].values()),
+        "/".join(map(energy_in_words, row["energy_ratio"].values())),
         f"{console.size(row['weight_bytes'])} ({row['weight_ratio']:.2f}×)",
         "-" if row["seconds"] is None else f"{row['seconds']:.1f} s",
     ]

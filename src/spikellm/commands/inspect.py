@@ -29,11 +29,13 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
 
     Returns:
         ``{"model", "kind", "recipe", "record", "average_steps", "additive_share", "bytes":
-        {"weights", "dense", "total"}, "layers": [...], "attention": [...], "kernels": [...]}``.
+        {"weights", "dense", "total"}, "layers": [...], "attention": [...], "trains": [...],
+        "kernels": [...]}``.
     """
     from spikellm import api
     from spikellm.checkpoint.save import spike_config
     from spikellm.models.kernel_summary import summarize_kernels
+    from spikellm.models.train_summary import summarize_trains
 
     loaded, _ = api.load(model, trust_remote_code=options.trust_remote_code)
     summary, config = api.summarize(loaded), spike_config(loaded)
@@ -51,6 +53,7 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
         },
         "layers": [asdict(layer) for layer in summary.layers],
         "attention": [asdict(attention) for attention in summary.attentions],
+        "trains": [asdict(one) for one in summarize_trains(loaded)],
         "kernels": [asdict(one) for one in summarize_kernels(loaded)],
     }
 
@@ -130,6 +133,7 @@ def _converted(result: dict[str, Any]) -> list[str]:
         *([f"transformed: {transformed}"] if transformed else []),
         *_massive(result["layers"]),
         _attention(result["attention"]),
+        *([trains_in_words(result["trains"])] if result["trains"] else []),
         *kernels,
     ]
 
@@ -160,6 +164,21 @@ def _attention(modules: list[dict[str, Any]]) -> str:
         f"attention spikes in {len(modules)} modules: query {one['query_bits']}, key"
         f" {one['key_bits']}, value {one['value_bits']} bits; {cache}"
     )
+
+
+def trains_in_words(trains: list[dict[str, Any]]) -> str:
+    """Which trains neurons fire, and where."""
+    words = {
+        "centered": "about the baseline (nothing fires at rest)",
+        "published": "of whole codes, as published (the baseline fires at rest)",
+    }
+    digits = {"binary": "bits", "signed-digit": "signed digits"}
+    found = [
+        f"{words[one['train']]}, {digits[one['recoding']]} in phase execution:"
+        f" {', '.join(one['parts'])}"
+        for one in trains
+    ]
+    return f"trains {'; '.join(found)}"
 
 
 def transforms_in_words(recipe: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ class ReportOptions(LoadOptions):
     Attributes:
         out: the page; none is written where it is None.
         tokens: how many tokens to measure on, in whole windows, at least one.
+        without: rows of the energy estimate that are left out.
     """
 
     text: Annotated[str, Option("Text to measure on.", "NAME|PATH", reads="texts")] = "stdlib"
@@ -48,6 +49,15 @@ class ReportOptions(LoadOptions):
     seqlen: Seqlen = None
     bos: BosChoice = "auto"
     energy_table: EnergyTable = None
+    without: Annotated[
+        tuple[str, ...],
+        Option(
+            "Leave these rows out of the energy estimate: coding, firing, scaling, norms, softmax,"
+            " rotary, routing, memory.",
+            "ROW,…",
+            separated=True,
+        ),
+    ] = ()
 
 
 _DEFAULT = ReportOptions()
@@ -70,7 +80,8 @@ def report(model: Model, options: ReportOptions = _DEFAULT) -> Report:
         DependencyError: what pages are made with is not installed.
     """
     from spikellm import api
-    from spikellm.profiling.energy import load_table
+    from spikellm.profiling.energy import check_rows
+    from spikellm.profiling.energy_table import load_table
     from spikellm.profiling.page import render, require_page
 
     console.check_file_target("--out", options.out)
@@ -78,6 +89,7 @@ def report(model: Model, options: ReportOptions = _DEFAULT) -> Report:
         require_page()
     require_texts([options.text], bos=options.bos)
     load_table(options.energy_table)
+    check_rows(options.without)
     require_models(options.beside)
     console.note(f"loading {model}")
     loaded, tokenizer = api.load(
@@ -94,6 +106,7 @@ def report(model: Model, options: ReportOptions = _DEFAULT) -> Report:
         name=Path(model).name,
         beside=_others(options),
         energy_table=options.energy_table,
+        without=options.without,
     )
     if options.out is not None:
         write_text(options.out, render(found))

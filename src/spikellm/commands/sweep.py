@@ -164,6 +164,7 @@ def _original_cells(result: dict[str, Any], keys: int) -> list[str]:
 
 def _cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     from spikellm.commands.support.costs import fronts_in_words, spikes_in_words
+    from spikellm.commands.support.measure import energy_in_words
 
     return [
         *row["point"].values(),
@@ -171,7 +172,7 @@ def _cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
         "-" if row["average_steps"] is None else f"{row['average_steps']:.3f}",
         f"{row['ace_ratio']:.3f}×",
         spikes_in_words(row),
-        f"{row['energy_ratio']['merged']:.2f}",
+        energy_in_words(row["energy_ratio"]["merged"]),
         f"{row['weight_ratio']:.3f}×",
         fronts_in_words(row),
     ]

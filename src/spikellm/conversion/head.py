@@ -15,7 +15,7 @@ from spikellm.models.plan import BlockPlan
 from spikellm.models.swap import replace_module
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.observers.input_stats import SampledInputs
-from spikellm.observers.token_weights import SamplePlan
+from spikellm.observers.token_weights import SamplePlan, TokenWeights
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def convert_head(context: ConversionContext, plan: BlockPlan) -> BlockRecord:
         SamplePlan(
             windows.numel(),
             recipe.calibration.saliency_tokens,
-            weights=recipe.calibration.token_weights,
+            weights=TokenWeights.of(recipe.calibration, context.shard),
             widths=plan.tells_massive_tokens,
         ),
         hessian=algorithm.needs_hessian(recipe),

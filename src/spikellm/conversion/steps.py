@@ -26,7 +26,7 @@ from spikellm.models.swap import put_parameters, replace_module
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.observers.attention_stats import ATTENTION_TOKENS, AttentionSample
 from spikellm.observers.input_stats import SampledInputs
-from spikellm.observers.token_weights import SamplePlan
+from spikellm.observers.token_weights import SamplePlan, TokenWeights
 from spikellm.transforms.block_state import BlockState, TransformedBlock
 
 
@@ -119,7 +119,7 @@ def observe(block: BlockStep) -> Samples:
         if context.algorithm.needs_inputs(settings)
     }
     hessian = context.algorithm.needs_hessian(context.recipe)
-    weights = context.recipe.calibration.token_weights
+    weights = TokenWeights.of(context.recipe.calibration, shard)
     plan = SamplePlan(shard.whole, wanted, shard.before, weights, block.plan.tells_massive_tokens)
     inputs = SampledInputs(layers, plan, hessian=hessian)
     ranked = ranked_attentions(context, block.plan)

@@ -20,7 +20,7 @@ from spikellm.models.placement import placed
 from spikellm.models.plan import BlockPlan
 from spikellm.observers.input_stats import SampledInputs
 from spikellm.observers.sensitivity import output_sensitivity
-from spikellm.observers.token_weights import SamplePlan
+from spikellm.observers.token_weights import SamplePlan, TokenWeights
 from spikellm.recipe import LinearRecipe
 
 _BATCHES = 2  # on which losses of K and V are measured, about 4,000 tokens
@@ -63,7 +63,7 @@ def survey(
     attentions = {name for block in context.plan for name in _attentions(block)}
     sensitivity = output_sensitivity(context.model, context.shard, [*wanted, *sorted(attentions)])
     states, shard = context.first_states(), context.shard
-    weights = context.recipe.calibration.token_weights
+    weights = TokenWeights.of(context.recipe.calibration, shard)
     plan = SamplePlan(shard.whole, sampled, shard.before, weights)
     for index, (block, module) in enumerate(zip(context.plan, context.blocks.modules, strict=True)):
         on_stage(f"looking at block {index + 1}/{len(context.plan)}")

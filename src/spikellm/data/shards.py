@@ -18,11 +18,13 @@ class WindowShard(NamedTuple):
         windows: tokens, ``(windows, seqlen)``.
         before: how many tokens the ranks before this one have.
         whole: how many tokens all ranks have.
+        opening: how many tokens at the start of a window are the same in all windows of all ranks.
     """
 
     windows: Tensor
     before: int
     whole: int
+    opening: int = 0
 
 
 def shard_windows(windows: Tensor, size: int) -> WindowShard:
@@ -47,4 +49,12 @@ def shard_windows(windows: Tensor, size: int) -> WindowShard:
         torch.cat(batches[start:stop]),
         sum(batch.numel() for batch in batches[:start]),
         windows.numel(),
+        _opening(windows),
     )
+
+
+def _opening(windows: Tensor) -> int:
+    """Tokens at the start that all windows share: a BOS token, say; none of a single window."""
+    if len(windows) == 1:
+        return 0
+    return int((windows == windows[0]).all(0).long().cumprod(0).sum())

@@ -15,8 +15,9 @@ from spikellm.core.keywords import require_known_keywords
 from spikellm.data.tokens import bos_token
 from spikellm.data.windows import window_length
 from spikellm.evaluation.perplexity import perplexity_of_windows, text_windows
-from spikellm.profiling.energy import load_table
-from spikellm.profiling.measurement import make_report, measure_beside
+from spikellm.profiling.energy import check_rows
+from spikellm.profiling.energy_table import load_table
+from spikellm.profiling.measurement import Pricing, make_report, measure_beside
 from spikellm.profiling.report import Beside, Origin, Report, Text
 
 
@@ -29,6 +30,7 @@ class ReportOptions(TypedDict, total=False):
     name: str
     beside: Iterable[tuple[str, Any]]
     energy_table: str | Path | None
+    without: Iterable[str]
 
 
 def report(
@@ -44,18 +46,21 @@ def report(
         name: of the model, in the report; ``"model"`` by default.
         beside: names and models measured on the same windows: the original, or other conversions of
             it. Taken one at a time.
-        energy_table: see :func:`spikellm.profiling.energy.load_table`.
+        energy_table: see :func:`spikellm.profiling.energy_table.load_table`.
+        without: rows of the energy estimate to leave out, see
+            :data:`spikellm.profiling.work.ROWS`.
 
     Raises:
-        RequestError: unknown text or table, a text shorter than one window, a model beside it with
-            another vocabulary.
+        RequestError: unknown text, table or row, a text shorter than one window, a model beside it
+            with another vocabulary.
         TypeError: a keyword that is not known.
     """
     require_known_keywords("report", options, ReportOptions.__annotations__)
     tokens, name = options.get("tokens", 4096), options.get("name", "model")
     if tokens < 1:
         raise RequestError(f"tokens is {tokens}; expected at least 1")
-    table = load_table(options.get("energy_table"))
+    pricing = Pricing(load_table(options.get("energy_table")), tuple(options.get("without", ())))
+    check_rows(pricing.without)
     length = window_length(model.config, options.get("seqlen"))
     limit, bos = max(1, tokens // length), options.get("bos", "auto")
     windows = text_windows(model, tokenizer, text, seqlen=length, limit=limit, bos=bos)
@@ -67,12 +72,15 @@ def report(
                 f" {name} has {model.config.vocab_size}; perplexities of other tokens do"
                 " not compare"
             )
-        value, converted = perplexity_of_windows(other, windows).value, bool(spike_config(other))
-        rows.append(measure_beside(other, other_name, windows, value, table, converted=converted))
+        value = perplexity_of_windows(other, windows).value
+        converted = bool(spike_config(other))
+        rows.append(
+            measure_beside(other, other_name, windows, value, pricing.table, converted=converted)
+        )
     config = spike_config(model)
     origin = Origin(config.parsed_recipe(), dict(config.record or {})) if config else None
     value = perplexity_of_windows(model, windows).value
     started = bos_token(tokenizer, bos) is not None
     measured = Text(Path(text).name, windows.shape[0], length, value, started)
-    found = make_report(model, name, windows, measured, table, origin)
+    found = make_report(model, name, windows, measured, pricing, origin)
     return replace(found, beside=tuple(rows))

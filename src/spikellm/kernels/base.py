@@ -72,7 +72,7 @@ class Observed(NamedTuple):
 
     Attributes:
         y: ``(..., out)``, bias included, in the type of the input.
-        codes: int32 ``(tokens, in)`` in stored order; None where inputs are not coded.
+        codes: int32 or uint8 ``(tokens, in)`` in stored order; None where inputs are not coded.
         baseline: z of every code, integers that broadcast to ``codes``; None where it is to be
             found from the inputs.
     """

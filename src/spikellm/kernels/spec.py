@@ -16,7 +16,7 @@ _HEADER_BYTES = 3  # of a range in a cached row: θ in two, z in one
 
 ExecutionMode = Literal["merged", "stepped", "binary", "phase"]
 """How spikes are summed: one product of counts, T products, T·L products of {−1, 0, 1}, or one such
-product for every power of two, whose sums are shifted.
+product for every power of two, before which sums are doubled.
 """
 
 IntegerForm = Literal["affine", "ternary", "none"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,21 +22,31 @@ class SpikeTrain(NamedTuple):
     Attributes:
         source: module that coded: a spiking linear layer, or the spikes of an attention module.
         part: ``input``, ``query``, ``key``, ``value`` or ``probabilities``.
-        codes: merged codes, int32, ``(tokens, channels)`` of a layer in stored order, ``(batch,
-            heads, tokens, channels)`` of attention; of a cached key or value all tokens that take
-            part.
-        baseline: z of every code; broadcasts to ``codes``.
+        shown: merged codes as the kernel gave them, int32 or uint8, ``(tokens, channels)`` of a
+            layer in stored order, ``(batch, heads, tokens, channels)`` of attention; of a cached
+            key or value all tokens that take part.
+        shown_baseline: z of every code as the kernel gave it; broadcasts to codes.
         steps: T of every channel, and where some tokens take more, of every token; broadcasts to
-            ``codes``.
+            codes.
         neuron: what fired them.
     """
 
     source: nn.Module
     part: str
-    codes: Tensor
-    baseline: Tensor
+    shown: Tensor
+    shown_baseline: Tensor
     steps: Tensor
     neuron: SoftResetNeuron
+
+    @property
+    def codes(self) -> Tensor:
+        """Merged codes, int32."""
+        return self.shown.to(torch.int32)
+
+    @property
+    def baseline(self) -> Tensor:
+        """z of every code, int32; broadcasts to :attr:`codes`."""
+        return self.shown_baseline.to(torch.int32)
 
     @property
     def fired(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spikellm.models.attention_interface import Observation, observing
 from spikellm.observers.head_moments import HeadMoments
 from spikellm.observers.input_stats import TokenSample
-from spikellm.observers.token_weights import SamplePlan
+from spikellm.observers.token_weights import SamplePlan, TokenWeights
 
 ATTENTION_TOKENS = 2048  # tokens from which channels of K and V are ranked
 _PARTS = ("query", "key", "value", "value_gradient")
@@ -36,7 +36,7 @@ class AttentionSample:
     ) -> None:
         self._names = {module: name for name, module in modules.items()}
         self.moments = {name: HeadMoments() for name in modules}
-        plain = plan._replace(weights="equal", widths=False)
+        plain = plan._replace(weights=TokenWeights(), widths=False)
         plans = dict.fromkeys(_PARTS, plan._replace(widths=False))
         plans |= dict.fromkeys(_AS_THEY_CAME if plan.widths else (), plain)
         self._samples = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core import distributed
-from spikellm.observers.token_weights import SamplePlan, weighed
+from spikellm.observers.token_weights import SamplePlan, TokenWeights, weighed
 from spikellm.quantization.massive_tokens import range_width
 
 
@@ -42,12 +42,13 @@ class TokenSample:
         self._position += tokens.shape[0]
         if self._plan.widths:
             self._widths.append(range_width(tokens.float()).flatten())
-        if not hessian and self._plan.weights == "equal":
+        if not hessian and self._plan.weights.rule == "equal":
             self._parts.append(tokens[first :: self._stride].float())
             return
-        tokens = weighed(tokens, self._plan.weights)
-        self._parts.append(tokens[first :: self._stride].clone())
+        self._parts.append(weighed(tokens, self._plan.weights.rule)[first :: self._stride].clone())
         if hessian:
+            scale = self._plan.weights.scale(tokens, fitted=True)
+            tokens = tokens.float() if scale is None else tokens.float() * scale
             product = (tokens.T @ tokens).double()
             self.hessian = product if self.hessian is None else self.hessian.add_(product)
 
@@ -89,6 +90,11 @@ class SampledInputs:
         self._of: dict[str, TokenSample] = {}
         # tensors that live, as they were when sampled
         self._recent: list[tuple[weakref.ref[Tensor], int, TokenSample]] = []
+
+    @property
+    def token_weights(self) -> TokenWeights:
+        """How much tokens weigh."""
+        return self._plan.weights
 
     def __getitem__(self, name: str) -> Tensor:
         return self._of[name].tokens()

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from spikellm.models.attention_interface import Observation
+from spikellm.models.plain_attention import Operands
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain
 from spikellm.profiling.counts import DENSE_BITS, Operations
@@ -21,6 +22,8 @@ class AttentionProduct(NamedTuple):
         cached: ``key`` or ``value``; its channels may take several steps.
         arriving: ``query`` or ``probabilities``.
         macs: multiply-accumulates of the whole matrix, not of its causal half.
+        operands: numbers of the cached operand.
+        outputs: numbers that come out, an accumulator each.
         fan_out: synapses of a spike of either operand, by operand.
     """
 
@@ -28,10 +31,14 @@ class AttentionProduct(NamedTuple):
     cached: str
     arriving: str
     macs: int
+    operands: int
+    outputs: int
     fan_out: dict[str, int]
 
 
-def products_of_attention(seen: Observation) -> tuple[AttentionProduct, AttentionProduct]:
+def products_of_attention(
+    seen: Operands | Observation,
+) -> tuple[AttentionProduct, AttentionProduct]:
     """Scores and values of one call of an attention module."""
     batch, heads, queries, channels = seen.query.shape
     shared, keys, outputs = seen.key.shape[1], seen.key.shape[2], seen.value.shape[-1]
@@ -43,6 +50,8 @@ def products_of_attention(seen: Observation) -> tuple[AttentionProduct, Attentio
             "key",
             "query",
             pairs * channels,
+            seen.key.numel(),
+            pairs,
             {"query": keys, "key": cached_fan_out},
         ),
         AttentionProduct(
@@ -50,6 +59,8 @@ def products_of_attention(seen: Observation) -> tuple[AttentionProduct, Attentio
             "value",
             "probabilities",
             pairs * outputs,
+            seen.value.numel(),
+            batch * heads * queries * outputs,
             {"probabilities": outputs, "value": cached_fan_out},
         ),
     )
@@ -70,5 +81,6 @@ def operations_of_product(
         cached = getattr(spikes.settings, product.cached)
         bits, steps = (arriving.bits, cached.bits), 1.0
         if train is not None:
-            steps = float(train.steps.expand(train.codes.shape).float().mean())
-    return Operations(product.macs, Counter({bits: round(product.macs * steps)}))
+            steps = float(train.steps.expand(train.shown.shape).float().mean())
+    executed = Counter({bits: round(product.macs * steps)})
+    return Operations(product.macs, executed, operands=product.operands)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from spikellm.models.attention_interface import Observation
+from spikellm.models.plain_attention import Operands
 from spikellm.nn.rotation import Rotation
 from spikellm.profiling.counts import DENSE_BITS, Operations
 from spikellm.quantization.hadamard import largest_power
@@ -20,7 +21,9 @@ def operations_of_rotation(rotation: Rotation, vectors: int) -> Iterator[Operati
         yield _additions(vectors * len(rotation.signs))
 
 
-def operations_before_coding(seen: Observation, settings: AttentionRecipe) -> Iterator[Operations]:
+def operations_before_coding(
+    seen: Operands | Observation, settings: AttentionRecipe
+) -> Iterator[Operations]:
     """Of what centers, maps and rotates Q and K, once for every new token."""
     batch, heads, queries, channels = seen.query.shape
     keys = batch * queries * seen.key.shape[1]

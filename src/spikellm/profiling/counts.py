@@ -11,9 +11,11 @@ from typing import NamedTuple, get_args
 from torch import Tensor
 
 from spikellm.kernels.spec import ExecutionMode
+from spikellm.profiling.elementary import Work
 
 DENSE_BITS = 16  # of an operand that is not coded, whatever type it is computed in
 EXECUTION_MODES: tuple[str, ...] = get_args(ExecutionMode)
+DENSE = "dense"  # the original at 16 bits, beside the execution modes
 
 
 class Firing(NamedTuple):
@@ -59,7 +61,14 @@ class Operations:
         macs: multiply-accumulates of the original operation.
         by_bits: multiply-accumulates as executed in steps, by bits of both operands.
         additions: of these, what is an addition or subtraction.
-        sops: synaptic operations by execution mode; of what does not spike nothing.
+        sops: synaptic operations by execution mode, at weights that are not zero; of what does not
+            spike nothing.
+        reached: the same with weights of zero: spikes by execution mode times the synapses of
+            their neuron.
+        operands: numbers that stay in place while others pass by, weights or cached keys and
+            values, each once a call: what a product of matrices reads.
+        shifts: doublings of accumulators in phase execution, see
+            :mod:`spikellm.profiling.shifts`.
         slots, spikes: steps of all neurons, and non-zero spikes by execution mode.
         codes: values that are coded.
         spikes_from_zero, sops_from_zero: spikes and synaptic operations if all trains were those of
@@ -78,6 +87,9 @@ class Operations:
     codes: int = 0
     spikes_from_zero: Counter[str] = field(default_factory=Counter)
     sops_from_zero: Counter[str] = field(default_factory=Counter)
+    reached: Counter[str] = field(default_factory=Counter)
+    operands: int = 0
+    shifts: int = 0
 
     @property
     def executed(self) -> float:
@@ -111,6 +123,14 @@ class Operations:
         return self.spikes["stepped"] / self.slots if self.slots else 0.0
 
     @property
+    def weight_density(self) -> float:
+        """Share of the synapses that spikes of merged execution reach whose weight is not zero.
+
+        1 where nothing spikes.
+        """
+        return self.sops["merged"] / self.reached["merged"] if self.reached["merged"] else 1.0
+
+    @property
     def additive_share(self) -> float:
         """Share of the executed multiply-accumulates that are additions or subtractions."""
         return self.additions / self.executed if self.executed else 0.0
@@ -123,6 +143,9 @@ class Operations:
         self.extra_steps += other.extra_steps
         self.by_bits.update(other.by_bits)
         self.sops.update(other.sops)
+        self.reached.update(other.reached)
+        self.operands += other.operands
+        self.shifts += other.shifts
         self.spikes.update(other.spikes)
         self.codes += other.codes
         self.spikes_from_zero.update(other.spikes_from_zero)
@@ -139,12 +162,21 @@ class Counts:
         kinds: ``linear``, ``attention``, ``head`` (the output projection) or ``rotation`` (before a
             layer, or of Q and K) of every entry.
         firing: of every population, by layer and part (``NAME.input``, ``NAME.query`` …).
+        work: what is no product of matrices: elementary operations by row (see
+            :mod:`spikellm.profiling.work`) and by execution mode, or :data:`DENSE`.
     """
 
     tokens: int
     layers: dict[str, Operations] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     firing: dict[str, Firing] = field(default_factory=dict)
+    work: dict[str, dict[str, Work]] = field(default_factory=dict)
+
+    def add_work(self, row: str, work: Work, *modes: str) -> None:
+        """Add work of these modes, of all execution modes by default."""
+        own = self.work.setdefault(row, {})
+        for mode in modes or EXECUTION_MODES:
+            own.setdefault(mode, Work()).update(work)
 
     def add(self, other: Counts) -> None:
         """Add the counts of another pass over the same model."""
@@ -154,6 +186,9 @@ class Counts:
         self.kinds.update(other.kinds)
         for name, firing in other.firing.items():
             self.firing[name] = self.firing[name].plus(firing) if name in self.firing else firing
+        for row, by_mode in other.work.items():
+            for mode, work in by_mode.items():
+                self.add_work(row, work, mode)
 
     def total(self, *kinds: str) -> Operations:
         """Sum over layers of these kinds, over all by default."""

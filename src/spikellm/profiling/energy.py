@@ -1,6 +1,6 @@
 """Energy, estimated from operation counts with a table of energies per operation.
 
-An estimate is never a measurement.
+An estimate is never a measurement. Products of matrices by execution mode:
 
 - dense: every multiply-accumulate of the original at 16 bits.
 - merged: every multiply-accumulate as executed; integers by the product of their widths, 16-bit
@@ -8,162 +8,229 @@ An estimate is never a measurement.
 - stepped: event-driven, one multiplication of a spike's width for each synaptic operation (one
   addition where weights are ternary).
 - binary: event-driven, one addition for each synaptic operation.
-- phase: event-driven, one shift and one addition for each synaptic operation.
+- phase: event-driven, one addition for each synaptic operation, and one shift for each doubling of
+  an accumulator (:mod:`spikellm.profiling.shifts`).
+
+What is no product has rows of its own (:data:`spikellm.profiling.work.ROWS`).
 """
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
-from typing import NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from spikellm.core.errors import RequestError
-from spikellm.core.io import PlainDataError, read_text, read_yaml
-from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Operations
+from spikellm.profiling.counts import DENSE, DENSE_BITS, EXECUTION_MODES, Counts, Operations
+from spikellm.profiling.elementary import Price, Work, energy_of_work, times, total
+from spikellm.profiling.energy_table import EnergyTable
+from spikellm.profiling.work import ROWS
 
-DEFAULT = "horowitz-45nm"
 OMITTED = (
-    "coding inputs (ranges, thresholds, comparisons), scaling of sums, softmax, norms, embeddings,"
-    " control and routing; zero spikes are taken to cost nothing in stepped and binary"
-    " execution; memory traffic is apart"
+    "embeddings, activation functions and their products with gates, residual sums, biases, moving"
+    " values other than weights and spikes, accumulators, control and static power; zero spikes are"
+    " taken to cost nothing at synapses; reading weights from memory beside the chip is apart"
 )
+PRODUCTS = ("linear", "attention", "head", "rotation")
+"""Kinds of products of matrices, which rotations before coding go with."""
+_COLUMNS = (DENSE, *EXECUTION_MODES)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Picojoules(_Section):
-    """Energy of one operation, pJ."""
-
-    fp16_multiply: float = Field(gt=0)
-    fp16_add: float = Field(gt=0)
-    int8_multiply: float = Field(gt=0)
-    int32_add: float = Field(gt=0)
-    int8_shift: float | None = Field(None, gt=0)
-    dram_byte: float = Field(gt=0)
-
-
-class EnergyTable(_Section):
-    """A table with its source."""
-
-    name: str
-    source: str
-    picojoules: Picojoules
-
-    def multiply_accumulate(self, a: int, b: int) -> float:
-        """Energy of a product of operands of a and b bits and its accumulation, pJ.
-
-        16 bits are floating point.
-        """
-        if DENSE_BITS in (a, b):
-            return self.picojoules.fp16_multiply + self.picojoules.fp16_add
-        return self.picojoules.int8_multiply * a * b / 64 + self.picojoules.int32_add
-
-    def addition(self, bits: int) -> float:
-        """Energy of adding an operand of so many bits to a sum, pJ."""
-        return self.picojoules.fp16_add if bits == DENSE_BITS else self.picojoules.int32_add
-
-    def shift_and_add(self, bits: int) -> float:
-        """Energy of shifting an integer weight and adding it to a sum, pJ, for a spike that comes
-        from codes of so many bits; inputs that are not coded are never shifted. A table without
-        shifts counts an addition for each.
-        """
-        if bits == DENSE_BITS:
-            return self.addition(bits)
-        shift = self.picojoules.int8_shift
-        return self.addition(bits) + (self.picojoules.int32_add if shift is None else shift)
-
-
-class Energy(NamedTuple):
-    """Estimated energy, pJ.
+@dataclass(frozen=True)
+class Energy:
+    """Estimated energy, pJ; None where the table does not know an operation.
 
     Attributes:
-        dense: arithmetic of the original.
-        merged, stepped, binary, phase: arithmetic of each execution mode.
-        weight_traffic: reading the weights.
+        dense: of the original at 16 bits.
+        modes: of each execution mode.
+        weight_traffic: reading the weights from memory beside the chip; part of no sum.
+        unknown: of the whole, rows that are not in the sum of a column (``dense`` or an execution
+            mode) since the table does not know an operation of theirs.
     """
 
-    dense: float
-    merged: float
-    stepped: float
-    binary: float
-    phase: float
-    weight_traffic: float
+    dense: Price
+    modes: Mapping[str, Price]
+    weight_traffic: Price
+    unknown: Mapping[str, tuple[str, ...]]
+
+    def ratio(self, mode: str) -> Price:
+        """Energy of a mode over that of the original.
+
+        Raises:
+            ZeroDivisionError: the original takes none.
+        """
+        own = self.modes[mode]
+        return None if own is None or self.dense is None else own / self.dense
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data: ``dense``, each mode, ``weight_traffic``; ``unknown`` where there are any."""
+        found = {DENSE: self.dense, **self.modes, "weight_traffic": self.weight_traffic}
+        unknown = {column: list(rows) for column, rows in self.unknown.items()}
+        return {**found, **({"unknown": unknown} if unknown else {})}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Energy:
+        """Inverse of :meth:`to_data`.
+
+        Raises:
+            KeyError: an execution mode is not there.
+        """
+        modes = {mode: data[mode] for mode in EXECUTION_MODES}
+        unknown = {column: tuple(rows) for column, rows in data.get("unknown", {}).items()}
+        return cls(data[DENSE], modes, data["weight_traffic"], unknown)
 
 
-def load_table(source: str | Path | None = None) -> EnergyTable:
-    """A table by name of a built-in one, or from a YAML file.
+def check_rows(rows: Collection[str]) -> None:
+    """Check names of rows that are to be left out.
 
     Raises:
-        RequestError: no such file, or not a table.
+        RequestError: not a row.
     """
-    folder = resources.files("spikellm.profiling") / "energy_tables"
-    own = sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    )
-    name = str(source or DEFAULT)
-    try:
-        text = (
-            (folder / f"{name}.yaml").read_text("utf-8") if name in own else read_text(Path(name))
+    if strangers := [row for row in rows if row not in ROWS]:
+        raise RequestError(
+            f"{', '.join(map(repr, strangers))} is no row of the energy estimate that can be left"
+            f" out (valid: {', '.join(ROWS)})"
         )
-        return EnergyTable.model_validate(read_yaml(text))
-    except OSError:
-        raise RequestError(
-            f"energy table {name!r}: no such file, and no built-in table of that name"
-            f" ({', '.join(own)})"
-        ) from None
-    except PlainDataError as error:
-        raise RequestError(f"energy table {name}: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise RequestError(
-            f"energy table {name}: {place}: {first['msg']}; expected name, source and picojoules"
-            f" with {', '.join(Picojoules.model_fields)}"
-        ) from None
 
 
-def estimate(counts: Counts, table: EnergyTable, weight_bytes: int = 0, passes: int = 1) -> Energy:
-    """Estimated energy of counted passes.
+def energies(
+    counts: Counts,
+    table: EnergyTable,
+    weight_bytes: Mapping[str, int] | None = None,
+    without: Collection[str] = (),
+) -> dict[str, Energy]:
+    """Estimated energy of counted passes: of each of :data:`PRODUCTS`, of each row that is not left
+    out, and of the ``whole``.
+
+    The whole of a column is not known where its products are not; rows that are not known are left
+    out of it, and named.
+
+    Args:
+        weight_bytes: of each kind of products, bytes of weights that were read from memory beside
+            the chip.
+        without: rows to leave out.
+
+    Raises:
+        RequestError: not a row.
+    """
+    check_rows(without)
+    read = dict.fromkeys(PRODUCTS, 0) | dict(weight_bytes or {})
+    found = {kind: _of_products(counts, table, kind, read[kind]) for kind in PRODUCTS}
+    prices = {
+        operation: table.elementary(operation)
+        for by_mode in counts.work.values()
+        for work in by_mode.values()
+        for operation in work
+    }
+    for row in ROWS:
+        if row not in without:
+            by_mode = counts.work.get(row, {})
+            found[row] = (
+                _of_memory(counts, table)
+                if row == "memory"
+                else _energy(
+                    {c: energy_of_work(by_mode.get(c, Work()), prices) for c in _COLUMNS}, 0.0
+                )
+            )
+    return {**found, "whole": _whole(found)}
+
+
+def estimate(
+    counts: Counts,
+    table: EnergyTable,
+    weight_bytes: int = 0,
+    passes: int = 1,
+    without: Collection[str] = (),
+) -> Energy:
+    """Estimated energy of counted passes, all of them together.
 
     Args:
         weight_bytes: bytes of all weights, read from memory once a pass.
         passes: forward passes that were counted.
+        without: rows to leave out.
+
+    Raises:
+        RequestError: not a row.
     """
-    by_mode = dict.fromkeys(EXECUTION_MODES, 0.0)
-    for mode in EXECUTION_MODES:
-        by_mode[mode] = sum(layer_energy(layer, table, mode) for layer in counts.layers.values())
-    dense = counts.total().macs * table.multiply_accumulate(DENSE_BITS, DENSE_BITS)
-    return Energy(
-        dense,
-        by_mode["merged"],
-        by_mode["stepped"],
-        by_mode["binary"],
-        by_mode["phase"],
-        weight_bytes * passes * table.picojoules.dram_byte,
-    )
+    return energies(counts, table, {"linear": weight_bytes * passes}, without)["whole"]
 
 
-def layer_energy(layer: Operations, table: EnergyTable, mode: str) -> float:
+def layer_energy(layer: Operations, table: EnergyTable, mode: str) -> Price:
     """Estimated energy of one layer's arithmetic in one execution mode, pJ."""
+    if mode == DENSE:
+        return times(layer.macs, table.multiply_accumulate(DENSE_BITS, DENSE_BITS))
     (a, b), _ = max(layer.by_bits.items(), key=lambda item: item[1])
     adds = layer.additive_share > 0.999
     # Weights that are spikes have synaptic operations in merged mode too: one multiplication for
     # each weight that is not zero.
     if layer.sops and (mode != "merged" or not layer.slots):
-        if mode == "phase":
-            event = table.shift_and_add(a)
-        elif mode == "binary" or (adds and mode == "stepped"):
-            event = table.addition(a)
-        else:
-            event = table.multiply_accumulate(a, b)
-        return layer.sops[mode] * event
-    multiplied = sum(
-        count * table.multiply_accumulate(*bits) for bits, count in layer.by_bits.items()
+        events = times(layer.sops[mode], table.event(mode, a, b, additive=adds))
+        return events if mode != "phase" else total(events, times(layer.shifts, table.doubling(a)))
+    multiplied = total(
+        *(times(count, table.multiply_accumulate(*bits)) for bits, count in layer.by_bits.items())
     )
-    return multiplied * (1 - layer.additive_share) + layer.additions * table.addition(a)
+    additions = times(layer.additions, table.addition(a))
+    return total(times(1 - layer.additive_share, multiplied), additions)
+
+
+def bytes_read(layer: Operations, table: EnergyTable, mode: str) -> float:
+    """Bytes of weights, or of cached keys and values, that are read on the chip.
+
+    A product of matrices reads each once a call, for all tokens of it. Events read one a synaptic
+    operation, unless the table has that in its synaptic operation. Where a cached operand spikes
+    itself, what it meets is read.
+    """
+    if mode == DENSE:
+        return layer.operands * DENSE_BITS / 8
+    (a, b), _ = max(layer.by_bits.items(), key=lambda item: item[1])
+    if mode == "merged" or not layer.slots:
+        return layer.operands * b / 8
+    if table.whole_synapse(mode, a) is not None:
+        return 0.0
+    return layer.sops[mode] * (DENSE_BITS if a == DENSE_BITS else b) / 8
+
+
+def _of_products(counts: Counts, table: EnergyTable, kind: str, read: int) -> Energy:
+    layers = [layer for name, layer in counts.layers.items() if counts.kinds[name] == kind]
+    columns = {
+        column: total(*(layer_energy(layer, table, column) for layer in layers))
+        for column in _COLUMNS
+    }
+    return _energy(columns, times(read, table.picojoules.dram_byte))
+
+
+def _of_memory(counts: Counts, table: EnergyTable) -> Energy:
+    layers = [layer for layer in counts.layers.values() if layer.by_bits]
+    columns = {
+        column: times(
+            sum(bytes_read(layer, table, column) for layer in layers), table.picojoules.sram_byte
+        )
+        for column in _COLUMNS
+    }
+    return _energy(columns, 0.0)
+
+
+def _whole(parts: Mapping[str, Energy]) -> Energy:
+    columns: dict[str, Price] = {}
+    unknown: dict[str, tuple[str, ...]] = {}
+    for column in _COLUMNS:
+        own = {name: _column(energy, column) for name, energy in parts.items()}
+        known = {name: value for name, value in own.items() if value is not None}
+        products = total(*(own[kind] for kind in PRODUCTS))
+        columns[column] = None if products is None else sum(known.values())
+        if products is not None and len(known) < len(own):
+            unknown[column] = tuple(name for name in own if name not in known)
+    return _energy(columns, total(*(part.weight_traffic for part in parts.values())), unknown)
+
+
+def _column(energy: Energy, column: str) -> Price:
+    return energy.dense if column == DENSE else energy.modes[column]
+
+
+def _energy(
+    columns: Mapping[str, Price],
+    weight_traffic: Price,
+    unknown: Mapping[str, tuple[str, ...]] | None = None,
+) -> Energy:
+    modes = {mode: columns[mode] for mode in EXECUTION_MODES}
+    return Energy(columns[DENSE], modes, weight_traffic, unknown or {})

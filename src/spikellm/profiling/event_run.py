@@ -1,9 +1,10 @@
 """A layer run by events alone: spikes wait in a queue in the order of time, and each adds the
 weights of its column to accumulators when it arrives.
 
-No product is taken. A spike of a phase train is worth a power of two, so its weights are shifted
-before they are added. Weights that are spikes themselves arrive one by one: a weight of two spikes
-is added twice.
+No product is taken, and a weight of zero is no synapse. A spike of a phase train is worth a power
+of two: accumulators double what they hold from one moment to the next
+(:mod:`spikellm.profiling.shifts`). Weights that are spikes themselves arrive one by one: a weight
+of two spikes is added twice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.population import EventForm, Population, channel_order
+from spikellm.profiling.shifts import moments_of
 
 _AT_ONCE = 1 << 21  # weights that arrive between two looks at the queue
 
@@ -60,7 +62,7 @@ class EventRun(NamedTuple):
         sums: what the accumulators hold in the end, int64 ``(tokens, segments, out)``.
         spikes: how many arrived.
         additions: weights that were added or subtracted.
-        shifts: of these, weights that were shifted first.
+        shifts: how often an accumulator was doubled.
     """
 
     sums: Tensor
@@ -93,9 +95,7 @@ def synapses_of(layer: SpikingLinear) -> Synapses:
     for index, part in enumerate(parts):
         segment[order[part.start : part.stop]] = index
     planes = weight_planes(layer)
-    reach = torch.full((layer.in_features,), layer.out_features)
-    if layer.format.unrolls:
-        reach = torch.stack([(plane != 0).sum(1) for plane in planes]).sum(0)
+    reach = torch.stack([(plane != 0).sum(1) for plane in planes]).sum(0)
     return Synapses(planes, segment, len(parts), reach)
 
 
@@ -110,23 +110,40 @@ def weight_planes(layer: SpikingLinear) -> list[Tensor]:
     ] or [weights]
 
 
-def run_events(events: Events, synapses: Synapses, tokens: int) -> EventRun:
+def moments_by_segment(
+    population: Population, synapses: Synapses, form: EventForm = "binary"
+) -> Tensor:
+    """Powers of two in which the accumulators of every token and segment are told what they sum,
+    int64 ``(tokens, segments)``: one in binary form, else the moments of their channels.
+    """
+    tokens = len(population.codes)
+    if form == "binary":
+        return torch.ones(tokens, synapses.segments, dtype=torch.int64)
+    steps = torch.zeros(tokens, synapses.segments, dtype=torch.int64)
+    place = synapses.segment.expand(tokens, -1)
+    steps.scatter_reduce_(1, place, population.code_steps, "amax")
+    return moments_of(population.neuron, steps)
+
+
+def run_events(events: Events, synapses: Synapses, moments: Tensor) -> EventRun:
     """Let spikes arrive one after the other; each adds its weights to the accumulators of its token
-    and segment.
+    and segment, which double from moment to moment.
+
+    Args:
+        moments: see :func:`moments_by_segment`.
     """
     outputs = synapses.weights[0].shape[1]
-    sums = torch.zeros(tokens * synapses.segments, outputs, dtype=torch.int64)
+    sums = torch.zeros(moments.numel(), outputs, dtype=torch.int64)
     additions = shifts = 0
-    for _, token, channel, sign, place in zip(
-        *(column.split(max(1, _AT_ONCE // max(outputs, 1))) for column in events), strict=True
-    ):
-        accumulator = token * synapses.segments + synapses.segment[channel]
-        for weights in synapses.weights:
-            arriving = (weights[channel] << place[:, None]) * sign[:, None]
-            sums.index_add_(0, accumulator, arriving)
-        reach = synapses.fan_out[channel]
-        additions += int(reach.sum())
-        shifts += int(reach[place > 0].sum())
-    return EventRun(
-        sums.view(tokens, synapses.segments, outputs), len(events.time), additions, shifts
-    )
+    for place in reversed(range(int(moments.max()) if moments.numel() else 0)):
+        doubled = moments.flatten() > place + 1
+        sums[doubled] *= 2
+        shifts += int(doubled.sum()) * outputs
+        for some in (events.place == place).nonzero().flatten().split(_AT_ONCE // outputs + 1):
+            token, channel = events.token[some], events.channel[some]
+            accumulator = token * synapses.segments + synapses.segment[channel]
+            for weights in synapses.weights:
+                sums.index_add_(0, accumulator, weights[channel] * events.sign[some, None])
+            additions += int(synapses.fan_out[channel].sum())
+    shape = *moments.shape, outputs
+    return EventRun(sums.view(shape), len(events.time), additions, shifts)

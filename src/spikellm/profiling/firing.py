@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from spikellm.neurons import Recoding, SoftResetNeuron
+from spikellm.kernels.sums import sum_by_channel
+from spikellm.neurons import Recoding
 from spikellm.neurons.phase import digits_that_fire
 from spikellm.nn.hooks import SpikeTrain
 from spikellm.profiling.counts import EXECUTION_MODES, Firing
-from spikellm.recipe.sections import MAX_TOP_CODE
 
-_EXACT_ROWS = 2**24 // MAX_TOP_CODE
-_MOST_PAIRS = 1 << 18  # of a baseline and a code, that are told apart
+_BYTE = 255
 
 
 class Fired(NamedTuple):
@@ -24,12 +22,13 @@ class Fired(NamedTuple):
 
     Attributes:
         total: by execution mode.
-        channels: of every channel by execution mode, int64 ``(channels,)``; in binary mode alone
-            unless all are asked for.
+        binary: binary spikes of every channel, int64 ``(channels,)``.
+        reached: synapses that they reach, by execution mode; nothing where none were given.
     """
 
     total: dict[str, int]
-    channels: dict[str, Tensor]
+    binary: Tensor
+    reached: dict[str, int]
 
 
 def count_spikes(counts: Tensor, levels: int, recoding: Recoding = "binary") -> dict[str, Tensor]:
@@ -71,77 +70,55 @@ def spikes_by_size(most: int, levels: int, recoding: Recoding) -> Tensor:
     return torch.stack([found[mode] for mode in EXECUTION_MODES], 1)
 
 
-def firings(train: SpikeTrain, *, by_channel: bool = False) -> tuple[Fired, Fired]:
+def firings(train: SpikeTrain, reach: Tensor | None = None) -> tuple[Fired, Fired]:
     """Spikes of a train, and those that it had if it were of the codes themselves.
 
     Args:
-        by_channel: count every mode by channel, which takes longer.
+        reach: synapses of every channel by execution mode, int64 ``(channels, modes)``.
     """
-    neuron = train.neuron
-    if not by_channel and (often := _pairs(train)) is not None:
-        table = _spikes_by_pair(math.isqrt(len(often)), neuron)
-        found = (often.double() @ table.to(often.device)).long().tolist()
-        own, zero = (
-            dict(zip(EXECUTION_MODES, part, strict=True))
-            for part in (found[: len(EXECUTION_MODES)], found[len(EXECUTION_MODES) :])
-        )
-        return Fired(own, {"binary": _binary(train)}), Fired(zero, {})
-    of_train, of_codes = (
-        count_spikes(one, neuron.levels, neuron.recoding) for one in (train.fired, train.codes)
+    own, zero = _by_channel(train)
+    found = _fired(own, reach)
+    return found, found if zero is own else _fired(zero, reach)
+
+
+def _fired(spikes: Tensor, reach: Tensor | None) -> Fired:
+    """Of spikes by channel and execution mode, int64 ``(channels, modes)``."""
+    sums = [spikes.sum(0), *(() if reach is None else [(spikes * reach).sum(0)])]
+    total, *reached = (
+        dict(zip(EXECUTION_MODES, one, strict=True)) for one in torch.stack(sums).tolist()
     )
-    return _summed(of_train), _summed(of_codes)
+    return Fired(total, spikes[:, EXECUTION_MODES.index("binary")], *reached or ({},))
 
 
-def _binary(train: SpikeTrain) -> Tensor:
-    """Binary spikes of every channel, int64 ``(channels,)``."""
-    channels = train.codes.shape[-1]
-    sizes = train.codes.float()  # of one sign where nothing is centered
-    if train.neuron.centered:
-        sizes.sub_(train.baseline.float()).abs_()  # of one type, or it takes five times as long
-    sizes = sizes.reshape(-1, channels)
-    found = torch.zeros(channels, dtype=torch.int64, device=sizes.device)
-    # Sums of integers in float32 are exact below 2**24, and much faster than those of integers.
-    for size in sizes.split(_EXACT_ROWS):
-        found += size.sum(0).long()
-    return found
-
-
-def _pairs(train: SpikeTrain) -> Tensor | None:
-    """How often each baseline meets each code, int64 ``(baselines · codes,)``: both trains follow
-    from it. None where there would be more pairs than codes.
+def _by_channel(train: SpikeTrain) -> tuple[Tensor, Tensor]:
+    """Spikes of the train and of its codes by channel and execution mode, int64 ``(channels,
+    modes)``; the same tensor where the train is that of the codes.
     """
-    codes, z = train.codes, train.baseline.to(torch.int32)
-    if not codes.numel() or train.neuron.signed:
-        return None
-    spread = int(train.neuron.top(int(train.steps.max()))) + 1
-    if spread**2 > min(_MOST_PAIRS, codes.numel()):
-        return None
-    return torch.bincount(torch.add(codes, z, alpha=spread).flatten(), minlength=spread**2)
-
-
-@lru_cache(maxsize=16)
-def _spikes_by_pair(spread: int, neuron: SoftResetNeuron) -> Tensor:
-    """Spikes of the train and of the code of every pair, float64 ``(pairs, 2 · modes)``."""
-    pair = torch.arange(spread**2)
-    z, code = pair // spread, pair % spread
-    table = spikes_by_size(spread - 1, neuron.levels, neuron.recoding).double()
-    return torch.cat([table[neuron.fired(code, z).abs()], table[code]], dim=1)
-
-
-def _summed(channels: dict[str, Tensor]) -> Fired:
-    return Fired({mode: int(count.sum()) for mode, count in channels.items()}, channels)
+    neuron, codes = train.neuron, train.shown
+    baseline = train.shown_baseline if neuron.centered else None
+    if codes.is_cpu and codes.numel():
+        most = max(neuron.levels * int(train.steps.max()), _BYTE)
+        table = spikes_by_size(most, neuron.levels, neuron.recoding)
+        found = sum_by_channel(codes, baseline, table)
+        if found is not None:
+            return found
+    spikes = [
+        torch.stack(list(count_spikes(one, neuron.levels, neuron.recoding).values()), 1)
+        for one in ((train.codes,) if baseline is None else (train.fired, train.codes))
+    ]
+    return spikes[0], spikes[-1]
 
 
 def firing_of(train: SpikeTrain, fired: Fired, from_zero: Fired) -> Firing:
     """Counts and rates of one train, of what :func:`firings` gives."""
-    steps = train.steps.expand(*train.steps.shape[:-1], train.codes.shape[-1])
-    repeats = train.codes.numel() // steps.numel()
+    steps = train.steps.expand(*train.steps.shape[:-1], train.shown.shape[-1])
+    repeats = train.shown.numel() // steps.numel()
     slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * repeats
-    binary, most = fired.channels["binary"], slots * train.neuron.levels
+    binary, most = fired.binary, slots * train.neuron.levels
     if train.part == "probabilities":  # their channels are keys, whose number grows with the tokens
         binary, most = binary.sum(0, keepdim=True), most.sum(0, keepdim=True)
     return Firing(
-        codes=train.codes.numel(),
+        codes=train.shown.numel(),
         slots=int(slots.sum()),
         spikes=fired.total,
         rates=(binary / most.clamp(min=1)).float(),

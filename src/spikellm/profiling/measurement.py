@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -10,13 +12,21 @@ from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import layer_name
 from spikellm.profiling.counts import Counts
-from spikellm.profiling.energy import Energy, EnergyTable, estimate
+from spikellm.profiling.energy import PRODUCTS, energies
+from spikellm.profiling.energy_table import EnergyTable
 from spikellm.profiling.operations import count_operations
 from spikellm.profiling.population import Population, layer_population
-from spikellm.profiling.report import PARTS, Beside, Origin, Report, Text
+from spikellm.profiling.report import Beside, Origin, Report, Text
 
 _DRAWN = 32  # tokens that are run for a picture of spikes, of which the last one is drawn
 _DECODED = 16  # tokens of the first window that are counted one at a time
+
+
+class Pricing(NamedTuple):
+    """How energy is estimated: the table, and rows that are left out."""
+
+    table: EnergyTable
+    without: tuple[str, ...] = ()
 
 
 def make_report(
@@ -24,7 +34,7 @@ def make_report(
     name: str,
     windows: Tensor,
     text: Text,
-    table: EnergyTable,
+    pricing: Pricing,
     origin: Origin | None,
 ) -> Report:
     """Count what a model does on windows of text.
@@ -46,12 +56,15 @@ def make_report(
         summary=summary,
         prefill=prefill,
         decode=count_operations(model, [windows[:1]], decode=last)["decode"],
-        energy={part: _energy(prefill, part, summary, table, len(windows)) for part in PARTS},
-        table=table,
+        energy=energies(
+            prefill, pricing.table, _bytes(prefill, summary, len(windows)), pricing.without
+        ),
+        table=pricing.table,
         steps={short: layer.channel_steps.cpu() for short, layer in coding.items()},
         own_range={short: (layer.channel_group >= 2).cpu() for short, layer in coding.items()},
         sample=_sample(model, coding, windows),
         origin=origin,
+        without=pricing.without,
     )
 
 
@@ -66,7 +79,8 @@ def measure_beside(
 ) -> Beside:
     """Figures of another model on the same windows."""
     counts, summary = _prefill(model, windows), summarize(model)
-    linear, energy = counts.total("linear"), _energy(counts, "linear", summary, table, len(windows))
+    linear = counts.total("linear")
+    energy = energies(counts, table, _bytes(counts, summary, len(windows)))["linear"]
     return Beside(
         name,
         converted,
@@ -99,15 +113,10 @@ def _prefill(model: nn.Module, windows: Tensor) -> Counts:
     return count_operations(model, windows.split(max(1, 2048 // windows.shape[1])))["prefill"]
 
 
-def _energy(
-    counts: Counts, part: str, summary: ModelSummary, table: EnergyTable, passes: int
-) -> Energy:
-    """Energy of a part, whose weights are read once a pass; embeddings are not counted."""
-    names = [name for name, kind in counts.kinds.items() if part in (kind, "whole")]
-    read = sum(layer.weight_bytes for layer in summary.layers if layer.name in names)
-    chosen = Counts(
-        counts.tokens,
-        {name: counts.layers[name] for name in names},
-        {name: counts.kinds[name] for name in names},
-    )
-    return estimate(chosen, table, read, passes)
+def _bytes(counts: Counts, summary: ModelSummary, passes: int) -> dict[str, int]:
+    """Bytes of weights by kind of their layers, read once a pass; embeddings are not counted."""
+    found = dict.fromkeys(PRODUCTS, 0)
+    for layer in summary.layers:
+        if layer.name in counts.kinds:
+            found[counts.kinds[layer.name]] += layer.weight_bytes * passes
+    return found

@@ -7,8 +7,9 @@ synaptic operations, counted while it runs.
 A count n of T steps of at most L is one spike in merged mode, ``⌈|n|/L⌉`` in stepped mode (the
 drained train), |n| in binary mode, and as many as n has digits in phase mode. It is the code q of a
 published train, and ``q − z`` of a centered one. The fan-out of an input spike is the number of the
-layer's outputs, or of the weight spikes in its column where weights are ternary spikes; the charge
-of the baseline, which only published trains have, belongs to the code.
+layer's weights in its column that are not zero, or of the weight spikes there where weights are
+ternary spikes; the charge of the baseline, which only published trains have, belongs to the code.
+What is no product of matrices is counted by :mod:`spikellm.profiling.work_counter`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ from spikellm.models.attention_interface import (
 )
 from spikellm.models.families import decoder_of, is_linear, weight_and_bias
 from spikellm.models.next_token import piecewise_outputs
+from spikellm.models.plain_attention import Operands, library_computes, watching_plain
 from spikellm.models.prepare import evaluating
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain, observe_spikes
@@ -39,8 +42,12 @@ from spikellm.profiling.attention_products import (
     products_of_attention,
 )
 from spikellm.profiling.before_coding import operations_before_coding, operations_of_rotation
-from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Operations
+from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Firing, Operations
+from spikellm.profiling.fan_out import fan_out
 from spikellm.profiling.firing import Fired, firing_of, firings
+from spikellm.profiling.linear_products import products_of
+from spikellm.profiling.shifts import shifts_of_layer, shifts_of_product
+from spikellm.profiling.work_counter import WorkCounter
 
 
 class OperationCounter:
@@ -70,7 +77,7 @@ class OperationCounter:
         self._last_rotated: Callable[[], Tensor | None] = lambda: None
         self._rotations = [module for module in self._names if isinstance(module, Rotation)]
         self._trains: dict[tuple[nn.Module, str], SpikeTrain] = {}
-        self._fan_out: dict[nn.Module, dict[str, Tensor]] = {}
+        self._work = WorkCounter(lambda: self._counts)
 
     def take(self) -> Counts:
         """Counts since the last call."""
@@ -80,15 +87,20 @@ class OperationCounter:
     def __enter__(self) -> OperationCounter:
         decoder = self._decoder = decoder_of(self._model)
         self._before = str(decoder.config._attn_implementation)
-        if self._before != IMPLEMENTATION and decoder._can_set_attn_implementation():
+        self._contexts: list[AbstractContextManager[None]] = []
+        if self._before != IMPLEMENTATION and library_computes(self._before):
+            # Of plain attention only sizes are needed, so it runs as it is.
+            self._contexts.append(watching_plain(decoder, self._attention))
+        elif self._before != IMPLEMENTATION and decoder._can_set_attn_implementation():
             use_interface(self._model)
         embedding = self._model.get_input_embeddings()  # type: ignore[operator]
         self._handles = [module.register_forward_hook(self._linear) for module in self._linears]
         self._handles += [
             module.register_forward_hook(self._rotation) for module in self._rotations
         ]
+        self._handles += self._work.handles(self._model)
         self._handles.append(embedding.register_forward_hook(self._tokens))
-        self._contexts = [observing(self._attention), observe_spikes(self._spikes)]
+        self._contexts += [observing(self._attention), observe_spikes(self._spikes)]
         for context in self._contexts:
             context.__enter__()
         return self
@@ -115,35 +127,34 @@ class OperationCounter:
         entry = self._entry(self._names[module], self._linears[module])
         tokens = output.shape[:-1].numel()
         if not isinstance(module, SpikingLinear):
-            macs = tokens * weight_and_bias(module)[0].numel()
-            entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs})))
+            weights = weight_and_bias(module)[0].numel()
+            macs = tokens * weights
+            entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs}), operands=weights))
             return
+        self._work.linear(module, tokens)
         macs = tokens * module.in_features * module.out_features
         train = self._trains.pop((module, "input"), None)
         products = products_of(module, train)
         executed = Counter({bits: round(macs * share) for bits, share in products.items()})
         counted = module.format.average_steps(module)  # of itself, beyond what is executed
         extra = 0.0 if counted is None else macs * counted - executed.total()
-        entry.add(
-            Operations(macs, executed, module.additive_share * executed.total(), extra_steps=extra)
-        )
-        if module not in self._fan_out:
-            self._fan_out[module] = fan_out(module)
-        reach = self._fan_out[module]
+        additions, operands = module.additive_share * executed.total(), macs // max(tokens, 1)
+        entry.add(Operations(macs, executed, additions, extra_steps=extra, operands=operands))
+        reach = fan_out(module)
         if train is not None:
-            uneven = module.format.unrolls
-            name = f"{self._names[module]}.input"
-            found = self._fire(entry, name, train, by_channel=uneven)
-            for sops, fired in zip((entry.sops, entry.sops_from_zero), found, strict=True):
-                for mode in EXECUTION_MODES:
-                    sops[mode] += (
-                        int((fired.channels[mode] * reach[mode]).sum())
-                        if uneven
-                        else fired.total[mode] * module.out_features
-                    )
+            fired, firing = self._fire(entry, f"{self._names[module]}.input", train, reach)
+            self._work.fired(train, firing)
+            entry.shifts += shifts_of_layer(module, train)
+            for mode, spikes in firing.spikes.items():
+                entry.reached[mode] += spikes * module.out_features
+            for sops, found in zip((entry.sops, entry.sops_from_zero), fired, strict=True):
+                sops.update(found.reached)
         elif module.format.unrolls:
-            for sops in (entry.sops, entry.sops_from_zero):
-                sops.update({mode: tokens * int(reach[mode].sum()) for mode in EXECUTION_MODES})
+            sums = (tokens * reach.sum(0)).expand(len(EXECUTION_MODES)).tolist()
+            each = dict(zip(EXECUTION_MODES, sums, strict=True))
+            entry.sops.update(each)
+            entry.sops_from_zero.update(each)
+            entry.reached.update(dict.fromkeys(EXECUTION_MODES, macs))
 
     def _rotation(self, module: Rotation, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         works = module.rotated or module.offset is not None
@@ -153,13 +164,14 @@ class OperationCounter:
             for operations in operations_of_rotation(module, output.shape[:-1].numel()):
                 entry.add(operations)
 
-    def _attention(self, module: nn.Module, seen: Observation) -> None:
+    def _attention(self, module: nn.Module, seen: Operands | Observation) -> None:
         name, child = self._names[module], getattr(module, "spikes", None)
         spikes = child if isinstance(child, SpikingAttention) else None
         if spikes is not None and (spikes.settings.rotate or spikes.settings.center):
             entry = self._entry(f"{name} rotation", "rotation")
             for operations in operations_before_coding(seen, spikes.settings):
                 entry.add(operations)
+        self._work.attention(seen, spikes)
         for product in products_of_attention(seen):
             entry = self._entry(f"{name} {product.name}", "attention")
             train = None if spikes is None else self._trains.get((spikes, product.cached))
@@ -171,63 +183,38 @@ class OperationCounter:
         self, entry: Operations, name: str, product: AttentionProduct, spikes: SpikingAttention
     ) -> None:
         """Count the spikes of both operands, and what one of them sets off."""
-        fired = {}
+        driving: tuple[str, SpikeTrain, tuple[Fired, Fired], Firing] | None = None
         for part in (product.cached, product.arriving):
             train = self._trains.pop((spikes, part), None)
             if train is not None:
-                fired[part] = self._fire(entry, f"{name}.{part}", train)
-        # The operand that arrives drives the other one, where it spikes.
-        driving = product.arriving if product.arriving in fired else product.cached
-        for sops, found in zip(
-            (entry.sops, entry.sops_from_zero), fired.get(driving, ()), strict=False
-        ):
-            for mode, count in found.total.items():
-                sops[mode] += count * product.fan_out[driving]
+                # The operand that arrives drives the other one, where it spikes.
+                driving = part, train, *self._fire(entry, f"{name}.{part}", train)
+        if driving is None:
+            return
+        part, train, fired, firing = driving
+        self._work.fired(train, firing)
+        entry.shifts += shifts_of_product(product, part, train, spikes)
+        each = product.fan_out[part]
+        for sops, found in zip((entry.sops, entry.sops_from_zero), fired, strict=True):
+            sops.update({mode: spikes * each for mode, spikes in found.total.items()})
+        entry.reached.update({mode: spikes * each for mode, spikes in firing.spikes.items()})
 
     def _fire(
-        self, entry: Operations, name: str, train: SpikeTrain, *, by_channel: bool = False
-    ) -> tuple[Fired, Fired]:
-        """Count a train's spikes, as it is and from zero."""
-        found = firings(train, by_channel=by_channel)
+        self,
+        entry: Operations,
+        name: str,
+        train: SpikeTrain,
+        reach: Tensor | None = None,
+    ) -> tuple[tuple[Fired, Fired], Firing]:
+        """Count a train's spikes, as it is and from zero, and what they reach."""
+        found = firings(train, reach)
         firing = firing_of(train, *found)
         entry.slots += firing.slots
         entry.codes += firing.codes
         entry.spikes.update(firing.spikes)
         entry.spikes_from_zero.update(firing.from_zero)
         self._counts.add(Counts(0, firing={name: firing}))
-        return found
-
-
-def products_of(
-    layer: SpikingLinear, train: SpikeTrain | None = None
-) -> dict[tuple[int, int], float]:
-    """Multiply-accumulates executed for each of the original ones, by bits of input and weight.
-
-    Args:
-        train: spikes of its inputs, if massive tokens among them are to be counted; otherwise there
-            are as many as in the calibration text.
-    """
-    activations = layer.settings.activations
-    a = activations.bits if activations.spiking else DENSE_BITS
-    steps = layer.average_steps
-    if train is not None and layer.massive is not None:
-        steps = layer.mean_steps(train.steps)
-    products = layer.format.products(layer, steps)
-    return {(a, bits): share for bits, share in products.items()}
-
-
-def fan_out(layer: SpikingLinear) -> dict[str, Tensor]:
-    """Synapses of every stored column, int64 ``(in,)``, by execution mode: the layer's outputs, or
-    the column's non-zero weight spikes where weights are spikes.
-    """
-    if not layer.format.unrolls:
-        every = torch.full(
-            (layer.in_features,), layer.out_features, device=layer.channel_group.device
-        )
-        return dict.fromkeys(EXECUTION_MODES, every)
-    size = layer.integer_weights().abs()
-    merged, unrolled = (size > 0).sum(0), size.sum(0, dtype=torch.int64)
-    return {mode: merged if mode == "merged" else unrolled for mode in EXECUTION_MODES}
+        return found, firing
 
 
 def count_operations(

@@ -24,8 +24,9 @@ LIMITS = (
         " softmax, embeddings and residual sums are not spikes."
     ),
     (
-        "Energy is arithmetic times a table; control, routing, coding of inputs and static power"
-        " are left out, memory traffic is apart."
+        "Energy is operations times a table, which is not a measurement; control, moving values and"
+        " static power are left out, reading memory beside the chip is apart. What a table does not"
+        " know is not known."
     ),
     "Sizes are of the stored integers with their scales and channel groups.",
 )
@@ -104,11 +105,7 @@ def verdict(report: Report) -> str:
 
 def figures(report: Report) -> list[list[str]]:
     """The key figures: what, how much, of what."""
-    summary, merged, dense = (
-        report.summary,
-        report.energy["linear"].merged,
-        report.energy["linear"].dense,
-    )
+    summary = report.summary
     tiles = [
         [
             "perplexity",
@@ -139,7 +136,11 @@ def figures(report: Report) -> list[list[str]]:
             f"{sheets.share(summary.weight_bytes, summary.dense_bytes)}×",
             f"{summary.weight_bytes / 2**20:.2f} MiB, converted layers",
         ],
-        ["energy", f"{merged / dense:.3f}×", "estimated from operation counts, merged execution"],
+        [
+            "energy",
+            sheets.ratio(report.energy["linear"].ratio("merged")),
+            "of linear layers, estimated from operation counts, merged execution",
+        ],
     ]
 
 

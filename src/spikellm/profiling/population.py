@@ -109,12 +109,12 @@ def attention_populations(trains: list[SpikeTrain], block: nn.Module) -> Iterato
     }
     for train in trains:
         if train.source in names and train.part != "probabilities":
-            heads, channels = train.codes.shape[1], train.codes.shape[3]
+            heads, channels = train.shown.shape[1], train.shown.shape[3]
             codes, fired = (
                 one[0].transpose(0, 1).reshape(-1, heads * channels).cpu()
                 for one in (train.codes, train.fired)
             )
-            whole = train.steps.expand(train.codes.shape)[0].transpose(0, 1).long().cpu()
+            whole = train.steps.expand(train.shown.shape)[0].transpose(0, 1).long().cpu()
             code_steps = whole.reshape(-1, heads * channels)
             steps = code_steps.amin(0)  # a token that is not massive takes least
             yield Population(

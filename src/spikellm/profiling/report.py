@@ -3,7 +3,7 @@ writes as JSON.
 
 The figures at the top (average steps, ACE, spikes, energy) are of the linear layers inside the
 decoder blocks, which is what a recipe decides; ``parts`` has the same for attention, for the output
-projection and for the whole model.
+projection and for the whole model, ``rows`` what is no product of matrices.
 """
 
 from __future__ import annotations
@@ -15,12 +15,21 @@ from torch import Tensor
 
 from spikellm.models.summary import ModelSummary
 from spikellm.profiling.counts import EXECUTION_MODES, Counts, Operations
-from spikellm.profiling.energy import OMITTED, Energy, EnergyTable
+from spikellm.profiling.energy import OMITTED, Energy
+from spikellm.profiling.energy_table import EnergyTable
 from spikellm.profiling.population import Population
-from spikellm.profiling.report_data import firing_data, layer_data, operations_data
+from spikellm.profiling.report_data import firing_data, layer_data, operations_data, work_data
+from spikellm.profiling.work import ROWS
 from spikellm.recipe import Recipe
 
-PARTS = ("linear", "attention", "head", "rotation", "whole")
+PART_NAMES = {
+    "linear": "linear layers of blocks",
+    "attention": "attention",
+    "head": "output projection",
+    "rotation": "rotations",
+    "whole": "whole model",
+}
+PARTS = tuple(PART_NAMES)
 
 
 class Text(NamedTuple):
@@ -68,7 +77,9 @@ class Report:
         summary: its layers, bits, steps and sizes.
         prefill: operations of whole windows; ``decode`` those of tokens that come one at a time,
             from a cache.
-        energy: estimated for ``prefill``, by part (see :data:`PARTS`).
+        energy: estimated for ``prefill``, by part (see :data:`PARTS`) and by row (see
+            :data:`spikellm.profiling.work.ROWS`); the whole is the sum of both.
+        without: rows that were left out.
         steps: T of every input channel of converted layers that code their inputs, uint8 ``(in,)``
             each, channels in their own order.
         own_range: the channels that have a range of their own, bool ``(in,)``.
@@ -90,6 +101,7 @@ class Report:
     sample: Population | None
     origin: Origin | None
     beside: tuple[Beside, ...] = ()
+    without: tuple[str, ...] = ()
 
     def part(self, name: str) -> Operations:
         """Operations of one of :data:`PARTS`."""
@@ -131,16 +143,22 @@ class Report:
         return self.part("linear").additive_share
 
     @property
-    def energy_pj(self) -> dict[str, float]:
-        """Energy of the linear layers, pJ, **estimated from operation counts**: ``dense`` of the
-        original, ``merged``, ``stepped``, ``binary``, ``phase``; ``weight_traffic``.
+    def energy_pj(self) -> dict[str, Any]:
+        """Energy of the linear layers' products, pJ, **estimated from operation counts**: ``dense``
+        of the original, each execution mode, ``weight_traffic``; None where the table does not know
+        an operation.
         """
-        return self.energy["linear"]._asdict()
+        return self.energy["linear"].to_data()
+
+    def rows(self) -> dict[str, str]:
+        """Names of parts and rows of the estimate, in words, in order."""
+        names = {**PART_NAMES, **ROWS}
+        return {name: names[name] for name in self.energy}
 
     def to_data(self) -> dict[str, Any]:
         """The report as JSON holds it; keys are stable."""
         parts = {
-            name: {**operations_data(self.part(name)), "energy_pj": self.energy[name]._asdict()}
+            name: {**operations_data(self.part(name)), "energy_pj": self.energy[name].to_data()}
             for name in PARTS
         }
         layers = {layer.name: layer for layer in self.summary.layers}
@@ -156,6 +174,14 @@ class Report:
                 "total": self.summary.total_bytes,
             },
             "parts": parts,
+            "rows": {
+                name: {
+                    "operations": work_data(self.prefill.work.get(name, {})),
+                    "energy_pj": energy.to_data(),
+                }
+                for name, energy in self.energy.items()
+                if name in ROWS
+            },
             "decode": {"tokens": self.decode.tokens, **operations_data(self.decode.total())},
             "layers": [
                 layer_data(name, entry, self.prefill.kinds[name], layers.get(name))
@@ -167,8 +193,9 @@ class Report:
                 "source": self.table.source,
                 "estimated_from": "operation counts",
                 "omits": OMITTED,
+                "without": list(self.without),
             },
-            "beside": [{**row._asdict(), "energy": row.energy._asdict()} for row in self.beside],
+            "beside": [{**row._asdict(), "energy": row.energy.to_data()} for row in self.beside],
             "blocks": self.origin.record["blocks"] if self.origin else [],
             "recipe": self.origin.recipe.model_dump(mode="json") if self.origin else None,
             "versions": self.origin.record["versions"] if self.origin else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from spikellm.models.summary import LayerSummary
 from spikellm.profiling.counts import EXECUTION_MODES, Firing, Operations
+from spikellm.profiling.elementary import Work
 
 _PERCENTILES = (0, 10, 25, 50, 75, 90, 100)
 
@@ -26,8 +28,29 @@ def operations_data(entry: Operations) -> dict[str, Any]:
         "spikes_from_zero": {mode: entry.spikes_from_zero[mode] for mode in EXECUTION_MODES},
         "sops": {mode: entry.sops[mode] for mode in EXECUTION_MODES},
         "sops_from_zero": {mode: entry.sops_from_zero[mode] for mode in EXECUTION_MODES},
+        "shifts": entry.shifts,
+        "density": density_data(entry),
         "additive_share": entry.additive_share,
     }
+
+
+def density_data(entry: Operations) -> dict[str, Any]:
+    """How much of a product is done: weights that are not zero, spikes a value, and synaptic
+    operations for each multiply-accumulate of the original, which is their product.
+
+    Values and weights count as often as they meet.
+    """
+    macs = max(entry.macs, 1)
+    return {
+        "weights": entry.weight_density,
+        "spikes": {mode: entry.reached[mode] / macs for mode in EXECUTION_MODES},
+        "product": {mode: entry.sops[mode] / macs for mode in EXECUTION_MODES},
+    }
+
+
+def work_data(work: Mapping[str, Work]) -> dict[str, dict[str, int]]:
+    """Elementary operations of a row by execution mode, or ``dense``."""
+    return {mode: dict(sorted(own.items())) for mode, own in work.items()}
 
 
 def layer_data(

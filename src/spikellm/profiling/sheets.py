@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from spikellm.profiling.counts import EXECUTION_MODES, Operations
-from spikellm.profiling.report import PARTS, Report
+from spikellm.profiling.report import PART_NAMES, PARTS, Report
 
-_NAMES = {
-    "linear": "linear layers of blocks",
-    "attention": "attention",
-    "head": "output projection",
-    "rotation": "rotations",
-    "whole": "whole model",
-}
+UNKNOWN = "not known"
 Sheet = tuple[list[str], list[list[str]], str]
 
 
 def share(part: float, whole: float) -> str:
     """A share, or a dash where there is no whole."""
     return f"{part / whole:.3f}" if whole else "-"
+
+
+def ratio(found: float | None) -> str:
+    """A ratio, which may not be known."""
+    return UNKNOWN if found is None else f"{found:.3f}×"
 
 
 def count(number: float) -> str:
@@ -45,21 +44,20 @@ def beside(report: Report) -> Sheet:
             f"{row.perplexity:.2f}",
             f"{row.average_steps:.3f}",
             f"{row.ace / row.dense_ace:.3f}×",
-            f"{row.energy.merged / row.energy.dense:.3f}×",
+            ratio(row.energy.ratio("merged")),
             f"{row.total_bytes / 2**20:.2f} MiB",
         ]
         for row in report.beside
     ]
     if report.origin is not None and not any(not row.converted for row in report.beside):
         rows.insert(0, ["original at 16 bits", "not measured", "1.000", "1.000×", "1.000×", "-"])
-    own = report.energy["linear"]
     rows.append(
         [
             report.name,
             f"{report.text.perplexity:.2f}",
             f"{report.average_steps:.3f}",
             f"{report.ace / report.dense_ace:.3f}×",
-            f"{own.merged / own.dense:.3f}×",
+            ratio(report.energy["linear"].ratio("merged")),
             f"{report.summary.total_bytes / 2**20:.2f} MiB",
         ]
     )
@@ -77,7 +75,7 @@ def operations(report: Report) -> Sheet:
     """Operations by part, and token by token."""
     columns = ["part", "multiply-accumulates", "average steps", "ACE", "of 16 bits", "additive"]
     rows = [
-        _operation_row(_NAMES[part], report.part(part))
+        _operation_row(PART_NAMES[part], report.part(part))
         for part in PARTS
         if report.part(part).executed or part == "whole"
     ]
@@ -110,8 +108,15 @@ def modes(report: Report) -> Sheet:
     """Spikes and synaptic operations by execution mode, of the trains as they are, and if all of
     them were those of the codes.
     """
-    columns = ["mode", "spikes", "a value", "synaptic operations, linear", "of its products"]
-    columns += ["attention", "whole model", "from zero: spikes a value", "operations, linear"]
+    columns = [
+        "mode",
+        "spikes",
+        "a value, linear",
+        "synaptic operations, linear",
+        "of its products",
+    ]
+    columns += ["with weights of zero", "attention", "whole model"]
+    columns += ["from zero: spikes a value", "operations, linear"]
     linear, attention, whole = (report.part(part) for part in ("linear", "attention", "whole"))
     rows = [
         [
@@ -120,6 +125,7 @@ def modes(report: Report) -> Sheet:
             share(linear.spikes[mode], linear.codes),
             count(linear.sops[mode]),
             share(linear.sops[mode], linear.macs),
+            share(linear.reached[mode], linear.macs),
             count(attention.sops[mode]),
             count(whole.sops[mode]),
             share(linear.spikes_from_zero[mode], linear.codes),
@@ -131,22 +137,41 @@ def modes(report: Report) -> Sheet:
         columns,
         rows,
         (
-            "Synaptic operations: non-zero spikes times fan-out. Merged: one spike a code that is"
-            " not at rest; stepped: one a step; binary: spikes of one size; phase: spikes worth"
-            " powers of two. Spikes a value are those before linear layers. From zero: as published"
-            " trains have it, which fire their baseline at rest."
+            "Synaptic operations: non-zero spikes times the weights of their fan-out that are not"
+            f" zero, {linear.weight_density:.1%} of those that spikes of linear layers reach."
+            " Merged: one spike a code that is not at rest; stepped: one a step; binary: spikes of"
+            " one size; phase: spikes worth powers of two, for which linear layers double"
+            f" accumulators {count(linear.shifts)} times. From zero: as published trains have it,"
+            " which fire their baseline at rest."
         ),
     )
 
 
 def energies(report: Report) -> Sheet:
-    """Estimated energy by part."""
+    """Estimated energy by part and by row."""
     columns = ["part", "original", *EXECUTION_MODES, "reading weights (apart)"]
     tokens = report.prefill.tokens
     rows = []
-    for part, energy in report.energy.items():
-        rows.append([_NAMES[part], *(f"{value / tokens / 1e6:.3g} µJ" for value in energy)])
-    return columns, rows, f"A token. Weights are read once a window of {report.text.seqlen} tokens."
+    for part, words in report.rows().items():
+        energy = report.energy[part]
+        values = [energy.dense, *energy.modes.values()]
+        if part in PARTS:
+            values.append(energy.weight_traffic)
+        cells = [UNKNOWN if v is None else f"{v / tokens / 1e6:.3g} µJ" for v in values]
+        rows.append([words, *cells, *([] if part in PARTS else [""])])
+    return columns, rows, _remarks(report)
+
+
+def _remarks(report: Report) -> str:
+    unknown = report.energy["whole"].unknown
+    missing = [f"{', '.join(rows)} ({column})" for column, rows in unknown.items()]
+    left = f" Left out: {', '.join(report.without)}." if report.without else ""
+    return (
+        "A token. The whole is the sum of what is above it"
+        + (f", without what the table does not know: {'; '.join(missing)}" if missing else "")
+        + f".{left} Weights are read from memory beside the chip once a window of"
+        f" {report.text.seqlen} tokens."
+    )
 
 
 def layers(report: Report) -> Sheet:

@@ -26,7 +26,13 @@ from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.block_recorder import BlockRecorder, hidden_states, in_execution_mode
-from spikellm.profiling.event_run import EventRun, events_of, run_events, synapses_of
+from spikellm.profiling.event_run import (
+    EventRun,
+    events_of,
+    moments_by_segment,
+    run_events,
+    synapses_of,
+)
 from spikellm.profiling.population import (
     EventForm,
     Population,
@@ -44,7 +50,7 @@ class PopulationTrace:
         moments: time steps of the train: the largest T·L in binary form, its bits in phase form.
         spikes: how many were fired.
         additions: weights that they added or subtracted; 0 for attention, which has no weights.
-        shifts: of these, weights that were shifted first.
+        shifts: how often an accumulator was doubled between two moments.
         integers: how many sums were compared with the merged ones.
         mismatches: how many of them differ.
         output_equal: whether the layer's output, computed from the binary sums, has the same bits;
@@ -166,7 +172,9 @@ def _check_layer(
     assert population.thresholds is not None
     theta, baseline = population.thresholds
     centered, channels = population.neuron.centered, channel_order(layer)
-    run = run_events(events_of(population, form), synapses_of(layer), len(population.codes))
+    synapses = synapses_of(layer)
+    moments = moments_by_segment(population, synapses, form)
+    run = run_events(events_of(population, form), synapses, moments)
     integers = mismatches = 0
     y = torch.zeros(len(population.codes), layer.out_features)
     whole, scale = layer.integer_weights().cpu(), layer.weight_scale.cpu()

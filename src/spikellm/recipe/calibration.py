@@ -12,7 +12,7 @@ from spikellm.recipe.base import GrownSection
 class CalibrationRecipe(GrownSection):
     """The text from which channels are ranked and errors measured."""
 
-    added: ClassVar[tuple[str, ...]] = ("bos", "token_weights")
+    added: ClassVar[tuple[str, ...]] = ("bos", "token_weights", "opening_weight")
 
     text: str = Field(
         "wikitext2",
@@ -40,6 +40,15 @@ class CalibrationRecipe(GrownSection):
         description=(
             "where tokens are summed: equal, or robust, which lets no token weigh more than an"
             " ordinary one"
+        ),
+    )
+    opening_weight: float = Field(
+        1.0,
+        ge=1.0,
+        le=1e6,
+        description=(
+            "how many ordinary tokens one counts for that opens every window alike, such as a BOS"
+            " token, where weights are fitted"
         ),
     )
     bos: Literal["auto", "always", "never"] = Field(

@@ -20,7 +20,7 @@ from spikellm.models.plan import BlockPlan
 from spikellm.nn.rotation import Rotation, rotation_of
 from spikellm.observers.activation_store import ActivationStore
 from spikellm.observers.input_stats import SampledInputs, TokenSample
-from spikellm.observers.token_weights import SamplePlan
+from spikellm.observers.token_weights import SamplePlan, TokenWeights
 from spikellm.recipe import Recipe
 from spikellm.transforms.fusion import TOLERANCE, Forward, Fusion, Probe, difference
 
@@ -122,8 +122,8 @@ class BlockState:
         if not wanted:
             return
         shard, calibration = self._shard, self.recipe.calibration
-        tokens, weights = calibration.saliency_tokens, calibration.token_weights
-        plan = SamplePlan(shard.whole, tokens, shard.before, weights)
+        weights = TokenWeights.of(calibration, shard)
+        plan = SamplePlan(shard.whole, calibration.saliency_tokens, shard.before, weights)
         layers = {role: self.roles[role] for role in wanted if role in self.roles}
         samples = SampledInputs(
             {name: self.module.get_submodule(name) for name in layers.values()}, plan

@@ -22,11 +22,14 @@ from spikellm.commands.support.progress import report_block
 from spikellm.commands.support.sweep_folder import SweepFolder
 from spikellm.conversion.fingerprint import model_fingerprint, versions
 from spikellm.core import console
+from spikellm.core.errors import RequestError
 from spikellm.core.fingerprint import fingerprint
 from spikellm.data.tokens import bos_token
 from spikellm.evaluation.perplexity import text_windows
 from spikellm.observers.activation_store import SharedStream
-from spikellm.profiling.energy import OMITTED, load_table
+from spikellm.profiling.counts import DENSE_BITS
+from spikellm.profiling.energy import OMITTED
+from spikellm.profiling.energy_table import load_table
 from spikellm.recipe import Recipe
 
 ORIGINAL = "original"
@@ -70,7 +73,13 @@ class Grid:
         require_texts(self.texts, self.options.limit, self.options.bos)
         for seed in self.options.seeds:
             self.points[0].recipe.replaced({"seed": seed})
-        load_table(self.options.energy_table)
+        table = load_table(self.options.energy_table)
+        if table.multiply_accumulate(DENSE_BITS, DENSE_BITS) is None:
+            raise RequestError(
+                f"energy table {table.name} does not know fp16_multiply and fp16_add, so it says"
+                " nothing of the original, which the others are compared with; take another table,"
+                " or report"
+            )
 
 
 class Rows(NamedTuple):

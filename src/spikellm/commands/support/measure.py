@@ -15,7 +15,8 @@ from spikellm.core import console
 from spikellm.evaluation.perplexity import perplexity_of_windows
 from spikellm.models.summary import ModelSummary
 from spikellm.profiling.counts import EXECUTION_MODES
-from spikellm.profiling.energy import Energy, EnergyTable, estimate
+from spikellm.profiling.energy import Energy, estimate
+from spikellm.profiling.energy_table import EnergyTable
 from spikellm.profiling.operations import count_operations
 
 _COUNTED_TOKENS = 2048
@@ -73,6 +74,7 @@ def row_of(
     ``base``, the original's perplexity by text (None for the original).
     """
     summary, spiking = runs[0].summary, bool(runs[0].summary.spiking_layers)
+    unknown = runs[0].energy.unknown
     perplexity = {}
     for text in runs[0].perplexity:
         values = [run.perplexity[text] for run in runs]
@@ -93,11 +95,12 @@ def row_of(
         "weight_ratio": summary.weight_bytes / summary.dense_bytes if spiking else 1.0,
         "ace_ratio": statistics.fmean(run.ace for run in runs),
         "energy_ratio": {
-            mode: statistics.fmean(getattr(run.energy, mode) / run.energy.dense for run in runs)
+            mode: mean_if_known([run.energy.ratio(mode) for run in runs])
             for mode in EXECUTION_MODES
         },
         "spikes_a_value": _mean([run.spikes for run in runs]),
         "sops_ratio": _mean([run.sops for run in runs]),
+        "energy_unknown": sorted({row for rows in unknown.values() for row in rows}),
         "seconds": None if base is None else statistics.fmean(run.seconds for run in runs),
     }
 
@@ -107,6 +110,17 @@ def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
     if not found[0]:
         return None
     return {mode: statistics.fmean(one[mode] for one in found) for mode in EXECUTION_MODES}
+
+
+def mean_if_known(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is not known."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
+
+
+def energy_in_words(ratio: float | None) -> str:
+    """A ratio of energies; a dash where the table does not know it."""
+    return "-" if ratio is None else f"{ratio:.2f}"
 
 
 BOS_IN_WORDS = "every window starts with the BOS token"

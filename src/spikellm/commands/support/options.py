@@ -89,7 +89,7 @@ class GridOptions(LoadOptions):
             own seed by default.
         limit: use the first windows of each text only.
         bos: of the windows that are measured on; those of calibration are as the recipe says.
-        energy_table: see :func:`spikellm.profiling.energy.load_table`.
+        energy_table: see :func:`spikellm.profiling.energy_table.load_table`.
     """
 
     calibration: Calibration = None

@@ -135,7 +135,7 @@ class SweepFolder:
                 "measured": {
                     **found._asdict(),
                     "summary": asdict(found.summary),
-                    "energy": found.energy._asdict(),
+                    "energy": found.energy.to_data(),
                 },
             }
             write_atomically(
@@ -159,7 +159,7 @@ def _from_data(data: dict[str, Any]) -> Measured:
         data["seconds"],
         whole,
         data["ace"],
-        Energy(**data["energy"]),
+        Energy.from_data(data["energy"]),
         data["spikes"],
         data["sops"],
     )

@@ -123,6 +123,8 @@ def _load(level: str) -> ctypes.CDLL:
         *[pointer] * 3,
         ctypes.c_int32,
     ]
+    strided = (pointer, ctypes.c_int64, ctypes.c_int64)
+    library.spikellm_sum_by_channel.argtypes = [*strided * 3, pointer, ctypes.c_int32]
     for mix in (library.spikellm_mix, library.spikellm_mix_double):
         sizes = [ctypes.c_int64] * 3
         mix.argtypes = [pointer, *sizes, ctypes.c_double, pointer, pointer, ctypes.c_int32]

@@ -95,7 +95,8 @@ class NativeLinear(_Native):
         y, counts, z = ops.spike_linear(tokens, *self.operands, len(self._bounds))
         if not isinstance(self._lift, int):  # signed: raised, and without a baseline
             return Observed(y, counts.to(torch.int32) - self._lift, z.new_zeros(1, 1))
-        return Observed(y, counts.to(torch.int32), by_column(z.unbind(1), self._bounds))
+        # Baselines fit a byte as codes do, which saves whoever counts both a few passes.
+        return Observed(y, counts, by_column(z.to(torch.uint8).unbind(1), self._bounds))
 
 
 class NativeAdditive(_Native):

@@ -78,13 +78,10 @@ class TorchLinear:
             largest = 2 * int(neuron.top(steps)) * spec.weight_tops[weight_group] * (stop - start)
             merged, own = spec.execution == "merged", codes[:, start:stop]
             count = own if merged else neuron.fired(own, baseline)
-            charge = cast(
-                Tensor,
-                sum(
-                    integer_product(plane, k, largest) * (1 << place)
-                    for plane, place in spikes_of(count, neuron, steps, spec.execution)
-                ),
-            )
+            charge = torch.zeros((), device=tokens.device)
+            for plane, doubles in spikes_of(count, neuron, steps, spec.execution):
+                product = integer_product(plane, k, largest)
+                charge = (charge * 2 if doubles else charge).to(product.dtype) + product
             if merged or not neuron.centered:
                 charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
             y += charge.float() * theta * scale[:, weight_group]
@@ -152,13 +149,13 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
 
 def spikes_of(
     count: Tensor, neuron: SoftResetNeuron, steps: int, execution: ExecutionMode
-) -> Iterator[tuple[Tensor, int]]:
-    """The spikes of a train in one execution mode, slice by slice, with the k of what each is
-    worth, 2^k; they sum to the counts.
+) -> Iterator[tuple[Tensor, bool]]:
+    """The spikes of a train in one execution mode, slice by slice, and whether what has been summed
+    doubles before a slice is added; that ends in the counts.
     """
     if execution == "merged":
-        return iter(((count, 0),))
+        return iter(((count, False),))
     if execution == "phase":
-        return neuron.iterate_phase(count, steps)
+        return ((plane, True) for plane, _ in neuron.iterate_phase(count, steps))
     unroll = neuron.iterate_stepped if execution == "stepped" else neuron.iterate_binary
-    return ((plane, 0) for plane in unroll(count, steps))
+    return ((plane, False) for plane in unroll(count, steps))

@@ -7,6 +7,7 @@ from spikellm.profiling.plots.canvas import GRID, SERIES, axes, inline_svg, labe
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.report import Report
 
+_WORDS = {"linear": "linear layers", "head": "output projection", "memory": "weights read"}
 _WIDE = 4  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
@@ -59,19 +60,26 @@ def accuracy(report: Report) -> Picture:
 
 
 def energy(report: Report) -> Picture:
-    """Estimated energy of every execution mode, by part."""
+    """Estimated energy of every execution mode, by part; other rows together."""
     title = "Energy, estimated from operation counts"
-    modes, parts = ("dense", *EXECUTION_MODES), ("linear", "attention", "head")
+    modes, parts = ("dense", *EXECUTION_MODES), ("linear", "attention", "head", "memory", "rest")
     tokens = report.prefill.tokens
-    shares = {}
-    for part in parts:
-        energies = [getattr(report.energy[part], mode) for mode in modes]
-        shares[part] = [picojoules / tokens / 1e6 for picojoules in energies]
+    shares = {part: [0.0] * len(modes) for part in parts}
+    unknown = set()
+    for name, own in report.energy.items():
+        if name == "whole":
+            continue
+        part = name if name in parts else "rest"
+        for place, picojoules in enumerate((own.dense, *own.modes.values())):
+            shares[part][place] += (picojoules or 0.0) / tokens / 1e6
+            if picojoules is None:
+                unknown.add(f"{name} ({modes[place]})")
     lines = []
     for place, mode in enumerate(modes):
-        values = ", ".join(f"{part} {shares[part][place]:.3g}" for part in parts)
+        values = ", ".join(f"{_WORDS.get(part, part)} {shares[part][place]:.3g}" for part in parts)
         lines.append(f"{mode}: {values}")
     words = "; ".join(lines) + " µJ a token"
+    missing = f" Not known to it: {', '.join(sorted(unknown))}." if unknown else ""
     names = ("original, 16 bits", *modes[1:])
     with axes(height=2.4) as (figure, axis):
         left = [0.0] * len(modes)
@@ -81,7 +89,7 @@ def energy(report: Report) -> Picture:
                 shares[part],
                 left=left,
                 color=SERIES[index],
-                label={"linear": "linear layers", "head": "output projection"}.get(part, part),
+                label=_WORDS.get(part, part),
                 height=0.6,
             )
             left = [a + b for a, b in zip(left, shares[part], strict=True)]
@@ -95,7 +103,7 @@ def energy(report: Report) -> Picture:
         title,
         words,
         svg,
-        f"Arithmetic alone, from the table {report.table.name}. An estimate, not a measurement.",
+        f"From the table {report.table.name}.{missing} An estimate, not a measurement.",
     )
 
 
