@@ -312,7 +312,11 @@ def test_command(capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: 
         {"weights.bits": "3"},
         {"weights.bits": "4"},
     ]
-    assert any(row["front"]["average_steps"] for row in result["rows"])
+    for cost in ("average_steps", "spikes_phase", "sops_binary", "energy_phase"):
+        assert any(row["front"][cost] for row in result["rows"]), cost
+    picture = (tmp_path / "sweep" / "pareto.svg").read_text()
+    assert "phase spikes a value: front of" in picture
+    assert "binary SOPs / MACs: front of" in picture
     assert main([*arguments, "--out", str(tmp_path / "sweep"), "--table", "markdown"]) == 0
     table = capsys.readouterr().out
     assert table.count("\n") == 2 + 1 + 2
