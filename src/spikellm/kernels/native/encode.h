@@ -79,12 +79,31 @@ static inline int is_massive(const Header *head, const float *ordered) {
     return width > head->massive_beyond && width <= FLT_MAX;
 }
 
+/* Codes of a group whose spikes have a price; apart, so that the loops without one stay short. `baseline` is by how much signed counts are raised. */
+static void code_priced(const Plan *plan, Group group, const float *ordered, float theta, float baseline, uint8_t *codes) {
+    const int is_signed = plan->head.mode == SIGNED;
+    const float top = (float)group.top, low = is_signed ? baseline - top : 0.0f, high = is_signed ? baseline + top : top;
+    for (int32_t start = group.start; start < group.stop; start += BLOCK) {
+        const int32_t some = group.stop - start < BLOCK ? group.stop - start : BLOCK;
+        float units[BLOCK] = {0};
+        for (int32_t i = 0; i < some; i++) {
+            const float value = ordered[start + i] / theta;
+            units[i] = value == value ? value : 0.0f;
+        }
+        worth_of_block(&plan->price, units, is_signed);
+        for (int32_t i = 0; i < some; i++) {
+            const float size = half_up(between(is_signed ? fabsf(units[i]) : units[i], -FAR, FAR));
+            codes[start + i] = (uint8_t)(int32_t)between((is_signed && units[i] < 0.0f ? -size : size) + baseline, low, high);
+        }
+    }
+}
+
 /* Codes a token. `ordered` holds `in` floats of room; `spikes` is zero where no column stands, and stays so; sums of spike counts go to `totals`, one a segment.
    Signed counts are raised by their group's top, or by that of massive tokens where there are any, as if that were a baseline. */
 static inline void encode_token(const Plan *plan, const float *x, float *ordered, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
     const Header *head = &plan->head;
     for (int32_t i = 0; i < head->in; i++) ordered[i] = x[plan->source[i]];
-    const int massive = is_massive(head, ordered), priced = plan->price.any;
+    const int massive = is_massive(head, ordered);
     for (int32_t a = 0; a < head->groups; a++) {
         Group group = plan->groups[a];
         const int32_t raised = head->massive_top ? head->massive_top : group.top;
@@ -99,11 +118,11 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
         Threshold threshold = thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
         if (head->mode == SIGNED) thresholds[a].baseline = raised;
         float theta = threshold.theta, baseline = (float)threshold.baseline;
-        if (head->mode == SIGNED) {
+        if (plan->price.any) {
+            code_priced(plan, group, ordered, theta, (float)thresholds[a].baseline, codes);
+        } else if (head->mode == SIGNED) {
             for (int32_t i = group.start; i < group.stop; i++) {
-                float units = ordered[i] / theta;
-                if (priced) units = worth(&plan->price, units, 1);
-                float size = fabsf(units);
+                float units = ordered[i] / theta, size = fabsf(units);
                 size = half_up(size > FAR ? FAR : size);
                 size = size > top ? top : size;
                 units = units < 0.0f ? -size : size;
@@ -113,7 +132,6 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
             for (int32_t i = group.start; i < group.stop; i++) {
                 float units = ordered[i] / theta;
                 units = units == units ? units : 0.0f;
-                if (priced) units = worth(&plan->price, units, 0);
                 codes[i] = (uint8_t)(int32_t)between(half_up(between(units, -FAR, FAR)) + baseline, 0.0f, top);
             }
         }
