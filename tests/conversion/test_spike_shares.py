@@ -15,11 +15,13 @@ from torch import nn
 import spikellm
 from conftest import first_blocks
 from spikellm.algorithms.survey import SurveyedLayer
+from spikellm.commands.inspect import prices_in_words
 from spikellm.conversion.head_losses import PricedLosses, SurveyedHeads
 from spikellm.conversion.spike_prices import prices_of
 from spikellm.conversion.spike_shares import SpikeShares
 from spikellm.core.errors import RequestError
 from spikellm.models.attention_interface import spiking_attentions
+from spikellm.models.train_summary import spike_prices
 from spikellm.nn.execution import set_execution_mode
 from spikellm.nn.fake_quant import InputCoder
 from spikellm.nn.linear import SpikingLinear
@@ -209,3 +211,12 @@ def test_a_damaged_price_is_told(sparse: Any) -> None:
         assert "spike_price holds" in str(validation_error(sparse))
     price.fill_(kept)
     assert validation_error(sparse) is None
+
+
+def test_prices_are_told(sparse: Any) -> None:
+    found = spike_prices(sparse)
+    assert len(found) == 7 + 2
+    assert {name.rpartition(".")[2] for name in found} >= {"key", "value", "down_proj"}
+    words = prices_in_words(found)
+    assert words.startswith(f"price of a spike {min(found.values()):.3g} to ")
+    assert words.endswith(f"in 9 places, none in {sum(one == 0 for one in found.values())} of them")

@@ -30,12 +30,12 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
     Returns:
         ``{"model", "kind", "recipe", "record", "average_steps", "additive_share", "bytes":
         {"weights", "dense", "total"}, "layers": [...], "attention": [...], "trains": [...],
-        "kernels": [...]}``.
+        "prices": {layer, or attention module and part: price of a spike}, "kernels": [...]}``.
     """
     from spikellm import api
     from spikellm.checkpoint.save import spike_config
     from spikellm.models.kernel_summary import summarize_kernels
-    from spikellm.models.train_summary import summarize_trains
+    from spikellm.models.train_summary import spike_prices, summarize_trains
 
     loaded, _ = api.load(model, trust_remote_code=options.trust_remote_code)
     summary, config = api.summarize(loaded), spike_config(loaded)
@@ -54,6 +54,7 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
         "layers": [asdict(layer) for layer in summary.layers],
         "attention": [asdict(attention) for attention in summary.attentions],
         "trains": [asdict(one) for one in summarize_trains(loaded)],
+        "prices": spike_prices(loaded),
         "kernels": [asdict(one) for one in summarize_kernels(loaded)],
     }
 
@@ -134,6 +135,7 @@ def _converted(result: dict[str, Any]) -> list[str]:
         *_massive(result["layers"]),
         _attention(result["attention"]),
         *([trains_in_words(result["trains"])] if result["trains"] else []),
+        *([prices_in_words(result["prices"])] if result["prices"] else []),
         *kernels,
     ]
 
@@ -163,6 +165,15 @@ def _attention(modules: list[dict[str, Any]]) -> str:
     return (
         f"attention spikes in {len(modules)} modules: query {one['query_bits']}, key"
         f" {one['key_bits']}, value {one['value_bits']} bits; {cache}"
+    )
+
+
+def prices_in_words(prices: dict[str, float]) -> str:
+    """Between which prices of a spike values are rounded."""
+    found, free = sorted(prices.values()), sum(price == 0 for price in prices.values())
+    return (
+        f"price of a spike {found[0]:.3g} to {found[-1]:.3g} squared thresholds in {len(found)}"
+        f" places, none in {free} of them"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which trains a model's neurons fire, and where."""
+"""Which trains a model's neurons fire, where, and at which price of a spike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from spikellm.kernels.spec import HeadSpec
 from spikellm.models.attention_interface import spiking_attentions
 from spikellm.neurons import Recoding, SoftResetNeuron
 from spikellm.neurons.trains import TrainForm
+from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.execution import spiking_linears
+from spikellm.nn.linear import SpikingLinear
 
 _INPUTS = "inputs of linear layers"
 
@@ -57,3 +59,17 @@ def _neurons(model: nn.Module) -> Iterator[tuple[str, SoftResetNeuron]]:
         for part, spec in spikes.specs().items():
             if isinstance(spec, HeadSpec):
                 yield part, spec.neuron
+
+
+def spike_prices(model: nn.Module) -> dict[str, float]:
+    """Prices of a spike (:mod:`spikellm.neurons.price`) by full name of layers, and of attention
+    modules and their part; of what can have one.
+    """
+    found: dict[str, float] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SpikingLinear) and module.settings.activations.spikes:
+            found[name] = module.price
+        elif isinstance(module, SpikingAttention):
+            for part in module.settings.priced_parts:
+                found[f"{name}.{part}"] = module.price(part)
+    return found
