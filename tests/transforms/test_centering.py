@@ -110,3 +110,17 @@ def test_centered_models_reload_bit_for_bit(text_file: Path, tmp_path: Path) -> 
     assert own.keys() == other.keys()
     assert all(torch.equal(own[name], other[name]) for name in own)
     assert any(name.endswith("rotation.offset") for name in own)
+
+
+def test_a_model_of_another_type_keeps_its_new_biases(text_file: Path) -> None:
+    """The output layer has a bias from centering V when the block is compared in float32."""
+    model, tokenizer = first_blocks(1, dtype="bfloat16")
+    settings = (
+        "transforms=[norm-equalization, value-centering, {name: online-rotation, layers:"
+        " [attention-input], center: true}]",
+    )
+    done = spikellm.convert(
+        model, tokenizer, "rtn-w4a4", str(text_file), samples=2, seqlen=64, settings=settings
+    )
+    assert not done.blocks[0].notes
+    assert model.model.layers[0].self_attn.o_proj.bias is not None

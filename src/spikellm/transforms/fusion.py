@@ -57,11 +57,20 @@ class Fusion:
     def weight(self, name: str) -> Tensor:
         """Weight of a linear layer as it is now."""
         if name not in self.weights:
-            weight, bias = weight_and_bias(self._root.get_submodule(name))
+            weight, _ = weight_and_bias(self._root.get_submodule(name))
             self.weights[name] = weight.detach().double()
+            self.bias(name)
+        return self.weights[name]
+
+    def bias(self, name: str) -> Tensor | None:
+        """Bias of a linear layer as it is now; the layer may have got its first one, from a
+        transform that was put into the block at once, after its weight was read.
+        """
+        if name not in self.biases:
+            _, bias = weight_and_bias(self._root.get_submodule(name))
             if bias is not None:
                 self.biases[name] = bias.detach().double()
-        return self.weights[name]
+        return self.biases.get(name)
 
     def columns(self, name: str, change: Turn) -> None:
         """Change a layer along its inputs."""
@@ -70,13 +79,14 @@ class Fusion:
     def rows(self, name: str, change: Turn) -> None:
         """Change a layer along its outputs, bias included."""
         self.weights[name] = change(self.weight(name).T).T
-        if name in self.biases:
-            self.biases[name] = change(self.biases[name])
+        if (bias := self.bias(name)) is not None:
+            self.biases[name] = change(bias)
 
     def shift(self, name: str, added: Tensor) -> None:
         """Add to a layer's bias; one that has none gets it."""
         self.weight(name)
-        self.biases[name] = self.biases[name] + added if name in self.biases else added
+        bias = self.bias(name)
+        self.biases[name] = added if bias is None else bias + added
 
     def fold_norm(self, norm: str, readers: tuple[str, ...], offset: float, turn: Turn) -> None:
         """Let a norm work on a rotated stream, and its readers on what it then gives: its gain
@@ -124,8 +134,8 @@ class Fusion:
         values = {
             "weight": weight.contiguous() if type(old) is nn.Linear else weight.T.contiguous()
         }
-        if name in self.biases:
-            values["bias"] = self.biases[name].to(own)
+        if (bias := self.bias(name)) is not None:
+            values["bias"] = bias.to(own)
         return with_parameters(old, values)
 
     def put(self, root: nn.Module | None = None, dtype: torch.dtype | None = None) -> None:
