@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from spikellm.conversion import allocate
+from spikellm.conversion.survey import SurveyedBlock
 from spikellm.recipe.load import load_recipe
 
 
@@ -16,9 +17,10 @@ def test_the_survey_ends_with_the_error_of_an_algorithm(monkeypatch: pytest.Monk
     """And not when the error is forgotten: a block is on the device until then."""
     ended = []
 
-    def survey(*_: object, **__: object) -> Iterator[list[Any]]:
+    def survey(*_: object, **__: object) -> Iterator[SurveyedBlock]:
+        layer: Any = "layer"
         try:
-            yield ["layer"]
+            yield SurveyedBlock([layer], [])
         finally:
             ended.append(True)
 
