@@ -18,8 +18,9 @@ def test_the_survey_ends_with_the_error_of_an_algorithm(monkeypatch: pytest.Monk
     ended = []
 
     def survey(*_: object, **__: object) -> Iterator[SurveyedBlock]:
+        layer: Any = "layer"
         try:
-            yield SurveyedBlock(["layer"], [])  # type: ignore[list-item]
+            yield SurveyedBlock([layer], [])
         finally:
             ended.append(True)
 
