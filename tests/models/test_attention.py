@@ -236,8 +236,9 @@ def test_packed_rows_give_back_the_codes(
     steps = torch.tensor(settings.group_steps)[group.long()].unsqueeze(1)
     assert (coded.codes.abs() <= steps * coder.neuron.levels).all()
     assert (coder.decode(coded)[0, 0, 0] == 0).all()
-    coarse = coded.theta.amax(-1, keepdim=True)
-    assert ((coder.decode(coded) - x).abs() <= coarse * 1.01).all()
+    if not settings.spikes:  # with a price on spikes values go to cheaper codes, not to the nearest
+        coarse = coded.theta.amax(-1, keepdim=True)
+        assert ((coder.decode(coded) - x).abs() <= coarse * 1.01).all()
 
 
 def test_more_steps_lose_less_in_their_channels() -> None:

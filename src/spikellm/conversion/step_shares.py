@@ -98,6 +98,8 @@ class StepShares:
         shares = spend(errors, 1 + given / sum(costs) / SHARE, costs) - 1
         found: dict[str, int] = {}
         for tensor, share in zip(self._tensors, shares.tolist(), strict=True):
+            while share and tensor.losses[share - 1] <= tensor.losses[share]:
+                share -= 1  # noqa: PLW2901  what gains nothing is not spent
             found.update(dict.fromkeys(tensor.readers, _counts(tensor.channels)[share]))
         return found
 

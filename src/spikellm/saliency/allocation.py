@@ -25,7 +25,7 @@ def spend(errors: Tensor, budget: float, costs: Sequence[int] | None = None) -> 
 
     Returns:
         int64 ``(in,)``, at least 1 each; ``round(budget · Σcosts)`` in all, or less by what no
-        column could use or would gain by.
+        column could use.
     """
     most, columns = errors.shape
     table, price = errors.double().T.tolist(), list(costs) if costs is not None else [1] * columns
@@ -43,9 +43,7 @@ def spend(errors: Tensor, budget: float, costs: Sequence[int] | None = None) -> 
     heap = [best(column) for column in range(columns)] if most > 1 else []
     heapq.heapify(heap)
     while left > 0 and heap:
-        gain, column, target = heapq.heappop(heap)
-        if gain >= 0:  # gains are negated
-            break
+        _, column, target = heapq.heappop(heap)
         target = min(target, steps[column] + left // price[column])
         left -= (target - steps[column]) * price[column]
         if target > steps[column] and target < most:
