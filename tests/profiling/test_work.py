@@ -10,6 +10,7 @@ import spikellm
 from conftest import first_blocks
 from families import build
 from spikellm.neurons import make_neuron
+from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.execution import spiking_linears
 from spikellm.profiling.counts import DENSE, EXECUTION_MODES, Counts, Firing
 from spikellm.profiling.elementary import Work
@@ -23,7 +24,8 @@ from spikellm.profiling.work import (
     work_of_scaling,
     work_of_softmax,
 )
-from spikellm.profiling.work_counter import WorkCounter
+from spikellm.profiling.work_counter import WorkCounter, _coders_of
+from spikellm.recipe import AttentionRecipe
 
 
 def tokens(shape: tuple[int, int] = (2, 12)) -> torch.Tensor:
@@ -141,3 +143,14 @@ def test_what_is_cached_is_coded_once(text_file: Path) -> None:
     assert {key: 3 * value for key, value in decode.items()} == dict(prefill)
     scores = counts["prefill"].total("attention")
     assert scores.reached["binary"] == scores.sops["binary"]
+
+
+@pytest.mark.parametrize("train", ["centered", "published"])
+def test_products_of_heads_hold_the_baseline_as_their_trains_do(train: str) -> None:
+    coded = {"bits": 4, "train": train}
+    settings = AttentionRecipe.model_validate({"query": coded, "key": coded, "value": coded})
+    coders = _coders_of(SpikingAttention(HeadShape(2, 8, 8), settings))
+    assert set(coders) == {"query", "key", "value"}
+    for coder in coders.values():
+        assert coder.charges("merged")
+        assert coder.charges("binary") == (train == "published")

@@ -10,7 +10,6 @@ from torch.utils.hooks import RemovableHandle
 
 from spikellm.models.attention_interface import Observation
 from spikellm.models.plain_attention import Operands
-from spikellm.neurons import make_neuron
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain
 from spikellm.nn.linear import SpikingLinear
@@ -149,7 +148,7 @@ def _coders_of(spikes: SpikingAttention) -> Mapping[str, Coder]:
         settings = getattr(spikes.settings, part)
         if settings.spiking:
             found[part] = coder_of(
-                make_neuron(settings.neuron, settings.bits),
+                settings.make_neuron(),
                 len(set(settings.group_ranges)),
                 symmetric=settings.symmetric,
             )
