@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from spikellm.models.families import weight_and_bias
 from spikellm.recipe import LinearRecipe
 
 
@@ -33,3 +35,19 @@ class SurveyedLayer:
     sensitivity: Tensor
     sample: Tensor
     shared_input_layers: tuple[str, ...]
+
+    @property
+    def sensitive_weight(self) -> Tensor:
+        """Its weight, float32, ``(out, in)``, rows scaled so that the square of what it gives is
+        what the final loss makes of it.
+        """
+        weight = weight_and_bias(self.module)[0].detach().float()
+        return weight * self.sensitivity.sqrt().unsqueeze(1)
+
+
+def by_tensor(layers: Iterable[SurveyedLayer]) -> Iterator[list[SurveyedLayer]]:
+    """Layers that read the same tensor and code it by the same settings, together."""
+    found: dict[tuple[str, ...], list[SurveyedLayer]] = {}
+    for layer in layers:
+        found.setdefault(layer.shared_input_layers, []).append(layer)
+    yield from found.values()

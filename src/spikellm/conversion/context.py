@@ -84,16 +84,19 @@ class ConversionContext(ConversionPlan):
             ModelState(self.model, self.blocks, self.recipe, self.shard.windows[:1], self.walk)
         )
 
+    def spread(self, wanted: int) -> range:
+        """Those of this rank, one at least, of about so many batches of the text, evenly spread."""
+        seqlen = self.windows.shape[1]
+        size = batch_windows(seqlen) * seqlen
+        stride = max(1, -(-self.shard.whole // size) // max(wanted, distributed.world_size()))
+        return range(-(self.shard.before // size) % stride, len(self.batches), stride)
+
     def walk(self) -> Iterator[tuple[nn.Module, Callable[[], object]]]:
         """See :class:`spikellm.transforms.base.ModelState`: some batches of the text, evenly
         spread, and of them those of this rank, which has one at least.
         """
-        seqlen = self.windows.shape[1]
-        size = batch_windows(seqlen) * seqlen
-        stride = max(1, -(-self.shard.whole // size) // max(_WALKED, distributed.world_size()))
-        inputs = islice(
-            self.runner.first_inputs(), -(self.shard.before // size) % stride, None, stride
-        )
+        some = self.spread(_WALKED)
+        inputs = islice(self.runner.first_inputs(), some.start, None, some.step)
         states = ActivationStore(inputs, self.folder)
         for index, module in enumerate(self.blocks.modules):
             forward = partial(self.runner.forward, index, module)

@@ -10,7 +10,7 @@ the least that a choice of channels gains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -69,11 +69,11 @@ class AttentionCalls:
 
     Attributes:
         modules: attention modules by name.
-        wanted: whether a call, counted from 0 for each module, is kept.
+        wanted: which calls, counted from 0 for each module, are kept.
     """
 
     modules: Mapping[str, nn.Module]
-    wanted: Callable[[int], bool]
+    wanted: Container[int]
     kept: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = field(default_factory=dict)
 
     @contextmanager
@@ -83,7 +83,7 @@ class AttentionCalls:
 
         def keep(name: str) -> Callable[..., None]:
             def before(module: nn.Module, arguments: tuple[Any, ...], keywords: Any) -> None:
-                if self.wanted(seen[name]):
+                if seen[name] in self.wanted:
                     self.kept.setdefault(name, []).append((arguments, dict(keywords)))
                 seen[name] += 1
 
@@ -156,8 +156,7 @@ class HeadLosses:
         """Mean over tokens, with all channels of one part in one group and the others uncoded."""
         spikes = self._coding(part, moments)
         groups = [torch.full_like(one, group) for one in (spikes.key_group, spikes.value_group)]
-        if group:
-            spikes.set_groups(*groups)
+        spikes.set_groups(*groups)
         self.module.add_module(CHILD, spikes)
         try:
             lost = [

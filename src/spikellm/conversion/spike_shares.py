@@ -17,11 +17,10 @@ from torch import Tensor
 
 from spikellm.algorithms import InputCoding
 from spikellm.algorithms.channel_choice import search_share
-from spikellm.algorithms.survey import SurveyedLayer
+from spikellm.algorithms.survey import SurveyedLayer, by_tensor
 from spikellm.conversion.head_losses import SurveyedHeads
 from spikellm.conversion.spike_prices import mean_spikes, prices_of
 from spikellm.core.errors import RequestError
-from spikellm.models.families import weight_and_bias
 from spikellm.nn.fake_quant import InputCoder
 from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import ActivationRecipe
@@ -61,22 +60,14 @@ class SpikeShares:
 
     def look(self, layers: Iterable[SurveyedLayer]) -> None:
         """Take note of the layers of one block whose settings have a budget of spikes."""
-        by_reader: dict[tuple[str, ...], list[SurveyedLayer]] = {}
-        for layer in layers:
-            if layer.settings.activations.spikes:
-                by_reader.setdefault(layer.shared_input_layers, []).append(layer)
-        for readers, group in by_reader.items():
+        for group in by_tensor(one for one in layers if one.settings.activations.spikes):
             settings, sample = group[0].settings.activations, group[0].sample
-            weights = torch.cat(
-                [
-                    weight_and_bias(layer.module)[0].detach().float()
-                    * layer.sensitivity.sqrt().unsqueeze(1)
-                    for layer in group
-                ]
-            )
+            readers = group[0].shared_input_layers
+            weights = torch.cat([layer.sensitive_weight for layer in group])
             x = sample[:: -(-len(sample) // _TOKENS)].float()
             codings = list(_codings(settings, x, weights))
-            tried = [_tried(settings, coding, x, weights.T @ weights) for coding in codings]
+            energy = weights.T @ weights
+            tried = [_tried(settings, coding, x, energy) for coding in codings]
             losses, spikes = torch.tensor(tried, dtype=torch.float64).T
             self._tensors.append(
                 _Tensor(readers, codings, losses, spikes, weights.numel(), settings.spikes)

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikellm.algorithms.survey import SurveyedLayer
+from spikellm.algorithms.survey import SurveyedLayer, by_tensor
 from spikellm.conversion.head_losses import SurveyedHeads
-from spikellm.models.families import weight_and_bias
 from spikellm.nn.channels import Sample, evidence_of
 from spikellm.recipe import ActivationRecipe
 from spikellm.saliency.allocation import spend
@@ -56,37 +55,28 @@ class StepShares:
 
     def look(self, layers: Iterable[SurveyedLayer]) -> None:
         """Take note of the layers of one block whose settings say ``allocation: model``."""
-        by_reader: dict[tuple[str, ...], list[SurveyedLayer]] = {}
-        for layer in layers:
-            if layer.settings.activations.allocated_over_model:
-                by_reader.setdefault(layer.shared_input_layers, []).append(layer)
-        for readers, group in by_reader.items():
-            settings, sample = group[0].settings.activations, group[0].sample
-            weights = [
-                weight_and_bias(layer.module)[0].detach().float()
-                * layer.sensitivity.sqrt().unsqueeze(1)
-                for layer in group
-            ]
-            observed = Sample(sample, torch.cat(weights))
+        wanted = (one for one in layers if one.settings.activations.allocated_over_model)
+        for group in by_tensor(wanted):
+            first, weights = group[0], [layer.sensitive_weight for layer in group]
+            settings, readers = first.settings.activations, first.shared_input_layers
+            observed = Sample(first.sample, torch.cat(weights))
             evidence = evidence_of(observed, settings, 0.0, self._seed, readers[0])
-            channels = sample.shape[1]
+            channels = first.sample.shape[1]
             losses = torch.tensor(least_losses(evidence, _counts(channels)))
             bits = sum(
                 len(weight) * layer.settings.weights.bits
                 for weight, layer in zip(weights, group, strict=True)
             )
-            self._note(settings, _Tensor(readers, channels, losses, channels * bits, 0.0))
+            cost = channels * bits * _added(settings)
+            self._tensors.append(_Tensor(readers, channels, losses, cost, settings.salient_rate))
 
     def look_at_heads(self, heads: Iterable[SurveyedHeads]) -> None:
         """Take note of K and V of one block; all heads take the same number of channels."""
         for one in heads:
             few, many = one.losses
             losses = torch.linspace(few, many, _SHARES + 1, dtype=torch.float64)
-            self._note(one.settings, _Tensor((one.name,), one.channels, losses, one.cost, 0.0))
-
-    def _note(self, settings: ActivationRecipe, tensor: _Tensor) -> None:
-        added = max(settings.salient_steps - settings.steps, 1) * settings.bits
-        self._tensors.append(tensor._replace(cost=tensor.cost * added, rate=settings.salient_rate))
+            cost, rate = one.cost * _added(one.settings), one.settings.salient_rate
+            self._tensors.append(_Tensor((one.name,), one.channels, losses, cost, rate))
 
     def counts(self) -> dict[str, int]:
         """Salient channels of every layer, and of every head of K and V."""
@@ -102,6 +92,11 @@ class StepShares:
                 share -= 1  # noqa: PLW2901  what gains nothing is not spent
             found.update(dict.fromkeys(tensor.readers, _counts(tensor.channels)[share]))
         return found
+
+
+def _added(settings: ActivationRecipe) -> int:
+    """Bits that a salient channel takes more; those of one step where it takes none."""
+    return max(settings.salient_steps - settings.steps, 1) * settings.bits
 
 
 def _counts(channels: int) -> list[int]:

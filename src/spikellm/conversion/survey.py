@@ -11,10 +11,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from spikellm.algorithms.survey import SurveyedLayer
-from spikellm.conversion.block_runner import batch_windows
 from spikellm.conversion.context import ConversionContext
 from spikellm.conversion.head_losses import AttentionCalls, HeadLosses, SurveyedHeads
-from spikellm.core import distributed
 from spikellm.models.experts import every_expert_sees_every_token
 from spikellm.models.placement import placed
 from spikellm.models.plan import BlockPlan
@@ -70,7 +68,7 @@ def survey(
         names = [name for name in block.linears if name in wanted]
         layers: dict[str, nn.Module] = {name: context.model.get_submodule(name) for name in names}
         modules = {name: context.model.get_submodule(name) for name in _attentions(block)}
-        calls = AttentionCalls(modules, partial(_is_looked_at, context))
+        calls = AttentionCalls(modules, context.spread(_BATCHES))
         with placed(module, context.options.device):
             samples = SampledInputs(layers, plan, hessian=hessian)
             with samples.hooks(), calls.hooks(), every_expert_sees_every_token():
@@ -95,16 +93,6 @@ def _attentions(block: BlockPlan) -> list[str]:
         for name, (_, settings) in block.attentions.items()
         if settings.allocated_parts or settings.priced_parts
     ]
-
-
-def _is_looked_at(context: ConversionContext, batch: int) -> bool:
-    """Whether losses of K and V are measured on this batch of this rank: on some, evenly spread,
-    one of every rank at least.
-    """
-    seqlen = context.windows.shape[1]
-    size = batch_windows(seqlen) * seqlen
-    stride = max(1, -(-context.shard.whole // size) // max(_BATCHES, distributed.world_size()))
-    return (context.shard.before // size + batch) % stride == 0
 
 
 def _prepare_all_blocks(context: ConversionContext) -> None:

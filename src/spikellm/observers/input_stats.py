@@ -45,10 +45,10 @@ class TokenSample:
         if not hessian and self._plan.weights.rule == "equal":
             self._parts.append(tokens[first :: self._stride].float())
             return
-        self._parts.append(weighed(tokens, self._plan.weights.rule)[first :: self._stride].clone())
+        tokens = weighed(tokens, self._plan.weights.rule)
+        self._parts.append(tokens[first :: self._stride].clone())
         if hessian:
-            scale = self._plan.weights.scale(tokens, fitted=True)
-            tokens = tokens.float() if scale is None else tokens.float() * scale
+            tokens = self._plan.weights.stressed(tokens)
             product = (tokens.T @ tokens).double()
             self.hessian = product if self.hessian is None else self.hessian.add_(product)
 

@@ -60,11 +60,24 @@ class TokenWeights(NamedTuple):
             fitted: the sum is one that weights are fitted by.
         """
         found = token_scale(x, self.rule)
-        if not (fitted and self.opening and self.opening_scale != 1.0):
+        if not fitted or not self.stresses_opening:
             return found
-        scale = torch.ones(len(x), 1, device=x.device) if found is None else found
-        scale.unflatten(0, (-1, self.seqlen))[:, : self.opening] *= self.opening_scale
-        return scale
+        return self.stressed(torch.ones(len(x), 1, device=x.device) if found is None else found)
+
+    @property
+    def stresses_opening(self) -> bool:
+        """Whether tokens that open every window alike weigh more where weights are fitted."""
+        return self.opening > 0 and self.opening_scale != 1.0
+
+    def stressed(self, x: Tensor) -> Tensor:
+        """Tokens, or what they are multiplied by, ``(tokens, ...)``, as weights are fitted by
+        them.
+        """
+        if not self.stresses_opening:
+            return x
+        found = x.clone()
+        found.unflatten(0, (-1, self.seqlen))[:, : self.opening] *= self.opening_scale
+        return found
 
 
 class SamplePlan(NamedTuple):
