@@ -173,6 +173,19 @@ def test_top_code_is_steps_times_levels(bits: int, steps: int, top: int) -> None
     assert neuron.stepped(code, steps).tolist() == [[neuron.levels] * 2] * steps
 
 
+@given(cases())
+def test_no_codes_fire_no_spikes(case: tuple) -> None:  # type: ignore[type-arg]
+    neuron, _, theta, _, _ = case
+    none = torch.zeros(0, 3)
+    count, steps = none.int(), torch.ones(0, 1, dtype=torch.long)
+    code = neuron.encode(none, theta, none, steps)
+    for spikes in (neuron.binary(count, steps), neuron.phase(count, steps)):
+        assert sum(s.numel() for s in spikes) == 0
+    for drive in ("drain", "constant"):
+        assert neuron.simulate(none, theta, none, steps, drive).spikes.sum(0).shape == code.shape
+    assert neuron.simulate_phase(none, theta, none, steps).spikes.sum(0).shape == code.shape
+
+
 def test_infinity_saturates_and_nan_is_silent() -> None:
     neuron = make_neuron("ternary", 2)
     current = torch.tensor([torch.inf, -torch.inf, torch.nan])

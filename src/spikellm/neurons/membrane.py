@@ -62,8 +62,10 @@ class Charge(NamedTuple):
 
 
 def horizon(steps: Steps) -> int:
-    """The most steps that any code takes."""
-    return int(steps.max()) if isinstance(steps, Tensor) else steps
+    """The most steps that any code takes; 1 where there is no code."""
+    if not isinstance(steps, Tensor):
+        return steps
+    return int(steps.max()) if steps.numel() else 1
 
 
 def integrate_and_fire(charge: Charge, steps: Steps, levels: int, drive: Drive) -> Trace:

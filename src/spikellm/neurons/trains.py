@@ -154,7 +154,7 @@ class Trains:
         z = torch.as_tensor(baseline, device=current.device).long()
         top = torch.as_tensor(steps * self.levels, device=current.device)
         # A limit beyond any code changes nothing, and nothing overflows.
-        limit = float(top.max() + z.abs().max()) + 1
+        limit = horizon(steps) * self.levels + (int(z.abs().max()) if z.numel() else 0) + 1
         units = self.worth(current.float() / theta, steps).clamp(-limit, limit).double()
         most = top.long().expand(units.shape)
         if not self.both_signs:
