@@ -61,6 +61,8 @@ class LinearSpec:
         execution: how spikes are summed.
         range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
         massive: tokens that take more steps in every channel; None where all take the same.
+        shares: part of its range that each activation group codes, float32 numbers; empty where
+            all code ``range_share``.
     """
 
     columns: int
@@ -80,6 +82,11 @@ class LinearSpec:
     execution: ExecutionMode
     range_share: int = FULL_RANGE
     massive: MassiveTokens | None = None
+    shares: tuple[float, ...] = ()
+
+    def share(self, group: int) -> float:
+        """The part of its range that an activation group codes, a float32 number."""
+        return self.shares[group] if self.shares else self.range_share / FULL_RANGE
 
     @property
     def thresholds(self) -> ThresholdMode | None:

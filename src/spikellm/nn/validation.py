@@ -15,7 +15,7 @@ from spikellm.neurons.price import MOST_PRICE
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation
-from spikellm.quantization.thresholds import FULL_RANGE
+from spikellm.quantization.thresholds import FULL_RANGE, MOST_SHARE
 
 _STORED = {  # names of types in safetensors' headers
     torch.float64: "F64",
@@ -109,6 +109,9 @@ def _of_layer(layer: SpikingLinear) -> str | None:
         return f"group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}"
     if not 0 < layer.range_share <= FULL_RANGE:
         return f"input_range holds {layer.range_share}, expected 1 to {FULL_RANGE}"
+    shares = layer.shares
+    if shares is not None and not bool(((shares > 0) & (shares <= MOST_SHARE)).all()):
+        return f"group_share holds {shares.tolist()}, expected numbers above 0 up to {MOST_SHARE}"
     if layer.settings.activations.token_steps:
         threshold, share = (layer.get_buffer(f"token_{one}") for one in ("threshold", "share"))
         if not (float(threshold) > 0 and 0 <= float(share) <= 1):

@@ -27,6 +27,7 @@ from spikellm.recipe.migrate import is_old, upgraded
 from spikellm.recipe.overrides import Override
 from spikellm.recipe.parts import (
     AlgorithmField,
+    StageField,
     TransformField,
     WeightField,
     changed_options,
@@ -44,7 +45,7 @@ A = TypeVar("A", bound=AlgorithmOptions)
 class Recipe(GrownSection):
     """A whole conversion."""
 
-    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding")
+    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding", "training")
 
     version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
@@ -89,6 +90,9 @@ class Recipe(GrownSection):
         ),
     )
     recoding: Recoding | None = Field(None, description="short for recoding, in the same places")
+    training: StageField = Field(
+        None, description="training after conversion, with the spikes in the loop; null for none"
+    )
     overrides: tuple[Override, ...] = ()
 
     @model_validator(mode="before")
@@ -121,7 +125,8 @@ class Recipe(GrownSection):
         for override in self.overrides:
             self._apply(override, plain)
         self.attention.check_budget(self.activations)
-        for part in (self.algorithm, self.weights, *self.transforms):
+        trained = () if self.training is None else (self.training,)
+        for part in (self.algorithm, self.weights, *self.transforms, *trained):
             part.check(self)
         return self
 
