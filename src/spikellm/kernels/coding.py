@@ -16,6 +16,7 @@ from spikellm.kernels.native.linear_plan import make_plan, misfit
 from spikellm.kernels.native.ops import TYPES
 from spikellm.kernels.spec import LinearSpec
 from spikellm.kernels.torch.linear import encode
+from spikellm.quantization.ste import share_gradient
 from spikellm.quantization.thresholds import token_range
 
 
@@ -122,10 +123,11 @@ class InputCoding:
             if spec.thresholds != "asymmetric":
                 high = torch.maximum(high, -low)
                 low = -high
-            own = ordered[:, start:stop]
-            inside = (own >= low * share) & (own <= high * share)
-            moved = values[:, start:stop] - own * inside
-            found.append((moved * gradient[:, start:stop]).sum(1).div(share).sum())
+            part = slice(start, stop)
+            one = share_gradient(
+                ordered[:, part], values[:, part], gradient[:, part], share, (low, high)
+            )
+            found.append(one.sum())
         return torch.stack(found)
 
     def _unordered(self, values: Tensor) -> Tensor:

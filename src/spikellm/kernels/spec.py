@@ -130,6 +130,7 @@ class HeadSpec:
         order: channel at every place of a row, ordinary ones first.
         ordinary: places of ordinary channels.
         uniform: whether all heads have as many of them.
+        share: part of each range that is coded, a float32 number.
     """
 
     neuron: SoftResetNeuron
@@ -143,6 +144,7 @@ class HeadSpec:
     order: Tensor
     ordinary: int
     uniform: bool
+    share: float = 1.0
 
     @property
     def channels(self) -> int:
