@@ -16,7 +16,9 @@ def model_card(name: str, model: Any, config: SpikeConfig) -> str:
         f"| `{block['name']}` | {block['loss']:.4g} | {block['relative_loss']:.2%} |"
         for block in config.record["blocks"]
     )
-    versions = "\n".join(f"- {key}: {value}" for key, value in config.record["versions"].items())
+    versions = "\n".join(
+        f"- {key}: {value}" for key, value in sorted(config.record["versions"].items())
+    )
     text = CalibrationRecord.model_validate(config.record["calibration"])
     started = ", each starting with the BOS token" if text.bos else ""
     notes = "".join(f"\n- {note}" for note in text.notes)
