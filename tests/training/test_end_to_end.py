@@ -53,7 +53,7 @@ def test_integers_stay_and_the_rest_moves(coded_folder: Path, text_file: Path) -
     after = model.state_dict()
     assert len(record.losses) == 3
     for name, tensor in state.items():
-        if tensor.dtype in FROZEN or tensor.dim() > 1 and not name.endswith("weight_scale"):
+        if tensor.dtype in FROZEN or (tensor.dim() > 1 and not name.endswith("weight_scale")):
             assert torch.equal(after[name], tensor), name
     added = after.keys() - state.keys()
     assert {name.rpartition(".")[2] for name in added} == {
