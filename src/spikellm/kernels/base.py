@@ -1,9 +1,9 @@
 """What a kernel backend is, and which one runs what.
 
 A layer describes itself as plain data (:class:`LinearSpec`, :class:`HeadSpec`, :class:`MixSpec`,
-:class:`RowSpec`); :func:`select` walks the list of backends once and gives the first that has no reason against the
-description. What a backend prepares belongs to whoever asked for it and is called without any
-further lookup.
+:class:`RowSpec`); :func:`select` walks the list of backends once and gives the first that has no
+reason against the description. What a backend prepares belongs to whoever asked for it and is
+called without any further lookup.
 
 ``SPIKELLM_KERNELS`` is read when kernels are chosen: ``auto`` (the default) takes the best backend
 that works here, a backend's name makes its absence an error (what it does not support still runs

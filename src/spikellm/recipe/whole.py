@@ -35,6 +35,7 @@ from spikellm.recipe.parts import (
 from spikellm.recipe.sections import ActivationRecipe
 from spikellm.recipe.short_forms import spread
 from spikellm.recipe.values import place_value
+from spikellm.recipe.vocabulary import VocabularyRecipe
 
 RECIPE_VERSION: Literal[2] = 2
 _NOT_SHOWN = {"Cc", "Zl", "Zp"}  # control characters, ends of lines
@@ -44,7 +45,7 @@ A = TypeVar("A", bound=AlgorithmOptions)
 class Recipe(GrownSection):
     """A whole conversion."""
 
-    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding")
+    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding", "vocabulary")
 
     version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
@@ -73,6 +74,13 @@ class Recipe(GrownSection):
     )
     calibration: CalibrationRecipe = CalibrationRecipe()
     lm_head: bool = Field(False, description="convert the output projection too")
+    vocabulary: VocabularyRecipe | None = Field(
+        None,
+        description=(
+            "store input embedding and output projection as codes, inputs of the projection as they"
+            " are; null to leave both"
+        ),
+    )
     adapt: bool = Field(
         False,
         description=(
@@ -121,6 +129,11 @@ class Recipe(GrownSection):
         for override in self.overrides:
             self._apply(override, plain)
         self.attention.check_budget(self.activations)
+        if self.lm_head and self.vocabulary is not None and "head" in self.vocabulary.layers:
+            raise ValueError(
+                "lm_head is true, so the output projection becomes a spiking layer, and vocabulary"
+                " would code it too; set vocabulary.layers to [embedding], or lm_head to false"
+            )
         for part in (self.algorithm, self.weights, *self.transforms):
             part.check(self)
         return self

@@ -181,13 +181,14 @@ class NativeRows:
     """Rows of integer weights, as :class:`spikellm.kernels.base.PreparedRows` says."""
 
     def __init__(self, spec: LinearSpec, weights: LinearWeights) -> None:
-        placed, *rest = _operands(spec, weights)
-        self.operands, self._columns = (placed.plan, *rest), spec.columns
+        placed, codes, scale, zero = _operands(spec, weights)
+        self.operands, self._columns = (placed.plan, codes, scale, zero), spec.columns
 
     def __call__(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         own = dtype if dtype in ops.TYPES else torch.float32
         run = _rows if plain(rows) else torch.ops.spikellm.weight_only_rows.default
-        found = run(rows.reshape(-1).long(), *self.operands, self._columns, own)
+        plan, codes, scale, zero = self.operands
+        found = run(rows.reshape(-1).long(), plan, codes, scale, zero, self._columns, own)
         return found.to(dtype).view(*rows.shape, self._columns)
 
 
