@@ -140,15 +140,13 @@ class CodedEmbedding(nn.Module):
 
     Args:
         multiplier: that the model's own embedding takes rows times, ``(1,)``, in the type of what
-            it gives.
+            it gives; a parameter, so that a model has one of its type in any case.
     """
-
-    multiplier: Tensor
 
     def __init__(self, table: CodedTable, multiplier: Tensor) -> None:
         super().__init__()
         self.table = table
-        self.register_buffer("multiplier", multiplier)
+        self.multiplier = nn.Parameter(multiplier, requires_grad=False)
 
     @property
     def num_embeddings(self) -> int:
