@@ -85,9 +85,10 @@ def main() -> None:
     parser.add_argument("--groups", default="0", help="channels of a group, 0 for whole rows")
     parser.add_argument("--seqlen", type=int, default=512)
     parser.add_argument("--limit", type=int, default=16)
+    parser.add_argument("--dtype", default="auto", help="type of what stays, float32 for example")
     parser.add_argument("--repeat", type=int, default=15)
     args = parser.parse_args()
-    model, tokenizer = spikellm.load(args.model)
+    model, tokenizer = spikellm.load(args.model, dtype=args.dtype)
     windows = text_windows(model, tokenizer, args.text, seqlen=args.seqlen, limit=args.limit)
     texts = [torch.as_tensor(window) for window in windows]
     variants: dict[str, dict[str, nn.Module]] = {}
