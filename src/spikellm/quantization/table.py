@@ -10,7 +10,7 @@ from torch import Tensor
 from spikellm.quantization.affine import AffineWeights, code_in_range, dequantize, weight_range
 
 _SHARES = tuple(share / 64 for share in range(64, 47, -1))
-"""Parts of a row's range that are tried, the whole of it first."""
+"""Parts of a row's range that are tried, the whole of it first, until no row gains."""
 
 _ROWS = 1 << 12  # at a time
 
@@ -39,6 +39,8 @@ def _code(rows: Tensor, bits: int, groups: list[tuple[int, int]]) -> AffineWeigh
         trial = code_in_range(rows, tops, groups, -own, own, symmetric=True)
         errors = _errors(rows, trial, groups)
         better = errors < least
+        if not bool(better.any()):
+            break
         least = torch.where(better, errors, least)
         scale = torch.where(better, trial.scale, scale)
         for group, (start, stop) in enumerate(groups):
