@@ -17,7 +17,7 @@ from spikellm.kernels.native.linear import NativeLayer, float_bias
 from spikellm.kernels.native.weight_only_plan import PlacedPlan, make_weight_only_plan
 from spikellm.kernels.spec import LinearSpec
 
-MOST_TOKENS = 12
+MOST_TOKENS = 20
 """Tokens up to which decoding in registers is faster."""
 
 _NUMBERS = 1 << 20  # decoded at a time
