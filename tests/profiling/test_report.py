@@ -307,6 +307,8 @@ def test_command(
         (["--text", "nothing.txt"], "nothing.txt"),
         (["--energy-table", "nothing"], "energy table"),
         (["--without", "coding,norm"], "'norm' is no row of the energy estimate"),
+        (["--without", ""], "--without is empty; expected names of rows"),
+        (["--without", " ,"], "--without is empty; expected names of rows"),
     ],
 )
 def test_wrong_requests(

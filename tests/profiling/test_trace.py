@@ -384,6 +384,7 @@ def test_command(
         (["--token", "16"], "tokens 0 to 15"),
         (["--part", "mlp.down"], "did you mean 'mlp.down_proj'"),
         (["--text", "missing.txt"], "missing.txt"),
+        (["--form", "merged"], "value for '--form': 'merged' is not one of 'binary', 'phase'"),
         (["--form", "phase", "--nir"], "NIR has no words for spikes worth powers of two"),
     ],
 )

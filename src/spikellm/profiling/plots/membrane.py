@@ -52,7 +52,7 @@ def membrane_in_moments(
             potential.append(charged - given * (1 if fired >= 0 else -1))
             spikes.append((1 if fired > 0 else -1) if moment < abs(fired) else 0)
     high = torch.ones(len(potential), dtype=torch.float64)
-    return _course(neuron, torch.tensor(potential).double(), torch.tensor(spikes), high)
+    return _course(neuron, torch.tensor(potential, dtype=high.dtype), torch.tensor(spikes), high)
 
 
 def membrane_by_phase(
