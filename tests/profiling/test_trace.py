@@ -364,10 +364,10 @@ def test_command(
     assert main(arguments) == 2, "the folder is not empty"
     assert main([*arguments, "--force", "--part", "mlp.down_proj", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["drawn"] == "mlp.down_proj"
-    capsys.readouterr()
     assert main([*arguments, "--force", "--form", "phase"]) == 0
-    assert "doublings" in capsys.readouterr().out
-    assert "same bits in phase and in merged execution" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "doublings" in told
+    assert "same bits in phase and in merged execution" in told
     phased = json.loads((out / "trace.json").read_text())
     assert phased["equal"]
     assert phased["form"] == "phase"
