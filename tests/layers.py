@@ -80,6 +80,10 @@ def activation_recipes(
         else {"bits": draw(bits), "symmetric": draw(symmetric)}
     )
     kind["search_range"] = draw(st.booleans())
+    if kind.get("symmetric") and draw(st.booleans()):
+        kind["threshold_from"] = "mean"
+        if not kind["search_range"]:
+            kind["mean_factor"] = draw(st.sampled_from([0.0625, 1.5, 2.0, 4.0, 15.9375]))
     kind["train"] = draw(st.sampled_from(["centered", "published"]))
     kind["recoding"] = draw(st.sampled_from(["binary", "signed-digit"]))
     kind["token_steps"] = draw(st.sampled_from([0, 0, 5, 8]))

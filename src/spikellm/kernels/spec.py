@@ -10,7 +10,7 @@ from torch import Tensor
 from spikellm.neurons import SoftResetNeuron
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.packing import packed_length
-from spikellm.quantization.thresholds import FULL_RANGE
+from spikellm.quantization.thresholds import FULL_RANGE, ThresholdSource
 
 _HEADER_BYTES = 3  # of a range in a cached row: θ in two, z in one
 
@@ -59,7 +59,7 @@ class LinearSpec:
         segments: in stored order.
         order: channel of every stored column, ``(in,)``; None where nothing moved.
         execution: how spikes are summed.
-        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        range_share, threshold_source: see :func:`spikellm.quantization.thresholds.coded_range`.
         massive: tokens that take more steps in every channel; None where all take the same.
     """
 
@@ -80,6 +80,7 @@ class LinearSpec:
     execution: ExecutionMode
     range_share: int = FULL_RANGE
     massive: MassiveTokens | None = None
+    threshold_source: ThresholdSource = "range"
 
     @property
     def thresholds(self) -> ThresholdMode | None:
@@ -123,6 +124,7 @@ class HeadSpec:
         order: channel at every place of a row, ordinary ones first.
         ordinary: places of ordinary channels.
         uniform: whether all heads have as many of them.
+        range_share, threshold_source: see :func:`spikellm.quantization.thresholds.coded_range`.
     """
 
     neuron: SoftResetNeuron
@@ -136,6 +138,8 @@ class HeadSpec:
     order: Tensor
     ordinary: int
     uniform: bool
+    range_share: int = FULL_RANGE
+    threshold_source: ThresholdSource = "range"
 
     @property
     def channels(self) -> int:

@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from spikellm.neurons.base import Steps
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import pass_through
-from spikellm.quantization.thresholds import (
-    FULL_RANGE,
-    part_of_range,
-    threshold_for_range,
-    token_range,
-)
+from spikellm.quantization.thresholds import FULL_RANGE, coded_range, threshold_for_range
 from spikellm.recipe import ActivationRecipe
 
 
@@ -30,7 +25,7 @@ class InputCoder:
         settings: how inputs are coded.
         channel_group: uint8 ``(in,)``, group of every channel (see
             ``ActivationRecipe.group_ranges``).
-        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        range_share: see :func:`spikellm.quantization.thresholds.coded_range`.
         massive: tokens that take more steps.
         price: of a spike, see :mod:`spikellm.neurons.price`.
     """
@@ -90,8 +85,8 @@ class InputCoder:
         common = x
         for columns in own:
             common = common.index_fill(-1, columns, 0.0)  # every range includes zero
-        low, high = token_range(common)
-        coded = self._in_range(code, common, low, high, _at_least(least, steps[0]))
+        within = self._range_of(common, x.shape[-1] - sum(map(len, own)))
+        coded = self._in_range(code, common, within, _at_least(least, steps[0]))
         for columns, of, count in list(zip(self._columns, ranges, steps, strict=True))[1:]:
             if len(columns) and (of > 0 or count != steps[0]):
                 part = x.index_select(-1, columns)
@@ -101,24 +96,27 @@ class InputCoder:
                     self._in_range(
                         code,
                         part,
-                        *(token_range(part) if of > 0 else (low, high)),
+                        self._range_of(part, len(columns)) if of > 0 else within,
                         _at_least(least, count),
                     ),
                 )
         return coded
 
+    def _range_of(self, x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+        return coded_range(x, self.range_share, self.settings.threshold_from, max(channels, 1))
+
     def _in_range(
         self,
         code: Callable[[Tensor, Tensor, Tensor, Steps], Tensor],
         x: Tensor,
-        low: Tensor,
-        high: Tensor,
+        within: tuple[Tensor, Tensor],
         steps: Steps,
     ) -> Tensor:
-        top, signed = self.neuron.top(steps), self.neuron.signed
-        low, high = part_of_range(low, high, self.range_share)
         theta, baseline = threshold_for_range(
-            low, high, top, symmetric=self.settings.symmetric, signed=signed
+            *within,
+            self.neuron.top(steps),
+            symmetric=self.settings.symmetric,
+            signed=self.neuron.signed,
         )
         return code(x, theta, baseline, steps)
 

@@ -128,4 +128,6 @@ def head_spec(settings: ActivationRecipe, group: Tensor, axis: str, price: float
         order=order,
         ordinary=int((~salient[0]).sum()) if len(salient) else 0,
         uniform=bool((counts == counts[:1]).all()),
+        range_share=settings.range_share,
+        threshold_source=settings.threshold_from,
     )

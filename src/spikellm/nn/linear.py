@@ -100,8 +100,10 @@ class SpikingLinear(LinearFacts):
         steps = torch.tensor(settings.activations.group_steps, dtype=torch.uint8, device=device)
         self.register_buffer("group_steps", steps)
         if settings.activations.search_range:
-            share = torch.full((1,), FULL_RANGE, dtype=torch.uint8, device=device)
-            self.register_buffer("input_range", share)
+            share = settings.activations.range_share
+            self.register_buffer(
+                "input_range", torch.full((1,), share, dtype=torch.uint8, device=device)
+            )
         if settings.activations.token_steps:
             for name, value in (("token_threshold", math.inf), ("token_share", 0.0)):
                 self.register_buffer(

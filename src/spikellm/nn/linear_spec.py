@@ -60,4 +60,5 @@ def linear_spec(layer: Described) -> LinearSpec:
         execution=layer.execution_mode,
         range_share=layer.range_share,
         massive=layer.massive,
+        threshold_source=shape.settings.activations.threshold_from,
     )

@@ -107,8 +107,9 @@ def _of_layer(layer: SpikingLinear) -> str | None:
     expected = list(layer.settings.activations.group_steps)
     if layer.group_steps.tolist() != expected:
         return f"group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}"
-    if not 0 < layer.range_share <= FULL_RANGE:
-        return f"input_range holds {layer.range_share}, expected 1 to {FULL_RANGE}"
+    most = FULL_RANGE if layer.settings.activations.threshold_from == "range" else 255
+    if not 0 < layer.range_share <= most:
+        return f"input_range holds {layer.range_share}, expected 1 to {most}"
     if layer.settings.activations.token_steps:
         threshold, share = (layer.get_buffer(f"token_{one}") for one in ("threshold", "share"))
         if not (float(threshold) > 0 and 0 <= float(share) <= 1):

@@ -17,7 +17,9 @@ from spikellm.neurons import (
     with_price,
     with_train,
 )
+from spikellm.quantization.thresholds import FULL_RANGE, MEAN_UNIT, ThresholdSource
 from spikellm.recipe.base import GrownSection
+from spikellm.recipe.thresholds import check_thresholds
 from spikellm.saliency import Ranking, criteria, rankings
 
 MAX_STEPS = 255  # steps are stored in one byte
@@ -37,14 +39,16 @@ class ActivationRecipe(GrownSection):
         "recoding",
         "spikes",
         "spikes_of",
+        "threshold_from",
+        "mean_factor",
     )
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
     neuron: str = Field(
         "gif",
         description=(
-            "if (1-bit spikes), gif, ternary (2-bit spikes, symmetric), or gif-published (top code"
-            " as in the published code)"
+            "if (1-bit spikes), gif, ternary (2-bit spikes, symmetric), elastic (the same, leaky),"
+            " or gif-published (top code as in the published code)"
         ),
     )
     symmetric: bool = Field(
@@ -85,8 +89,8 @@ class ActivationRecipe(GrownSection):
     search_range: bool = Field(
         False,
         description=(
-            "code each tensor in the share of a token's range that loses least on a sample; what"
-            " lies beyond takes the last code"
+            "code each tensor in the share of a token's range, or up to the multiple of its mean"
+            " magnitude, that loses least on a sample; what lies beyond takes the last code"
         ),
         strict=True,
     )
@@ -142,6 +146,22 @@ class ActivationRecipe(GrownSection):
         "phase", description="train whose spikes are counted: phase or binary"
     )
 
+    threshold_from: ThresholdSource = Field(
+        "range",
+        description=(
+            "thresholds follow the smallest and largest value of a token, or its mean magnitude"
+            " (mean), which suits spikes of few levels; symmetric ranges only"
+        ),
+    )
+    mean_factor: float = Field(
+        2.0,
+        gt=0.0,
+        description=(
+            "how many times its mean magnitude a token's range reaches, in sixteenths, where it is"
+            " not searched"
+        ),
+    )
+
     def make_neuron(self, price: float = 0.0) -> SoftResetNeuron:
         """The neuron that fires these spikes; ``price`` is theirs, see
         :mod:`spikellm.neurons.price`.
@@ -152,6 +172,14 @@ class ActivationRecipe(GrownSection):
     @property
     def spiking(self) -> bool:
         return self.bits != 16
+
+    @property
+    def range_share(self) -> int:
+        """What is coded of a token where nothing was searched, see
+        :func:`spikellm.quantization.thresholds.coded_range`.
+        """
+        mean = self.threshold_from == "mean"
+        return round(self.mean_factor * MEAN_UNIT) if mean else FULL_RANGE
 
     @property
     def allocated_over_model(self) -> bool:
@@ -182,6 +210,7 @@ class ActivationRecipe(GrownSection):
         if self.spiking:
             self._check_spikes()
             self._check_salient()
+            check_thresholds(self)
             self._check_tokens()
             self._check_price()
         elif idle := self._changed(set(type(self).model_fields) - _OF_SPIKES):

@@ -58,6 +58,8 @@ def make_head_plan(spec: HeadSpec) -> Tensor:
         spec.top,
         spec.row_bytes(channels),
         width,
+        spec.range_share,
+        int(spec.threshold_source == "mean"),
         *sections,
         *price.header,
     ]

@@ -83,6 +83,7 @@ def make_plan(spec: LinearSpec) -> Tensor:
         spec.scales,
         block,
         spec.range_share,
+        int(spec.threshold_source == "mean"),
         spec.massive_top,
         bits_of(spec.massive.beyond if spec.massive is not None else math.inf),
         *price.header,

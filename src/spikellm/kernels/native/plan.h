@@ -13,7 +13,7 @@
 enum { ASYMMETRIC = 0, SYMMETRIC = 1, SIGNED = 2 };
 
 typedef struct {
-    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, range_share, massive_top;
+    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, range_share, by_mean, massive_top;
     float massive_beyond; /* width of a token's range beyond which its codes reach massive_top, which is 0 where no token's do */
     PriceHeader price;
 } Header;

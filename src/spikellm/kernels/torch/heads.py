@@ -18,7 +18,7 @@ from spikellm.core.errors import RequestError
 from spikellm.kernels.spec import HeadSpec
 from spikellm.quantization.packing import pack, packed_length, unpack
 from spikellm.quantization.rounding import half_up
-from spikellm.quantization.thresholds import threshold_for_range, token_range
+from spikellm.quantization.thresholds import coded_range, threshold_for_range
 
 
 class HeadCodes(NamedTuple):
@@ -119,7 +119,13 @@ class TorchHeads:
         for index in range(spec.ranges):
             # a range includes zero anyway
             part = x * self._members[index] if spec.ranges > 1 else x
-            low, high = token_range(part) if spec.axis == "token" else _range_over_tokens(part)
+            if spec.axis == "token":
+                among = None
+                if spec.ranges > 1:
+                    among = self._members[index].sum(-1, keepdim=True).clamp(min=1)
+                low, high = coded_range(part, spec.range_share, spec.threshold_source, among)
+            else:
+                low, high = _range_over_tokens(part)
             theta, baseline = threshold_for_range(
                 low, high, spec.top, symmetric=spec.symmetric, signed=signed
             )

@@ -1,0 +1,48 @@
+"""What of a token may set its threshold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spikellm.quantization.thresholds import MEAN_UNIT
+
+if TYPE_CHECKING:
+    from spikellm.recipe.sections import ActivationRecipe
+
+_MOST_FACTOR = 255 / MEAN_UNIT  # kept in one byte
+
+
+def check_thresholds(settings: ActivationRecipe) -> None:
+    """Refuse thresholds that would have no effect, or that a range does not bear.
+
+    Raises:
+        ValueError: says which.
+    """
+    factor, default = settings.mean_factor, type(settings).model_fields["mean_factor"].default
+    if settings.threshold_from == "range":
+        if factor != default:
+            raise ValueError(
+                "mean_factor would have no effect: thresholds follow the range of a token; set"
+                " threshold_from to mean"
+            )
+        return
+    if not settings.symmetric:
+        raise ValueError(
+            "threshold_from is mean, and a mean magnitude has no sign, so the range is symmetric;"
+            " set symmetric to true"
+        )
+    if settings.search_range:
+        if factor != default:
+            raise ValueError(
+                "mean_factor would have no effect: search_range looks for the factor of every"
+                " tensor; give one of them"
+            )
+    elif not (1 <= factor * MEAN_UNIT and factor <= _MOST_FACTOR):
+        raise ValueError(
+            f"mean_factor is {factor:g}; expected {1 / MEAN_UNIT:g} to {_MOST_FACTOR:g}"
+        )
+    elif factor * MEAN_UNIT != int(factor * MEAN_UNIT):
+        raise ValueError(
+            f"mean_factor is {factor:g}, which is no whole number of sixteenths; the next is"
+            f" {round(factor * MEAN_UNIT) / MEAN_UNIT:g}"
+        )
