@@ -37,7 +37,7 @@ def check_thresholds(settings: ActivationRecipe) -> None:
                 "mean_factor would have no effect: search_range looks for the factor of every"
                 " tensor; give one of them"
             )
-    elif not (1 <= factor * MEAN_UNIT and factor <= _MOST_FACTOR):
+    elif not (factor * MEAN_UNIT >= 1 and factor <= _MOST_FACTOR):
         raise ValueError(
             f"mean_factor is {factor:g}; expected {1 / MEAN_UNIT:g} to {_MOST_FACTOR:g}"
         )
