@@ -46,7 +46,7 @@ def test_two_valued_inputs_keep_all_of_it() -> None:
 def test_ends_are_scaled_exactly() -> None:
     low, high = torch.tensor([-3.0]), torch.tensor([5.0])
     assert part_of_range(low, high) == (low, high)
-    assert [float(end) for end in part_of_range(low, high, 48)] == [-2.25, 3.75]
+    assert [float(end) for end in part_of_range(low, high, 48 / 64)] == [-2.25, 3.75]
 
 
 def test_the_share_is_state_and_is_checked() -> None:

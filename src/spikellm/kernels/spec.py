@@ -10,7 +10,7 @@ from torch import Tensor
 from spikellm.neurons import SoftResetNeuron
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.packing import packed_length
-from spikellm.quantization.thresholds import FULL_RANGE, ThresholdSource
+from spikellm.quantization.thresholds import FULL_RANGE, ThresholdSource, share_of
 
 _HEADER_BYTES = 3  # of a range in a cached row: θ in two, z in one
 
@@ -83,6 +83,11 @@ class LinearSpec:
     threshold_source: ThresholdSource = "range"
 
     @property
+    def share(self) -> float:
+        """What :func:`spikellm.quantization.thresholds.coded_range` takes."""
+        return share_of(self.range_share, self.threshold_source)
+
+    @property
     def thresholds(self) -> ThresholdMode | None:
         """How thresholds are found; None where inputs are not coded."""
         neuron = self.neuron
@@ -140,6 +145,11 @@ class HeadSpec:
     uniform: bool
     range_share: int = FULL_RANGE
     threshold_source: ThresholdSource = "range"
+
+    @property
+    def share(self) -> float:
+        """What :func:`spikellm.quantization.thresholds.coded_range` takes."""
+        return share_of(self.range_share, self.threshold_source)
 
     @property
     def channels(self) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -82,7 +82,11 @@ class SoftResetNeuron(Trains):
         recoding: digits of its phase trains.
         price, priced: λ, the price of a spike in squared thresholds, and of which spikes, see
             :mod:`spikellm.neurons.price`; 0 to round to the nearest code.
+        needs_training: why a model that fires it has to be trained for it; None where conversion
+            alone will do.
     """
+
+    needs_training: ClassVar[str | None] = None
 
     def top(self, steps: Steps) -> Steps:
         """Largest code, T·L."""
@@ -134,6 +138,12 @@ class SoftResetNeuron(Trains):
             code = half_up(units).add_(baseline).clamp_(min=0)
             code = torch.minimum(code, top, out=code).sub_(baseline)
         return code.mul_(theta)
+
+    def passes(self, current: Tensor, theta: Tensor, steps: Steps = 1) -> Tensor | None:
+        """Where the gradient of :meth:`fake_quantize` passes straight through, bool; None where it
+        does everywhere.
+        """
+        return None
 
 
 def keeps(neuron: SoftResetNeuron, *methods: str) -> bool:

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from spikellm.neurons.base import Steps
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import pass_through
-from spikellm.quantization.thresholds import FULL_RANGE, coded_range, threshold_for_range
+from spikellm.quantization.thresholds import (
+    FULL_RANGE,
+    coded_range,
+    share_of,
+    threshold_for_range,
+)
 from spikellm.recipe import ActivationRecipe
 
 
@@ -103,7 +108,8 @@ class InputCoder:
         return coded
 
     def _range_of(self, x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-        return coded_range(x, self.range_share, self.settings.threshold_from, max(channels, 1))
+        source = self.settings.threshold_from
+        return coded_range(x, share_of(self.range_share, source), source, max(channels, 1))
 
     def _in_range(
         self,

@@ -56,13 +56,18 @@ ThresholdSource = Literal["range", "mean"]
 """What of a token sets its threshold: its smallest and largest value, or its mean magnitude."""
 
 
-def part_of_range(low: Tensor, high: Tensor, share: int = FULL_RANGE) -> tuple[Tensor, Tensor]:
-    """The part of a range that is coded: ``share`` 64ths of both ends, exact in float32.
+def share_of(count: int, source: ThresholdSource) -> float:
+    """What :func:`coded_range` takes for a number of 64ths of a range, or of 16ths of a mean."""
+    return count / (FULL_RANGE if source == "range" else MEAN_UNIT)
+
+
+def part_of_range(low: Tensor, high: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The part of a range that is coded; ``share`` is a float32 number, conversions write 64ths.
 
     What lies beyond takes the last code. A rotated token is about normal, and its few largest
     values stretch the range more than they are worth.
     """
-    return (low, high) if share == FULL_RANGE else (low * (share / 64), high * (share / 64))
+    return (low, high) if share == 1 else (low * share, high * share)
 
 
 def token_mean(x: Tensor, channels: Tensor | int | None = None) -> Tensor:
@@ -87,7 +92,7 @@ def token_mean(x: Tensor, channels: Tensor | int | None = None) -> Tensor:
 
 def coded_range(
     x: Tensor,
-    share: int = FULL_RANGE,
+    share: float = 1.0,
     source: ThresholdSource = "range",
     channels: Tensor | int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -96,7 +101,7 @@ def coded_range(
     Args:
         x: float32, ``(..., channels)``.
         share: how much of the range, see :func:`part_of_range`; or how many times the mean
-            magnitude it reaches to both sides, in 16ths.
+            magnitude it reaches to both sides.
         channels: see :func:`token_mean`.
 
     Returns:
@@ -104,8 +109,7 @@ def coded_range(
     """
     if source == "range":
         return part_of_range(*token_range(x), share)
-    mean = token_mean(x, channels)
-    reach = (mean * (share / MEAN_UNIT)).clamp(max=torch.finfo(torch.float32).max)
+    reach = (token_mean(x, channels) * share).clamp(max=torch.finfo(torch.float32).max)
     return -reach, reach
 
 

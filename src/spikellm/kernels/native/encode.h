@@ -57,15 +57,15 @@ static inline float mean_of(const float *x, int32_t count, int32_t among, float 
     return (float)((double)largest * ((double)total / 16777216.0 / (double)among));
 }
 
-/* The range in which x is coded: a share of it in 64ths, or a multiple of the mean magnitude of `among` channels in 16ths. 0 is returned where x is not finite. */
-static inline int coded_range(const float *x, int32_t count, int32_t share, int32_t by_mean, int32_t among, float *low, float *high) {
+/* The range in which x is coded: a share of it, or a multiple of the mean magnitude of `among` channels. 0 is returned where x is not finite. */
+static inline int coded_range(const float *x, int32_t count, float share, int32_t by_mean, int32_t among, float *low, float *high) {
     const int finite = range_of(x, count, low, high);
     if (by_mean && finite) {
-        const float reach = mean_of(x, count, among, *high > -*low ? *high : -*low) * ((float)share / 16.0f);
+        const float reach = mean_of(x, count, among, *high > -*low ? *high : -*low) * share;
         *high = reach > FLT_MAX ? FLT_MAX : reach;
         *low = -*high;
-    } else if (share != 64) { /* exact */
-        *low *= (float)share / 64.0f, *high *= (float)share / 64.0f;
+    } else if (share != 1.0f) {
+        *low *= share, *high *= share;
     }
     return finite;
 }
@@ -132,7 +132,7 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
         Range range = plan->ranges[group.range];
         float low, high, top = (float)group.top;
         const int32_t count = range.stop - range.start;
-        const int finite = coded_range(ordered + range.start, count, head->range_share, head->by_mean, count, &low, &high);
+        const int finite = coded_range(ordered + range.start, count, head->share, head->by_mean, count, &low, &high);
         Threshold threshold = thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
         if (head->mode == SIGNED) thresholds[a].baseline = raised;
         float theta = threshold.theta, baseline = (float)threshold.baseline;

@@ -17,7 +17,7 @@ static void code_head(const HeadPlan *plan, const float *x, float *ordered, floa
             }
             own = masked;
         }
-        const int finite = coded_range(own, head->channels, head->range_share, head->by_mean, among > 0 ? among : 1, &low, &high);
+        const int finite = coded_range(own, head->channels, head->share, head->by_mean, among > 0 ? among : 1, &low, &high);
         found[r] = head_threshold(low, high, finite, head);
     }
     if (row) memset(row, 0, (size_t)head->row_bytes);

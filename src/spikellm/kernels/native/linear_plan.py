@@ -82,9 +82,9 @@ def make_plan(spec: LinearSpec) -> Tensor:
         (spec.columns * bits + 7) // 8,
         spec.scales,
         block,
-        spec.range_share,
         int(spec.threshold_source == "mean"),
         spec.massive_top,
+        bits_of(spec.share),
         bits_of(spec.massive.beyond if spec.massive is not None else math.inf),
         *price.header,
     ]

@@ -13,7 +13,8 @@
 enum { ASYMMETRIC = 0, SYMMETRIC = 1, SIGNED = 2 };
 
 typedef struct {
-    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, range_share, by_mean, massive_top;
+    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, by_mean, massive_top;
+    float share; /* part of its range, or multiple of its mean, that a token is coded in */
     float massive_beyond; /* width of a token's range beyond which its codes reach massive_top, which is 0 where no token's do */
     PriceHeader price;
 } Header;

@@ -123,7 +123,7 @@ class TorchHeads:
                 among = None
                 if spec.ranges > 1:
                     among = self._members[index].sum(-1, keepdim=True).clamp(min=1)
-                low, high = coded_range(part, spec.range_share, spec.threshold_source, among)
+                low, high = coded_range(part, spec.share, spec.threshold_source, among)
             else:
                 low, high = _range_over_tokens(part)
             theta, baseline = threshold_for_range(

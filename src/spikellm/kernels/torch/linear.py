@@ -137,7 +137,7 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
         spec.steps, spec.bounds, spec.ranges, strict=True
     ):
         steps = common if spec.massive is None else spec.massive.steps_of(x, common)
-        low, high = coded_range(x[:, first:last], spec.range_share, spec.threshold_source)
+        low, high = coded_range(x[:, first:last], spec.share, spec.threshold_source)
         threshold = threshold_for_range(
             low, high, neuron.top(steps), symmetric=spec.symmetric, signed=neuron.signed
         )
