@@ -58,6 +58,10 @@ PRICED = st.one_of(
 """Prices of spikes, see :func:`fit`."""
 
 
+ELASTIC = ["elastic", "elastic-published"]
+SIGNED = st.sampled_from(["ternary", "ternary", *ELASTIC])
+
+
 @st.composite
 def activation_recipes(
     draw: st.DrawFn, bits: st.SearchStrategy[int], symmetric: st.SearchStrategy[bool]
@@ -75,7 +79,7 @@ def activation_recipes(
         }
     signed = draw(st.booleans())
     kind = (
-        {"neuron": "ternary", "bits": 2, "symmetric": True}
+        {"neuron": draw(SIGNED), "bits": 2, "symmetric": True}
         if signed
         else {"bits": draw(bits), "symmetric": draw(symmetric)}
     )
@@ -88,6 +92,6 @@ def activation_recipes(
     kind["recoding"] = draw(st.sampled_from(["binary", "signed-digit"]))
     kind["token_steps"] = draw(st.sampled_from([0, 0, 5, 8]))
     kind |= draw(PRICED)
-    if kind["train"] == "published" and not signed:
+    if kind.get("neuron") in ELASTIC or (kind["train"] == "published" and not signed):
         kind |= NOT_PRICED
     return ActivationRecipe.model_validate({**kind, **chosen})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layers import fit
-from native import needs_compiler
+from native import both, needs_compiler
 from spikellm.kernels import reasons, select
 from spikellm.neurons import SoftResetNeuron, neurons
 from spikellm.neurons.base import Steps
@@ -18,6 +18,8 @@ from spikellm.nn.fake_quant import InputCoder
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import ActivationRecipe, LinearRecipe
+
+ELASTIC = {"bits": 2, "neuron": "elastic", "symmetric": True}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,38 @@ def test_native_refuses_it(even: str) -> None:
     published = ActivationRecipe(bits=4, neuron="gif-published", steps=2)
     spec = fit(nn.Linear(20, 6), LinearRecipe(activations=published)).spec()
     assert select(spec, "cpu").name == "native", "another top code is no other way"
+
+
+@needs_compiler
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("source", ["range", "mean"])
+def test_native_looks_levels_up(steps: int, source: str) -> None:
+    settings = ActivationRecipe.model_validate(
+        {**ELASTIC, "steps": steps, "threshold_from": source}
+    )
+    dense, x = nn.Linear(70, 6), torch.randn(9, 70)
+    layer = fit(dense, LinearRecipe(weights={"bits": 4}, activations=settings))
+    found, expected = both(layer, x)
+    assert torch.equal(found, expected)
+    edges = layer.neuron.levels_of(steps).edges  # type: ignore[union-attr]
+    x = torch.cat([edges, -edges, edges.nextafter(torch.zeros(1)), torch.full((1,), steps)])
+    layer = fit(nn.Linear(len(x), 1), LinearRecipe(weights={"bits": 4}, activations=settings))
+    found, expected = both(layer, x.unsqueeze(0))
+    assert torch.equal(found, expected), "ties too"
+    coder = HeadCoder(settings, torch.zeros(2, 10, dtype=torch.uint8))
+    heads = torch.randn(1, 2, 5, 10)
+    assert select(coder.spec, "cpu").name == "native"
+    assert torch.equal(coder.to_rows(heads), coder.reference.to_rows(heads))
+    assert torch.equal(coder.fake_quantize(heads), coder.reference.fake_quantize(heads))
+
+
+def test_native_has_one_table_of_levels() -> None:
+    several = ActivationRecipe.model_validate({**ELASTIC, "salient_rate": 0.2, "salient_steps": 2})
+    layer = SpikingLinear(20, 6, LinearRecipe(activations=several))
+    assert "other levels for each of 2" in str(reasons(layer.spec(), "cpu")["native"])
+    published = ActivationRecipe.model_validate({**ELASTIC, "neuron": "elastic-published"})
+    layer = SpikingLinear(20, 6, LinearRecipe(activations=published))
+    assert reasons(layer.spec(), "cpu")["native"] == "its neuron encodes in a way of its own"
 
 
 def test_every_path_gives_its_codes(even: str) -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from spikellm.neurons import make_neuron
 from spikellm.neurons.elastic import elastic_levels
+from spikellm.nn.fake_quant import InputCoder
+from spikellm.recipe import ActivationRecipe
 
 ONE, NONE = torch.tensor(1.0), torch.tensor(0)
 REPAIRED, PUBLISHED = make_neuron("elastic", 2), make_neuron("elastic-published", 2)
@@ -87,3 +89,13 @@ def test_spikes_of_other_widths_are_refused() -> None:
     for name in ("elastic", "elastic-published"):
         with pytest.raises(ValueError, match="2 bits"):
             make_neuron(name, 4)
+
+
+def test_training_holds_gradients_back_beyond_the_amplitude() -> None:
+    settings = ActivationRecipe.model_validate(
+        {"bits": 2, "neuron": "elastic", "symmetric": True, "steps": 2, "threshold_from": "mean"}
+    )
+    x = torch.tensor([[0.5, -0.5, 0.1, 3.0]], requires_grad=True)
+    InputCoder(settings, torch.zeros(4, dtype=torch.uint8))(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[1.0, 1.0, 1.0, 0.0]]

@@ -18,7 +18,7 @@ from spikellm.recipe import ActivationRecipe
 _TOKENS = 1024  # on which a share is measured
 _SHARES = range(FULL_RANGE, FULL_RANGE // 2, -2)
 _BEYOND = 6  # how far below the best share so far a better one is looked for
-_FACTORS = (12, 16, 20, 25, 32, 40, 50, 63, 79, 99, 124)  # of the mean, in 16ths
+_FACTORS = (12, 16, 20, 25, 32, 40, 50, 63, 79, 99, 124, 156, 196, 245)  # of the mean, in 16ths
 _MOST_FACTOR = 255
 
 

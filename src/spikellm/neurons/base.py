@@ -27,7 +27,7 @@ from spikellm.core.errors import RequestError
 from spikellm.core.registry import Registry
 from spikellm.neurons.membrane import Drive, Steps, Trace
 from spikellm.neurons.phase import Recoding
-from spikellm.neurons.price import SpikeForm, whole_price
+from spikellm.neurons.price import Levels, SpikeForm, whole_price
 from spikellm.neurons.trains import TrainForm, Trains
 from spikellm.quantization.rounding import half_up
 
@@ -138,6 +138,12 @@ class SoftResetNeuron(Trains):
             code = half_up(units).add_(baseline).clamp_(min=0)
             code = torch.minimum(code, top, out=code).sub_(baseline)
         return code.mul_(theta)
+
+    def levels_of(self, steps: int) -> Levels | None:
+        """The table that :meth:`encode` looks T steps up in, by which a kernel may do the same;
+        None where it computes codes in another way.
+        """
+        return None
 
     def passes(self, current: Tensor, theta: Tensor, steps: Steps = 1) -> Tensor | None:
         """Where the gradient of :meth:`fake_quantize` passes straight through, bool; None where it

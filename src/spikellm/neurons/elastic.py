@@ -61,6 +61,9 @@ class ElasticNeuron(SoftResetNeuron):
     ) -> Tensor:
         return self._counts(current.float() / theta, theta, steps).mul_(theta)
 
+    def levels_of(self, steps: int) -> Levels | None:
+        return elastic_levels(steps)
+
     def passes(self, current: Tensor, theta: Tensor, steps: Steps = 1) -> Tensor:
         """Where ``|x| ≤ α``, bool: beyond it the value is held, and has no gradient."""
         return current.detach().abs() <= theta * steps
@@ -127,6 +130,9 @@ class ElasticNeuron(SoftResetNeuron):
 @dataclass(frozen=True)
 class PublishedElasticNeuron(ElasticNeuron):
     """The neuron with the published reset; its counts depend on α itself."""
+
+    def levels_of(self, steps: int) -> Levels | None:
+        return None
 
     def _count(self, units: Tensor, theta: Tensor, steps: int) -> Tensor:
         units, theta = units.double(), theta.double()

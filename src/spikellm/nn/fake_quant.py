@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from spikellm.neurons.base import Steps
+from spikellm.neurons.base import Steps, keeps
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import pass_through
 from spikellm.quantization.thresholds import (
@@ -52,11 +52,13 @@ class InputCoder:
         self._last: tuple[Tensor, int, Tensor] | None = None  # input, its version, its coded form
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(..., in)`` coded, float32, with the gradient of ``x``."""
+        """``(..., in)`` coded, float32, with the gradient of ``x`` where the neuron passes it."""
         if self._last is None or self._last[0] is not x or self._last[1] != x._version:
             with torch.no_grad():
-                coded = self.values(x.detach().float())
-            self._last = x, x._version, pass_through(x, coded)
+                plain = x.detach().float()
+                coded = self.values(plain)
+                passes = None if keeps(self.neuron, "passes") else self._passes(plain)
+            self._last = x, x._version, pass_through(x, coded, passes)
         return self._last[2]
 
     def forget(self) -> None:
@@ -78,6 +80,15 @@ class InputCoder:
             ).float()
 
         return self._coded(x, count)
+
+    def _passes(self, x: Tensor) -> Tensor:
+        """1 where a gradient passes, else 0, in the shape of ``x``."""
+
+        def passes(x: Tensor, theta: Tensor, baseline: Tensor, steps: Steps) -> Tensor:
+            found = self.neuron.passes(x, theta, steps)
+            return torch.ones_like(x) if found is None else found.float()
+
+        return self._coded(x, passes)
 
     def _coded(self, x: Tensor, code: Callable[[Tensor, Tensor, Tensor, Steps], Tensor]) -> Tensor:
         ranges, steps = self.settings.group_ranges, self.settings.group_steps

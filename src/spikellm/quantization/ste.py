@@ -17,19 +17,21 @@ from torch import Tensor
 from spikellm.quantization.affine import AffineWeights, code_in_range, codes_in_range, weight_range
 
 
-def pass_through(x: Tensor, coded: Tensor) -> Tensor:
-    """``coded`` with the gradient of ``x``."""
-    return cast(Tensor, _PassThrough.apply(x, coded))  # type: ignore[no-untyped-call]
+def pass_through(x: Tensor, coded: Tensor, passes: Tensor | None = None) -> Tensor:
+    """``coded`` with the gradient of ``x``, times ``passes`` (0 or 1) where that is given."""
+    return cast(Tensor, _PassThrough.apply(x, coded, passes))  # type: ignore[no-untyped-call]
 
 
 class _PassThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, coded: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, coded: Tensor, passes: Tensor | None) -> Tensor:
+        ctx.save_for_backward(passes)
         return coded.view_as(coded)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (passes,) = ctx.saved_tensors
+        return (gradient if passes is None else gradient * passes), None, None
 
 
 def through_weight(x: Tensor, y: Tensor, weight: Callable[[], Tensor]) -> Tensor:

@@ -18,8 +18,8 @@ from spikellm.neurons import (
     with_train,
 )
 from spikellm.quantization.thresholds import FULL_RANGE, MEAN_UNIT, ThresholdSource
+from spikellm.recipe.activation_checks import check_thresholds, check_tokens
 from spikellm.recipe.base import GrownSection
-from spikellm.recipe.thresholds import check_thresholds
 from spikellm.saliency import Ranking, criteria, rankings
 
 MAX_STEPS = 255  # steps are stored in one byte
@@ -211,16 +211,16 @@ class ActivationRecipe(GrownSection):
             self._check_spikes()
             self._check_salient()
             check_thresholds(self)
-            self._check_tokens()
+            check_tokens(self)
             self._check_price()
-        elif idle := self._changed(set(type(self).model_fields) - _OF_SPIKES):
+        elif idle := self.changed(set(type(self).model_fields) - _OF_SPIKES):
             raise ValueError(
                 f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set"
                 " bits to 1 … 8"
             )
         return self
 
-    def _changed(self, names: set[str]) -> list[str]:
+    def changed(self, names: set[str]) -> list[str]:
         """Fields that differ from their defaults."""
         return [
             name
@@ -264,22 +264,9 @@ class ActivationRecipe(GrownSection):
                 f"spikes is {self.spikes:g}, and a spike cannot have a price: {reason}"
             )
 
-    def _check_tokens(self) -> None:
-        if self.token_steps == 0:
-            if idle := self._changed({"token_factor", "token_rate"}):
-                raise ValueError(
-                    f"{', '.join(idle)} would have no effect while token_steps is 0; set"
-                    " token_steps to 2 … 16"
-                )
-        elif self.token_steps <= (most := max(self.steps, self.salient_steps)):
-            raise ValueError(
-                f"token_steps is {self.token_steps}, and some channels take {most} in every token;"
-                f" massive tokens take more: set token_steps to {most + 1} … 16"
-            )
-
     def _check_salient(self) -> None:
         if self.salient_rate == 0:
-            if idle := self._changed(
+            if idle := self.changed(
                 {"salient_steps", "invert", "saliency", "thresholds", "salient_for", "allocation"}
             ):
                 raise ValueError(

@@ -34,6 +34,7 @@ from spikellm.recipe.parts import (
 )
 from spikellm.recipe.sections import ActivationRecipe
 from spikellm.recipe.short_forms import spread
+from spikellm.recipe.untrained import check_untrained
 from spikellm.recipe.values import place_value
 
 RECIPE_VERSION: Literal[2] = 2
@@ -44,7 +45,7 @@ A = TypeVar("A", bound=AlgorithmOptions)
 class Recipe(GrownSection):
     """A whole conversion."""
 
-    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding")
+    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding", "untrained")
 
     version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
@@ -89,6 +90,11 @@ class Recipe(GrownSection):
         ),
     )
     recoding: Recoding | None = Field(None, description="short for recoding, in the same places")
+    untrained: bool = Field(
+        False,
+        description="convert to neurons that need training without it, to train afterwards",
+        strict=True,
+    )
     overrides: tuple[Override, ...] = ()
 
     @model_validator(mode="before")
@@ -118,9 +124,13 @@ class Recipe(GrownSection):
             plain = self._plain()
         except ValidationError as error:
             raise ValueError(explain(error)) from None
-        for override in self.overrides:
-            self._apply(override, plain)
+        own = {one.match: self._apply(one, plain).activations for one in self.overrides}
         self.attention.check_budget(self.activations)
+        parts = {f"override {match!r}: activations": part for match, part in own.items()}
+        check_untrained(
+            {"activations": self.activations, **self.attention.parts, **parts},
+            untrained=self.untrained,
+        )
         for part in (self.algorithm, self.weights, *self.transforms):
             part.check(self)
         return self

@@ -1,18 +1,15 @@
-"""What of a token may set its threshold."""
+"""Checks of an :class:`spikellm.recipe.ActivationRecipe`, as ``settings``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from spikellm.quantization.thresholds import MEAN_UNIT
-
-if TYPE_CHECKING:
-    from spikellm.recipe.sections import ActivationRecipe
 
 _MOST_FACTOR = 255 / MEAN_UNIT  # kept in one byte
 
 
-def check_thresholds(settings: ActivationRecipe) -> None:
+def check_thresholds(settings: Any) -> None:
     """Refuse thresholds that would have no effect, or that a range does not bear.
 
     Raises:
@@ -45,4 +42,23 @@ def check_thresholds(settings: ActivationRecipe) -> None:
         raise ValueError(
             f"mean_factor is {factor:g}, which is no whole number of sixteenths; the next is"
             f" {round(factor * MEAN_UNIT) / MEAN_UNIT:g}"
+        )
+
+
+def check_tokens(settings: Any) -> None:
+    """Refuse massive tokens that take no more steps than others.
+
+    Raises:
+        ValueError: says why.
+    """
+    if settings.token_steps == 0:
+        if idle := settings.changed({"token_factor", "token_rate"}):
+            raise ValueError(
+                f"{', '.join(idle)} would have no effect while token_steps is 0; set"
+                " token_steps to 2 … 16"
+            )
+    elif settings.token_steps <= (most := max(settings.steps, settings.salient_steps)):
+        raise ValueError(
+            f"token_steps is {settings.token_steps}, and some channels take {most} in every token;"
+            f" massive tokens take more: set token_steps to {most + 1} … 16"
         )
