@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from spikellm.neurons.base import Steps, keeps
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import pass_through
-from spikellm.quantization.thresholds import (
-    FULL_RANGE,
-    coded_range,
-    share_of,
-    threshold_for_range,
-)
+from spikellm.quantization.thresholds import coded_range, share_of, threshold_for_range
 from spikellm.recipe import ActivationRecipe
 
 
@@ -30,7 +25,8 @@ class InputCoder:
         settings: how inputs are coded.
         channel_group: uint8 ``(in,)``, group of every channel (see
             ``ActivationRecipe.group_ranges``).
-        range_share: see :func:`spikellm.quantization.thresholds.coded_range`.
+        range_share: see :func:`spikellm.quantization.thresholds.share_of`; that of the settings by
+            default.
         massive: tokens that take more steps.
         price: of a spike, see :mod:`spikellm.neurons.price`.
     """
@@ -39,11 +35,12 @@ class InputCoder:
         self,
         settings: ActivationRecipe,
         channel_group: Tensor,
-        range_share: int = FULL_RANGE,
+        range_share: int | None = None,
         massive: MassiveTokens | None = None,
         price: float = 0.0,
     ) -> None:
-        self.range_share, self.massive = range_share, massive
+        self.range_share = settings.range_share if range_share is None else range_share
+        self.massive = massive
         self.settings, self.neuron = settings, settings.make_neuron(price)
         self._columns = [
             (channel_group == group).nonzero().squeeze(1)
