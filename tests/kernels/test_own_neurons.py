@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from layers import fit
 from native import both, needs_compiler
 from spikellm.kernels import reasons, select
+from spikellm.kernels.coding import InputCoding
 from spikellm.neurons import SoftResetNeuron, neurons
 from spikellm.neurons.base import Steps
 from spikellm.nn.fake_quant import InputCoder
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.nn.linear import SpikingLinear
+from spikellm.quantization.thresholds import coded_range
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 ELASTIC = {"bits": 2, "neuron": "elastic", "symmetric": True}
@@ -76,6 +78,38 @@ def test_native_looks_levels_up(steps: int, source: str) -> None:
     assert select(coder.spec, "cpu").name == "native"
     assert torch.equal(coder.to_rows(heads), coder.reference.to_rows(heads))
     assert torch.equal(coder.fake_quantize(heads), coder.reference.fake_quantize(heads))
+
+
+@pytest.mark.usefixtures("native_kernels")
+@needs_compiler
+@pytest.mark.parametrize("neuron", ["ternary", "elastic"])
+@pytest.mark.parametrize("source", ["range", "mean"])
+def test_gradients_of_trained_layers(
+    neuron: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ActivationRecipe.model_validate(
+        {**ELASTIC, "neuron": neuron, "steps": 3, "threshold_from": source}
+    )
+    layer = fit(nn.Linear(40, 6), LinearRecipe(weights={"bits": 4}, activations=settings))
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(7, 40, generator=generator) for _ in range(2))
+    share = torch.tensor([0.7 if source == "range" else 2.1])
+    coding = InputCoding(layer.spec())
+    monkeypatch.setenv("SPIKELLM_KERNELS", "torch")
+    reference = InputCoding(layer.spec())
+    assert coding._plan is not None
+    assert reference._plan is None
+    found, expected = (one.gradients(x, gradient, share) for one in (coding, reference))
+    assert torch.equal(found.inputs, expected.inputs)
+    torch.testing.assert_close(found.shares, expected.shares)
+    values = [one.values(x, share, torch.float32) for one in (coding, reference)]
+    assert torch.equal(*values)
+    beyond = x.abs() > coded_range(x, float(share), settings.threshold_from)[1]
+    if source == "range":
+        beyond = x.abs() > x.abs().amax(1, keepdim=True) * share
+    assert bool(beyond.any())
+    stopped = beyond if neuron == "elastic" else torch.zeros_like(beyond)
+    assert torch.equal(found.inputs, gradient * ~stopped)
 
 
 def test_native_has_one_table_of_levels() -> None:

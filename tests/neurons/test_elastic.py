@@ -79,12 +79,6 @@ def test_the_published_reset_remembers_what_it_should_forget() -> None:
     assert PUBLISHED.encode(small, theta, NONE, 8).tolist() != [0, 0]
 
 
-def test_gradients_pass_within_the_amplitude() -> None:
-    x = torch.tensor([-3.1, -3.0, 0.0, 3.0, 3.1])
-    assert REPAIRED.passes(x, ONE, 3).tolist() == [False, True, True, True, False]
-    assert make_neuron("ternary", 2).passes(x, ONE, 3) is None
-
-
 def test_spikes_of_other_widths_are_refused() -> None:
     for name in ("elastic", "elastic-published"):
         with pytest.raises(ValueError, match="2 bits"):

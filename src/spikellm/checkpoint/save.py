@@ -66,17 +66,16 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                     f"config.json lists {name!r} as converted, but its recipe or the model says"
                     " otherwise; the folder is damaged"
                 )
-            replace_module(
-                model,
-                name,
-                spiking_like(
-                    module,
-                    settings,
-                    "meta",
-                    tuple(self.quantization_config.sizes.get(name, ())),
-                    biased=f"{name}.bias" in shards.tensors,
-                ),
+            layer = spiking_like(
+                module,
+                settings,
+                "meta",
+                tuple(self.quantization_config.sizes.get(name, ())),
+                biased=f"{name}.bias" in shards.tensors,
             )
+            if f"{name}.group_share" in shards.tensors:
+                layer.share_ranges()
+            replace_module(model, name, layer)
             parent = model.get_submodule(outer.rpartition(".")[0])
             if (
                 not parent._non_persistent_buffers_set

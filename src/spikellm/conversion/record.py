@@ -82,6 +82,30 @@ class CalibrationRecord(_Record, extra="ignore"):
     notes: Lines = []
 
 
+class TrainingRecord(_Record, extra="ignore"):
+    """What training after conversion did.
+
+    Attributes:
+        trained: how many numbers were trained.
+        tokens: tokens of an update.
+        losses: of the updates, in order, per token in nats.
+        checks: update and loss on the windows that were held out, from update 0 on.
+        best: the update whose state was kept.
+        sha256: of the windows that were trained on.
+        notes: what a user should know of how it went.
+    """
+
+    trained: Count
+    tokens: Count
+    losses: Annotated[list[Annotated[float, Field(ge=-MOST_ERROR, le=MOST_ERROR)]], FailFast()]
+    checks: Annotated[
+        list[tuple[Count, Annotated[float, Field(ge=-MOST_ERROR, le=MOST_ERROR)]]], FailFast()
+    ]
+    best: Count
+    sha256: Line
+    notes: Lines = []
+
+
 class ConversionRecord(_Record, extra="ignore"):
     """What a whole conversion did.
 
@@ -91,6 +115,7 @@ class ConversionRecord(_Record, extra="ignore"):
         model: fingerprint of the original.
         device: kind of device it was converted on.
         notes: what a user should know of the whole.
+        training: what training after conversion did, where there was any.
     """
 
     blocks: Annotated[list[BlockRecord], FailFast()]
@@ -99,6 +124,7 @@ class ConversionRecord(_Record, extra="ignore"):
     model: Line = ""
     device: Line = ""
     notes: Lines = []
+    training: TrainingRecord | None = None
 
 
 class Manifest(_Record):

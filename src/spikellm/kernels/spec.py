@@ -61,6 +61,8 @@ class LinearSpec:
         execution: how spikes are summed.
         range_share, threshold_source: see :func:`spikellm.quantization.thresholds.coded_range`.
         massive: tokens that take more steps in every channel; None where all take the same.
+        shares: part of its range that each activation group codes, float32 numbers; empty where
+            all code ``range_share``.
     """
 
     columns: int
@@ -80,11 +82,15 @@ class LinearSpec:
     execution: ExecutionMode
     range_share: int = FULL_RANGE
     massive: MassiveTokens | None = None
+    shares: tuple[float, ...] = ()
     threshold_source: ThresholdSource = "range"
 
-    @property
-    def share(self) -> float:
-        """What :func:`spikellm.quantization.thresholds.coded_range` takes."""
+    def share(self, group: int) -> float:
+        """What :func:`spikellm.quantization.thresholds.coded_range` takes for an activation group,
+        a float32 number.
+        """
+        if self.shares:
+            return self.shares[group]
         return share_of(self.range_share, self.threshold_source)
 
     @property

@@ -84,9 +84,12 @@ class SoftResetNeuron(Trains):
             :mod:`spikellm.neurons.price`; 0 to round to the nearest code.
         needs_training: why a model that fires it has to be trained for it; None where conversion
             alone will do.
+        stops_gradients: whether values beyond the range, which its top code stands for, pass no
+            gradient in training; otherwise all pass it straight through.
     """
 
     needs_training: ClassVar[str | None] = None
+    stops_gradients: ClassVar[bool] = False
 
     def top(self, steps: Steps) -> Steps:
         """Largest code, T·L."""
@@ -142,12 +145,6 @@ class SoftResetNeuron(Trains):
     def levels_of(self, steps: int) -> Levels | None:
         """The table that :meth:`encode` looks T steps up in, by which a kernel may do the same;
         None where it computes codes in another way.
-        """
-        return None
-
-    def passes(self, current: Tensor, theta: Tensor, steps: Steps = 1) -> Tensor | None:
-        """Where the gradient of :meth:`fake_quantize` passes straight through, bool; None where it
-        does everywhere.
         """
         return None
 

@@ -51,6 +51,7 @@ class ElasticNeuron(SoftResetNeuron):
         "its levels are few and far apart, and a model that was not trained for them loses most of"
         " what it could"
     )
+    stops_gradients: ClassVar[bool] = True
 
     def encode(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1) -> Tensor:
         units = (current.float() / theta.float()).nan_to_num(0.0, torch.inf, -torch.inf)
@@ -63,10 +64,6 @@ class ElasticNeuron(SoftResetNeuron):
 
     def levels_of(self, steps: int) -> Levels | None:
         return elastic_levels(steps)
-
-    def passes(self, current: Tensor, theta: Tensor, steps: Steps = 1) -> Tensor:
-        """Where ``|x| ≤ α``, bool: beyond it the value is held, and has no gradient."""
-        return current.detach().abs() <= theta * steps
 
     def simulate(
         self,

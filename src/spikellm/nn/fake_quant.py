@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from spikellm.neurons.base import Steps, keeps
+from spikellm.neurons.base import Steps
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import pass_through
 from spikellm.quantization.thresholds import coded_range, share_of, threshold_for_range
@@ -54,7 +54,7 @@ class InputCoder:
             with torch.no_grad():
                 plain = x.detach().float()
                 coded = self.values(plain)
-                passes = None if keeps(self.neuron, "passes") else self._passes(plain)
+                passes = self._within(plain) if self.neuron.stops_gradients else None
             self._last = x, x._version, pass_through(x, coded, passes)
         return self._last[2]
 
@@ -78,14 +78,15 @@ class InputCoder:
 
         return self._coded(x, count)
 
-    def _passes(self, x: Tensor) -> Tensor:
-        """1 where a gradient passes, else 0, in the shape of ``x``."""
+    def _within(self, x: Tensor) -> Tensor:
+        """1 where values are within the range that is coded, else 0, in the shape of ``x``."""
 
-        def passes(x: Tensor, theta: Tensor, baseline: Tensor, steps: Steps) -> Tensor:
-            found = self.neuron.passes(x, theta, steps)
-            return torch.ones_like(x) if found is None else found.float()
+        def within(x: Tensor, theta: Tensor, baseline: Tensor, steps: Steps) -> Tensor:
+            top = self.neuron.top(steps)
+            low = -top if self.neuron.signed else -baseline
+            return ((x >= low * theta) & (x <= (top - baseline) * theta)).float()
 
-        return self._coded(x, passes)
+        return self._coded(x, within)
 
     def _coded(self, x: Tensor, code: Callable[[Tensor, Tensor, Tensor, Steps], Tensor]) -> Tensor:
         ranges, steps = self.settings.group_ranges, self.settings.group_steps

@@ -15,7 +15,7 @@ from spikellm.neurons.price import MOST_PRICE
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation
-from spikellm.quantization.thresholds import FULL_RANGE
+from spikellm.quantization.thresholds import FULL_RANGE, MOST_FACTOR, MOST_SHARE
 
 _STORED = {  # names of types in safetensors' headers
     torch.float64: "F64",
@@ -107,9 +107,12 @@ def _of_layer(layer: SpikingLinear) -> str | None:
     expected = list(layer.settings.activations.group_steps)
     if layer.group_steps.tolist() != expected:
         return f"group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}"
-    most = FULL_RANGE if layer.settings.activations.threshold_from == "range" else 255
-    if not 0 < layer.range_share <= most:
+    by_mean = layer.settings.activations.threshold_from == "mean"
+    if not 0 < layer.range_share <= (most := 255 if by_mean else FULL_RANGE):
         return f"input_range holds {layer.range_share}, expected 1 to {most}"
+    shares, most = layer.shares, MOST_FACTOR if by_mean else MOST_SHARE
+    if shares is not None and not bool(((shares > 0) & (shares <= most)).all()):
+        return f"group_share holds {shares.tolist()}, expected numbers above 0 up to {most}"
     if layer.settings.activations.token_steps:
         threshold, share = (layer.get_buffer(f"token_{one}") for one in ("threshold", "share"))
         if not (float(threshold) > 0 and 0 <= float(share) <= 1):

@@ -49,7 +49,11 @@ def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 FULL_RANGE = 64
+MOST_SHARE = 4.0
+"""A larger part of a range is never coded."""
 MEAN_UNIT = 16
+MOST_FACTOR = 64.0
+"""A token is never coded up to a larger multiple of its mean magnitude."""
 _WHOLE = 2.0**24  # parts of the largest magnitude in which others are added up
 
 ThresholdSource = Literal["range", "mean"]

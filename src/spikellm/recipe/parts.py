@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from spikellm.recipe.base import (
     AlgorithmOptions,
     PartOptions,
+    StageOptions,
     TransformOptions,
     WeightOptions,
 )
@@ -66,6 +67,10 @@ AlgorithmField = Annotated[
 ]
 WeightField = Annotated[
     SerializeAsAny[WeightOptions], BeforeValidator(_parser(WeightOptions, DEFAULTS["weights"]))
+]
+StageField = Annotated[
+    SerializeAsAny[StageOptions] | None,
+    BeforeValidator(lambda value: None if value is None else _parser(StageOptions, None)(value)),
 ]
 TransformField = Annotated[
     SerializeAsAny[TransformOptions], BeforeValidator(_parser(TransformOptions, None))

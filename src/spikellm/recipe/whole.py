@@ -27,6 +27,7 @@ from spikellm.recipe.migrate import is_old, upgraded
 from spikellm.recipe.overrides import Override
 from spikellm.recipe.parts import (
     AlgorithmField,
+    StageField,
     TransformField,
     WeightField,
     changed_options,
@@ -45,7 +46,7 @@ A = TypeVar("A", bound=AlgorithmOptions)
 class Recipe(GrownSection):
     """A whole conversion."""
 
-    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding", "untrained")
+    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding", "training", "untrained")
 
     version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
@@ -90,6 +91,9 @@ class Recipe(GrownSection):
         ),
     )
     recoding: Recoding | None = Field(None, description="short for recoding, in the same places")
+    training: StageField = Field(
+        None, description="training after conversion, with the spikes in the loop; null for none"
+    )
     untrained: bool = Field(
         False,
         description="convert to neurons that need training without it, to train afterwards",
@@ -129,9 +133,11 @@ class Recipe(GrownSection):
         parts = {f"override {match!r}: activations": part for match, part in own.items()}
         check_untrained(
             {"activations": self.activations, **self.attention.parts, **parts},
+            trains=self.training is not None,
             untrained=self.untrained,
         )
-        for part in (self.algorithm, self.weights, *self.transforms):
+        trained = () if self.training is None else (self.training,)
+        for part in (self.algorithm, self.weights, *self.transforms, *trained):
             part.check(self)
         return self
 

@@ -4,6 +4,7 @@
 #define SPIKELLM_ENCODE_H
 #include <float.h>
 #include <math.h>
+#include <stddef.h>
 #include "plan.h"
 
 #define LANES 16
@@ -119,9 +120,9 @@ static void code_priced(const Plan *plan, Group group, const float *ordered, flo
     }
 }
 
-/* Codes a token. `ordered` holds `in` floats of room; `spikes` is zero where no column stands, and stays so; sums of spike counts go to `totals`, one a segment.
+/* Codes of a token and the thresholds of its groups. `ordered` holds `in` floats of room; `shares` are the parts of ranges that groups code, those of the plan where it is null.
    Signed counts are raised by their group's top, or by that of massive tokens where there are any, as if that were a baseline. */
-static inline void encode_token(const Plan *plan, const float *x, float *ordered, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
+static inline void code_token(const Plan *plan, const float *x, const float *shares, float *ordered, uint8_t *codes, Threshold *thresholds) {
     const Header *head = &plan->head;
     for (int32_t i = 0; i < head->in; i++) ordered[i] = x[plan->source[i]];
     const int massive = is_massive(head, ordered);
@@ -131,8 +132,9 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
         if (massive) group.top = head->massive_top;
         Range range = plan->ranges[group.range];
         float low, high, top = (float)group.top;
+        const float share = shares ? shares[a] : group.share;
         const int32_t count = range.stop - range.start;
-        const int finite = coded_range(ordered + range.start, count, head->share, head->by_mean, count, &low, &high);
+        const int finite = coded_range(ordered + range.start, count, share, head->by_mean, count, &low, &high);
         Threshold threshold = thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
         if (head->mode == SIGNED) thresholds[a].baseline = raised;
         float theta = threshold.theta, baseline = (float)threshold.baseline;
@@ -154,6 +156,12 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
             }
         }
     }
+}
+
+/* Codes a token and places its spikes. `spikes` is zero where no column stands, and stays so; sums of spike counts go to `totals`, one a segment. */
+static inline void encode_token(const Plan *plan, const float *x, float *ordered, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
+    const Header *head = &plan->head;
+    code_token(plan, x, NULL, ordered, codes, thresholds);
     for (int32_t i = 0; i < head->in; i++) spikes[plan->place[i]] = codes[i];
     for (int32_t s = 0; s < head->segments; s++) {
         int32_t total = 0;

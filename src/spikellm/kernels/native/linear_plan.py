@@ -67,8 +67,10 @@ def make_plan(spec: LinearSpec) -> Tensor:
         offset += (last - first) * block
     groups = [
         word
-        for top, (start, stop), span in zip(spec.tops, spec.bounds, spec.ranges, strict=True)
-        for word in (start, stop, top, spans.index(span))
+        for group, (top, (start, stop), span) in enumerate(
+            zip(spec.tops, spec.bounds, spec.ranges, strict=True)
+        )
+        for word in (start, stop, top, spans.index(span), bits_of(spec.share(group)))
     ]
     most = max(map(spec.most_steps, range(len(spec.steps))))
     price = price_words(spec.neuron, most, max([*spec.tops, spec.massive_top]))
@@ -85,8 +87,8 @@ def make_plan(spec: LinearSpec) -> Tensor:
         spec.scales,
         block,
         int(spec.threshold_source == "mean"),
+        int(spec.neuron is not None and spec.neuron.stops_gradients),
         spec.massive_top,
-        bits_of(spec.share),
         bits_of(spec.massive.beyond if spec.massive is not None else math.inf),
         *price.header,
     ]
