@@ -42,7 +42,7 @@ from spikellm.nn.linear_spec import linear_spec
 from spikellm.nn.trained import trained_output
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import through_weight
-from spikellm.quantization.thresholds import FULL_RANGE, Threshold, share_of
+from spikellm.quantization.thresholds import FULL_RANGE, Threshold
 from spikellm.recipe import LinearRecipe
 
 
@@ -103,10 +103,8 @@ class SpikingLinear(LinearFacts):
         steps = torch.tensor(settings.activations.group_steps, dtype=torch.uint8, device=device)
         self.register_buffer("group_steps", steps)
         if settings.activations.search_range:
-            share = settings.activations.range_share
-            self.register_buffer(
-                "input_range", torch.full((1,), share, dtype=torch.uint8, device=device)
-            )
+            share = torch.full((1,), FULL_RANGE, dtype=torch.uint8, device=device)
+            self.register_buffer("input_range", share)
         if settings.activations.token_steps:
             for name, value in (("token_threshold", math.inf), ("token_share", 0.0)):
                 self.register_buffer(
@@ -254,8 +252,7 @@ class SpikingLinear(LinearFacts):
     def share_ranges(self) -> None:
         """Let every activation group code a share of its range of its own, now the same for all."""
         device = self.weight_scale.device
-        source = self.settings.activations.threshold_from
-        share = 1.0 if device.type == "meta" else share_of(self.range_share, source)
+        share = 1.0 if device.type == "meta" else self.common_share
         self.register_buffer(
             "group_share", torch.full((len(self.group_steps),), share, device=device)
         )

@@ -108,11 +108,12 @@ def _of_layer(layer: SpikingLinear) -> str | None:
     if layer.group_steps.tolist() != expected:
         return f"group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}"
     by_mean = layer.settings.activations.threshold_from == "mean"
-    if not 0 < layer.range_share <= (most := 255 if by_mean else FULL_RANGE):
-        return f"input_range holds {layer.range_share}, expected 1 to {most}"
-    shares, most = layer.shares, MOST_FACTOR if by_mean else MOST_SHARE
-    if shares is not None and not bool(((shares > 0) & (shares <= most)).all()):
-        return f"group_share holds {shares.tolist()}, expected numbers above 0 up to {most}"
+    widest, largest = (255, MOST_FACTOR) if by_mean else (FULL_RANGE, MOST_SHARE)
+    if not 0 < layer.range_share <= widest:
+        return f"input_range holds {layer.range_share}, expected 1 to {widest}"
+    shares = layer.shares
+    if shares is not None and not bool(((shares > 0) & (shares <= largest)).all()):
+        return f"group_share holds {shares.tolist()}, expected numbers above 0 up to {largest}"
     if layer.settings.activations.token_steps:
         threshold, share = (layer.get_buffer(f"token_{one}") for one in ("threshold", "share"))
         if not (float(threshold) > 0 and 0 <= float(share) <= 1):
