@@ -24,7 +24,8 @@ def original_of(
         RequestError: it is another model, or nobody says where it is.
     """
     config = spike_config(model)
-    found, where = original, "original"
+    found: Any = original
+    where = "original"
     if original is None or isinstance(original, (str, Path)):
         where = str(original or getattr(model.config, "_name_or_path", ""))
         if not where:

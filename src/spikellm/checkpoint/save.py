@@ -90,7 +90,11 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                     f"config.json lists {name!r} as spiking, but its recipe says otherwise; the"
                     " folder is damaged"
                 )
-            setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
+            spikes = SpikingAttention(HeadShape(*shape), spiking, device="meta")
+            for part in ("query", "key", "value"):
+                if f"{name}.{CHILD}.{part}_share" in shards.tensors:
+                    spikes.share_ranges(part)
+            setattr(module, CHILD, spikes)
         _require_none(wrong_stored_type(model, shards.dtypes))
         if paths:
             require_fit(model, shards, where)

@@ -34,6 +34,7 @@ def _printable(text: str) -> str:
 Line = Annotated[str, AfterValidator(_printable)]
 Lines = Annotated[list[Line], FailFast()]
 Count = Annotated[int, Field(ge=0, lt=2**40)]
+Loss = Annotated[float, Field(ge=-MOST_ERROR, le=MOST_ERROR)]
 MeanSquare = Annotated[float, Field(ge=0, le=MOST_ERROR)]  # NaN is none
 
 
@@ -82,6 +83,13 @@ class CalibrationRecord(_Record, extra="ignore"):
     notes: Lines = []
 
 
+class CheckRecord(_Record):
+    """The loss on what is held out, per token in nats, after an update."""
+
+    update: Count
+    loss: Loss
+
+
 class TrainingRecord(_Record, extra="ignore"):
     """What training after conversion did.
 
@@ -89,7 +97,7 @@ class TrainingRecord(_Record, extra="ignore"):
         trained: how many numbers were trained.
         tokens: tokens of an update.
         losses: of the updates, in order, per token in nats.
-        checks: update and loss on the windows that were held out, from update 0 on.
+        checks: losses on the windows that were held out, from update 0 on.
         best: the update whose state was kept.
         sha256: of the windows that were trained on.
         notes: what a user should know of how it went.
@@ -97,10 +105,8 @@ class TrainingRecord(_Record, extra="ignore"):
 
     trained: Count
     tokens: Count
-    losses: Annotated[list[Annotated[float, Field(ge=-MOST_ERROR, le=MOST_ERROR)]], FailFast()]
-    checks: Annotated[
-        list[tuple[Count, Annotated[float, Field(ge=-MOST_ERROR, le=MOST_ERROR)]]], FailFast()
-    ]
+    losses: Annotated[list[Loss], FailFast()]
+    checks: Annotated[list[CheckRecord], FailFast()]
     best: Count
     sha256: Line
     notes: Lines = []

@@ -16,6 +16,7 @@ from spikellm.kernels.native.linear_plan import make_plan, misfit
 from spikellm.kernels.native.ops import TYPES
 from spikellm.kernels.spec import LinearSpec
 from spikellm.kernels.torch.linear import encode
+from spikellm.quantization.ste import share_gradient, within_share
 from spikellm.quantization.thresholds import coded_range
 
 
@@ -118,16 +119,15 @@ class InputCoding:
         for (start, stop), (first, last), share in zip(
             spec.bounds, spec.ranges, shares.tolist(), strict=True
         ):
-            low, high = coded_range(ordered[:, first:last], share, spec.threshold_source)
+            low, high = coded_range(ordered[:, first:last], 1.0, spec.threshold_source)
             if spec.thresholds != "asymmetric":
                 high = torch.maximum(high, -low)
                 low = -high
-            own = ordered[:, start:stop]
-            inside = (own >= low) & (own <= high)
-            moved = values[:, start:stop] - own * inside
-            by_share.append((moved * gradient[:, start:stop]).sum(1).div(share).sum())
+            part, ends = slice(start, stop), (low, high)
+            one = share_gradient(ordered[:, part], values[:, part], gradient[:, part], share, ends)
+            by_share.append(one.sum())
             if stops:
-                by_input[:, start:stop] *= inside
+                by_input[:, part] *= within_share(ordered[:, part], share, ends)
         return CodedGradients(self._unordered(by_input).to(x.dtype), torch.stack(by_share))
 
     def _unordered(self, values: Tensor) -> Tensor:

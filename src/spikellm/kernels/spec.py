@@ -135,7 +135,7 @@ class HeadSpec:
         order: channel at every place of a row, ordinary ones first.
         ordinary: places of ordinary channels.
         uniform: whether all heads have as many of them.
-        range_share, threshold_source: see :func:`spikellm.quantization.thresholds.coded_range`.
+        share, threshold_source: see :func:`spikellm.quantization.thresholds.coded_range`.
     """
 
     neuron: SoftResetNeuron
@@ -149,13 +149,8 @@ class HeadSpec:
     order: Tensor
     ordinary: int
     uniform: bool
-    range_share: int = FULL_RANGE
+    share: float = 1.0
     threshold_source: ThresholdSource = "range"
-
-    @property
-    def share(self) -> float:
-        """What :func:`spikellm.quantization.thresholds.coded_range` takes."""
-        return share_of(self.range_share, self.threshold_source)
 
     @property
     def channels(self) -> int:

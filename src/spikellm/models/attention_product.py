@@ -128,8 +128,8 @@ class Attention(NamedTuple):
 def trained_attention(
     attend: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """The output of ``attend``, ``(batch, heads, queries, channels)``, up to the order of sums, with
-    gradients for which no probabilities are kept.
+    """The output of ``attend``, ``(batch, heads, queries, channels)``, up to the order of sums; no
+    probabilities are kept for its gradients.
 
     Arguments as for :func:`attend_in_blocks`.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 from spikellm.nn.layout import make_layout
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import WeightCoding
-from spikellm.quantization.thresholds import FULL_RANGE, share_of
+from spikellm.quantization.thresholds import FULL_RANGE
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 from spikellm.saliency import Evidence, Selection, criteria, salient_count
 
@@ -81,7 +81,7 @@ def evidence_of(
         invert=settings.invert,
         generator=torch.Generator().manual_seed(seed_of(name, seed)),
         gradient=gradient,
-        share=share_of(settings.range_share, settings.threshold_from),
+        share=settings.coded_share,
         source=settings.threshold_from,
     )
 

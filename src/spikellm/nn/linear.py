@@ -253,9 +253,8 @@ class SpikingLinear(LinearFacts):
         """Let every activation group code a share of its range of its own, now the same for all."""
         device = self.weight_scale.device
         share = 1.0 if device.type == "meta" else self.common_share
-        self.register_buffer(
-            "group_share", torch.full((len(self.group_steps),), share, device=device)
-        )
+        shares = torch.full_like(self.group_steps, share, dtype=torch.float32, device=device)
+        self.register_buffer("group_share", shares)
 
     def _output(self, x: Tensor) -> Tensor:
         kernels = self._kernels

@@ -175,7 +175,7 @@ def prepare_mix(channels: int, device: torch.device) -> Transform:
         if torch.compiler.is_compiling():
             return hadamard.mix(x)
         if x.requires_grad and torch.is_grad_enabled():
-            return cast(Tensor, _Mix.apply(x, chosen))
+            return cast(Tensor, _Mix.apply(x, chosen))  # type: ignore[no-untyped-call]
         return chosen(x)
 
     return mix

@@ -1,5 +1,5 @@
-"""A spiking layer while it is trained: what it computes, with gradients to the scales of its weights,
-to the shares of its ranges and to its bias.
+"""A spiking layer while it is trained: what it computes, with gradients to the scales of its
+weights, to the shares of its ranges and to its bias.
 
 Codes of weights, steps, zero-points and groups are constants. The gradient of a scale is exact;
 those of inputs and shares pass straight through the coding (:mod:`spikellm.kernels.coding`).

@@ -146,6 +146,12 @@ def _of_attention(spikes: SpikingAttention) -> str | None:
         threshold = spikes._buffers.get(part.replace("group", "threshold"))
         if threshold is not None and not threshold.is_meta and not bool((threshold > 0).all()):
             return f"{part.replace('group', 'threshold')} holds values that are not positive"
+    for part in ("query", "key", "value"):
+        share = spikes._buffers.get(f"{part}_share")
+        by_mean = getattr(spikes.settings, part).threshold_from == "mean"
+        most = MOST_FACTOR if by_mean else MOST_SHARE
+        if share is not None and not share.is_meta and not 0 < float(share) <= most:
+            return f"{part}_share holds {float(share):g}, expected above 0 up to {most:g}"
     for name in ("key_price", "value_price"):
         if problem := _of_price(spikes, name):
             return problem

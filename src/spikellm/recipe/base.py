@@ -121,22 +121,6 @@ class AlgorithmOptions(PartOptions):
     name: str
 
 
-class StageOptions(PartOptions):
-    """Options of a training stage: ``training: {name: end-to-end, …}``.
-
-    Attributes:
-        steps: updates of what is trained; none leave every byte as it was.
-    """
-
-    registry: ClassVar[Registry[type[StageOptions]]] = Registry("training stage")
-    name: str
-
-    if TYPE_CHECKING:
-
-        @property
-        def steps(self) -> int: ...
-
-
 class TransformOptions(PartOptions):
     """Options of a transform: an entry of ``transforms: [{name: residual-rotation}, …]``."""
 

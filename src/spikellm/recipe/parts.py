@@ -12,10 +12,10 @@ from pydantic import BeforeValidator, SerializeAsAny
 from spikellm.recipe.base import (
     AlgorithmOptions,
     PartOptions,
-    StageOptions,
     TransformOptions,
     WeightOptions,
 )
+from spikellm.recipe.training import StageOptions
 
 SECTIONS: dict[str, type[PartOptions]] = {"algorithm": AlgorithmOptions, "weights": WeightOptions}
 DEFAULTS = {"algorithm": "rtn", "weights": "affine"}

@@ -17,7 +17,7 @@ from spikellm.neurons import (
     with_price,
     with_train,
 )
-from spikellm.quantization.thresholds import FULL_RANGE, MEAN_UNIT, ThresholdSource
+from spikellm.quantization.thresholds import FULL_RANGE, MEAN_UNIT, ThresholdSource, share_of
 from spikellm.recipe.activation_checks import check_thresholds, check_tokens
 from spikellm.recipe.base import GrownSection
 from spikellm.saliency import Ranking, criteria, rankings
@@ -175,11 +175,14 @@ class ActivationRecipe(GrownSection):
 
     @property
     def range_share(self) -> int:
-        """What is coded of a token where nothing was searched, see
-        :func:`spikellm.quantization.thresholds.coded_range`.
-        """
-        mean = self.threshold_from == "mean"
-        return round(self.mean_factor * MEAN_UNIT) if mean else FULL_RANGE
+        """64ths of a range, or 16ths of a mean, that are coded where nothing was searched."""
+        by_range = self.threshold_from == "range"
+        return FULL_RANGE if by_range else round(self.mean_factor * MEAN_UNIT)
+
+    @property
+    def coded_share(self) -> float:
+        """:attr:`range_share` as kernels take it."""
+        return share_of(self.range_share, self.threshold_from)
 
     @property
     def allocated_over_model(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from spikellm.core.registry import Registry
-from spikellm.recipe.base import StageOptions
+from spikellm.recipe.training import StageOptions
 
 __all__ = ["Stage", "StageOptions", "Trainable", "stages"]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from spikellm.core.errors import RequestError
 from spikellm.recipe.base import register_options
+from spikellm.recipe.training import StageOptions
 from spikellm.training.base import Stage, Trainable, stages
 from spikellm.training.loss import distillation_loss
-from spikellm.training.options import LoopOptions
 from spikellm.training.parameters import (
     biases_of,
     forget_added,
@@ -28,7 +28,7 @@ from spikellm.training.parameters import (
 
 
 @register_options
-class EndToEndOptions(LoopOptions):
+class EndToEndOptions(StageOptions):
     """Scales and thresholds of all layers together; integers stay as they are."""
 
     name: Literal["end-to-end"] = "end-to-end"

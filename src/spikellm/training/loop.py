@@ -1,5 +1,5 @@
-"""The loop of training: updates, looks at what is held out, the best state, and what happens where a
-loss is not finite. A training ends in the same bytes whether or not it was interrupted.
+"""The loop of training: updates, looks at what is held out, the best state, and what happens where
+a loss is not finite. A training ends in the same bytes whether or not it was interrupted.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from spikellm.conversion.record import TrainingRecord
+from spikellm.conversion.record import CheckRecord, TrainingRecord
 from spikellm.core import distributed
 from spikellm.core.errors import NumericalError
 from spikellm.core.fingerprint import fingerprint
+from spikellm.recipe.training import StageOptions
 from spikellm.training.base import Trainable
 from spikellm.training.journal import TrainingJournal
-from spikellm.training.options import LoopOptions
-from spikellm.training.parameters import forget_prepared
+from spikellm.training.parameters import forget_coders, forget_prepared
 from spikellm.training.passes import Passes
 from spikellm.training.positions import Positions
 from spikellm.training.text import TrainingText
@@ -56,7 +56,7 @@ class _Facts:
     factor: float = 1.0
     retries: int = 0
     best: int = 0
-    best_loss: float = math.inf
+    best_loss: float | None = None
     losses: list[float] = field(default_factory=list)
     checks: list[list[float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Loop:
         model: Any,
         trained: Sequence[Trainable],
         passes: Passes,
-        options: LoopOptions,
+        options: StageOptions,
         text: TrainingText,
     ) -> None:
         self._model, self._trained, self._passes = model, trained, passes
@@ -137,6 +137,7 @@ class Loop:
             return problem
         self._facts.losses.append(loss)
         self._positions.step(self._positions.rate(step) * self._facts.factor)
+        forget_coders(self._model)
         return None
 
     def _go_back(self, problem: str) -> None:
@@ -145,8 +146,8 @@ class Loop:
         facts.retries += 1
         if facts.retries > _RETRIES:
             raise NumericalError(
-                f"training: {problem} is NaN or infinite in update {facts.step + 1}, also after"
-                f" lowering the rate {_RETRIES} times; lower training.rate, or set"
+                f"training: {problem} is NaN or infinite at update {facts.step + 1}, also after"
+                f" the rate was halved {_RETRIES} times; lower training.rate, or make"
                 " training.products to float32"
             )
         facts.factor /= 2
@@ -172,7 +173,7 @@ class Loop:
         loss = distributed.sum_scalar(total) / count
         if math.isfinite(loss):
             facts.checks.append([facts.step, loss])
-        if loss < facts.best_loss:
+        if math.isfinite(loss) and (facts.best_loss is None or loss < facts.best_loss):
             facts.best, facts.best_loss = facts.step, loss
             self._best = self._positions.snapshot()
         on_step(self._progress(facts.losses[-1] if facts.losses else None, loss))
@@ -191,18 +192,13 @@ class Loop:
         return {**self._positions.state(), **best}
 
     def _plain(self) -> dict[str, Any]:
-        facts = dict(vars(self._facts))
-        if not math.isfinite(facts["best_loss"]):
-            facts["best_loss"] = None
-        return facts
+        return dict(vars(self._facts))
 
     def _take_over(
         self, journal: TrainingJournal, tensors: dict[str, Tensor], plain: dict[str, Any]
     ) -> None:
         try:
             facts = _Facts(**plain)
-            if facts.best_loss is None:
-                facts.best_loss = math.inf
             best = [tensors[f"best.{one.name}"].to(self._device) for one in self._trained]
             self._positions.load(tensors)
         except (KeyError, TypeError, RuntimeError) as error:
@@ -221,7 +217,7 @@ class Loop:
             trained=sum(one.tensor.numel() for one in self._trained),
             tokens=self._options.batch * text.windows.shape[1],
             losses=facts.losses,
-            checks=[(int(step), loss) for step, loss in facts.checks],
+            checks=[CheckRecord(update=int(step), loss=loss) for step, loss in facts.checks],
             best=facts.best,
             sha256=fingerprint(text.windows),
             notes=notes,

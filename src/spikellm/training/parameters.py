@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spikellm.models.attention_interface import CHILD, spiking_attentions
 from spikellm.models.families import is_linear
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.execution import spiking_linears
@@ -26,12 +27,20 @@ def scales_of(model: nn.Module) -> list[Trainable]:
 
 
 def shares_of(model: nn.Module) -> list[Trainable]:
-    """Part of its range that each activation group codes, for layers whose inputs are coded."""
+    """Parts of ranges that are coded: of each activation group of layers whose inputs are coded, and
+    of Q, K and V.
+    """
     found = []
     for name, layer in spiking_linears(model).items():
         if layer.neuron is not None:
             layer.share_ranges()
             found.append(_positive(f"{name}.group_share", layer.get_buffer("group_share")))
+    for name, spikes in spiking_attentions(model).items():
+        for part in ("query", "key", "value"):
+            whole = part == "key" and spikes.settings.key_axis == "sequence"
+            if getattr(spikes.settings, part).spiking and not whole:
+                share = spikes.share_ranges(part)
+                found.append(_positive(f"{name}.{CHILD}.{part}_share", share))
     return found
 
 
@@ -62,11 +71,21 @@ def biases_of(model: nn.Module) -> list[Trainable]:
 
 def forget_added(model: nn.Module) -> None:
     """Take away shares and biases that training added."""
+    for spikes in spiking_attentions(model).values():
+        for part in ("query", "key", "value"):
+            spikes._buffers.pop(f"{part}_share", None)
+        spikes.forget()
     for layer in spiking_linears(model).values():
         layer._buffers.pop("group_share", None)
         if layer.__dict__.pop(_ADDED, False):
             layer.bias = None
         layer.forget()
+
+
+def forget_coders(model: nn.Module) -> None:
+    """Let attention make its coders anew, after its shares were written."""
+    for spikes in spiking_attentions(model).values():
+        spikes.forget()
 
 
 def forget_prepared(model: nn.Module) -> None:

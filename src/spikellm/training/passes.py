@@ -39,8 +39,9 @@ class Passes:
         self._products, self._offloads = products, offloads
 
     def backward(self, windows: Tensor, weight: float) -> float:
-        """Gradients of ``weight`` times the summed loss of some windows ``(windows, tokens)``; gives
-        the summed loss.
+        """Gradients of ``weight`` times the summed loss of some windows ``(windows, tokens)``.
+
+        Gives the summed loss.
         """
         with ExitStack() as stack:
             stack.enter_context(self._running())

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core import distributed
+from spikellm.recipe.training import StageOptions
 from spikellm.training.base import Trainable
-from spikellm.training.options import LoopOptions
 
 _BETAS = (0.9, 0.95)
 
@@ -27,7 +27,7 @@ class Positions:
         options: rates, clipping and decay.
     """
 
-    def __init__(self, trained: Sequence[Trainable], options: LoopOptions) -> None:
+    def __init__(self, trained: Sequence[Trainable], options: StageOptions) -> None:
         self._trained, self._options = trained, options
         self._starts = [one.tensor.detach().float().clone() for one in trained]
         self.values = [nn.Parameter(torch.zeros_like(start)) for start in self._starts]

@@ -16,10 +16,10 @@ from typing_extensions import TypedDict
 from spikellm.conversion.journal import Journal
 from spikellm.conversion.record import TrainingRecord
 from spikellm.models.prepare import evaluating
+from spikellm.recipe.training import StageOptions
 from spikellm.training.base import Stage, Trainable, stages
 from spikellm.training.journal import TrainingJournal
 from spikellm.training.loop import Loop, OnStep
-from spikellm.training.options import LoopOptions
 from spikellm.training.passes import Passes
 from spikellm.training.text import TrainingText
 
@@ -60,7 +60,7 @@ class TrainingRun:
 def train_model(
     model: Any,
     original: Callable[[], Any],
-    options: LoopOptions,
+    options: StageOptions,
     text: TrainingText,
     run: TrainingRun,
 ) -> TrainingRecord | None:
@@ -116,7 +116,7 @@ def _restore(trained: list[Trainable], starts: list[Any], stage: Stage, model: A
     stage.undo(model)
 
 
-def _in_words(trained: list[Trainable], options: LoopOptions, text: TrainingText) -> str:
+def _in_words(trained: list[Trainable], options: StageOptions, text: TrainingText) -> str:
     count = sum(one.tensor.numel() for one in trained)
     return (
         f"training {count:,} numbers in {options.steps} updates of {options.batch} windows of"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spikellm.core.errors import RequestError
 from spikellm.data.windows import random_windows
-from spikellm.training.options import LoopOptions
+from spikellm.recipe.training import StageOptions
 
 _STREAM = 1_000_003  # keeps draws apart from those of calibration with the same seed
 
@@ -27,7 +27,7 @@ class TrainingText(NamedTuple):
 
 
 def training_text(
-    tokens: Tensor, length: int, options: LoopOptions, seed: int, source: str, bos: int | None
+    tokens: Tensor, length: int, options: StageOptions, seed: int, source: str, bos: int | None
 ) -> TrainingText:
     """Windows drawn at random from a text but for its end, which is held out.
 

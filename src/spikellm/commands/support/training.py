@@ -61,14 +61,14 @@ class FolderTraining(FolderWork):
 
     def _told(self, model: Any, record: TrainingRecord | None) -> dict[str, Any]:
         checks = [] if record is None else record.checks
-        after = [loss for step, loss in checks if record is not None and step == record.best]
+        after = [one.loss for one in checks if record is not None and one.update == record.best]
         return {
             "out": str(self.out),
             "recipe": api.Conversion.of(model).recipe.name,
             "steps": 0 if record is None else len(record.losses),
             "trained": 0 if record is None else record.trained,
             "held_out": {
-                "before": checks[0][1] if checks else None,
+                "before": checks[0].loss if checks else None,
                 "after": after[-1] if after else None,
             },
             "best": 0 if record is None else record.best,

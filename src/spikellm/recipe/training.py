@@ -1,17 +1,22 @@
-"""Options that stages of training share: how long, on which windows, at which rates."""
+"""Options of stages of training, ``training: {name: end-to-end, …}``: how long, on which windows and
+at which rates is the same for all.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from spikellm.recipe.base import StageOptions
+from spikellm.core.registry import Registry
+from spikellm.recipe.base import PartOptions
 
 
-class LoopOptions(StageOptions):
+class StageOptions(PartOptions):
     """What the loop of training goes by; a stage adds its own."""
 
+    registry: ClassVar[Registry[type[StageOptions]]] = Registry("training stage")
+    name: str
     steps: int = Field(
         100, ge=0, le=1_000_000, description="updates; none leave every byte as it was", strict=True
     )
