@@ -19,6 +19,7 @@ from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.load import load
 from spikellm.checkpoint.save import mark_converted, save, spike_config
 from spikellm.checkpoint.training import train, train_by
+from spikellm.checkpoint.vocabulary import stored_vocabulary
 from spikellm.conversion.fingerprint import identity_of
 from spikellm.conversion.loop import convert_blocks
 from spikellm.conversion.options import ConvertOptions, RunOptions
@@ -181,7 +182,10 @@ def _mark(model: Any, recipe: Recipe, record: dict[str, Any]) -> None:
     shapes = {name: list(spikes.shape) for name, spikes in spiking_attentions(model).items()}
     layers = spiking_linears(model)
     sizes = {name: list(layer.sizes) for name, layer in layers.items() if layer.sizes}
-    config = SpikeConfig(recipe.model_dump(mode="json"), list(layers), record, shapes, sizes)
+    vocabulary = stored_vocabulary(model)
+    config = SpikeConfig(
+        recipe.model_dump(mode="json"), list(layers), record, shapes, sizes, vocabulary
+    )
     mark_converted(model, config)
 
 

@@ -20,6 +20,7 @@ from spikellm.checkpoint.config import METHOD, SpikeConfig
 from spikellm.checkpoint.notice import lift
 from spikellm.checkpoint.outline import require_fit
 from spikellm.checkpoint.shards import read_headers
+from spikellm.checkpoint.vocabulary import put_stored_vocabulary
 from spikellm.core.errors import CheckpointError, RequestError
 from spikellm.core.files import folder_when_done
 from spikellm.models.attention_guard import guard
@@ -83,6 +84,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                 # some families initialise a layer's weight from the module around it; there is
                 # nothing left to initialise
                 parent._is_hf_initialized = True  # type: ignore[assignment]
+        put_stored_vocabulary(model, self.quantization_config)
         for name, shape in self.quantization_config.attention.items():
             module, spiking = _listed_module(model, name), recipe.attention_for(name)
             if spiking is None:

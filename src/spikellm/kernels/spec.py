@@ -191,4 +191,13 @@ class MixSpec:
     channels: int
 
 
-Spec = LinearSpec | HeadSpec | MixSpec
+@dataclass(frozen=True, eq=False)
+class RowSpec:
+    """Rows of weights that are looked up, as an embedding does; the layer that they are those of
+    takes inputs that are not coded.
+    """
+
+    weights: LinearSpec
+
+
+Spec = LinearSpec | HeadSpec | MixSpec | RowSpec

@@ -3,7 +3,7 @@ b bits takes b moments, and as many spikes as it has ones.
 
     |n| = Σ_k s_k · 2^k,   the largest power first
 
-Receivers shift and add. In its canonical signed-digit form (Reitwiesner 1960: digits −1, 0 and 1,
+Receivers double their sums from one moment to the next and add. In its canonical signed-digit form (Reitwiesner 1960: digits −1, 0 and 1,
 no two neighbours of which differ from 0) a count has a third of its digits left instead of half, of
 both signs, and sometimes one moment more: 15 = 16 − 1.
 

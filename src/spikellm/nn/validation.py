@@ -15,6 +15,7 @@ from spikellm.neurons.price import MOST_PRICE
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation
+from spikellm.nn.vocabulary import CodedEmbedding, CodedTable
 from spikellm.quantization.thresholds import FULL_RANGE, MOST_FACTOR, MOST_SHARE
 
 _STORED = {  # names of types in safetensors' headers
@@ -41,7 +42,7 @@ def own_buffers(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor
     bytes.
     """
     for name, module in root.named_modules(prefix=prefix):
-        if not isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
+        if not isinstance(module, (SpikingLinear, SpikingAttention, Rotation, CodedTable)):
             continue
         declared = {}
         if isinstance(module, SpikingLinear):
@@ -81,9 +82,26 @@ def validation_error(root: nn.Module, prefix: str = "") -> str | None:
             problem = _of_attention(module)
         elif isinstance(module, Rotation):
             problem = _of_rotation(module)
+        elif isinstance(module, CodedTable):
+            problem = _of_scales(module)
+        elif isinstance(module, CodedEmbedding):
+            problem = _of_embedding(module)
         if problem:
             return f"{name}.{problem}"
     return None
+
+
+def _of_scales(module: SpikingLinear | CodedTable) -> str | None:
+    scale = module.weight_scale
+    if scale.is_meta or bool((torch.isfinite(scale) & (scale > 0)).all()):
+        return None
+    return "weight_scale holds values that are not finite and positive"
+
+
+def _of_embedding(embedding: CodedEmbedding) -> str | None:
+    if embedding.multiplier.is_meta or bool(torch.isfinite(embedding.multiplier).all()):
+        return None
+    return f"multiplier holds {float(embedding.multiplier):g}, expected a finite number"
 
 
 def _of_rotation(rotation: Rotation) -> str | None:
@@ -123,9 +141,7 @@ def _of_layer(layer: SpikingLinear) -> str | None:
             )
     if problem := _of_price(layer, "spike_price"):
         return problem
-    if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
-        return "weight_scale holds values that are not finite and positive"
-    return layer.validation_error()
+    return _of_scales(layer) or layer.validation_error()
 
 
 def _of_price(module: nn.Module, name: str) -> str | None:

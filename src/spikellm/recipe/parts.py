@@ -17,8 +17,12 @@ from spikellm.recipe.base import (
 )
 from spikellm.recipe.training import StageOptions
 
-SECTIONS: dict[str, type[PartOptions]] = {"algorithm": AlgorithmOptions, "weights": WeightOptions}
-DEFAULTS = {"algorithm": "rtn", "weights": "affine"}
+SECTIONS: dict[str, type[PartOptions]] = {
+    "algorithm": AlgorithmOptions,
+    "weights": WeightOptions,
+    "training": StageOptions,
+}
+DEFAULTS = {"algorithm": "rtn", "weights": "affine", "training": "end-to-end"}
 
 
 def as_mapping(kind: type[PartOptions], value: Any) -> Any:
@@ -70,7 +74,7 @@ WeightField = Annotated[
 ]
 StageField = Annotated[
     SerializeAsAny[StageOptions] | None,
-    BeforeValidator(lambda value: None if value is None else _parser(StageOptions, None)(value)),
+    BeforeValidator(_parser(StageOptions, DEFAULTS["training"])),
 ]
 TransformField = Annotated[
     SerializeAsAny[TransformOptions], BeforeValidator(_parser(TransformOptions, None))

@@ -1,5 +1,5 @@
-"""Options of stages of training, ``training: {name: end-to-end, …}``: how long, on which windows and
-at which rates is the same for all.
+"""Options of stages of training, ``training: {name: end-to-end, …}``: how long, on which windows
+and at which rates is the same for all.
 """
 
 from __future__ import annotations

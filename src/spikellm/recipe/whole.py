@@ -37,6 +37,7 @@ from spikellm.recipe.sections import ActivationRecipe
 from spikellm.recipe.short_forms import spread
 from spikellm.recipe.untrained import check_untrained
 from spikellm.recipe.values import place_value
+from spikellm.recipe.vocabulary import VocabularyRecipe
 
 RECIPE_VERSION: Literal[2] = 2
 _NOT_SHOWN = {"Cc", "Zl", "Zp"}  # control characters, ends of lines
@@ -46,7 +47,14 @@ A = TypeVar("A", bound=AlgorithmOptions)
 class Recipe(GrownSection):
     """A whole conversion."""
 
-    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding", "training", "untrained")
+    added: ClassVar[tuple[str, ...]] = (
+        "adapt",
+        "train",
+        "recoding",
+        "training",
+        "vocabulary",
+        "untrained",
+    )
 
     version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
@@ -75,6 +83,13 @@ class Recipe(GrownSection):
     )
     calibration: CalibrationRecipe = CalibrationRecipe()
     lm_head: bool = Field(False, description="convert the output projection too")
+    vocabulary: VocabularyRecipe | None = Field(
+        None,
+        description=(
+            "store input embedding and output projection as codes, inputs of the projection as they"
+            " are; null to leave both"
+        ),
+    )
     adapt: bool = Field(
         False,
         description=(
@@ -136,6 +151,11 @@ class Recipe(GrownSection):
             trains=self.training is not None,
             untrained=self.untrained,
         )
+        if self.lm_head and self.vocabulary is not None and "head" in self.vocabulary.layers:
+            raise ValueError(
+                "lm_head is true, so the output projection becomes a spiking layer, and vocabulary"
+                " would code it too; set vocabulary.layers to [embedding], or lm_head to false"
+            )
         trained = () if self.training is None else (self.training,)
         for part in (self.algorithm, self.weights, *self.transforms, *trained):
             part.check(self)

@@ -27,9 +27,7 @@ def scales_of(model: nn.Module) -> list[Trainable]:
 
 
 def shares_of(model: nn.Module) -> list[Trainable]:
-    """Parts of ranges that are coded: of each activation group of layers whose inputs are coded, and
-    of Q, K and V.
-    """
+    """Parts of ranges that are coded: of every activation group, and of Q, K and V."""
     found = []
     for name, layer in spiking_linears(model).items():
         if layer.neuron is not None:

@@ -117,6 +117,11 @@ def _load(level: str) -> ctypes.CDLL:
         *[pointer] * 5,
         *[ctypes.c_int32] * 2,
     ]
+    scalars = [ctypes.c_int32] * 2
+    wide = ctypes.c_int64
+    library.spikellm_weight_only_linear.argtypes = [pointer, wide, *[pointer] * 6, *scalars]
+    library.spikellm_weight_only_strip.argtypes = [*[pointer] * 4, wide, wide, pointer, scalars[0]]
+    library.spikellm_weight_only_rows.argtypes = [pointer, wide, *[pointer] * 5, *scalars]
     library.spikellm_code_heads.argtypes = [
         pointer,
         *[ctypes.c_int64] * 3,
