@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from spikellm.neurons import make_neuron
 from spikellm.neurons.elastic import elastic_levels
+from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.fake_quant import InputCoder
-from spikellm.recipe import ActivationRecipe
+from spikellm.nn.head_codec import HeadCoder
+from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
 ONE, NONE = torch.tensor(1.0), torch.tensor(0)
 REPAIRED, PUBLISHED = make_neuron("elastic", 2), make_neuron("elastic-published", 2)
@@ -83,6 +85,23 @@ def test_spikes_of_other_widths_are_refused() -> None:
     for name in ("elastic", "elastic-published"):
         with pytest.raises(ValueError, match="2 bits"):
             make_neuron(name, 4)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_heads_hold_gradients_back_too(trained: bool) -> None:
+    part = {"bits": 2, "neuron": "elastic", "symmetric": True, "threshold_from": "mean"}
+    recipe = AttentionRecipe.model_validate({"query": part, "key": part, "value": part})
+    spikes = SpikingAttention(HeadShape(1, 4, 4), recipe)
+    if trained:
+        assert spikes.share_ranges("key").tolist() == [2.0]
+        spikes.get_buffer("key_share").requires_grad_()
+    x = torch.tensor([0.5, -0.5, 0.1, 3.0]).view(1, 1, 1, 4).requires_grad_()
+    coder = HeadCoder(recipe.key, spikes.key_group)
+    coded = spikes._through("key", coder, x)
+    coded.sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == [1.0, 1.0, 1.0, 0.0]
+    assert coded.flatten().tolist() == [0.0, 0.0, 0.0, 2.0625], "2.05, as a row of a cache keeps it"
 
 
 def test_training_holds_gradients_back_beyond_the_amplitude() -> None:

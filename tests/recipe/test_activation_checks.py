@@ -76,3 +76,14 @@ def test_neurons_that_need_training_are_refused_without(part: dict[str, Any], wh
 def test_untrained_without_effect_is_refused() -> None:
     with pytest.raises(RecipeError, match="untrained would have no effect"):
         recipe_from({"name": "r", "untrained": True}, "here")
+
+
+def test_training_is_what_they_need() -> None:
+    trained = {"name": "r", "activations": ELASTIC, "training": {"name": "end-to-end"}}
+    assert recipe_from(trained, "here").training is not None
+    with pytest.raises(RecipeError, match="no effect beside training"):
+        recipe_from({**trained, "untrained": True}, "here")
+    preset = load_recipe("elastic-ternary-t2")
+    assert preset.activations.neuron == "elastic"
+    with pytest.raises(RecipeError, match="needs training"):
+        load_recipe("elastic-ternary-t2", ["training=null"])
