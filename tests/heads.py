@@ -18,6 +18,14 @@ CODERS = st.builds(
         + [
             {"bits": 4, "symmetric": True},
             {"bits": 2, "neuron": "ternary", "symmetric": True, "steps": 3},
+            {"bits": 3, "symmetric": True, "threshold_from": "mean"},
+            {
+                "bits": 2,
+                "neuron": "ternary",
+                "symmetric": True,
+                "threshold_from": "mean",
+                "mean_factor": 1.5,
+            },
         ]
     ),
     st.sampled_from(
