@@ -235,8 +235,8 @@ class SpikingLinear(LinearFacts):
 
     @property
     def trains(self) -> bool:
-        """Whether scales, shares of ranges or the bias ask for gradients."""
-        asked = self.weight_scale, self.shares, self.bias
+        """Whether scales or shares of ranges ask for gradients."""
+        asked = self.weight_scale, self.shares
         return any(one is not None and one.requires_grad for one in asked)
 
     @property
