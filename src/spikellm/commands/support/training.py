@@ -8,7 +8,7 @@ from typing import Any
 from spikellm import api
 from spikellm.commands.support import progress
 from spikellm.commands.support.folder_work import FolderWork, locked_for_all
-from spikellm.commands.train import TrainFolderOptions
+from spikellm.commands.support.options import TrainFolderOptions
 from spikellm.conversion.journal import forget
 from spikellm.conversion.record import TrainingRecord
 from spikellm.core import console, distributed
