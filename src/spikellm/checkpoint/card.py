@@ -82,7 +82,7 @@ def _training(config: SpikeConfig) -> str:
 ## Training
 
 {record.trained:,} numbers were trained in {len(record.losses)} updates of {record.tokens:,} \
-tokens, with the spikes in the loop; integers stayed as they were. The state of update {record.best} was \
-kept. Losses are of a token, in nats.
+tokens, with the spikes in the loop; integers stayed as they were. The state of update \
+{record.best} was kept. Losses are of a token, in nats.
 {checks}{notes}
 """
