@@ -60,6 +60,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(
     assert model.config.quantization_config.record["training"]["best"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_conversion_that_is_killed_while_it_trains_ends_in_the_same_bytes(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
