@@ -126,12 +126,12 @@ class _Fit:
         self.context, self.fitted = context, fitted
         self.options = context.recipe.options(BlockApOptions)
         self.copy = BlockCopy(context, self.options.precision)
-        relative = self.options.rates == "relative"
+        by_value = self.options.learn == "values"
         self.layers = {
             name: LearnableLayer(
                 fitted.layers[full],
-                weight_and_bias(context.layers[full])[0].detach().float(),
-                relative=relative,
+                weight_and_bias(context.layers[full])[0].detach(),
+                by_value=by_value,
             )
             for name, full in self.copy.names.items()
         }
@@ -139,7 +139,7 @@ class _Fit:
             self.copy.layers[name.removeprefix(f"{context.name}.")].coder = coder
         self.norms = norms_of(self.copy.block) if self.options.norms else []
         self.units = {
-            name: float(self.copy.state[name].abs().mean()) or 1.0 if relative else 1.0
+            name: 1.0 if by_value else float(self.copy.state[name].abs().mean()) or 1.0
             for name in self.norms
         }
 

@@ -23,7 +23,7 @@ class BlockApOptions(AlgorithmOptions):
         description="what fits the block first: rtn or gptq, with its options",
     )
     epochs: int = Field(
-        2,
+        4,
         ge=0,
         le=100_000,
         description="passes over the calibration text; 0 keeps the start",
@@ -46,16 +46,17 @@ class BlockApOptions(AlgorithmOptions):
             " losses stay in float32"
         ),
     )
-    rates: Literal["relative", "absolute"] = Field(
-        "relative",
+    learn: Literal["codes", "values"] = Field(
+        "codes",
         description=(
-            "what the rates are in: the scale that a weight starts with, or what the weights are in"
-            " (as published)"
+            "what is learned of weights: their places on the grid of codes, apart from scales, or"
+            " their values, which scales divide (as published); rates are in steps of codes and"
+            " shares of scales, or in what weights are in"
         ),
     )
-    weight_rate: float = Field(1e-2, ge=0.0, description="learning rate of weights")
+    weight_rate: float = Field(0.05, ge=0.0, description="learning rate of weights")
     scale_rate: float = Field(
-        1e-3, ge=0.0, description="learning rate of scales, zero-points and norms"
+        3e-3, ge=0.0, description="learning rate of scales, zero-points and norms"
     )
     last_rate: float = Field(
         0.05, ge=0.0, le=1.0, description="what the rates fall to, as a share, along a cosine"

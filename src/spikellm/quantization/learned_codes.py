@@ -1,10 +1,11 @@
-"""Weights that are learned through their codes, with gradients of w, s and z (EfficientQAT's
-Block-AP, LSQ):
+"""Weights that are learned through their codes, with straight-through gradients.
 
-    ŵ = s·(clamp(round(w/s) + round(z), least, most) − round(z))
+    ŵ = s·(clamp(round(u) + round(z), least, most) − round(z))
 
-Rounding passes gradients straight through. A weight inside the range passes its gradient to w, and
-its rounding error to s; a clipped one passes nothing to w, and all to s and z, which clipped it.
+Either the place u of a weight on the grid of codes is learned, apart from its scale s: a step of s
+then moves all weights of a group and changes no code. Or the weight w is, ``u = w/s`` (EfficientQAT,
+LSQ): s then follows rounding errors alone. A clipped weight passes nothing to u, and all to z, which
+clipped it.
 """
 
 from __future__ import annotations
@@ -29,26 +30,29 @@ class CodeGrid:
         groups: ``(start, stop)`` of the columns that share a scale in each row.
         least, most: float32, ``(in,)``: of every column.
         owner: group of every column, int64 ``(in,)``.
+        by_value: whether weights are given as w, and not as u.
     """
 
     groups: list[tuple[int, int]]
     least: Tensor
     most: Tensor
     owner: Tensor
+    by_value: bool
 
     @classmethod
-    def of(cls, groups: list[tuple[int, int]], least: list[int], most: list[int]) -> CodeGrid:
-        """With bounds of every group."""
-        owner = torch.arange(len(groups)).repeat_interleave(
-            torch.tensor([stop - start for start, stop in groups])
-        )
-        low, high = (torch.tensor(bound, dtype=torch.float32)[owner] for bound in (least, most))
-        return cls(groups, low, high, owner)
-
-    def to(self, device: torch.device) -> CodeGrid:
-        """The same on another device."""
-        tensors = (one.to(device) for one in (self.least, self.most, self.owner))
-        return CodeGrid(self.groups, *tensors)
+    def of(
+        cls,
+        groups: list[tuple[int, int]],
+        bounds: list[tuple[int, int]],
+        *,
+        by_value: bool,
+        device: torch.device | None = None,
+    ) -> CodeGrid:
+        """With the least and the largest code of every group."""
+        sizes = torch.tensor([stop - start for start, stop in groups], device=device)
+        owner = torch.arange(len(groups), device=device).repeat_interleave(sizes)
+        each = torch.tensor(bounds, dtype=torch.float32, device=device)[owner]
+        return cls(groups, each[:, 0].contiguous(), each[:, 1].contiguous(), owner, by_value)
 
     def spread(self, of_groups: Tensor) -> Tensor:
         """What every group has, ``(out, groups)``, for its columns, ``(out, in)``."""
@@ -62,51 +66,47 @@ class CodeGrid:
         """Codes, whole numbers, float32 ``(out, in)``; columns in the order of the groups.
 
         Args:
-            weight: ``(out, in)``.
+            weight: w or u, ``(out, in)``.
             scale, zero: ``(out, groups)``; zero-points are whole.
         """
-        codes = half_up(weight / self.spread(scale)).add_(self.spread(zero))
+        codes = half_up(self.place(weight, scale)).add_(self.spread(zero))
         return codes.clamp_(min=self.least, max=self.most)
 
+    def place(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """u of every weight, ``(out, in)``."""
+        return weight / self.spread(scale) if self.by_value else weight
 
-def learned_weight(
-    weight: Tensor, scale: Tensor, zero: Tensor, unit: Tensor, grid: CodeGrid
-) -> Tensor:
-    """Values of the codes of ``unit·weight`` with scales ``unit·scale``, float32 ``(out, in)``.
 
-    Differentiable in weight, scale and zero.
+def learned_weight(weight: Tensor, scale: Tensor, zero: Tensor, grid: CodeGrid) -> Tensor:
+    """Values of codes, float32 ``(out, in)``, differentiable in weight, scale and zero.
 
-    Args:
-        weight: ``(out, in)``.
-        scale, zero: ``(out, groups)``; scales are positive, zero-points whole.
-        unit: what weights and scales are given in, ``(out, groups)``; a constant.
+    Arguments as for :meth:`CodeGrid.codes`; scales are positive.
     """
-    return cast(Tensor, _LearnedWeight.apply(weight, scale, zero, unit, grid))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _LearnedWeight.apply(weight, scale, zero, grid))  # type: ignore[no-untyped-call]
 
 
 class _LearnedWeight(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, scale: Tensor, zero: Tensor, unit: Tensor, grid: CodeGrid
-    ) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, zero: Tensor, grid: CodeGrid) -> Tensor:
         levels = grid.codes(weight, scale, zero).sub_(grid.spread(zero))
         ctx.grid = grid
-        ctx.save_for_backward(weight, scale, unit, levels)
-        return levels * grid.spread(scale * unit)
+        ctx.save_for_backward(weight, scale, levels)
+        return levels * grid.spread(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         grid: CodeGrid = ctx.grid
-        weight, scale, unit, levels = ctx.saved_tensors
-        gradient = gradient * grid.spread(unit)
-        position = weight / grid.spread(scale)
-        inside = (levels - position).abs_().le_(_TIE)
-        through = inside * gradient
-        by_scale = grid.gathered((levels * gradient).sub_(position.mul_(through)))
+        weight, scale, levels = ctx.saved_tensors
+        place = grid.place(weight, scale)
+        through = (levels - place).abs_().le_(_TIE) * gradient
         by_zero = None
         if ctx.needs_input_grad[2]:
-            by_zero = -scale * grid.gathered(gradient.sub_(through))
-        return through, by_scale, by_zero, None, None
+            by_zero = -scale * grid.gathered(gradient - through)
+        if grid.by_value:
+            by_scale = grid.gathered((levels * gradient).sub_(through * place))
+            return through, by_scale, by_zero, None
+        by_scale = grid.gathered(levels * gradient)
+        return through.mul_(grid.spread(scale)), by_scale, by_zero, None
 
 
 def bounded(values: Tensor, least: Tensor, most: Tensor) -> Tensor:
