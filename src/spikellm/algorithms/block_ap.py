@@ -83,7 +83,7 @@ class BlockAp(Algorithm):
     def fit_block(self, context: BlockContext) -> FittedBlock:
         start, own = self._start(context.recipe)
         fitted = start.fit_block(replace(context, recipe=own))
-        if context.recipe.options(BlockApOptions).epochs == 0:
+        if context.recipe.options(BlockApOptions).epochs == 0 or not fitted.layers:
             return fitted
         return _Fit(context, fitted).result()
 
@@ -161,6 +161,7 @@ class _Fit:
                 "algorithm.weight_rate and algorithm.scale_rate",
                 last_rate=options.last_rate,
                 relative=True,
+                shrink=4.0,
             ),
         )
         with torch.enable_grad():

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from spikellm.algorithms.gptq_options import GptqOptions
+from spikellm.algorithms.rtn import RoundToNearest
+from spikellm.nn.formats import formats
 from spikellm.recipe.base import AlgorithmOptions, register_options
 from spikellm.recipe.parts import AlgorithmField
 
@@ -54,7 +56,7 @@ class BlockApOptions(AlgorithmOptions):
             " shares of scales, or in what weights are in"
         ),
     )
-    weight_rate: float = Field(0.05, ge=0.0, description="learning rate of weights")
+    weight_rate: float = Field(0.03, ge=0.0, description="learning rate of weights")
     scale_rate: float = Field(
         3e-3, ge=0.0, description="learning rate of scales, zero-points and norms"
     )
@@ -81,7 +83,21 @@ class BlockApOptions(AlgorithmOptions):
                 "weight_rate and scale_rate are both 0, so nothing is learned; use algorithm"
                 f" {self.start.name}"
             )
+        changed = [
+            name
+            for name, field in type(self).model_fields.items()
+            if name not in ("name", "start", "epochs") and getattr(self, name) != field.default
+        ]
+        if self.epochs == 0 and changed:
+            raise ValueError(f"{', '.join(changed)} would have no effect: epochs is 0")
         return self
 
     def check(self, recipe: Any) -> None:
         self.start.check(recipe)
+        kinds = {formats[name].coding for name in recipe.formats}
+        if self.start.name == "rtn" and (others := kinds - set(RoundToNearest.formats)):
+            raise ValueError(
+                "algorithm.start 'rtn' fits weight codes of kind"
+                f" {' or '.join(RoundToNearest.formats)}, and the recipe has"
+                f" {' and '.join(sorted(others))}; set algorithm.start to gptq"
+            )

@@ -18,6 +18,7 @@ from spikellm.core import distributed
 from spikellm.core.errors import NumericalError, RequestError
 
 _RETRIES = 3
+_LEAST_FACTOR = 0.05  # of the rates, at which something is learned again
 _LONGEST_STEP = 1.0  # norm that the gradient is clipped to
 
 
@@ -63,6 +64,8 @@ class Manner(NamedTuple):
         last_rate: what the rates fall to, as a share of their start, along a cosine.
         relative: whether losses count as shares of the start's, so that clipping and AdamW's
             constants mean the same in every block.
+        shrink: what the rates are divided by before everything is learned again where no loss was
+            lowered; 1 to keep the start at once.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Manner(NamedTuple):
     last_resort: str = ""
     last_rate: float = 1.0
     relative: bool = False
+    shrink: float = 1.0
 
 
 def check_share(course: Course, windows: Sequence[int]) -> None:
@@ -161,12 +165,17 @@ class Learning(Generic[L]):
                 if math.isnan(start_loss):
                     start_loss = self._loss(first)
                 least, found = min(ends, key=lambda end: end[0])
-                if not least < start_loss:
+                if least < start_loss:
+                    return found
+                factor /= manner.shrink
+                if manner.shrink == 1 or factor < _LEAST_FACTOR:
                     self.notes.append(
                         f"learning lowered no loss, so the start is kept; lower {manner.advice}"
                     )
                     return start
-                return found
+                self.notes.append(f"no loss was lowered; learned again at {factor:g} of the rates")
+                best, best_loss = first.clone(), math.inf
+                continue
             factor /= 2
             self.notes.append(
                 f"the loss was NaN or infinite in epoch {epoch + 1}; learned again at {factor:g} of"

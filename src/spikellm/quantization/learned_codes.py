@@ -3,9 +3,9 @@
     ŵ = s·(clamp(round(u) + round(z), least, most) − round(z))
 
 Either the place u of a weight on the grid of codes is learned, apart from its scale s: a step of s
-then moves all weights of a group and changes no code. Or the weight w is, ``u = w/s`` (EfficientQAT,
-LSQ): s then follows rounding errors alone. A clipped weight passes nothing to u, and all to z, which
-clipped it.
+then moves all weights of a group and changes no code. Or the weight w is, with ``u = w/s``, and s
+follows rounding errors alone (EfficientQAT, LSQ). A clipped weight passes nothing to u, and all to
+z, which clipped it.
 """
 
 from __future__ import annotations
