@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         save,
         set_execution_mode,
         summarize,
+        train,
         zero_shot,
     )
 
@@ -41,6 +42,7 @@ __all__ = [
     "save",
     "set_execution_mode",
     "summarize",
+    "train",
     "zero_shot",
 ]
 

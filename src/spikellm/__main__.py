@@ -50,7 +50,8 @@ def _in_words(error: Exception, arguments: list[str]) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # a usage error of the command-line parser
         known = getattr(getattr(error, "ctx", None), "parent", None) is not None
         verb = f"{arguments[0]} " if known else ""
-        return f"{error.format_message().rstrip('.')} (see spikellm {verb}--help)", 2
+        words = error.format_message().rstrip(".").replace(": Value error, ", ": ", 1)
+        return f"{words} (see spikellm {verb}--help)", 2
     if isinstance(error, FileNotFoundError) and is_gone():
         gone = "the current folder was deleted or replaced; change to one that exists"
         return f"{gone}, then run again", 2

@@ -18,6 +18,8 @@ from spikellm.algorithms import algorithms
 from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.load import load
 from spikellm.checkpoint.save import mark_converted, save, spike_config
+from spikellm.checkpoint.training import train, train_by
+from spikellm.checkpoint.vocabulary import stored_vocabulary
 from spikellm.conversion.fingerprint import identity_of
 from spikellm.conversion.loop import convert_blocks
 from spikellm.conversion.options import ConvertOptions, RunOptions
@@ -53,6 +55,7 @@ __all__ = [
     "save",
     "set_execution_mode",
     "summarize",
+    "train",
     "zero_shot",
 ]
 
@@ -91,7 +94,7 @@ def convert(
 ) -> Conversion:
     """Turn a causal language model into a spike-driven one, in place.
 
-    After an error the model is as it was.
+    After an error the model is as it was; after one in training it is converted, and not trained.
 
     Args:
         model, tokenizer: as :func:`load` or the model library gives them.
@@ -108,6 +111,10 @@ def convert(
         store: folder to keep hidden states of the calibration text in, instead of RAM; or a
             function that is told what the conversion needs and returns one.
         replaces: noted in the journal: the result may take the place of what is there.
+        original: where to load the original anew, or a second copy of it, for a recipe that trains
+            after conversion; by default where the model was loaded from.
+        on_step: called after every update of such a training.
+        trust_remote_code: run Python code that comes with the original.
         shared: keeps the full-precision stream from one conversion of a model to the next; copies
             of one model may share it, other models may not.
 
@@ -165,6 +172,8 @@ def convert(
         **{key: identity[key] for key in ("versions", "model", "device")},
     }
     _mark(model, resolved, record)
+    if resolved.training is not None:
+        train_by(model, tokenizer, resolved, run.journal, options)
     return Conversion(resolved, records, summarize(model))
 
 
@@ -173,7 +182,10 @@ def _mark(model: Any, recipe: Recipe, record: dict[str, Any]) -> None:
     shapes = {name: list(spikes.shape) for name, spikes in spiking_attentions(model).items()}
     layers = spiking_linears(model)
     sizes = {name: list(layer.sizes) for name, layer in layers.items() if layer.sizes}
-    config = SpikeConfig(recipe.model_dump(mode="json"), list(layers), record, shapes, sizes)
+    vocabulary = stored_vocabulary(model)
+    config = SpikeConfig(
+        recipe.model_dump(mode="json"), list(layers), record, shapes, sizes, vocabulary
+    )
     mark_converted(model, config)
 
 

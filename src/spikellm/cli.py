@@ -144,7 +144,7 @@ def _filled(expected: str) -> Callable[[typer.CallbackParam, str | None], str | 
     """A callback of an option that refuses an empty text, which would pass for no option at all."""
 
     def check(parameter: typer.CallbackParam, value: str | None) -> str | None:
-        if value is not None and not value.strip():
+        if value is not None and not value.strip(" ,"):
             raise RequestError(
                 f"{parameter.opts[0]} is empty; expected {expected}, or leave it out"
             )

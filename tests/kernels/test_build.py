@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -18,9 +19,10 @@ from heads import coder_and_heads
 from layers import fit
 from native import additive, best_level, forget, needs_compiler
 from spikellm.core.errors import DependencyError
-from spikellm.kernels import MixSpec, describe, select
+from spikellm.kernels import MixSpec, RowSpec, describe, select
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.backend import NativeHeads
+from spikellm.kernels.native.weight_only_plan import make_weight_only_plan
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.packed_kv import PackedKV
 from spikellm.recipe import ActivationRecipe, LinearRecipe
@@ -165,6 +167,30 @@ def linear_calls() -> Iterator[Call]:
         yield from calls_of("spikellm_additive_linear", layer, x)
 
 
+def weight_only_calls() -> Iterator[Call]:
+    """Weights on inputs that are not coded, of every width: sums, strips, and rows."""
+    generator = torch.Generator().manual_seed(1)
+    for bits, (columns, outputs, tokens) in itertools.product(
+        range(2, 9), [(1, 1, 1), (77, 35, 5), (129, 9, 1)]
+    ):
+        weights = {"bits": bits, "group_size": 50}
+        recipe = LinearRecipe(weights=weights, activations=ActivationRecipe(bits=16))
+        layer = fit(nn.Linear(columns, outputs), recipe)
+        x = torch.randn(tokens, columns, generator=generator)
+        yield from calls_of("spikellm_weight_only_linear", layer, x)
+        assert layer._kernels is not None
+        plan, codes, scale, zero, _ = layer._kernels.chosen.operands
+        stored = [In(plan), In(codes), In(scale), In(zero)]
+        spec = RowSpec(layer.spec())
+        rows = torch.randint(0, outputs, (4,), generator=generator)
+        for kind, dtype in enumerate((torch.float32, torch.bfloat16)):
+            found = select(spec, "cpu").prepare_rows(spec, layer)(rows, dtype)
+            yield "spikellm_weight_only_rows", [In(rows), 4, *stored, Out(found), kind]
+        places = make_weight_only_plan(layer.spec()).order
+        k = nn.functional.pad(layer.integer_weights().float(), (0, 1))[:, places]
+        yield "spikellm_weight_only_strip", [*stored[:2], None, stored[3], 0, outputs, Out(k)]
+
+
 def calls_of(function: str, layer: SpikingLinear, x: Tensor) -> Iterator[Call]:
     """A layer's call with inputs of either type."""
     for kind, dtype in enumerate((torch.float32, torch.bfloat16)):
@@ -264,7 +290,7 @@ def test_no_byte_is_read_or_written_out_of_bounds(
     runtime = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    calls = [*linear_calls(), *head_calls()]
+    calls = [*linear_calls(), *weight_only_calls(), *head_calls()]
     for index, (_, arguments) in enumerate(calls):
         arrays = {
             str(place): (

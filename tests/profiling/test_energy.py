@@ -216,6 +216,13 @@ def test_additions_take_less_than_the_original(text_file: Path) -> None:
         ("name: a\nsource: b\npicojoules: {fp16_multiply: -1}\n", r"greater than 0"),
         ("name: a\nsource: b\nhops: 0\npicojoules: {}\n", r"hops: .*greater than 0"),
         ("name: a\nsource: b\npicojoules: {fp16_multiply: .inf}\n", r"finite number"),
+        ("name: a\nsource: b\npicojoules: {fp16_add: true}\n", r"fp16_add: .*not true or false"),
+        (
+            "name: a\nsource: b\npicojoules: {fp16_add: 1e308}\n",
+            r"than or equal to 1000000000",
+        ),
+        ('name: "a\\e[31m"\nsource: b\npicojoules: {}\n', r"name: .*cannot be printed"),
+        (f"name: {'a' * 101}\nsource: b\npicojoules: {{}}\n", r"name: .*at most 100"),
         ("a: [", r"not YAML"),
         (
             None,

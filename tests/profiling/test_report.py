@@ -180,6 +180,7 @@ def test_a_table_that_knows_events_alone(text_file: Path) -> None:
     text = page.render(report)
     assert "not known" in text
     assert "Not known to it: " in text
+    assert text.count("linear layers not known</text>") == 4, "all modes but binary"
     assert json.dumps(report.to_data())
 
 
@@ -306,6 +307,8 @@ def test_command(
         (["--text", "nothing.txt"], "nothing.txt"),
         (["--energy-table", "nothing"], "energy table"),
         (["--without", "coding,norm"], "'norm' is no row of the energy estimate"),
+        (["--without", ""], "--without is empty; expected names of rows"),
+        (["--without", " ,"], "--without is empty; expected names of rows"),
     ],
 )
 def test_wrong_requests(
@@ -360,6 +363,7 @@ def browser() -> Iterator[Any]:
     [
         (400, "light", "screen"),
         (400, "dark", "screen"),
+        (900, "light", "screen"),
         (1200, "light", "screen"),
         (800, "dark", "print"),
     ],
@@ -401,6 +405,16 @@ def test_page_in_a_browser(
         " t.getBoundingClientRect(); return c.width && (c.left < b.left - 2 || c.right > b.right +"
         " 2 || c.bottom > b.bottom + 2 || c.top < b.top - 2) }).map(t => t.textContent) })"
     )
+    broken = view.evaluate(
+        "[...document.querySelectorAll('table th, table td')].flatMap(cell => [...cell.childNodes]"
+        ".filter(n => n.nodeType == 3).flatMap(n => [...n.data.matchAll(/\\S+/g)].filter(word => {"
+        " const r = document.createRange(); r.setStart(n, word.index); r.setEnd(n, word.index +"
+        " word[0].length); return new Set([...r.getClientRects()].map(b => Math.round(b.top))).size"
+        " > 1 }).map(word => word[0])))"
+    )
+    if width > 704:  # below, rows are lists, and names break where they must
+        whole = [word for word in broken if not {"-", "."} & set(word)]
+        assert whole == [], "no word of a table is broken"
     assert spilled == [], "no word is cut off at the edge of a picture"
     ink, paper = view.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"

@@ -26,7 +26,7 @@ from spikellm.profiling import trace as tracer
 from spikellm.profiling.event_run import events_of, run_events, synapses_of, weight_planes
 from spikellm.profiling.events import read_codes, write_events
 from spikellm.profiling.operations import count_operations
-from spikellm.profiling.plots.spikes import membrane_by_phase, membrane_in_moments
+from spikellm.profiling.plots.membrane import membrane_by_phase, membrane_in_moments
 from spikellm.profiling.population import channel_order, layer_population
 from spikellm.profiling.trace import trace_block
 from spikellm.recipe import ActivationRecipe, LinearRecipe
@@ -258,12 +258,28 @@ def test_membrane_halves_its_threshold_in_phase(
 ) -> None:
     neuron = with_train(make_neuron("gif", bits), "centered", recoding)
     at, one, z = torch.tensor(current), torch.tensor(0.25), torch.tensor(1.0)
-    potential, spikes = membrane_by_phase(neuron, at, one, z, steps)
+    potential, spikes, high, low = membrane_by_phase(neuron, at, one, z, steps)
     worth = 2.0 ** torch.arange(len(spikes)).flip(0).double()
     count = neuron.fired(neuron.encode(at, one, z, steps), z)
     assert float((spikes * worth).sum()) == float(count)
     falls = potential[:-1] - potential[1:]
     torch.testing.assert_close(falls, (spikes * worth)[:-1], atol=1e-6, rtol=0)
+    # drawn thresholds are those at which it fires; a tie may stand on either side of one
+    assert bool((potential[spikes > 0] >= high[spikes > 0] - 1e-6).all())
+    assert bool((potential[spikes < 0] <= low[spikes < 0] + 1e-6).all())
+    quiet = potential[spikes == 0]
+    assert not bool((quiet > high[spikes == 0] + 1e-6).any())
+    assert not bool((quiet < low[spikes == 0] - 1e-6).any())
+
+
+def test_neurons_of_few_steps_wait_for_the_moments_of_the_layer() -> None:
+    neuron = with_train(make_neuron("gif", 4), "centered", "binary")
+    value = torch.tensor(-0.5), torch.tensor(0.25), torch.tensor(7.0)
+    assert membrane_by_phase(neuron, *value, 1).spikes.tolist() == [0, 0, -1, 0]
+    waits = membrane_by_phase(neuron, *value, 1, longest=2)
+    assert waits.spikes.tolist() == [0, 0, 0, -1, 0]
+    assert waits.low.tolist() == [-16, -8, -4, -2, -1]
+    assert bool(waits.high.isnan().all()), "a negative neuron fires negative spikes alone"
 
 
 @given(st.floats(-3, 3), st.integers(1, 4), st.integers(1, 3), st.booleans())
@@ -272,7 +288,7 @@ def test_membrane_falls_by_a_threshold_at_every_spike(
 ) -> None:
     neuron = make_neuron("ternary", 2) if signed else make_neuron("gif", bits)
     one = torch.tensor(0.25)
-    potential, spikes = membrane_in_moments(
+    potential, spikes, *_ = membrane_in_moments(
         neuron, torch.tensor(current), one, torch.tensor(0.0), steps
     )
     assert int(spikes.sum()) == int(
@@ -349,7 +365,9 @@ def test_command(
     assert main([*arguments, "--force", "--part", "mlp.down_proj", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["drawn"] == "mlp.down_proj"
     assert main([*arguments, "--force", "--form", "phase"]) == 0
-    assert "same bits in phase and in merged execution" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "doublings" in told
+    assert "same bits in phase and in merged execution" in told
     phased = json.loads((out / "trace.json").read_text())
     assert phased["equal"]
     assert phased["form"] == "phase"
@@ -368,6 +386,7 @@ def test_command(
         (["--token", "16"], "tokens 0 to 15"),
         (["--part", "mlp.down"], "did you mean 'mlp.down_proj'"),
         (["--text", "missing.txt"], "missing.txt"),
+        (["--form", "merged"], "value for '--form': 'merged' is not one of 'binary', 'phase'"),
         (["--form", "phase", "--nir"], "NIR has no words for spikes worth powers of two"),
     ],
 )

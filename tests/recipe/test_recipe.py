@@ -199,6 +199,8 @@ def test_overrides_are_merged_in_order_and_matched_whole() -> None:
         ("algorithm.let_rate=.inf", "finite number"),
         ("algorithm.lwc_rate=.nan", "finite number"),
         ("weights.salient_rate=.nan", "finite number"),
+        ("calibration.opening_weight=true", "a number is expected"),
+        ("activations.spikes=true", "a number is expected"),
         ("calibration.samples=1000001", "less than or equal to 1000000"),
         ("calibration.seqlen=10000001", "less than or equal to 10000000"),
         ("calibration.saliency_tokens=1000000000", "less than or equal to 100000000"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spikellm.checkpoint.config import SpikeConfig
-from spikellm.conversion.record import CalibrationRecord
+from spikellm.conversion.record import CalibrationRecord, TrainingRecord
 from spikellm.models.summary import summarize
 
 
@@ -16,10 +16,13 @@ def model_card(name: str, model: Any, config: SpikeConfig) -> str:
         f"| `{block['name']}` | {block['loss']:.4g} | {block['relative_loss']:.2%} |"
         for block in config.record["blocks"]
     )
-    versions = "\n".join(f"- {key}: {value}" for key, value in config.record["versions"].items())
+    versions = "\n".join(
+        f"- {key}: {value}" for key, value in sorted(config.record["versions"].items())
+    )
     text = CalibrationRecord.model_validate(config.record["calibration"])
     started = ", each starting with the BOS token" if text.bos else ""
     notes = "".join(f"\n- {note}" for note in text.notes)
+    before = ", before it was trained" if config.record.get("training") else ""
     share = summary.weight_bytes / max(summary.dense_bytes, 1)
     # a backslash at the end of a line joins it to the next
     return f"""---
@@ -50,12 +53,12 @@ On the command line: `spikellm generate path/to/{name} "Once"`.
 - average steps over multiply-accumulates of converted layers: {summary.average_steps:.3f}
 - weights of converted layers: {summary.weight_bytes:,} bytes, {share:.3f} of 16 bits a weight
 
-Difference to the original behind each block, on the calibration text:
+Difference to the original behind each block, on the calibration text{before}:
 
 | block | mean squared error | relative |
 |---|---|---|
 {rows}
-
+{_training(config)}
 ## Made with
 
 {versions}
@@ -64,4 +67,22 @@ Difference to the original behind each block, on the calibration text:
 
 ```yaml
 {recipe.to_yaml()}```
+"""
+
+
+def _training(config: SpikeConfig) -> str:
+    """What training after conversion did, where there was any; ends in an empty line."""
+    if not (found := config.record.get("training")):
+        return ""
+    record = TrainingRecord.model_validate(found)
+    rows = "".join(f"| {one.update} | {one.loss:.4f} |\n" for one in record.checks)
+    checks = f"\n| update | loss held out |\n|---|---|\n{rows}" if rows else ""
+    notes = "".join(f"\n- {note}" for note in record.notes)
+    return f"""
+## Training
+
+{record.trained:,} numbers were trained in {len(record.losses)} updates of {record.tokens:,} \
+tokens, with the spikes in the loop; integers stayed as they were. The state of update \
+{record.best} was kept. Losses are of a token, in nats.
+{checks}{notes}
 """

@@ -22,6 +22,16 @@ CONFIG_VERSION = 1
 HeadSizes = Annotated[list[Annotated[Count, Field(gt=0)]], Field(min_length=3, max_length=3)]
 
 
+class StoredVocabulary(BaseModel):
+    """Full names of coded embedding and output projection, and whether both have one table."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    embedding: Line | None
+    head: Line | None
+    shared: bool
+
+
 class _Content(BaseModel):
     """Types and bounds of what a configuration holds; see :class:`SpikeConfig`."""
 
@@ -32,6 +42,7 @@ class _Content(BaseModel):
     record: ConversionRecord
     attention: dict[Line, HeadSizes]
     sizes: dict[Line, Annotated[list[Count], FailFast()]]
+    vocabulary: StoredVocabulary | None = None
 
 
 class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -44,6 +55,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
             ``SpikingLinear.sizes``).
         attention: spiking attention modules: key-value heads, channels of a key and of a value
             head.
+        vocabulary: coded tables, see :class:`StoredVocabulary`; only where there are any.
         record: see :class:`spikellm.conversion.record.ConversionRecord`.
 
     Raises:
@@ -63,6 +75,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
         record: dict[str, Any] | None = None,
         attention: dict[str, list[int]] | None = None,
         sizes: dict[str, list[int]] | None = None,
+        vocabulary: dict[str, Any] | None = None,
         **rest: Any,
     ) -> None:
         version, method = rest.pop("version", CONFIG_VERSION), rest.pop("quant_method", METHOD)
@@ -78,6 +91,7 @@ class SpikeConfig(QuantizationConfigMixin):  # type: ignore[misc]
             "record": record,
             "attention": {} if attention is None else attention,
             "sizes": {} if sizes is None else sizes,
+            **({} if vocabulary is None else {"vocabulary": vocabulary}),
         }
         try:
             _Content.model_validate(content)

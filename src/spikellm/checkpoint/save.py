@@ -20,6 +20,7 @@ from spikellm.checkpoint.config import METHOD, SpikeConfig
 from spikellm.checkpoint.notice import lift
 from spikellm.checkpoint.outline import require_fit
 from spikellm.checkpoint.shards import read_headers
+from spikellm.checkpoint.vocabulary import put_stored_vocabulary
 from spikellm.core.errors import CheckpointError, RequestError
 from spikellm.core.files import folder_when_done
 from spikellm.models.attention_guard import guard
@@ -66,17 +67,16 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                     f"config.json lists {name!r} as converted, but its recipe or the model says"
                     " otherwise; the folder is damaged"
                 )
-            replace_module(
-                model,
-                name,
-                spiking_like(
-                    module,
-                    settings,
-                    "meta",
-                    tuple(self.quantization_config.sizes.get(name, ())),
-                    biased=f"{name}.bias" in shards.tensors,
-                ),
+            layer = spiking_like(
+                module,
+                settings,
+                "meta",
+                tuple(self.quantization_config.sizes.get(name, ())),
+                biased=f"{name}.bias" in shards.tensors,
             )
+            if f"{name}.group_share" in shards.tensors:
+                layer.share_ranges()
+            replace_module(model, name, layer)
             parent = model.get_submodule(outer.rpartition(".")[0])
             if (
                 not parent._non_persistent_buffers_set
@@ -84,6 +84,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                 # some families initialise a layer's weight from the module around it; there is
                 # nothing left to initialise
                 parent._is_hf_initialized = True  # type: ignore[assignment]
+        put_stored_vocabulary(model, self.quantization_config)
         for name, shape in self.quantization_config.attention.items():
             module, spiking = _listed_module(model, name), recipe.attention_for(name)
             if spiking is None:
@@ -91,7 +92,11 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
                     f"config.json lists {name!r} as spiking, but its recipe says otherwise; the"
                     " folder is damaged"
                 )
-            setattr(module, CHILD, SpikingAttention(HeadShape(*shape), spiking, device="meta"))
+            spikes = SpikingAttention(HeadShape(*shape), spiking, device="meta")
+            for part in ("query", "key", "value"):
+                if f"{name}.{CHILD}.{part}_share" in shards.tensors:
+                    spikes.share_ranges(part)
+            setattr(module, CHILD, spikes)
         _require_none(wrong_stored_type(model, shards.dtypes))
         if paths:
             require_fit(model, shards, where)

@@ -56,6 +56,7 @@ class ReportOptions(LoadOptions):
             " rotary, routing, memory.",
             "ROW,…",
             separated=True,
+            filled="names of rows",
         ),
     ] = ()
 

@@ -204,9 +204,10 @@ def _findings(found: BlockTrace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print what was found."""
-    columns = ["population", "neurons", "steps", "moments", "spikes", "additions"]
+    doubled = ["doublings"] if result["form"] == "phase" else []
+    columns = ["population", "neurons", "steps", "moments", "spikes", "additions", *doubled]
     columns += ["integers compared", "equal"]
-    rows = [_cells(one) for one in result["populations"]]
+    rows = [_cells(one, doubled=bool(doubled)) for one in result["populations"]]
     console.table(
         f"{result['block']} by {result['form']} spikes, {result['tokens']} tokens", columns, rows
     )
@@ -217,7 +218,7 @@ def show(result: dict[str, Any]) -> None:
         console.out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _cells(one: dict[str, Any]) -> list[str]:
+def _cells(one: dict[str, Any], *, doubled: bool) -> list[str]:
     return [
         one["name"],
         f"{one['channels']} × {one['tokens']} tokens",
@@ -225,6 +226,7 @@ def _cells(one: dict[str, Any]) -> list[str]:
         str(one["moments"]),
         f"{one['spikes']:,}",
         f"{one['additions']:,}" if one["additions"] else "-",
+        *([f"{one['shifts']:,}" if one["additions"] else "-"] if doubled else []),
         f"{one['integers']:,}",
         "yes" if one["equal"] else f"NO: {one['mismatches']:,} differ",
     ]

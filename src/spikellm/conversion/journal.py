@@ -73,17 +73,7 @@ class Journal:
         record: dict[str, Any],
     ) -> None:
         """Keep a finished block; the first one creates the folder and its manifest."""
-        if not is_journal(self.folder):
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                if self._replaces:
-                    (self.folder / _REPLACES).touch()
-            except OSError as error:
-                raise cannot_write(self.folder, error) from None
-            text = self._manifest.model_dump_json(indent=1)
-            write_atomically(
-                self.folder / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8")
-            )
+        self.begin()
         tensors = {
             f"{name}.{key}": tensor.contiguous()
             for name, module in modules.items()
@@ -93,6 +83,21 @@ class Journal:
         write_atomically(
             self.path(index),
             lambda path: save_file(tensors, path, metadata={"record": json.dumps(record)}),
+        )
+
+    def begin(self) -> None:
+        """Create the folder and its manifest, where they are not there yet."""
+        if is_journal(self.folder):
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._replaces:
+                (self.folder / _REPLACES).touch()
+        except OSError as error:
+            raise cannot_write(self.folder, error) from None
+        text = self._manifest.model_dump_json(indent=1)
+        write_atomically(
+            self.folder / _MANIFEST, lambda path: path.write_text(text, encoding="utf-8")
         )
 
     def hand_back(

@@ -39,6 +39,7 @@ from spikellm.conversion.steps import (
 )
 from spikellm.conversion.streams import StreamPair
 from spikellm.conversion.text_size import too_little_text
+from spikellm.conversion.vocabulary import code_vocabulary
 from spikellm.core.memory import peak_memory
 from spikellm.core.warn import say_once
 from spikellm.recipe import Recipe
@@ -48,8 +49,8 @@ from spikellm.recipe import Recipe
 def convert_blocks(
     model: nn.Module, windows: Tensor, recipe: Recipe, algorithm: Algorithm, options: RunOptions
 ) -> tuple[list[BlockRecord], list[str]]:
-    """Convert every decoder block of a model in place, and the output projection if the recipe
-    says so.
+    """Convert every decoder block of a model in place, and the output projection or the tables of
+    the vocabulary if the recipe says so.
 
     Args:
         model: full-precision causal language model, in evaluation mode.
@@ -58,8 +59,8 @@ def convert_blocks(
         options: where it runs, and who is told.
 
     Returns:
-        One record a block, and one for the output projection; what a user should know of the
-        text, which is said as a warning too.
+        One record a block, one for the output projection, and one a coded table; what a user
+        should know of the text, which is said as a warning too.
 
     Raises:
         NumericalError: NaN or infinity in a stream; names the block.
@@ -78,6 +79,8 @@ def convert_blocks(
         started = time.monotonic()
         records.append(convert_head(context, context.head))
         _tell(context, len(context.plan), records[-1], started)
+    if context.vocabulary and recipe.vocabulary:
+        records += code_vocabulary(model, context.vocabulary, recipe.vocabulary)
     return records, notes
 
 

@@ -35,6 +35,9 @@ class ConvertOptions(TypedDict, total=False):
     shared: SharedStream | None
     store: Store
     replaces: bool
+    original: Any
+    on_step: Callable[[Any], object] | None
+    trust_remote_code: bool
 
 
 @dataclass(frozen=True)

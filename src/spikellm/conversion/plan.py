@@ -10,11 +10,12 @@ from torch import Tensor
 from spikellm.algorithms import Algorithm, algorithms
 from spikellm.conversion.block_runner import batch_windows
 from spikellm.core import distributed
-from spikellm.core.errors import RequestError
+from spikellm.core.errors import RequestError, UnsupportedModelError
 from spikellm.data.shards import WindowShard, shard_windows
 from spikellm.models.attention_interface import can_spike
 from spikellm.models.families import Blocks, find_blocks
 from spikellm.models.plan import BlockPlan, plan_blocks, plan_head
+from spikellm.models.vocabulary import CodedVocabulary, plan_vocabulary
 from spikellm.nn.formats import format_of
 from spikellm.recipe import AttentionRecipe, LinearRecipe, Recipe
 from spikellm.transforms import ModelState, transforms_of
@@ -29,7 +30,8 @@ class ConversionPlan:
         model, blocks: the model, and its decoder blocks.
         recipe, algorithm, transforms: what to do, and how.
         plan: what each block becomes.
-        head: what the output projection becomes; None if it stays.
+        head: what the output projection becomes as a spiking layer; None if it does not.
+        vocabulary: whether embedding and output projection become coded tables.
         windows: all calibration tokens, ``(windows, seqlen)``.
         shard: those of this rank.
     """
@@ -41,6 +43,7 @@ class ConversionPlan:
     transforms: TransformSequence
     plan: list[BlockPlan]
     head: BlockPlan | None
+    vocabulary: CodedVocabulary | None
     windows: Tensor
     shard: WindowShard
 
@@ -70,13 +73,21 @@ def adapted(model: Any, recipe: Recipe) -> tuple[Recipe, list[str]]:
     Transforms find out block by block, and say so in the records of blocks. A recipe that does not
     adapt stays as it is.
     """
-    if not recipe.adapt or not recipe.attention.spiking or can_spike(model):
-        return recipe, []
-    note = (
-        f"{type(model).__name__} computes attention by itself, so Q, K, V and the cache stay as"
-        " they are"
-    )
-    return recipe.model_copy(update={"attention": AttentionRecipe()}), [note]
+    left: dict[str, object] = {}
+    notes = []
+    if recipe.adapt and recipe.attention.spiking and not can_spike(model):
+        left["attention"] = AttentionRecipe()
+        notes.append(
+            f"{type(model).__name__} computes attention by itself, so Q, K, V and the cache stay as"
+            " they are"
+        )
+    if recipe.adapt and recipe.vocabulary is not None:
+        try:
+            plan_vocabulary(model, recipe.vocabulary)
+        except UnsupportedModelError as error:
+            left["vocabulary"] = None
+            notes.append(f"embedding and output projection stay as they are: {error}")
+    return recipe.model_copy(update=left), notes
 
 
 def require_supported(model: Any, recipe: Recipe) -> None:
@@ -103,6 +114,10 @@ def plan_conversion(
     transforms.insert(ModelState(model, blocks, recipe, windows[:1]))
     plan = plan_blocks(model, blocks, recipe, untied=transforms.unties_embeddings)
     head = plan_head(model, recipe)
+    vocabulary = None
+    if recipe.vocabulary is not None:
+        untied = transforms.unties_embeddings
+        vocabulary = plan_vocabulary(model, recipe.vocabulary, untied=untied)
     for block in plan:
         _require_fits(block, algorithm, recipe)
     if head:
@@ -110,7 +125,9 @@ def plan_conversion(
     shard = shard_windows(windows, batch_windows(windows.shape[1]))
     if distributed.world_size() > 1:
         algorithm.check_share(_batches(shard), recipe)
-    return ConversionPlan(model, blocks, recipe, algorithm, transforms, plan, head, windows, shard)
+    return ConversionPlan(
+        model, blocks, recipe, algorithm, transforms, plan, head, vocabulary, windows, shard
+    )
 
 
 def head_algorithm(algorithm: Algorithm) -> Algorithm:

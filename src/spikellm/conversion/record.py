@@ -34,6 +34,7 @@ def _printable(text: str) -> str:
 Line = Annotated[str, AfterValidator(_printable)]
 Lines = Annotated[list[Line], FailFast()]
 Count = Annotated[int, Field(ge=0, lt=2**40)]
+Loss = Annotated[float, Field(ge=-MOST_ERROR, le=MOST_ERROR)]
 MeanSquare = Annotated[float, Field(ge=0, le=MOST_ERROR)]  # NaN is none
 
 
@@ -82,6 +83,35 @@ class CalibrationRecord(_Record, extra="ignore"):
     notes: Lines = []
 
 
+class CheckRecord(_Record):
+    """The loss on what is held out, per token in nats, after an update."""
+
+    update: Count
+    loss: Loss
+
+
+class TrainingRecord(_Record, extra="ignore"):
+    """What training after conversion did.
+
+    Attributes:
+        trained: how many numbers were trained.
+        tokens: tokens of an update.
+        losses: of the updates, in order, per token in nats.
+        checks: losses on the windows that were held out, from update 0 on.
+        best: the update whose state was kept.
+        sha256: of the windows that were trained on.
+        notes: what a user should know of how it went.
+    """
+
+    trained: Count
+    tokens: Count
+    losses: Annotated[list[Loss], FailFast()]
+    checks: Annotated[list[CheckRecord], FailFast()]
+    best: Count
+    sha256: Line
+    notes: Lines = []
+
+
 class ConversionRecord(_Record, extra="ignore"):
     """What a whole conversion did.
 
@@ -91,6 +121,7 @@ class ConversionRecord(_Record, extra="ignore"):
         model: fingerprint of the original.
         device: kind of device it was converted on.
         notes: what a user should know of the whole.
+        training: what training after conversion did, where there was any.
     """
 
     blocks: Annotated[list[BlockRecord], FailFast()]
@@ -99,6 +130,7 @@ class ConversionRecord(_Record, extra="ignore"):
     model: Line = ""
     device: Line = ""
     notes: Lines = []
+    training: TrainingRecord | None = None
 
 
 class Manifest(_Record):

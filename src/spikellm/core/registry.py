@@ -28,6 +28,7 @@ PARTS = (
     "spikellm.nn.formats",
     "spikellm.transforms",
     "spikellm.algorithms",
+    "spikellm.training",
     "spikellm.export",
 )
 PLUGINS = "spikellm.plugins"

@@ -92,7 +92,8 @@ def require_known(tokens: Tensor, model: Any) -> None:
     Raises:
         RequestError: the tokenizer is that of another model.
     """
-    known = int(model.get_input_embeddings().weight.shape[0])
+    embedding = model.get_input_embeddings()
+    known = int(getattr(embedding, "num_embeddings", 0) or embedding.weight.shape[0])
     largest = int(tokens.max()) if tokens.numel() else 0
     if largest >= known:
         raise RequestError(

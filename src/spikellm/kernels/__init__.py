@@ -6,7 +6,7 @@ A backend is a module or package here (or in another distribution) that register
 
 from spikellm.core.registry import import_parts
 from spikellm.kernels.base import Backend, backends, choice, describe, reasons, register, select
-from spikellm.kernels.spec import ExecutionMode, HeadSpec, LinearSpec, MixSpec, Segment
+from spikellm.kernels.spec import ExecutionMode, HeadSpec, LinearSpec, MixSpec, RowSpec, Segment
 
 __all__ = [
     "Backend",
@@ -14,6 +14,7 @@ __all__ = [
     "HeadSpec",
     "LinearSpec",
     "MixSpec",
+    "RowSpec",
     "Segment",
     "backends",
     "choice",

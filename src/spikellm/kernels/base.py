@@ -1,9 +1,9 @@
 """What a kernel backend is, and which one runs what.
 
-A layer describes itself as plain data (:class:`LinearSpec`, :class:`HeadSpec`, :class:`MixSpec`);
-:func:`select` walks the list of backends once and gives the first that has no reason against the
-description. What a backend prepares belongs to whoever asked for it and is called without any
-further lookup.
+A layer describes itself as plain data (:class:`LinearSpec`, :class:`HeadSpec`, :class:`MixSpec`,
+:class:`RowSpec`); :func:`select` walks the list of backends once and gives the first that has no
+reason against the description. What a backend prepares belongs to whoever asked for it and is
+called without any further lookup.
 
 ``SPIKELLM_KERNELS`` is read when kernels are chosen: ``auto`` (the default) takes the best backend
 that works here, a backend's name makes its absence an error (what it does not support still runs
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spikellm.core.errors import DependencyError
 from spikellm.core.registry import Registry
-from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, Spec
+from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
 
 REFERENCE = "torch"
 """Name of the backend that runs everything, and that all others must equal."""
@@ -136,6 +136,18 @@ class PreparedHeads(Protocol):
         ...
 
 
+class PreparedRows(Protocol):
+    """Rows of weights, ready to be looked up."""
+
+    def __call__(self, rows: Tensor, dtype: torch.dtype, /) -> Tensor:
+        """Integer ``(...)`` → ``(..., in)``, channels in their order.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        ...
+
+
 Transform = Callable[[Tensor], Tensor]
 
 
@@ -167,6 +179,10 @@ class Backend(ABC):
     def prepare_heads(self, spec: HeadSpec) -> PreparedHeads:
         """A coder of heads that is supported, ready to run."""
         raise self._unprepared("prepare_heads", spec)
+
+    def prepare_rows(self, spec: RowSpec, weights: LinearWeights) -> PreparedRows:
+        """Rows that are supported, ready to be looked up."""
+        raise self._unprepared("prepare_rows", spec)
 
     def prepare_mix(self, spec: MixSpec) -> Transform:
         """:func:`spikellm.quantization.hadamard.mix`, ready to run."""

@@ -61,6 +61,8 @@ class LinearSpec:
         execution: how spikes are summed.
         range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
         massive: tokens that take more steps in every channel; None where all take the same.
+        shares: part of its range that each activation group codes, float32 numbers; empty where
+            all code ``range_share``.
     """
 
     columns: int
@@ -80,6 +82,11 @@ class LinearSpec:
     execution: ExecutionMode
     range_share: int = FULL_RANGE
     massive: MassiveTokens | None = None
+    shares: tuple[float, ...] = ()
+
+    def share(self, group: int) -> float:
+        """The part of its range that an activation group codes, a float32 number."""
+        return self.shares[group] if self.shares else self.range_share / FULL_RANGE
 
     @property
     def thresholds(self) -> ThresholdMode | None:
@@ -123,6 +130,7 @@ class HeadSpec:
         order: channel at every place of a row, ordinary ones first.
         ordinary: places of ordinary channels.
         uniform: whether all heads have as many of them.
+        share: part of each range that is coded, a float32 number.
     """
 
     neuron: SoftResetNeuron
@@ -136,6 +144,7 @@ class HeadSpec:
     order: Tensor
     ordinary: int
     uniform: bool
+    share: float = 1.0
 
     @property
     def channels(self) -> int:
@@ -176,4 +185,13 @@ class MixSpec:
     channels: int
 
 
-Spec = LinearSpec | HeadSpec | MixSpec
+@dataclass(frozen=True, eq=False)
+class RowSpec:
+    """Rows of weights that are looked up, as an embedding does; the layer that they are those of
+    takes inputs that are not coded.
+    """
+
+    weights: LinearSpec
+
+
+Spec = LinearSpec | HeadSpec | MixSpec | RowSpec

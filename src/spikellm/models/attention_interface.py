@@ -22,6 +22,8 @@ from spikellm.models.attention_product import (
     Attention,
     attend_in_blocks,
     kept_attention,
+    trained_attention,
+    wants_no_weights,
     wants_output_only,
 )
 from spikellm.models.families import caches_latents, decoder_of
@@ -154,6 +156,10 @@ def _attended(
         watcher(module, query, key, value)
     if wants_output_only() and not observed() and attend.by_blocks(key, value):
         output = attend_in_blocks(attend, query, key, value, mask)
+        return output.transpose(1, 2).to(dtype).contiguous(), None
+    trains = torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value))
+    if trains and wants_no_weights() and not observed() and attend.by_training(key, value):
+        output = trained_attention(attend, query, key, value, mask)
         return output.transpose(1, 2).to(dtype).contiguous(), None
     output, weights = attend(query, key, value, mask)
     if (observer := _observer.get()) is not None:

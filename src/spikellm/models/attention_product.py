@@ -56,6 +56,11 @@ def output_only() -> Iterator[None]:
         _output_only.reset(token)
 
 
+def wants_no_weights() -> bool:
+    """Whether :func:`output_only` holds."""
+    return _output_only.get()
+
+
 def wants_output_only() -> bool:
     """Whether :func:`output_only` holds, and no gradient is asked for."""
     return _output_only.get() and not torch.is_grad_enabled()
@@ -108,10 +113,33 @@ class Attention(NamedTuple):
         weights = nn.functional.dropout(weights, p=self.dropout, training=self.dropout > 0)
         return _value_sums(weights, value), weights
 
+    def by_training(self, key: Tensor, value: Tensor) -> bool:
+        """Whether :func:`trained_attention` may stand for it: nothing is done to probabilities."""
+        spikes = self.spikes
+        coded = spikes is not None and spikes.settings.probabilities.spiking
+        return not coded and self.by_blocks(key, value)
+
     def by_blocks(self, key: Tensor, value: Tensor) -> bool:
         """Whether heads and queries can be computed one by one."""
         plain = self.softcap is None and self.s_aux is None and self.dropout == 0
         return plain and rows_of(key) is None and rows_of(value) is None
+
+
+def trained_attention(
+    attend: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> Tensor:
+    """The output of ``attend``, ``(batch, heads, queries, channels)``, up to the order of sums; no
+    probabilities are kept for its gradients.
+
+    Arguments as for :func:`attend_in_blocks`.
+    """
+    return nn.functional.scaled_dot_product_attention(
+        query,
+        _repeated(key, query.shape[1]),
+        _repeated(value, query.shape[1]),
+        attn_mask=None if mask is None else mask[..., : key.shape[-2]].to(query.dtype),
+        scale=attend.scaling,
+    )
 
 
 def attend_in_blocks(

@@ -10,10 +10,11 @@ from torch import nn
 
 from spikellm.kernels import reasons, select
 from spikellm.kernels.base import REFERENCE
-from spikellm.kernels.spec import MixSpec, Spec
+from spikellm.kernels.spec import MixSpec, RowSpec, Spec
 from spikellm.models.attention_interface import spiking_attentions
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.rotation import layer_name, rotations
+from spikellm.nn.vocabulary import CodedEmbedding, CodedHead
 
 _ANY_LENGTH = "probabilities"  # of attention: one coder for any number of keys
 _ONLY_REFERENCE = "there are as many channels as keys"
@@ -38,8 +39,8 @@ class KernelSummary:
 
 
 def summarize_kernels(model: nn.Module) -> list[KernelSummary]:
-    """One entry for each distinct choice: of linear layers first, then of attention, then of
-    rotations before layers; each in the order of the model.
+    """One entry for each distinct choice: of linear layers first, then of coded
+    tables, of attention, and of rotations before layers; each in the order of the model.
 
     Raises:
         DependencyError: the backend that the user asked for does not work on this machine.
@@ -61,6 +62,11 @@ def summarize_kernels(model: nn.Module) -> list[KernelSummary]:
 def _specs(model: nn.Module) -> Iterator[tuple[str, Spec, torch.device]]:
     for name, layer in spiking_linears(model).items():
         yield layer_name(name), layer.spec(), layer.weight_scale.device
+    for name, module in model.named_modules():
+        if isinstance(module, CodedEmbedding):
+            yield name, RowSpec(module.table.spec()), module.multiplier.device
+        elif isinstance(module, CodedHead):
+            yield name, module.table.spec(), module.table.weight_codes.device
     for name, spikes in spiking_attentions(model).items():
         for part, spec in spikes.specs().items():
             yield f"{name}.{part}", spec, spikes.key_group.device

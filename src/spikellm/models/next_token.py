@@ -8,7 +8,7 @@ decoder gave, piece by piece.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -55,19 +55,35 @@ def summed_loss(model: Any, batch: Tensor) -> float:
 
 def loss_backward(model: Any, batch: Tensor) -> None:
     """Backward pass of the summed next-token loss of some windows ``(windows, tokens)``."""
+    piecewise_backward(model, batch, lambda logits, first: _loss(logits, batch, first))
+
+
+def piecewise_backward(model: Any, batch: Tensor, loss: Callable[[Tensor, int], Tensor]) -> float:
+    """Backward pass of a loss that is summed over tokens, as many at a time as memory should hold;
+    gives the loss.
+
+    Args:
+        batch: tokens, ``(windows, tokens)``.
+        loss: of the logits of a piece, ``(windows, tokens of the piece, vocabulary)``, and its
+            first token; asked for the pieces in order.
+    """
     pieces = _pieces(model, batch)
     if len(pieces) == 1:
-        _loss(model(batch, use_cache=False).logits, batch, 0).backward()
-        return
-    decoder = model.base_model
+        whole = loss(model(batch, use_cache=False).logits, 0)
+        whole.backward()
+        return float(whole.detach())
+    decoder, total = model.base_model, 0.0
     output = _decoder_output(model, decoder, batch, {"use_cache": False})
     states = output.last_hidden_state
     output.last_hidden_state = states.detach().requires_grad_()
     with replaced_forward([decoder], lambda _: lambda *_, **__: output):
         for piece in pieces:
             logits = model(batch, use_cache=False, logits_to_keep=piece).logits
-            _loss(logits, batch, int(piece[0])).backward()
+            part = loss(logits, int(piece[0]))
+            part.backward()
+            total += float(part.detach())
     states.backward(output.last_hidden_state.grad)
+    return total
 
 
 def tokens_at_a_time(model: Any) -> int:

@@ -47,7 +47,9 @@ def prepared(model: Any, *, attention: bool) -> Iterator[None]:
     experts = unfuse_experts(model)
     linears = {name: module for name, module in model.named_modules() if is_linear(module)}
     tables = {
-        module: module.weight for module in model.modules() if isinstance(module, nn.Embedding)
+        name: (module, module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
     }
     tied = getattr(model.config, "tie_word_embeddings", None)
     vectors = {
@@ -63,8 +65,10 @@ def prepared(model: Any, *, attention: bool) -> Iterator[None]:
         for name, module in linears.items():  # converted, or with transforms fused into them
             if model.get_submodule(name) is not module:
                 replace_module(model, name, module)
-        for table, weight in tables.items():
+        for name, (table, weight) in tables.items():
             table.weight = weight
+            if model.get_submodule(name) is not table:
+                replace_module(model, name, table)
         if tied is not None:
             model.config.tie_word_embeddings = tied
         for name, value in vectors.items():  # scales may have been fused into norms

@@ -14,6 +14,7 @@ from spikellm.models.families import is_linear, weight_and_bias
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import layer_name, rotations
+from spikellm.nn.vocabulary import CodedHead
 
 _DENSE_BYTES = 2  # a weight of the 16-bit original
 
@@ -126,7 +127,7 @@ def summarize(model: nn.Module) -> ModelSummary:
             _summarize(layer_name(name), module), rotated_channels=turned.get(layer_name(name), 0)
         )
         for name, module in model.named_modules()
-        if isinstance(module, SpikingLinear) or is_linear(module)
+        if isinstance(module, (SpikingLinear, CodedHead)) or is_linear(module)
     ]
     tensors = {
         tensor.data_ptr(): tensor.numel() * tensor.element_size()
@@ -190,6 +191,23 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
             module.additive_share,
             token_steps=0 if module.massive is None else module.massive.steps,
             massive_share=0.0 if module.massive is None else module.massive.share,
+        )
+    if isinstance(module, CodedHead):
+        table, products = module.table, module.in_features * module.out_features
+        return LayerSummary(
+            name,
+            False,
+            module.in_features,
+            module.out_features,
+            table.settings.bits,
+            8 * _DENSE_BYTES,
+            None,
+            None,
+            0,
+            0,
+            1.0,
+            table.weight_bytes,
+            products * _DENSE_BYTES,
         )
     weight, _ = weight_and_bias(module)
     bits = weight.element_size() * 8

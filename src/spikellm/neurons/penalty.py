@@ -68,7 +68,7 @@ class _Staircase(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         size = units.detach().abs()
         rises = spikes.diff()
-        # ∫ s from 0 to v, s odd: Σ rise · (v − edge) over the edges below, of |v|
+        # ∫ s from 0 to |v|: Σ rise · (|v| − edge) over the edges below
         starts = torch.cat([edges.new_zeros(1), (rises * edges).cumsum(0)])
 
         def area(v: Tensor) -> Tensor:

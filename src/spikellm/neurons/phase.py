@@ -3,9 +3,9 @@ b bits takes b moments, and as many spikes as it has ones.
 
     |n| = Σ_k s_k · 2^k,   the largest power first
 
-Receivers shift and add. In its canonical signed-digit form (Reitwiesner 1960: digits −1, 0 and 1,
-no two neighbours of which differ from 0) a count has a third of its digits left instead of half, of
-both signs, and sometimes one moment more: 15 = 16 − 1.
+Receivers double their sums from one moment to the next and add. In its canonical signed-digit form
+(Reitwiesner 1960: digits −1, 0 and 1, no two neighbours of which differ from 0) a count has a third
+of its digits left instead of half, of both signs, and sometimes one moment more: 15 = 16 − 1.
 
 As dynamics: at the moment of 2^k a neuron fires where its membrane has reached 2^k thresholds, and
 loses them (weighted spikes: Kim et al. 2018, https://doi.org/10.1016/j.neucom.2018.05.087). With

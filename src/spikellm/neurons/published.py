@@ -7,24 +7,15 @@ for comparison with published figures, not for running spikes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from spikellm.neurons.base import Drive, SoftResetNeuron, Steps, Trace, neurons
-
-_MERGED_ONLY = (
-    "gif-published has codes that no train of spikes reaches, so it runs in merged execution only;"
-    " use gif"
-)
+from spikellm.neurons.base import SoftResetNeuron, Steps, neurons
 
 
 @dataclass(frozen=True)
 class PublishedNeuron(SoftResetNeuron):
-    """A soft-reset neuron with codes that no spike train reaches.
-
-    Methods that unroll a code raise ValueError.
+    """A soft-reset neuron with codes that no spike train reaches, so that what unrolls a code
+    raises ValueError.
     """
 
     unrolls: bool = False
@@ -32,27 +23,6 @@ class PublishedNeuron(SoftResetNeuron):
     def top(self, steps: Steps) -> Steps:
         """Largest code, T·(L + 1) − 1."""
         return steps * (self.levels + 1) - 1
-
-    def iterate_stepped(self, count: Tensor, steps: Steps = 1) -> Iterator[Tensor]:
-        raise ValueError(_MERGED_ONLY)
-
-    def iterate_phase(self, count: Tensor, steps: Steps = 1) -> Iterator[tuple[Tensor, int]]:
-        raise ValueError(_MERGED_ONLY)
-
-    def simulate(
-        self,
-        current: Tensor,
-        theta: Tensor,
-        baseline: Tensor,
-        steps: Steps = 1,
-        drive: Drive = "drain",
-    ) -> Trace:
-        raise ValueError(_MERGED_ONLY)
-
-    def simulate_phase(
-        self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps = 1
-    ) -> Trace:
-        raise ValueError(_MERGED_ONLY)
 
 
 @neurons.register("gif-published")

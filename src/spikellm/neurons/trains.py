@@ -34,6 +34,8 @@ TrainForm = Literal["centered", "published"]
 class Trains:
     """How a neuron's counts become spikes; its attributes are those of
     :class:`spikellm.neurons.base.SoftResetNeuron`.
+
+    Trains and membranes raise ValueError where the neuron unrolls nothing.
     """
 
     levels: int
@@ -150,6 +152,7 @@ class Trains:
         return fire_by_phase(charge, horizon(steps) * self.levels, self.recoding)
 
     def _charge(self, current: Tensor, theta: Tensor, baseline: Tensor, steps: Steps) -> Charge:
+        self._require_unrolling()
         theta = theta.float()
         z = torch.as_tensor(baseline, device=current.device).long()
         top = torch.as_tensor(steps * self.levels, device=current.device)
@@ -167,7 +170,15 @@ class Trains:
             strict = sign < 0
         return Charge(units.abs(), sign, most, strict, theta.double())
 
+    def _require_unrolling(self) -> None:
+        if not self.unrolls:
+            raise ValueError(
+                "the neuron has codes that no train of spikes reaches, so it runs in merged"
+                " execution only; use gif"
+            )
+
     def _check(self, count: Tensor, steps: Steps) -> None:
+        self._require_unrolling()
         top = torch.as_tensor(steps * self.levels, device=count.device)
         low = -top if self.both_signs else top * 0
         if bool(((count > top) | (count < low)).any()):

@@ -16,7 +16,7 @@ from spikellm.nn.hooks import SpikeTrain, spike_observer
 from spikellm.nn.massive_heads import MassiveHeadCoder
 from spikellm.nn.prepared import PreparedModule
 from spikellm.nn.rotation import prepare_mix
-from spikellm.quantization.ste import pass_through
+from spikellm.quantization.ste import pass_through, through_share
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
 
@@ -36,7 +36,9 @@ class SpikingAttention(PreparedModule):
     ``key_map``, float32 ``(key-value heads, channels / 2, 2, 2)``, symmetric, where Q and K are
     balanced;
     ``key_threshold`` and ``value_threshold``, float32 ``(key-value heads,)``, where massive tokens
-    take more steps; ``key_price`` and ``value_price``, float32 ``(1,)``, where spikes have a price.
+    take more steps; ``key_price`` and ``value_price``, float32 ``(1,)``, where spikes have a price;
+    ``query_share``, ``key_share`` and ``value_share``, float32 ``(1,)``, the part of each range
+    that is coded, where that was trained.
     """
 
     key_group: Tensor
@@ -95,6 +97,17 @@ class SpikingAttention(PreparedModule):
         """The price of a spike of a part; 0 where it has none."""
         found = self._buffers.get(f"{part}_price")
         return 0.0 if found is None else float(found)
+
+    def share(self, part: str) -> float:
+        """The part of each range that is coded of Q, K or V."""
+        found = self._buffers.get(f"{part}_share")
+        return 1.0 if found is None else float(found.detach())
+
+    def share_ranges(self, part: str) -> Tensor:
+        """Let Q, K or V code a part of their ranges that can be trained; all of it until then."""
+        whole = torch.ones(1, dtype=torch.float32, device=self.key_group.device)
+        self.register_buffer(f"{part}_share", whole)
+        return self.get_buffer(f"{part}_share")
 
     @property
     def caches(self) -> bool:
@@ -181,7 +194,8 @@ class SpikingAttention(PreparedModule):
             settings: ActivationRecipe = getattr(self.settings, name)
             if settings.spiking:
                 axis = self.settings.key_axis if name == "key" else "token"
-                found[name] = head_spec(settings, self._group(name), axis, self.price(name))
+                group, price, share = self._group(name), self.price(name), self.share(name)
+                found[name] = head_spec(settings, group, axis, price, share)
         for name, coder in (("key", self.key_coder), ("value", self.value_coder)):
             if name in found and isinstance(massive := coder(), MassiveHeadCoder):
                 found[f"massive {name}"] = massive.wide.spec
@@ -229,7 +243,10 @@ class SpikingAttention(PreparedModule):
             return coder.fake_quantize(x)
         with torch.no_grad():
             recoded = coder.fake_quantize(x)
-        return pass_through(x, recoded)
+        share = self._buffers.get(f"{part}_share")
+        if share is None or not share.requires_grad:
+            return pass_through(x, recoded)
+        return through_share(x, recoded, share, coder.range_ends(x))
 
     def _group(self, name: str) -> Tensor:
         """Group of every channel of a part, uint8 ``(heads, channels)``; Q and probabilities have
@@ -248,9 +265,11 @@ class SpikingAttention(PreparedModule):
         if name not in coders:
             settings, beyond = getattr(self.settings, name), self._buffers.get(f"{name}_threshold")
             if beyond is None or not bool(beyond.isfinite().any()):
-                coders[name] = HeadCoder(settings, group, axis, self.price(name))
+                coders[name] = HeadCoder(settings, group, axis, self.price(name), self.share(name))
             else:
-                coders[name] = MassiveHeadCoder(settings, group, beyond, self.price(name))
+                coders[name] = MassiveHeadCoder(
+                    settings, group, beyond, self.price(name), self.share(name)
+                )
         return coders[name]
 
 

@@ -116,7 +116,7 @@ class InputCoder:
         steps: Steps,
     ) -> Tensor:
         top, signed = self.neuron.top(steps), self.neuron.signed
-        low, high = part_of_range(low, high, self.range_share)
+        low, high = part_of_range(low, high, self.range_share / FULL_RANGE)
         theta, baseline = threshold_for_range(
             low, high, top, symmetric=self.settings.symmetric, signed=signed
         )

@@ -27,12 +27,18 @@ class HeadCoder:
         axis: ``"token"``: ranges over the channels of one token; ``"sequence"``: over all tokens of
             one channel, as published for K, which lets a code depend on what follows.
         price: of a spike, see :mod:`spikellm.neurons.price`.
+        share: part of each range that is coded.
     """
 
     def __init__(
-        self, settings: ActivationRecipe, group: Tensor, axis: str = "token", price: float = 0.0
+        self,
+        settings: ActivationRecipe,
+        group: Tensor,
+        axis: str = "token",
+        price: float = 0.0,
+        share: float = 1.0,
     ) -> None:
-        self.settings, self.spec = settings, head_spec(settings, group, axis, price)
+        self.settings, self.spec = settings, head_spec(settings, group, axis, price, share)
         self.neuron = self.spec.neuron
         self.steps = self.spec.channel_steps.unsqueeze(1)  # (heads, 1, channels)
         self.reference = TorchHeads(self.spec)
@@ -66,6 +72,12 @@ class HeadCoder:
     def to_rows(self, x: Tensor) -> Tensor:
         """``pack(encode(x))``."""
         return self.kernels(x).to_rows(x)
+
+    def range_ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Ends of the whole range of every value, which broadcast to ``(batch, heads, tokens,
+        channels)``.
+        """
+        return self.reference.range_ends(x.float())
 
     def encode(self, x: Tensor) -> HeadCodes:
         """Codes of ``(batch, heads, tokens, channels)``."""
@@ -108,7 +120,9 @@ class HeadCoder:
         return self.spec.row_bytes(channels)
 
 
-def head_spec(settings: ActivationRecipe, group: Tensor, axis: str, price: float = 0.0) -> HeadSpec:
+def head_spec(
+    settings: ActivationRecipe, group: Tensor, axis: str, price: float = 0.0, share: float = 1.0
+) -> HeadSpec:
     """A coder as kernels see it; arguments as for :class:`HeadCoder`."""
     index, device = group.long(), group.device
     steps = torch.tensor(settings.group_steps, device=device)[index]
@@ -128,4 +142,5 @@ def head_spec(settings: ActivationRecipe, group: Tensor, axis: str, price: float
         order=order,
         ordinary=int((~salient[0]).sum()) if len(salient) else 0,
         uniform=bool((counts == counts[:1]).all()),
+        share=share,
     )

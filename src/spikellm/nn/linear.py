@@ -30,6 +30,7 @@ from spikellm.kernels.base import (
     by_column,
     select,
 )
+from spikellm.kernels.coding import InputCoding
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.linear import encode
 from spikellm.neurons.price import whole_price
@@ -38,6 +39,7 @@ from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.hooks import SpikeTrain, spike_observer
 from spikellm.nn.linear_facts import LinearFacts
 from spikellm.nn.linear_spec import linear_spec
+from spikellm.nn.trained import trained_output
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import through_weight
 from spikellm.quantization.thresholds import FULL_RANGE, Threshold
@@ -73,9 +75,10 @@ class SpikingLinear(LinearFacts):
     """
 
     bias: nn.Parameter | None
-    prepared = ("_layout", "_kernels")
+    prepared = ("_layout", "_kernels", "_coding")
     watched = ("bias", "execution_mode")
     _kernels: _Kernels | None
+    _coding: InputCoding | None
 
     def __init__(
         self,
@@ -224,9 +227,34 @@ class SpikingLinear(LinearFacts):
         through the coding of ``x``, to the weights that the codes stand for. The reference runs
         while the model is being compiled or the bias is trained.
         """
+        if torch.is_grad_enabled() and self.trains:
+            return trained_output(self, x)
         if torch.is_grad_enabled() and x.requires_grad:
             return through_weight(x, self._output(x.detach()), self.dense_weight)
         return self._output(x)
+
+    @property
+    def trains(self) -> bool:
+        """Whether scales, shares of ranges or the bias ask for gradients."""
+        asked = self.weight_scale, self.shares, self.bias
+        return any(one is not None and one.requires_grad for one in asked)
+
+    @property
+    def coding(self) -> InputCoding | None:
+        """How inputs are coded while the layer is trained; None where they are not coded."""
+        if self.neuron is None:
+            return None
+        self.forget_if_written()
+        if self._coding is None:
+            self._coding = InputCoding(self.spec())
+        return self._coding
+
+    def share_ranges(self) -> None:
+        """Let every activation group code a share of its range of its own, now the same for all."""
+        device = self.weight_scale.device
+        share = 1.0 if device.type == "meta" else self.range_share / FULL_RANGE
+        shares = torch.full_like(self.group_steps, share, dtype=torch.float32, device=device)
+        self.register_buffer("group_share", shares)
 
     def _output(self, x: Tensor) -> Tensor:
         kernels = self._kernels

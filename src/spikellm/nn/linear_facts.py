@@ -53,6 +53,13 @@ class LinearFacts(PreparedModule):
         return FULL_RANGE if searched is None else int(searched)
 
     @property
+    def shares(self) -> Tensor | None:
+        """The part of its range that each activation group codes, float32 ``(groups,)``, where that
+        was trained; None where all code :attr:`range_share`.
+        """
+        return self._buffers.get("group_share")
+
+    @property
     def massive(self) -> MassiveTokens | None:
         """Tokens that take more steps; None where the calibration text had none."""
         found = self._buffers.get("token_threshold")

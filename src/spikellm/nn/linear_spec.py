@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Protocol
 
+from torch import Tensor
+
 from spikellm.core.errors import RequestError
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.neurons import SoftResetNeuron
@@ -21,6 +23,9 @@ class Described(Stored, Protocol):
 
     @property
     def range_share(self) -> int: ...
+
+    @property
+    def shares(self) -> Tensor | None: ...
 
     @property
     def massive(self) -> MassiveTokens | None: ...
@@ -60,4 +65,5 @@ def linear_spec(layer: Described) -> LinearSpec:
         execution=layer.execution_mode,
         range_share=layer.range_share,
         massive=layer.massive,
+        shares=() if layer.shares is None else tuple(layer.shares.tolist()),
     )

@@ -32,19 +32,25 @@ class MassiveHeadCoder(HeadCoder):
         beyond: float32 ``(heads,)``, the width of its range beyond which a token of a head is
             massive; infinite where none is.
         price: of a spike, see :mod:`spikellm.neurons.price`.
+        share: part of each range that is coded.
 
     Raises:
         RequestError: heads are so small that a row cannot hold the number of another.
     """
 
     def __init__(
-        self, settings: ActivationRecipe, group: Tensor, beyond: Tensor, price: float = 0.0
+        self,
+        settings: ActivationRecipe,
+        group: Tensor,
+        beyond: Tensor,
+        price: float = 0.0,
+        share: float = 1.0,
     ) -> None:
-        super().__init__(settings, group, price=price)
+        super().__init__(settings, group, price=price, share=share)
         steps = settings.token_steps
         self.token_steps, self._beyond = steps, beyond.unsqueeze(1)
         fine = settings.model_copy(update={"steps": steps, "salient_steps": steps})
-        self.wide = HeadCoder(fine, group, price=price)
+        self.wide = HeadCoder(fine, group, price=price, share=share)
         self._row_bytes = self.row_bytes(self._channels)
         self._sign_byte = self._row_bytes - self.spec.ranges - 1
         if self._sign_byte < _NUMBER_BYTES:

@@ -4,7 +4,7 @@ they are coded (QuaRot's online Hadamard transform).
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ class Rotation(PreparedModule):
         channels, signs, mix, key = self._plan
         if len(signs) == 0 and self.offset is None:
             return x
-        shares = not (torch.compiler.is_compiling() or x.is_inference() or x.requires_grad)
+        shares = not (torch.compiler.is_compiling() or x.is_inference())
         last: _Shared | None = getattr(x, _SHARED, None) if shares else None
         if last is not None and last.key == key and last.version == x._version:
             return last.rotated
@@ -172,10 +172,26 @@ def prepare_mix(channels: int, device: torch.device) -> Transform:
     chosen = select(spec, device).prepare_mix(spec)
 
     def mix(x: Tensor) -> Tensor:
-        plain = torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())
-        return hadamard.mix(x) if plain else chosen(x)
+        if torch.compiler.is_compiling():
+            return hadamard.mix(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            return cast(Tensor, _Mix.apply(x, chosen))  # type: ignore[no-untyped-call]
+        return chosen(x)
 
     return mix
+
+
+class _Mix(torch.autograd.Function):
+    """A rotation, with the inverse one for gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: Transform) -> Tensor:
+        ctx.run = run
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return hadamard.unmix(gradient, ctx.run), None
 
 
 def layer_name(name: str) -> str:

@@ -15,7 +15,8 @@ from spikellm.neurons.price import MOST_PRICE
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation
-from spikellm.quantization.thresholds import FULL_RANGE
+from spikellm.nn.vocabulary import CodedEmbedding, CodedTable
+from spikellm.quantization.thresholds import FULL_RANGE, MOST_SHARE
 
 _STORED = {  # names of types in safetensors' headers
     torch.float64: "F64",
@@ -41,7 +42,7 @@ def own_buffers(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor
     bytes.
     """
     for name, module in root.named_modules(prefix=prefix):
-        if not isinstance(module, (SpikingLinear, SpikingAttention, Rotation)):
+        if not isinstance(module, (SpikingLinear, SpikingAttention, Rotation, CodedTable)):
             continue
         declared = {}
         if isinstance(module, SpikingLinear):
@@ -81,9 +82,26 @@ def validation_error(root: nn.Module, prefix: str = "") -> str | None:
             problem = _of_attention(module)
         elif isinstance(module, Rotation):
             problem = _of_rotation(module)
+        elif isinstance(module, CodedTable):
+            problem = _of_scales(module)
+        elif isinstance(module, CodedEmbedding):
+            problem = _of_embedding(module)
         if problem:
             return f"{name}.{problem}"
     return None
+
+
+def _of_scales(module: SpikingLinear | CodedTable) -> str | None:
+    scale = module.weight_scale
+    if scale.is_meta or bool((torch.isfinite(scale) & (scale > 0)).all()):
+        return None
+    return "weight_scale holds values that are not finite and positive"
+
+
+def _of_embedding(embedding: CodedEmbedding) -> str | None:
+    if embedding.multiplier.is_meta or bool(torch.isfinite(embedding.multiplier).all()):
+        return None
+    return f"multiplier holds {float(embedding.multiplier):g}, expected a finite number"
 
 
 def _of_rotation(rotation: Rotation) -> str | None:
@@ -109,6 +127,9 @@ def _of_layer(layer: SpikingLinear) -> str | None:
         return f"group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}"
     if not 0 < layer.range_share <= FULL_RANGE:
         return f"input_range holds {layer.range_share}, expected 1 to {FULL_RANGE}"
+    shares = layer.shares
+    if shares is not None and not bool(((shares > 0) & (shares <= MOST_SHARE)).all()):
+        return f"group_share holds {shares.tolist()}, expected numbers above 0 up to {MOST_SHARE}"
     if layer.settings.activations.token_steps:
         threshold, share = (layer.get_buffer(f"token_{one}") for one in ("threshold", "share"))
         if not (float(threshold) > 0 and 0 <= float(share) <= 1):
@@ -118,9 +139,7 @@ def _of_layer(layer: SpikingLinear) -> str | None:
             )
     if problem := _of_price(layer, "spike_price"):
         return problem
-    if not bool((torch.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()):
-        return "weight_scale holds values that are not finite and positive"
-    return layer.validation_error()
+    return _of_scales(layer) or layer.validation_error()
 
 
 def _of_price(module: nn.Module, name: str) -> str | None:
@@ -141,6 +160,10 @@ def _of_attention(spikes: SpikingAttention) -> str | None:
         threshold = spikes._buffers.get(part.replace("group", "threshold"))
         if threshold is not None and not threshold.is_meta and not bool((threshold > 0).all()):
             return f"{part.replace('group', 'threshold')} holds values that are not positive"
+    for part in ("query", "key", "value"):
+        share = spikes._buffers.get(f"{part}_share")
+        if share is not None and not share.is_meta and not 0 < float(share) <= MOST_SHARE:
+            return f"{part}_share holds {float(share):g}, expected above 0 up to {MOST_SHARE:g}"
     for name in ("key_price", "value_price"):
         if problem := _of_price(spikes, name):
             return problem

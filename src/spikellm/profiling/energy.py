@@ -53,6 +53,10 @@ class Energy:
     weight_traffic: Price
     unknown: Mapping[str, tuple[str, ...]]
 
+    def columns(self) -> tuple[Price, ...]:
+        """Of the original, then of each execution mode."""
+        return self.dense, *self.modes.values()
+
     def ratio(self, mode: str) -> Price:
         """Energy of a mode over that of the original.
 

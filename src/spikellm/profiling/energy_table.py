@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spikellm.core.errors import RequestError
 from spikellm.core.io import PlainDataError, read_text, read_yaml
@@ -18,10 +19,18 @@ from spikellm.profiling.counts import DENSE_BITS
 from spikellm.profiling.elementary import EXPANSIONS, Price, times, total
 
 DEFAULT = "horowitz-45nm"
+_MOST = 1e9  # pJ; sums stay finite
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("expected a number or text, not true or false")
+        return value
 
 
 class Picojoules(_Section):
@@ -47,23 +56,23 @@ class Picojoules(_Section):
         dram_byte: reading one byte from memory beside the chip.
     """
 
-    fp16_multiply: Price = Field(None, gt=0)
-    fp16_add: Price = Field(None, gt=0)
-    int8_multiply: Price = Field(None, gt=0)
-    int32_add: Price = Field(None, gt=0)
-    shift: Price = Field(None, gt=0)
-    compare: Price = Field(None, gt=0)
-    round: Price = Field(None, gt=0)
-    exp: Price = Field(None, gt=0)
-    divide: Price = Field(None, gt=0)
-    root: Price = Field(None, gt=0)
-    synaptic_operation: Price = Field(None, gt=0)
-    neuron_update: Price = Field(None, gt=0)
-    idle_update: Price = Field(None, gt=0)
-    spike: Price = Field(None, gt=0)
-    spike_hop: Price = Field(None, gt=0)
-    sram_byte: Price = Field(None, gt=0)
-    dram_byte: Price = Field(None, gt=0)
+    fp16_multiply: Price = Field(None, gt=0, le=_MOST)
+    fp16_add: Price = Field(None, gt=0, le=_MOST)
+    int8_multiply: Price = Field(None, gt=0, le=_MOST)
+    int32_add: Price = Field(None, gt=0, le=_MOST)
+    shift: Price = Field(None, gt=0, le=_MOST)
+    compare: Price = Field(None, gt=0, le=_MOST)
+    round: Price = Field(None, gt=0, le=_MOST)
+    exp: Price = Field(None, gt=0, le=_MOST)
+    divide: Price = Field(None, gt=0, le=_MOST)
+    root: Price = Field(None, gt=0, le=_MOST)
+    synaptic_operation: Price = Field(None, gt=0, le=_MOST)
+    neuron_update: Price = Field(None, gt=0, le=_MOST)
+    idle_update: Price = Field(None, gt=0, le=_MOST)
+    spike: Price = Field(None, gt=0, le=_MOST)
+    spike_hop: Price = Field(None, gt=0, le=_MOST)
+    sram_byte: Price = Field(None, gt=0, le=_MOST)
+    dram_byte: Price = Field(None, gt=0, le=_MOST)
 
 
 class EnergyTable(_Section):
@@ -74,10 +83,17 @@ class EnergyTable(_Section):
             so it is an assumption; one is the least.
     """
 
-    name: str
-    source: str
-    hops: float = Field(1.0, gt=0)
+    name: str = Field(max_length=100)
+    source: str = Field(max_length=1000)
+    hops: float = Field(1.0, gt=0, le=1e6)
     picojoules: Picojoules
+
+    @field_validator("name", "source")
+    @classmethod
+    def _can_be_shown(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("holds what cannot be printed on a line; take it out")
+        return value
 
     def multiply_accumulate(self, a: int, b: int) -> Price:
         """Energy of a product of operands of a and b bits and its accumulation, pJ.

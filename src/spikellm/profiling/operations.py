@@ -36,6 +36,7 @@ from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain, observe_spikes
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation, layer_name
+from spikellm.nn.vocabulary import CodedHead
 from spikellm.profiling.attention_products import (
     AttentionProduct,
     operations_of_product,
@@ -72,7 +73,7 @@ class OperationCounter:
         self._linears = {
             module: "head" if module is head else "linear"
             for module in self._names
-            if isinstance(module, SpikingLinear) or is_linear(module)
+            if isinstance(module, (SpikingLinear, CodedHead)) or is_linear(module)
         }
         self._last_rotated: Callable[[], Tensor | None] = lambda: None
         self._rotations = [module for module in self._names if isinstance(module, Rotation)]
@@ -127,9 +128,13 @@ class OperationCounter:
         entry = self._entry(self._names[module], self._linears[module])
         tokens = output.shape[:-1].numel()
         if not isinstance(module, SpikingLinear):
-            weights = weight_and_bias(module)[0].numel()
+            bits = DENSE_BITS
+            if isinstance(module, CodedHead):
+                bits, weights = module.table.settings.bits, module.in_features * module.out_features
+            else:
+                weights = weight_and_bias(module)[0].numel()
             macs = tokens * weights
-            entry.add(Operations(macs, Counter({(DENSE_BITS, DENSE_BITS): macs}), operands=weights))
+            entry.add(Operations(macs, Counter({(DENSE_BITS, bits): macs}), operands=weights))
             return
         self._work.linear(module, tokens)
         macs = tokens * module.in_features * module.out_features

@@ -197,6 +197,7 @@ class Report:
             },
             "beside": [{**row._asdict(), "energy": row.energy.to_data()} for row in self.beside],
             "blocks": self.origin.record["blocks"] if self.origin else [],
+            "training": self.origin.record.get("training") if self.origin else None,
             "recipe": self.origin.recipe.model_dump(mode="json") if self.origin else None,
             "versions": self.origin.record["versions"] if self.origin else None,
             "attention": [asdict(attention) for attention in self.summary.attentions],

@@ -108,24 +108,18 @@ def modes(report: Report) -> Sheet:
     """Spikes and synaptic operations by execution mode, of the trains as they are, and if all of
     them were those of the codes.
     """
-    columns = [
-        "mode",
-        "spikes",
-        "a value, linear",
-        "synaptic operations, linear",
-        "of its products",
-    ]
-    columns += ["with weights of zero", "attention", "whole model"]
-    columns += ["from zero: spikes a value", "operations, linear"]
+    columns = ["execution", "spikes, whole model", "spikes a value", "SOPs / MACs"]
+    columns += ["with weights of zero", "SOPs, linear", "SOPs, attention", "SOPs, whole model"]
+    columns += ["from zero: spikes a value", "from zero: SOPs"]
     linear, attention, whole = (report.part(part) for part in ("linear", "attention", "whole"))
     rows = [
         [
             mode,
             count(whole.spikes[mode]),
             share(linear.spikes[mode], linear.codes),
-            count(linear.sops[mode]),
             share(linear.sops[mode], linear.macs),
             share(linear.reached[mode], linear.macs),
+            count(linear.sops[mode]),
             count(attention.sops[mode]),
             count(whole.sops[mode]),
             share(linear.spikes_from_zero[mode], linear.codes),
@@ -137,12 +131,13 @@ def modes(report: Report) -> Sheet:
         columns,
         rows,
         (
-            "Synaptic operations: non-zero spikes times the weights of their fan-out that are not"
-            f" zero, {linear.weight_density:.1%} of those that spikes of linear layers reach."
-            " Merged: one spike a code that is not at rest; stepped: one a step; binary: spikes of"
-            " one size; phase: spikes worth powers of two, for which linear layers double"
-            f" accumulators {count(linear.shifts)} times. From zero: as published trains have it,"
-            " which fire their baseline at rest."
+            "Of linear layers where nothing else is said. SOPs: synaptic operations, non-zero"
+            " spikes times the weights of their fan-out that are not zero,"
+            f" {linear.weight_density:.1%} of those that spikes of linear layers reach; MACs:"
+            " multiply-accumulates of the original. Merged: one spike a code that is not at rest;"
+            " stepped: one a step; binary: spikes of one size; phase: spikes worth powers of two,"
+            f" for which linear layers double accumulators {count(linear.shifts)} times. From"
+            " zero: as published trains have it, which fire their baseline at rest."
         ),
     )
 
@@ -154,7 +149,7 @@ def energies(report: Report) -> Sheet:
     rows = []
     for part, words in report.rows().items():
         energy = report.energy[part]
-        values = [energy.dense, *energy.modes.values()]
+        values = [*energy.columns()]
         if part in PARTS:
             values.append(energy.weight_traffic)
         cells = [UNKNOWN if v is None else f"{v / tokens / 1e6:.3g} µJ" for v in values]

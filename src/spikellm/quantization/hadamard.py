@@ -69,6 +69,17 @@ def mix(x: Tensor, transform: Callable[[Tensor], Tensor] = walsh) -> Tensor:
     return torch.cat([y[:, : size - power], last], 1).reshape(x.shape)
 
 
+def unmix(y: Tensor, run: Callable[[Tensor], Tensor] = mix) -> Tensor:
+    """Inverse of :func:`mix`, which is its transpose; ``run`` computes that function."""
+    size = y.shape[-1]
+    power = largest_power(size)
+    if power == size:
+        return run(y)
+    last = run(y[..., size - power :]) * shapiro(power).to(device=y.device, dtype=y.dtype)
+    x = torch.cat([y[..., : size - power], last], -1)
+    return torch.cat([run(x[..., :power]), x[..., power:]], -1)
+
+
 @cache
 def shapiro(size: int) -> Tensor:
     """The sequence of Rudin and Shapiro, whose Walsh transform is flat: −1 to the number of times

@@ -32,6 +32,44 @@ class _PassThrough(torch.autograd.Function):
         return gradient, None
 
 
+def through_share(x: Tensor, coded: Tensor, share: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
+    """``coded`` with the gradient of ``x``, and one for the part of their ranges that values are
+    coded in, see :func:`share_gradient`.
+
+    Args:
+        share: one number, float32 ``(1,)``.
+        ends: of whole ranges, which broadcast to ``x``.
+    """
+    return cast(Tensor, _ThroughShare.apply(x, coded, share, *ends))  # type: ignore[no-untyped-call]
+
+
+class _ThroughShare(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, coded: Tensor, share: Tensor, low: Tensor, high: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, coded, share, low, high)
+        return coded.view_as(coded)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, coded, share, low, high = ctx.saved_tensors
+        found = share_gradient(x.float(), coded, gradient, share, (low, high)).sum()
+        return gradient.to(x.dtype), None, found.reshape(share.shape), None, None
+
+
+def share_gradient(
+    x: Tensor, coded: Tensor, gradient: Tensor, share: Tensor | float, ends: tuple[Tensor, Tensor]
+) -> Tensor:
+    """What every value adds to the gradient of the part of its range that is coded: one within it
+    by its rounding error, one beyond it by the end that it is clipped to. So a learned step size
+    gets it (LSQ, Esser et al., ICLR 2020).
+    """
+    low, high = ends
+    inside = (x >= low * share) & (x <= high * share)
+    return (coded - x * inside) * gradient / share
+
+
 def through_weight(x: Tensor, y: Tensor, weight: Callable[[], Tensor]) -> Tensor:
     """``y``, the output of a layer that codes its input ``x``, with the gradient of an uncoded one.
 

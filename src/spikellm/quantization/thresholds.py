@@ -49,15 +49,17 @@ def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 FULL_RANGE = 64
+MOST_SHARE = 4.0
+"""A larger part of a range is never coded."""
 
 
-def part_of_range(low: Tensor, high: Tensor, share: int = FULL_RANGE) -> tuple[Tensor, Tensor]:
-    """The part of a range that is coded: ``share`` 64ths of both ends, exact in float32.
+def part_of_range(low: Tensor, high: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The part of a range that is coded; ``share`` is a float32 number, conversions write 64ths.
 
     What lies beyond takes the last code. A rotated token is about normal, and its few largest
     values stretch the range more than they are worth.
     """
-    return (low, high) if share == FULL_RANGE else (low * (share / 64), high * (share / 64))
+    return (low, high) if share == 1 else (low * share, high * share)
 
 
 def threshold_for_range(

@@ -10,6 +10,7 @@ from spikellm.recipe.linear import LinearRecipe
 from spikellm.recipe.overrides import Override
 from spikellm.recipe.sections import ActivationRecipe
 from spikellm.recipe.values import place_value
+from spikellm.recipe.vocabulary import VocabularyRecipe
 from spikellm.recipe.whole import RECIPE_VERSION, Recipe, current_data, recipe_from
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Override",
     "Recipe",
     "TransformOptions",
+    "VocabularyRecipe",
     "WeightOptions",
     "current_data",
     "place_value",

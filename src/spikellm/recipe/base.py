@@ -9,12 +9,13 @@ an option of another part is an unknown key.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -52,6 +53,14 @@ class Section(BaseModel):
     def _owners(cls, key: str) -> list[str]:
         """Other parts of the same kind that have such a key."""
         return []
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_for_a_number(cls, value: Any, field: ValidationInfo) -> Any:
+        own = cls.model_fields[field.field_name or ""].annotation
+        if isinstance(value, bool) and float in (own, *get_args(own)):
+            raise ValueError("a number is expected, not true or false")
+        return value
 
     @field_validator("*")
     @classmethod

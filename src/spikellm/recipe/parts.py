@@ -15,9 +15,14 @@ from spikellm.recipe.base import (
     TransformOptions,
     WeightOptions,
 )
+from spikellm.recipe.training import StageOptions
 
-SECTIONS: dict[str, type[PartOptions]] = {"algorithm": AlgorithmOptions, "weights": WeightOptions}
-DEFAULTS = {"algorithm": "rtn", "weights": "affine"}
+SECTIONS: dict[str, type[PartOptions]] = {
+    "algorithm": AlgorithmOptions,
+    "weights": WeightOptions,
+    "training": StageOptions,
+}
+DEFAULTS = {"algorithm": "rtn", "weights": "affine", "training": "end-to-end"}
 
 
 def as_mapping(kind: type[PartOptions], value: Any) -> Any:
@@ -66,6 +71,10 @@ AlgorithmField = Annotated[
 ]
 WeightField = Annotated[
     SerializeAsAny[WeightOptions], BeforeValidator(_parser(WeightOptions, DEFAULTS["weights"]))
+]
+StageField = Annotated[
+    SerializeAsAny[StageOptions] | None,
+    BeforeValidator(_parser(StageOptions, DEFAULTS["training"])),
 ]
 TransformField = Annotated[
     SerializeAsAny[TransformOptions], BeforeValidator(_parser(TransformOptions, None))

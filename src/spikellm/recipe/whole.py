@@ -27,6 +27,7 @@ from spikellm.recipe.migrate import is_old, upgraded
 from spikellm.recipe.overrides import Override
 from spikellm.recipe.parts import (
     AlgorithmField,
+    StageField,
     TransformField,
     WeightField,
     changed_options,
@@ -35,6 +36,7 @@ from spikellm.recipe.parts import (
 from spikellm.recipe.sections import ActivationRecipe
 from spikellm.recipe.short_forms import spread
 from spikellm.recipe.values import place_value
+from spikellm.recipe.vocabulary import VocabularyRecipe
 
 RECIPE_VERSION: Literal[2] = 2
 _NOT_SHOWN = {"Cc", "Zl", "Zp"}  # control characters, ends of lines
@@ -44,7 +46,7 @@ A = TypeVar("A", bound=AlgorithmOptions)
 class Recipe(GrownSection):
     """A whole conversion."""
 
-    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding")
+    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding", "training", "vocabulary")
 
     version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
@@ -73,6 +75,13 @@ class Recipe(GrownSection):
     )
     calibration: CalibrationRecipe = CalibrationRecipe()
     lm_head: bool = Field(False, description="convert the output projection too")
+    vocabulary: VocabularyRecipe | None = Field(
+        None,
+        description=(
+            "store input embedding and output projection as codes, inputs of the projection as they"
+            " are; null to leave both"
+        ),
+    )
     adapt: bool = Field(
         False,
         description=(
@@ -89,6 +98,9 @@ class Recipe(GrownSection):
         ),
     )
     recoding: Recoding | None = Field(None, description="short for recoding, in the same places")
+    training: StageField = Field(
+        None, description="training after conversion, with the spikes in the loop; null for none"
+    )
     overrides: tuple[Override, ...] = ()
 
     @model_validator(mode="before")
@@ -121,7 +133,13 @@ class Recipe(GrownSection):
         for override in self.overrides:
             self._apply(override, plain)
         self.attention.check_budget(self.activations)
-        for part in (self.algorithm, self.weights, *self.transforms):
+        if self.lm_head and self.vocabulary is not None and "head" in self.vocabulary.layers:
+            raise ValueError(
+                "lm_head is true, so the output projection becomes a spiking layer, and vocabulary"
+                " would code it too; set vocabulary.layers to [embedding], or lm_head to false"
+            )
+        trained = () if self.training is None else (self.training,)
+        for part in (self.algorithm, self.weights, *self.transforms, *trained):
             part.check(self)
         return self
 

@@ -15,7 +15,7 @@ takes them. K leaves the constant vector alone, so that layer normalisation comm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -143,7 +143,9 @@ def _gain(norm: nn.Module, sample: Tensor) -> Tensor:
 
 
 def mean_loss(sites: list[Site], basis: Tensor) -> Tensor:
-    """Mean logarithm of what readers lose in a basis ``(width, width)``, up to a constant."""
+    """Mean logarithm of what readers lose in a basis ``(width, width)``, up to a constant; in the
+    basis's type.
+    """
     losses = [
         2
         * ((moments @ basis * basis).sum(0) * (energy @ basis * basis).sum(0))
@@ -151,13 +153,9 @@ def mean_loss(sites: list[Site], basis: Tensor) -> Tensor:
         .sqrt()
         .sum()
         .log()
-        for moments, energy in _single(sites)
+        for moments, energy in ((part.to(basis.dtype) for part in site) for site in sites)
     ]
     return torch.stack(losses).mean()
-
-
-def _single(sites: list[Site]) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((site.moments.float(), site.energy.float()) for site in sites)
 
 
 @torch.enable_grad()
@@ -168,7 +166,7 @@ def learn_basis(sites: list[Site], start: Tensor) -> Tensor:
         start: such a matrix, from which it is learned.
     """
     basis, width = start.float(), len(start)
-    single = [Site(*one) for one in _single(sites)]
+    single = [Site(*(part.float() for part in site)) for site in sites]
     identity = torch.eye(width, device=basis.device)
     first, second = torch.zeros_like(identity), torch.zeros_like(identity)
     for step in range(_STEPS):

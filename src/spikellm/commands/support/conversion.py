@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,21 @@ import torch
 from spikellm import api
 from spikellm.checkpoint.config import SpikeConfig, read_config
 from spikellm.commands.support import progress
+from spikellm.commands.support.folder_work import FolderWork, locked_for_all
 from spikellm.commands.support.options import FolderOptions
 from spikellm.commands.support.storage import STORES, choose_store
-from spikellm.conversion.journal import forget, is_journal, is_leftover, replaces
+from spikellm.conversion.journal import forget, is_journal
 from spikellm.core import console, distributed
 from spikellm.core.devices import find_device
-from spikellm.core.errors import RequestError, SpikeLLMError
-from spikellm.core.files import remove_leftovers, require_folder_name, require_free, require_outside
+from spikellm.core.errors import RequestError
+from spikellm.core.files import remove_leftovers
 from spikellm.core.io import difference_in_words
-from spikellm.core.lock import locked
 from spikellm.recipe import Recipe
 
 _SHOWN = 6  # names of dense layers
 
 
-class FolderConversion:
+class FolderConversion(FolderWork):
     """One conversion to a folder; finished blocks are kept beside it until all is done.
 
     Args:
@@ -35,15 +34,11 @@ class FolderConversion:
         recipe: with all values replaced that are given apart.
     """
 
-    def __init__(self, model: str, out: Path, recipe: Recipe, options: FolderOptions) -> None:
-        self.model, self.recipe, self.options = model, recipe, options
-        self.out = out.resolve()
-        self.overwrite = options.force
+    kind = "conversion"
 
-    @property
-    def partial(self) -> Path:
-        """The folder of finished blocks, beside OUT."""
-        return self.out.with_name(f"{self.out.name}.partial")
+    def __init__(self, model: str, out: Path, recipe: Recipe, options: FolderOptions) -> None:
+        super().__init__(model, out, options)
+        self.recipe, self.options = recipe, options
 
     def run(self, reads: Iterable[str]) -> dict[str, Any]:
         """Convert; gives what came of it.
@@ -59,7 +54,7 @@ class FolderConversion:
         with locked_for_all(self.out):
             finished = self._finished()
             if finished is None:
-                self._clear_the_way()
+                self.clear_the_way()
             console.note(f"loading {self.model}")
             loaded, tokenizer = api.load(
                 self.model, trust_remote_code=self.options.trust_remote_code
@@ -68,19 +63,13 @@ class FolderConversion:
                 device = place or next(loaded.parameters()).device
                 if api.is_made_from(finished, loaded, tokenizer, self.recipe, device):
                     return self._is_finished()
-                self._clear_the_way()
+                self.clear_the_way()
             return self._converted(loaded, tokenizer, place)
 
     def _require_sense(self, reads: Iterable[str]) -> None:
         """Refuse targets and options that could not be meant, before anything is touched."""
-        out, store = self.out, self.options.store
-        if not out.name:
-            raise RequestError(f"OUT is {out}; give a folder with a name")
-        require_folder_name(out)
-        if out == Path(self.model).resolve():
-            raise RequestError(f"OUT is the model itself ({out}); choose another folder")
-        require_outside(out, *reads)
-        if store not in STORES:
+        self.require_target(reads)
+        if (store := self.options.store) not in STORES:
             raise RequestError(f"--store {store!r}: expected {', '.join(STORES)}")
 
     def _finished(self) -> SpikeConfig | None:
@@ -101,34 +90,6 @@ class FolderConversion:
             f" {difference_in_words('recipe', found.recipe, recipe)}; give the same settings,"
             " choose another OUT, or overwrite it with --force instead of --resume"
         )
-
-    def _clear_the_way(self) -> None:
-        """Refuse what must not be touched, clear away what is to be forgotten."""
-        resume, force = self.options.resume, self.options.force
-        if resume and force:
-            raise RequestError(
-                "--resume goes on with an interrupted conversion and --force forgets it; give one"
-                " of them"
-            )
-        interrupted = is_journal(self.partial)
-        if interrupted and not (resume or force):
-            raise RequestError(
-                f"{self.partial} holds an interrupted conversion; go on with --resume, or start"
-                " afresh with --force"
-            )
-        if not interrupted and self.partial.exists() and not is_leftover(self.partial):
-            raise RequestError(
-                f"{self.partial} is in the way: finished blocks are kept there; move it or choose"
-                " another OUT"
-            )
-        self.overwrite = force or (resume and replaces(self.partial))
-        require_free(self.out, overwrite=self.overwrite)
-        distributed.barrier()  # all have looked
-        if distributed.is_main():
-            if not (interrupted and resume):
-                forget(self.partial)
-            remove_leftovers(self.out)
-        distributed.barrier()
 
     def _is_finished(self) -> dict[str, Any]:
         """Nothing is left to do but to clear away."""
@@ -152,6 +113,9 @@ class FolderConversion:
             on_block=progress.report_block(),
             on_stage=console.note,
             store=lambda needs: choose_store(needs, self.options.store, self.partial),
+            original=self.model,
+            on_step=progress.report_step(),
+            trust_remote_code=self.options.trust_remote_code,
         )
         told = self._told(result)
         if self.recipe.attention.spiking:
@@ -176,25 +140,6 @@ class FolderConversion:
             "weight_ratio": summary.weight_bytes / max(summary.dense_bytes, 1),
             "blocks": [block.model_dump() for block in result.blocks],
         }
-
-
-@contextmanager
-def locked_for_all(out: Path) -> Iterator[None]:
-    """The lock of a folder, taken by the first rank for all of them.
-
-    Raises:
-        RequestError: another process has it; every rank says so.
-    """
-    refusal: SpikeLLMError | None = None
-    with ExitStack() as held:
-        if distributed.is_main():
-            try:
-                held.enter_context(locked(out))
-            except SpikeLLMError as error:
-                refusal = error
-        if distributed.sum_scalar(float(refusal is not None)):
-            raise refusal or RequestError(f"{out} cannot be written, as rank 0 says")
-        yield
 
 
 def _dense_in_words(dense: list[str]) -> str:

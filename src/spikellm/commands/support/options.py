@@ -128,3 +128,32 @@ class FolderOptions(LoadOptions):
         bool,
         Option("Overwrite the model in OUT, and forget an interrupted conversion to it."),
     ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFolderOptions(LoadOptions):
+    """What training goes by, and how it is run.
+
+    Attributes:
+        resume: go on with an interrupted training, or start one.
+        force: overwrite the model in OUT, and forget an interrupted training to it.
+    """
+
+    original: Annotated[
+        str | None,
+        Option(
+            "Folder or hub name of the model that was converted; where it was then by default.",
+            "MODEL",
+            reads="models",
+            filled="a folder or hub name",
+        ),
+    ] = None
+    calibration: Calibration = None
+    steps: Annotated[int | None, Option("Updates.")] = None
+    settings: Settings = ()
+    resume: Annotated[bool, Option("Go on with an interrupted training to OUT, or start one.")] = (
+        False
+    )
+    force: Annotated[
+        bool, Option("Overwrite the model in OUT, and forget an interrupted training to it.")
+    ] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spikellm.conversion.record import OnBlock, Progress
 from spikellm.core import console
+from spikellm.training.loop import OnStep, StepProgress
 
 
 def report_block() -> OnBlock:
@@ -24,3 +25,25 @@ def report_block() -> OnBlock:
         )
 
     return on_block
+
+
+def report_step() -> OnStep:
+    """A callback that prints a line for each update: loss, time to go."""
+
+    def on_step(progress: StepProgress) -> None:
+        parts = [f"update {progress.step}/{progress.steps}"]
+        if progress.loss is not None:
+            parts.append(f"loss {progress.loss:.4f}")
+        if progress.held_out is not None:
+            parts.append(f"held out {progress.held_out:.4f}")
+        if progress.seconds_left:
+            parts.append(f"{_duration(progress.seconds_left)} to go")
+        console.note("  ".join(parts))
+
+    return on_step
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -7,16 +7,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from spikellm.core.errors import RequestError
 from spikellm.export.nir import NOT_EXPRESSED, layer_graph, segment_weights, write_graph
 from spikellm.export.nir_simulation import read_graph, run_graph
 from spikellm.profiling.plots.canvas import axes, write_svg
-from spikellm.profiling.plots.spikes import (
+from spikellm.profiling.plots.membrane import (
+    Course,
     draw_membrane,
-    draw_raster,
     membrane_by_phase,
     membrane_in_moments,
 )
+from spikellm.profiling.plots.spikes import draw_raster
 from spikellm.profiling.population import EventForm, Population
 from spikellm.profiling.trace import BlockTrace
 
@@ -35,15 +38,16 @@ def write_raster(found: Drawn, word: str, path: Path) -> None:
     """Spikes of one token, channels against moments."""
     population, token = found.population, found.token
     planes = population.of_token(token, found.form)
+    places = range(len(planes))[::-1] if found.form == "phase" else ()
     title = f"Spikes of {population.name}, token {token} ({word.strip() or 'blank'})"
     words = (
         f"{int((planes != 0).sum())} {found.form} spikes of {planes.shape[1]} channels over"
         f" {planes.shape[0]} moments, {int(population.salient.sum())} channels salient"
     )
     with axes(width=7.0, height=3.2) as (figure, axis):
-        draw_raster(axis, planes, population.salient)
+        draw_raster(axis, planes, population.salient, places)
         axis.set_title(title, fontsize=9, loc="left")
-        figure.legend(loc="outside lower left", ncols=3, fontsize=8, markerscale=2)
+        figure.legend(loc="outside lower left", ncols=4, fontsize=8)
         write_svg(figure, path, title, words)
 
 
@@ -52,7 +56,7 @@ def write_membrane(found: Drawn, path: Path) -> None:
     population, token = found.population, found.token
     channels = _chosen(population, token)
     size = {"width": 7.0, "height": 1.3 * len(channels) + 0.6}
-    with axes(**size, nrows=len(channels), squeeze=False) as (figure, grid):
+    with axes(**size, nrows=len(channels), sharex=True, squeeze=False) as (figure, grid):
         told = [
             _draw_neuron(axis, found, channel)
             for axis, channel in zip(grid[:, 0], channels, strict=True)
@@ -84,14 +88,25 @@ def _draw_neuron(axis: Any, found: Drawn, channel: int) -> str:
     steps, code = int(population.code_steps[token, channel]), int(population.codes[token, channel])
     # what the code stands for; the input itself lies within half a threshold of it
     current = theta * (code - baseline)
-    phased = found.form == "phase"
-    run = membrane_by_phase if phased else membrane_in_moments
-    potential, spikes = run(population.neuron, current, theta, baseline, steps)
+    course = _course(found, (current, theta, baseline), steps)
     kind = "salient channel" if bool(population.salient[channel]) else "channel"
     title = f"{kind} {channel}, T = {steps}: code {code}"
-    draw_membrane(axis, potential, spikes, title, 0 if phased else population.neuron.levels)
+    if population.neuron.centered:
+        fired = int(population.fired[token, channel])
+        title += f" − baseline {int(baseline)} = {fired}".replace("-", "−")
+    levels = population.neuron.levels if found.form == "binary" else 0
+    draw_membrane(axis, course, title, levels)
     axis.set_ylabel("potential / θ")
-    return f"{kind} {channel}: {int(spikes.abs().sum())} spikes in {len(potential)} moments"
+    return f"{title}: {int(course.spikes.abs().sum())} spikes in {len(course.spikes)} moments"
+
+
+def _course(found: Drawn, value: tuple[Tensor, Tensor, Tensor], steps: int) -> Course:
+    """Moments of one neuron; ``value``: its current, θ and z."""
+    neuron = found.population.neuron
+    if found.form == "binary":
+        return membrane_in_moments(neuron, *value, steps)
+    longest = int(found.population.code_steps[found.token].max())
+    return membrane_by_phase(neuron, *value, steps, longest)
 
 
 def write_nir(found: BlockTrace, population: Population, token: int, path: Path) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from spikellm.core.errors import DependencyError
 from spikellm.kernels.base import Backend, LinearWeights, Transform, choice, plain, register
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.head_plan import head_misfit, make_head_plan
-from spikellm.kernels.native.linear import NativeAdditive, NativeLinear
+from spikellm.kernels.native.linear import NativeAdditive, NativeLayer, NativeLinear
 from spikellm.kernels.native.linear_plan import misfit
-from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, Spec
+from spikellm.kernels.native.weight_only import NativeRows, NativeWeightOnly
+from spikellm.kernels.native.weight_only_plan import weight_only_misfit
+from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
 from spikellm.quantization import hadamard
 
 _log = logging.getLogger("spikellm")
@@ -41,19 +43,21 @@ class NativeBackend(Backend):
             return head_misfit(spec)
         if isinstance(spec, MixSpec):
             return None
+        if isinstance(spec, RowSpec):
+            return weight_only_misfit(spec.weights)
         if spec.execution != "merged":
             return f"it runs merged spikes, not {spec.execution} ones"
         if spec.neuron is not None:
             return misfit(spec)
-        if spec.weights != "ternary":
-            return "inputs are not coded, and weights are not ternary"
-        return None
+        return None if spec.weights == "ternary" else weight_only_misfit(spec)
 
-    def prepare_linear(
-        self, spec: LinearSpec, weights: LinearWeights
-    ) -> NativeLinear | NativeAdditive:
-        kind = NativeAdditive if spec.neuron is None else NativeLinear
+    def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> NativeLayer:
+        uncoded = NativeAdditive if spec.weights == "ternary" else NativeWeightOnly
+        kind = uncoded if spec.neuron is None else NativeLinear
         return kind(build.load_library(), spec, weights)
+
+    def prepare_rows(self, spec: RowSpec, weights: LinearWeights) -> NativeRows:
+        return NativeRows(spec.weights, weights)
 
     def prepare_heads(self, spec: HeadSpec) -> NativeHeads:
         return NativeHeads(spec)

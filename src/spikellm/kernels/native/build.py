@@ -117,17 +117,25 @@ def _load(level: str) -> ctypes.CDLL:
         *[pointer] * 5,
         *[ctypes.c_int32] * 2,
     ]
+    scalars = [ctypes.c_int32] * 2
+    wide = ctypes.c_int64
+    library.spikellm_weight_only_linear.argtypes = [pointer, wide, *[pointer] * 6, *scalars]
+    library.spikellm_weight_only_strip.argtypes = [*[pointer] * 4, wide, wide, pointer, scalars[0]]
+    library.spikellm_weight_only_rows.argtypes = [pointer, wide, *[pointer] * 5, *scalars]
     library.spikellm_code_heads.argtypes = [
         pointer,
         *[ctypes.c_int64] * 3,
         *[pointer] * 3,
         ctypes.c_int32,
     ]
+    sizes, trained = (ctypes.c_int64, pointer, pointer), [ctypes.c_int32] * 3
+    library.spikellm_code_values.argtypes = [pointer, *sizes, pointer, *trained]
+    library.spikellm_code_gradients.argtypes = [*[pointer] * 2, *sizes, *[pointer] * 2, *trained]
     strided = (pointer, ctypes.c_int64, ctypes.c_int64)
     library.spikellm_sum_by_channel.argtypes = [*strided * 3, pointer, ctypes.c_int32]
     for mix in (library.spikellm_mix, library.spikellm_mix_double):
-        sizes = [ctypes.c_int64] * 3
-        mix.argtypes = [pointer, *sizes, ctypes.c_double, pointer, pointer, ctypes.c_int32]
+        lengths = [ctypes.c_int64] * 3
+        mix.argtypes = [pointer, *lengths, ctypes.c_double, pointer, pointer, ctypes.c_int32]
     for product in (library.spikellm_key_scores, library.spikellm_value_sums):
         product.argtypes = [
             pointer,

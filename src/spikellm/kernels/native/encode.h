@@ -4,6 +4,7 @@
 #define SPIKELLM_ENCODE_H
 #include <float.h>
 #include <math.h>
+#include <stddef.h>
 #include "plan.h"
 
 #define LANES 16
@@ -98,9 +99,9 @@ static void code_priced(const Plan *plan, Group group, const float *ordered, flo
     }
 }
 
-/* Codes a token. `ordered` holds `in` floats of room; `spikes` is zero where no column stands, and stays so; sums of spike counts go to `totals`, one a segment.
+/* Codes of a token and the thresholds of its groups. `ordered` holds `in` floats of room; `shares` are the parts of ranges that groups code, those of the plan where it is null.
    Signed counts are raised by their group's top, or by that of massive tokens where there are any, as if that were a baseline. */
-static inline void encode_token(const Plan *plan, const float *x, float *ordered, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
+static inline void code_token(const Plan *plan, const float *x, const float *shares, float *ordered, uint8_t *codes, Threshold *thresholds) {
     const Header *head = &plan->head;
     for (int32_t i = 0; i < head->in; i++) ordered[i] = x[plan->source[i]];
     const int massive = is_massive(head, ordered);
@@ -109,12 +110,9 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
         const int32_t raised = head->massive_top ? head->massive_top : group.top;
         if (massive) group.top = head->massive_top;
         Range range = plan->ranges[group.range];
-        float low, high, top = (float)group.top;
+        float low, high, top = (float)group.top, share = shares ? shares[a] : group.share;
         int finite = range_of(ordered + range.start, range.stop - range.start, &low, &high);
-        if (head->range_share != 64) { /* 64ths: exact */
-            const float share = (float)head->range_share / 64.0f;
-            low *= share, high *= share;
-        }
+        if (share != 1.0f) low *= share, high *= share;
         Threshold threshold = thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
         if (head->mode == SIGNED) thresholds[a].baseline = raised;
         float theta = threshold.theta, baseline = (float)threshold.baseline;
@@ -136,6 +134,12 @@ static inline void encode_token(const Plan *plan, const float *x, float *ordered
             }
         }
     }
+}
+
+/* Codes a token and places its spikes. `spikes` is zero where no column stands, and stays so; sums of spike counts go to `totals`, one a segment. */
+static inline void encode_token(const Plan *plan, const float *x, float *ordered, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
+    const Header *head = &plan->head;
+    code_token(plan, x, NULL, ordered, codes, thresholds);
     for (int32_t i = 0; i < head->in; i++) spikes[plan->place[i]] = codes[i];
     for (int32_t s = 0; s < head->segments; s++) {
         int32_t total = 0;

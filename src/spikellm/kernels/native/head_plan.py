@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.native.linear_plan import MODES, OWN_CODING
-from spikellm.kernels.native.price_plan import price_words
+from spikellm.kernels.native.price_plan import bits_of, price_words
 from spikellm.kernels.spec import HeadSpec
 from spikellm.neurons.base import keeps
 from spikellm.quantization.packing import packed_length
@@ -58,6 +58,7 @@ def make_head_plan(spec: HeadSpec) -> Tensor:
         spec.top,
         spec.row_bytes(channels),
         width,
+        bits_of(spec.share),
         *sections,
         *price.header,
     ]

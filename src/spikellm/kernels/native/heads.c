@@ -14,6 +14,7 @@ static void code_head(const HeadPlan *plan, const float *x, float *ordered, floa
             own = masked;
         }
         const int finite = range_of(own, head->channels, &low, &high);
+        if (head->share != 1.0f) low *= head->share, high *= head->share;
         found[r] = head_threshold(low, high, finite, head);
     }
     if (row) memset(row, 0, (size_t)head->row_bytes);

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,12 +20,17 @@ from spikellm.kernels.spec import LinearSpec
 _CHUNK = 1 << 21  # weights that are unpacked at a time
 
 
-class _Native(ABC):
-    """What both kinds of layer share: one call of a function with pointers that stay the same.
+class NativeLayer(ABC):
+    """What all kinds of layer share: one call of a function with pointers that stay the same.
 
     ``between`` are the tensors that the function takes between its inputs and its outputs, in its
     order; they are kept, and never a dense copy of the weights.
+
+    Attributes:
+        most_tokens: that the function is called for; more go through the operator.
     """
+
+    most_tokens: ClassVar[float] = math.inf
 
     def __init__(self, function: object, spec: LinearSpec, between: list[Tensor | None]) -> None:
         self._function, self._columns, self._rows = function, spec.columns, spec.rows
@@ -40,10 +47,13 @@ class _Native(ABC):
             or not (plain(x) and x.is_cpu and x.is_contiguous())
         ):
             return self._by_operator(x)
+        tokens = x.numel() // self._columns
+        if tokens > self.most_tokens:
+            return self._by_operator(x)
         y = x.new_empty((*shape[:-1], self._rows))
         if self._function(  # type: ignore[operator]
             x.data_ptr(),
-            x.numel() // self._columns,
+            tokens,
             *self._pointers,
             y.data_ptr(),
             *self._shown,
@@ -67,7 +77,7 @@ class _Native(ABC):
         """The same for ``(tokens, in)`` of a type that the library knows, by its operator."""
 
 
-class NativeLinear(_Native):
+class NativeLinear(NativeLayer):
     """Inputs coded on the way into one integer product."""
 
     def __init__(self, library: ctypes.CDLL, spec: LinearSpec, weights: LinearWeights) -> None:
@@ -84,7 +94,7 @@ class NativeLinear(_Native):
             weights.weight_scale.contiguous(),
             zero.contiguous(),
             torch.cat(sums, 1).contiguous(),
-            _float_bias(weights),
+            float_bias(weights),
         )
         super().__init__(library.spikellm_spike_linear, spec, list(self.operands))
         self._shown = (None, None)
@@ -99,7 +109,7 @@ class NativeLinear(_Native):
         return Observed(y, counts, by_column(z.to(torch.uint8).unbind(1), self._bounds))
 
 
-class NativeAdditive(_Native):
+class NativeAdditive(NativeLayer):
     """Ternary weights on inputs that are not coded."""
 
     def __init__(self, library: ctypes.CDLL, spec: LinearSpec, weights: LinearWeights) -> None:
@@ -110,7 +120,7 @@ class NativeAdditive(_Native):
             plan,
             torch.cat([words for _, words in made]),
             weights.weight_scale.contiguous(),
-            _float_bias(weights),
+            float_bias(weights),
         )
         super().__init__(library.spikellm_additive_linear, spec, list(self.operands))
 
@@ -118,7 +128,8 @@ class NativeAdditive(_Native):
         return Observed(ops.additive_linear(tokens, *self.operands))
 
 
-def _float_bias(weights: LinearWeights) -> Tensor | None:
+def float_bias(weights: LinearWeights) -> Tensor | None:
+    """The bias as kernels read it."""
     return None if weights.bias is None else weights.bias.detach().float().contiguous()
 
 

@@ -66,8 +66,10 @@ def make_plan(spec: LinearSpec) -> Tensor:
         offset += (last - first) * block
     groups = [
         word
-        for top, (start, stop), span in zip(spec.tops, spec.bounds, spec.ranges, strict=True)
-        for word in (start, stop, top, spans.index(span))
+        for group, (top, (start, stop), span) in enumerate(
+            zip(spec.tops, spec.bounds, spec.ranges, strict=True)
+        )
+        for word in (start, stop, top, spans.index(span), bits_of(spec.share(group)))
     ]
     price = price_words(spec.neuron, max([*spec.tops, spec.massive_top]))
     header = [
@@ -82,7 +84,6 @@ def make_plan(spec: LinearSpec) -> Tensor:
         (spec.columns * bits + 7) // 8,
         spec.scales,
         block,
-        spec.range_share,
         spec.massive_top,
         bits_of(spec.massive.beyond if spec.massive is not None else math.inf),
         *price.header,

@@ -79,7 +79,7 @@ def _spike_linear(  # noqa: PLR0913  torch custom operators take tensors one by 
         TYPES[x.dtype],
         torch.get_num_threads(),
     )
-    return _unless(failed, y), counts, baselines
+    return unless(failed, y), counts, baselines
 
 
 def _additive_linear(
@@ -112,7 +112,7 @@ def _additive_linear(
         TYPES[x.dtype],
         torch.get_num_threads(),
     )
-    return _unless(failed, y)
+    return unless(failed, y)
 
 
 def _code_heads(x: Tensor, plan: Tensor, row_bytes: int) -> Tensor:
@@ -141,7 +141,7 @@ def call_code_heads(kernel: Callable[..., int], x: Tensor, plan: Tensor, row_byt
     rows, values = (found.data_ptr(), None) if row_bytes else (None, found.data_ptr())
     threads = torch.get_num_threads()
     failed = kernel(x.data_ptr(), *x.shape[:3], plan.data_ptr(), rows, values, threads)
-    return _unless(failed, found)
+    return unless(failed, found)
 
 
 def _key_scores(query: Tensor, rows: Tensor, plan: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def call_with_rows(
         found.data_ptr(),
         torch.get_num_threads(),
     )
-    return _unless(failed, found)
+    return unless(failed, found)
 
 
 def call_mix(x: Tensor) -> Tensor:
@@ -204,7 +204,8 @@ def call_mix(x: Tensor) -> Tensor:
     return found
 
 
-def _unless(failed: int, found: Tensor) -> Tensor:
+def unless(failed: int, found: Tensor) -> Tensor:
+    """What a kernel found, unless it failed."""
     if failed:
         raise MemoryError("a kernel found no memory for its work")
     return found

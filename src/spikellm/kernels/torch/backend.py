@@ -5,9 +5,10 @@ equal it in integers.
 from __future__ import annotations
 
 from spikellm.kernels.base import REFERENCE, Backend, LinearWeights, Transform, register
-from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, Spec
+from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
 from spikellm.kernels.torch.heads import TorchHeads
 from spikellm.kernels.torch.linear import TorchLinear
+from spikellm.kernels.torch.rows import TorchRows
 from spikellm.quantization.hadamard import mix
 
 
@@ -26,6 +27,9 @@ class TorchBackend(Backend):
 
     def prepare_heads(self, spec: HeadSpec) -> TorchHeads:
         return TorchHeads(spec)
+
+    def prepare_rows(self, spec: RowSpec, weights: LinearWeights) -> TorchRows:
+        return TorchRows(spec.weights, weights)
 
     def prepare_mix(self, spec: MixSpec) -> Transform:
         return mix

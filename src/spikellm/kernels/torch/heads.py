@@ -18,7 +18,7 @@ from spikellm.core.errors import RequestError
 from spikellm.kernels.spec import HeadSpec
 from spikellm.quantization.packing import pack, packed_length, unpack
 from spikellm.quantization.rounding import half_up
-from spikellm.quantization.thresholds import threshold_for_range, token_range
+from spikellm.quantization.thresholds import part_of_range, threshold_for_range, token_range
 
 
 class HeadCodes(NamedTuple):
@@ -67,6 +67,22 @@ class TorchHeads:
         return self.spec.neuron.fake_quantize(
             x, *self._by_channel(*self._thresholds(x)), self._steps
         )
+
+    def range_ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Ends of the whole range of every value, which broadcast to ``x``, float32."""
+        spec, lows, highs = self.spec, [], []
+        for index in range(spec.ranges):
+            part = x * self._members[index] if spec.ranges > 1 else x
+            low, high = token_range(part) if spec.axis == "token" else _range_over_tokens(part)
+            if spec.thresholds != "asymmetric":
+                high = torch.maximum(high, -low)
+                low = -high
+            lows.append(low)
+            highs.append(high)
+        if spec.ranges == 1:
+            return lows[0], highs[0]
+        first, second = self._members
+        return lows[0] * first + lows[1] * second, highs[0] * first + highs[1] * second
 
     def to_rows(self, x: Tensor) -> Tensor:
         """``pack(encode(x))``."""
@@ -120,6 +136,7 @@ class TorchHeads:
             # a range includes zero anyway
             part = x * self._members[index] if spec.ranges > 1 else x
             low, high = token_range(part) if spec.axis == "token" else _range_over_tokens(part)
+            low, high = part_of_range(low, high, spec.share)
             theta, baseline = threshold_for_range(
                 low, high, spec.top, symmetric=spec.symmetric, signed=signed
             )

@@ -134,11 +134,11 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
     neuron = cast(SoftResetNeuron, spec.neuron)
     x = x.float() if spec.order is None else x.float().index_select(1, spec.order)
     codes, found = [], []
-    for common, (start, stop), (first, last) in zip(
-        spec.steps, spec.bounds, spec.ranges, strict=True
+    for group, (common, (start, stop), (first, last)) in enumerate(
+        zip(spec.steps, spec.bounds, spec.ranges, strict=True)
     ):
         steps = common if spec.massive is None else spec.massive.steps_of(x, common)
-        low, high = part_of_range(*token_range(x[:, first:last]), spec.range_share)
+        low, high = part_of_range(*token_range(x[:, first:last]), spec.share(group))
         threshold = threshold_for_range(
             low, high, neuron.top(steps), symmetric=spec.symmetric, signed=neuron.signed
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spikellm.profiling.counts import EXECUTION_MODES
-from spikellm.profiling.plots.canvas import GRID, SERIES, axes, inline_svg, label
+from spikellm.profiling.plots.canvas import GRID, MUTED, SERIES, axes, inline_svg, label
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.report import Report
 
@@ -38,7 +38,7 @@ def accuracy(report: Report) -> Picture:
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
             axis.yaxis.set_minor_formatter(lambda value, _: "")
         axis.margins(0.2)
-        axis.legend(fontsize=8)
+        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         label(
             axis,
@@ -60,24 +60,29 @@ def accuracy(report: Report) -> Picture:
 
 
 def energy(report: Report) -> Picture:
-    """Estimated energy of every execution mode, by part; other rows together."""
+    """Estimated energy of every execution mode, by part; other rows together. None is drawn of a
+    mode whose linear layers are not known, which what is left would make look cheap.
+    """
     title = "Energy, estimated from operation counts"
     modes, parts = ("dense", *EXECUTION_MODES), ("linear", "attention", "head", "memory", "rest")
     tokens = report.prefill.tokens
     shares = {part: [0.0] * len(modes) for part in parts}
+    linear = report.energy["linear"]
+    nothing = [mode for mode, own in zip(modes, linear.columns(), strict=True) if own is None]
     unknown = set()
     for name, own in report.energy.items():
         if name == "whole":
             continue
         part = name if name in parts else "rest"
-        for place, picojoules in enumerate((own.dense, *own.modes.values())):
-            shares[part][place] += (picojoules or 0.0) / tokens / 1e6
+        for place, picojoules in enumerate(own.columns()):
+            if modes[place] not in nothing:
+                shares[part][place] += (picojoules or 0.0) / tokens / 1e6
             if picojoules is None:
                 unknown.add(f"{name} ({modes[place]})")
     lines = []
     for place, mode in enumerate(modes):
         values = ", ".join(f"{_WORDS.get(part, part)} {shares[part][place]:.3g}" for part in parts)
-        lines.append(f"{mode}: {values}")
+        lines.append(f"{mode}: {'not known' if mode in nothing else values}")
     words = "; ".join(lines) + " µJ a token"
     missing = f" Not known to it: {', '.join(sorted(unknown))}." if unknown else ""
     names = ("original, 16 bits", *modes[1:])
@@ -93,6 +98,16 @@ def energy(report: Report) -> Picture:
                 height=0.6,
             )
             left = [a + b for a, b in zip(left, shares[part], strict=True)]
+        for mode in nothing:
+            axis.annotate(
+                "linear layers not known",
+                (0.0, modes.index(mode)),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=MUTED,
+            )
         axis.invert_yaxis()
         axis.grid(visible=False, axis="y")
         axis.set_xlabel("µJ a token")

@@ -100,7 +100,7 @@ def raster(report: Report) -> Picture | None:
     )
     with axes(height=3.0) as (figure, axis):
         draw_raster(axis, planes, sample.salient)
-        figure.legend(loc="outside upper left", ncols=3, fontsize=8, markerscale=2)
+        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
         svg = inline_svg(figure, "raster", title, words)
     return Picture(
         "raster",

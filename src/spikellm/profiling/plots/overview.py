@@ -11,6 +11,7 @@ from spikellm.profiling.plots.firing import (
 )
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.plots.salient import channels
+from spikellm.profiling.plots.training import training
 from spikellm.profiling.report import Report
 
 _DRAWN = (
@@ -22,6 +23,7 @@ _DRAWN = (
     firing_distribution,
     raster,
     error_by_block,
+    training,
     sizes,
 )
 

@@ -1,0 +1,182 @@
+/* Linear layers of packed integer weights on inputs that are floats, and rows of such weights as floats: weights are decoded in registers, and memory is read as it is stored.
+
+   y[n, o] = Σ_segments scale[o] · Σ_c x[n, c]·(code[o, c] − zero[o])   (+ bias[o]) */
+#include <stdlib.h>
+#include "floats.h"
+#include "weight_only.h"
+
+#define ROWS 4    /* that are worked on at a time */
+#define TOKENS 4
+#define STRIP 32  /* rows that one thread takes at a time */
+
+/* Some rows, their scales and zero-points, and inputs of some tokens in the order of places. */
+typedef struct { const uint8_t *row[ROWS], *zero[ROWS]; const float *scale[ROWS], *x[TOKENS]; } Tile;
+
+/* Sums of rows times inputs, token by token. Those of one segment are scaled as they are, those of several lane by lane. `bits` and `tokens` are constants where this is inlined. */
+static inline __attribute__((always_inline)) void sums_of(int bits, int tokens, const Plan *plan, const Tile *tile, float *sums) {
+    Cutter cutter;
+    make_cutter(bits, &cutter);
+    Floats total[TOKENS][ROWS];
+    UNROLLED for (int n = 0; n < tokens; n++) UNROLLED for (int r = 0; r < ROWS; r++) total[n][r] = (Floats){0};
+    for (int32_t s = 0; s < plan->head.segments; s++) {
+        const Segment *part = &plan->segments[s];
+        Floats acc[TOKENS][ROWS], zero[ROWS], table[ROWS];
+        UNROLLED for (int r = 0; r < ROWS; r++) {
+            const float own = (float)tile->zero[r][part->weight_group];
+            zero[r] = (Floats){0} + (8388608.0f + own);
+            table[r] = cutter.values - own;
+            UNROLLED for (int n = 0; n < tokens; n++) acc[n][r] = (Floats){0};
+        }
+        int64_t at = (int64_t)part->first_block * 8 * bits, place = part->offset;
+        for (int32_t b = 0; b < part->blocks; b++, at += 8 * bits, place += COLUMNS) {
+            UNROLLED for (int r = 0; r < ROWS; r++) {
+                Words lanes;
+                cut_lanes(bits, &cutter, tile->row[r], plan->head.row_bytes, at, &lanes);
+                UNROLLED for (int t = 0; t < CODES; t++) {
+                    Floats k;
+                    take_integers(bits, &lanes, t, &zero[r], &table[r], &k);
+                    UNROLLED for (int n = 0; n < tokens; n++) {
+                        Floats x;
+                        memcpy(&x, tile->x[n] + place + LANES * t, sizeof x);
+                        acc[n][r] += x * k;
+                    }
+                }
+            }
+        }
+        if (plan->head.segments == 1) {
+            UNROLLED for (int n = 0; n < tokens; n++) UNROLLED for (int r = 0; r < ROWS; r++) sums[n * ROWS + r] = sum_of(&acc[n][r]) * tile->scale[r][part->weight_group];
+            return;
+        }
+        UNROLLED for (int n = 0; n < tokens; n++) UNROLLED for (int r = 0; r < ROWS; r++) total[n][r] += acc[n][r] * tile->scale[r][part->weight_group];
+    }
+    UNROLLED for (int n = 0; n < tokens; n++) UNROLLED for (int r = 0; r < ROWS; r++) sums[n * ROWS + r] = sum_of(&total[n][r]);
+}
+
+/* A row in the order of places, `buffer` floats; integers alone where `scale` is null. */
+static inline __attribute__((always_inline)) void decode(int bits, const Plan *plan, const uint8_t *row, const float *scale, const uint8_t *zeros, float *out) {
+    Cutter cutter;
+    make_cutter(bits, &cutter);
+    for (int32_t s = 0; s < plan->head.segments; s++) {
+        const Segment *part = &plan->segments[s];
+        const float own = (float)zeros[part->weight_group], factor = scale ? scale[part->weight_group] : 1.0f;
+        const Floats zero = (Floats){0} + (8388608.0f + own), table = cutter.values - own;
+        int64_t at = (int64_t)part->first_block * 8 * bits, place = part->offset;
+        for (int32_t b = 0; b < part->blocks; b++, at += 8 * bits, place += COLUMNS) {
+            Words lanes;
+            cut_lanes(bits, &cutter, row, plan->head.row_bytes, at, &lanes);
+            UNROLLED for (int t = 0; t < CODES; t++) {
+                Floats value;
+                take_integers(bits, &lanes, t, &zero, &table, &value);
+                value *= factor;
+                memcpy(out + place + LANES * t, &value, sizeof value);
+            }
+        }
+    }
+}
+
+#define DEFINE_WIDTH(bits)                                                                                                                                             \
+    static __attribute__((noinline)) void sums_one_##bits(const Plan *plan, const Tile *tile, float *sums) { sums_of(bits, 1, plan, tile, sums); }                    \
+    static __attribute__((noinline)) void sums_some_##bits(const Plan *plan, const Tile *tile, float *sums) { sums_of(bits, TOKENS, plan, tile, sums); }              \
+    static __attribute__((noinline)) void decode_##bits(const Plan *plan, const uint8_t *row, const float *scale, const uint8_t *zero, float *out) {                  \
+        decode(bits, plan, row, scale, zero, out);                                                                                                                    \
+    }
+DEFINE_WIDTH(2)
+DEFINE_WIDTH(3)
+DEFINE_WIDTH(4)
+DEFINE_WIDTH(5)
+DEFINE_WIDTH(6)
+DEFINE_WIDTH(7)
+DEFINE_WIDTH(8)
+
+typedef void Summing(const Plan *, const Tile *, float *);
+typedef void Decoding(const Plan *, const uint8_t *, const float *, const uint8_t *, float *);
+static Summing *const sum_one[] = {sums_one_2, sums_one_3, sums_one_4, sums_one_5, sums_one_6, sums_one_7, sums_one_8};
+static Summing *const sum_some[] = {sums_some_2, sums_some_3, sums_some_4, sums_some_5, sums_some_6, sums_some_7, sums_some_8};
+static Decoding *const decode_by[] = {decode_2, decode_3, decode_4, decode_5, decode_6, decode_7, decode_8};
+
+/* Returns 0, or 1 where memory ran out.
+
+   x: (tokens, in); packed: (out, row_bytes); scale, zero: (out, scales); bias: (out) or null; y: (tokens, out); type: of x and y, see floats.h. */
+int32_t spikellm_weight_only_linear(const void *x, int64_t tokens, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, const float *bias, void *y,
+                                    int32_t type, int32_t threads) {
+    const Plan plan = read_plan(words);
+    const Header *head = &plan.head;
+    if (tokens == 0 || head->out == 0) return 0;
+    float *placed = calloc((size_t)tokens * (size_t)head->buffer + 1, sizeof *placed), *room = malloc(sizeof(float) * ((size_t)head->in + 1));
+    int32_t failed = !placed || !room;
+    for (int64_t n = 0; !failed && n < tokens; n++) place_inputs(&plan, load_row(x, type, n, head->in, room), placed + n * head->buffer);
+    free(room);
+    const int32_t strips = (head->out + STRIP - 1) / STRIP;
+    if (threads > strips) threads = strips;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int32_t strip = 0; strip < strips; strip++) {
+        if (failed) continue;
+        const int32_t first = strip * STRIP, count = head->out - first < STRIP ? head->out - first : STRIP;
+        for (int64_t n = 0; n < tokens; n += TOKENS) {
+            const int32_t some = (int32_t)(tokens - n < TOKENS ? tokens - n : TOKENS);
+            float own[TOKENS][STRIP], sums[TOKENS * ROWS];
+            Tile tile;
+            for (int t = 0; t < TOKENS; t++) tile.x[t] = placed + (n + (t < some ? t : 0)) * head->buffer;
+            for (int32_t o = 0; o < count; o += ROWS) {
+                for (int r = 0; r < ROWS; r++) { /* rows beyond the last repeat it */
+                    const int64_t row = first + (o + r < count ? o + r : count - 1);
+                    tile.row[r] = packed + row * head->row_bytes;
+                    tile.zero[r] = zero + row * head->scales;
+                    tile.scale[r] = scale + row * head->scales;
+                }
+                (some == 1 ? sum_one : sum_some)[head->bits - 2](&plan, &tile, sums);
+                for (int32_t t = 0; t < some; t++)
+                    for (int32_t r = 0; r < ROWS && o + r < count; r++) own[t][o + r] = sums[t * ROWS + r];
+            }
+            for (int32_t t = 0; t < some; t++) {
+                for (int32_t o = 0; bias && o < count; o++) own[t][o] += bias[first + o];
+                store_row(y, type, (n + t) * head->out + first, own[t], count);
+            }
+        }
+    }
+    free(placed);
+    return failed;
+}
+
+static void decode_row(const Plan *plan, const uint8_t *packed, const float *scale, const uint8_t *zero, int64_t row, float *out) {
+    const int64_t at = row * plan->head.scales;
+    decode_by[plan->head.bits - 2](plan, packed + row * plan->head.row_bytes, scale ? scale + at : NULL, zero + at, out);
+}
+
+/* Rows from `first` on for a matrix product of many tokens: y: (count, buffer), in the order of places; integers alone where `scale` is null. */
+int32_t spikellm_weight_only_strip(const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, int64_t first, int64_t count, float *y, int32_t threads) {
+    const Plan plan = read_plan(words);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t i = 0; i < count; i++) decode_row(&plan, packed, scale, zero, first + i, y + i * plan.head.buffer);
+    return 0;
+}
+
+/* Rows that are looked up, as an embedding does: y: (count, in), in the order of channels, of a type of floats.h. Returns 0, 1 where memory ran out, 2 where there is no such row. */
+int32_t spikellm_weight_only_rows(const int64_t *rows, int64_t count, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, void *y, int32_t type,
+                                  int32_t threads) {
+    const Plan plan = read_plan(words);
+    const Header *head = &plan.head;
+    for (int64_t i = 0; i < count; i++)
+        if (rows[i] < 0 || rows[i] >= head->out) return 2;
+    if (threads > count) threads = (int32_t)count;
+    int32_t failed = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        float *placed = malloc(sizeof(float) * ((size_t)head->buffer + 1)), *row = malloc(sizeof(float) * ((size_t)head->in + 1));
+        const int ready = placed && row;
+        if (!ready) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < count; i++) {
+            if (!ready) continue;
+            decode_row(&plan, packed, scale, zero, rows[i], placed);
+            for (int32_t c = 0; c < head->in; c++) row[plan.source[c]] = placed[plan.place[c]];
+            store_row(y, type, i * head->in, row, head->in);
+        }
+        free(placed);
+        free(row);
+    }
+    return failed;
+}

@@ -1,0 +1,1 @@
+"""Training after conversion, with the spikes in the loop."""
