@@ -28,6 +28,11 @@ from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.ste import pass_through
 from spikellm.recipe import LinearRecipe, Recipe
 
+_BYTES = 4 * 11
+"""Of a weight while it is learned: itself, at the start, at its best and now; its gradient and two
+moments; the value of its code and the code for the backward pass, and three of the latter's own.
+"""
+
 
 @algorithms.register("block-ap")
 class BlockAp(Algorithm):
@@ -72,6 +77,9 @@ class BlockAp(Algorithm):
 
     def check_share(self, windows: Sequence[int], recipe: Recipe) -> None:
         check_share(recipe.options(BlockApOptions), windows)
+
+    def learning_bytes(self, recipe: Recipe) -> int:
+        return _BYTES if recipe.options(BlockApOptions).epochs else 0
 
     def for_head(self, recipe: Recipe) -> Recipe:
         """Nothing is learned: there is no block around the projection."""

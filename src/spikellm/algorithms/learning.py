@@ -146,8 +146,8 @@ class Learning(Generic[L]):
         start_loss = math.nan
         if manner.relative:
             start_loss = self._loss(first)
-            usable = math.isfinite(start_loss) and start_loss > 0
-            self._unit = start_loss if usable else 1.0
+            if math.isfinite(start_loss) and start_loss > 0:
+                self._unit = 2.0 ** math.floor(math.log2(start_loss))  # the same for all ranks
         best, best_loss, last_best, factor = first.clone(), math.inf, -1, 1.0
         for _ in range(_RETRIES + 1):
             current = best.clone()
