@@ -96,7 +96,7 @@ def test_learning_lowers_the_loss_of_the_last_block(
     settings: tuple[str, ...], text_file: Path
 ) -> None:
     start, learned = losses(text_file, *settings)
-    assert learned < 0.97 * start
+    assert learned < 0.985 * start
 
 
 def test_values_are_learned_as_published(text_file: Path) -> None:
@@ -209,7 +209,7 @@ def test_other_families(family: str, text_file: Path, tokens: Tensor, tmp_path: 
 def test_rotated_layers_learn(text_file: Path) -> None:
     rotated = "transforms=[{name: online-rotation, layers: [down]}]"
     start, learned = losses(text_file, GPTQ, rotated, "weights.bits=2", "activations.bits=4")
-    assert learned < 0.97 * start
+    assert learned < 0.985 * start
 
 
 def test_a_format_without_gradients_is_refused(text_file: Path) -> None:

@@ -28,6 +28,7 @@ from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.ste import pass_through
 from spikellm.recipe import LinearRecipe, Recipe
 
+_HELD_OUT = 8  # every how many-th batch the best state is chosen by
 _BYTES = 4 * 11
 """Of a weight while it is learned: itself, at the start, at its best and now; its gradient and two
 moments; the value of its code and the code for the backward pass, and three of the latter's own.
@@ -76,7 +77,7 @@ class BlockAp(Algorithm):
         return {step, *(size % step for size in windows)}
 
     def check_share(self, windows: Sequence[int], recipe: Recipe) -> None:
-        check_share(recipe.options(BlockApOptions), windows)
+        check_share(recipe.options(BlockApOptions), windows, _HELD_OUT)
 
     def learning_bytes(self, recipe: Recipe) -> int:
         return _BYTES if recipe.options(BlockApOptions).epochs else 0
@@ -170,6 +171,7 @@ class _Fit:
                 last_rate=options.last_rate,
                 relative=True,
                 shrink=4.0,
+                held_out=_HELD_OUT,
             ),
         )
         with torch.enable_grad():

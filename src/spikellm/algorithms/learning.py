@@ -66,6 +66,8 @@ class Manner(NamedTuple):
             constants mean the same in every block.
         shrink: what the rates are divided by before everything is learned again where no loss was
             lowered; 1 to keep the start at once.
+        held_out: every how many-th batch is not learned from, and states are judged by; 0 to judge
+            them by all batches, as where there are fewer.
     """
 
     name: str
@@ -74,16 +76,24 @@ class Manner(NamedTuple):
     last_rate: float = 1.0
     relative: bool = False
     shrink: float = 1.0
+    held_out: int = 0
 
 
-def check_share(course: Course, windows: Sequence[int]) -> None:
+def check_share(course: Course, windows: Sequence[int], held_out: int = 0) -> None:
     """Refuse a share of the text that does not let ranks take the steps that one would take.
 
-    See :meth:`spikellm.algorithms.Algorithm.check_share`.
+    See :meth:`spikellm.algorithms.Algorithm.check_share`, and ``held_out`` of :class:`Manner`.
     """
     found = distributed.gather_counts(sum(-(-count // course.batch_size) for count in windows))
     if course.epochs == 0:
         return
+    if held_out and any(count % held_out for count in found):
+        raise RequestError(
+            f"ranks have {', '.join(map(str, found))} batches of {course.batch_size} windows; each"
+            f" holds one in {held_out} out, so it needs a multiple of {held_out}: give another"
+            " number of --samples, or run it without torchrun"
+        )
+    found = [count - (count // held_out if held_out else 0) for count in found]
     if course.accumulate % distributed.world_size():
         raise RequestError(
             f"algorithm.accumulate is {course.accumulate}: {distributed.world_size()} ranks share"
@@ -156,11 +166,13 @@ class Learning(Generic[L]):
                 loss = self._epoch(current, optimizer)
                 if not math.isfinite(loss):
                     break
+                if manner.held_out:
+                    loss = self._loss(current)
                 if loss < best_loss:
                     best, best_loss, last_best = current.clone(), loss, epoch
             else:
-                ends = [(self._loss(best), best)]
-                if last_best != epoch:
+                ends = [(best_loss if manner.held_out else self._loss(best), best)]
+                if last_best != epoch and not manner.held_out:
                     ends.append((self._loss(current), current))
                 if math.isnan(start_loss):
                     start_loss = self._loss(first)
@@ -193,12 +205,25 @@ class Learning(Generic[L]):
 
     @torch.no_grad()
     def _loss(self, learned: L) -> float:
-        """Mean loss over the batches. Infinite where it is not finite."""
-        losses = [float(self._error(learned, *batch)) for batch in self._batches()]
+        """Mean loss over the batches that are held out, or over all. Infinite where it is not
+        finite.
+        """
+        losses = [float(self._error(learned, *batch)) for batch in self._parts(held_out=True)]
         mean = distributed.sum_scalar(
             math.fsum(losses) if all(map(math.isfinite, losses)) else math.inf
         ) / distributed.sum_scalar(len(losses))
         return mean if math.isfinite(mean) else math.inf
+
+    def _parts(self, *, held_out: bool) -> list[tuple[Tensor, Tensor]]:
+        """Batches that states are judged by, or those that are learned from; of this rank."""
+        batches, every = list(self._batches()), self._manner.held_out
+        if every == 0 or len(batches) < every:
+            return batches
+        return [
+            batch
+            for place, batch in enumerate(batches, start=1)
+            if (place % every == 0) == held_out
+        ]
 
     def _optimizer(self, learned: L, factor: float) -> torch.optim.Optimizer:
         groups = [(parameters, rate) for parameters, rate in learned.groups() if parameters]
@@ -218,7 +243,7 @@ class Learning(Generic[L]):
 
     def _steps(self) -> int:
         """Steps of an epoch."""
-        batches = sum(1 for _ in self._batches()) * distributed.world_size()
+        batches = len(self._parts(held_out=False)) * distributed.world_size()
         return -(-batches // self._course.accumulate)
 
     def _epoch(self, learned: L, optimizer: torch.optim.Optimizer) -> float:
@@ -227,7 +252,7 @@ class Learning(Generic[L]):
         The batches of a step lie evenly over the text, so that several ranks, which share the text,
         share each step.
         """
-        total, batches = 0.0, list(self._batches())
+        total, batches = 0.0, self._parts(held_out=False)
         parameters = [
             parameter for group in optimizer.param_groups for parameter in group["params"]
         ]
