@@ -2,6 +2,7 @@
 caches.
 
     python benchmarks/kernels.py [--threads 1] [--size 4096] [--rows 1,256] [--repeat 30]
+        [--only "16-bit inputs"] [--cpu-time]
 
 Every contender has as many copies of its weights as fill 128 MiB and takes them in turn, so none
 finds them in a cache; contenders take turns too, and medians are compared. "spikellm" is a whole
@@ -108,6 +109,12 @@ def contenders(size: int) -> dict[str, tuple[Contender, int]]:
         "torch int4 weights": (int4, size * size // 2),
         "oneDNN int8": (int8, size * size),
         "spikellm ternary, 16-bit inputs (additive)": ours(ternary, ActivationRecipe(bits=16)),
+        **{
+            f"spikellm {bits}-bit weights, groups of 128, 16-bit inputs": ours(
+                {"bits": bits, "group_size": 128}, ActivationRecipe(bits=16)
+            )
+            for bits in (2, 3, 4, 6, 8)
+        },
         "spikellm 2-bit weights, 8-bit spikes": ours({"bits": 2}, ActivationRecipe(bits=8)),
         "spikellm 3-bit weights, 4-bit spikes": ours({"bits": 3}, ActivationRecipe(bits=4)),
         "spikellm 4-bit weights, 4-bit spikes, T = 2 on 10%": ours({"bits": 4}, t2),
@@ -134,8 +141,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rows", default="1,256")
     parser.add_argument("--repeat", type=int, default=30)
+    parser.add_argument("--only", default="", help="of spikellm only what has this in its name")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of the process: where others use the machine too"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     speed = bandwidth()
     print(
         f"{arguments.size} × {arguments.size}, {arguments.threads} thread(s), kernels:"
@@ -144,6 +156,8 @@ def main() -> None:
     with torch.no_grad():
         all_of_them = {}
         for name, (make, size) in contenders(arguments.size).items():
+            if name.startswith("spikellm") and arguments.only not in name:
+                continue
             copies = max(2, -(-_MEMORY // size))
             all_of_them[name] = ([*itertools.islice(make(), copies)], size)
         for rows in map(int, arguments.rows.split(",")):
@@ -153,16 +167,16 @@ def main() -> None:
                 for name, (copies, _) in all_of_them.items():
                     for part in range(8 if rows == 1 else 1):
                         run = copies[(turn * 8 + part) % len(copies)]
-                        started = time.perf_counter()
+                        started = clock()
                         run(x)
                         if turn >= 0:
-                            spent[name].append(time.perf_counter() - started)
+                            spent[name].append(clock() - started)
             base = {name: statistics.median(times) for name, times in spent.items()}
             print(f"\n{rows} row(s)")
             for name, (_, size) in all_of_them.items():
                 took = base[name]
                 print(
-                    f"{name:<52} {took * 1e3:8.3f} ms   {base['torch bfloat16'] / took:5.2f}× torch"
+                    f"{name:<54} {took * 1e3:8.3f} ms   {base['torch bfloat16'] / took:5.2f}× torch"
                     f" bfloat16   {base['torch int4 weights'] / took:5.2f}× torch int4  "
                     f" {size / speed / took:4.0%} of bandwidth"
                 )

@@ -18,6 +18,14 @@ CODERS = st.builds(
         + [
             {"bits": 4, "symmetric": True},
             {"bits": 2, "neuron": "ternary", "symmetric": True, "steps": 3},
+            {"bits": 3, "symmetric": True, "threshold_from": "mean"},
+            {
+                "bits": 2,
+                "neuron": "ternary",
+                "symmetric": True,
+                "threshold_from": "mean",
+                "mean_factor": 1.5,
+            },
         ]
     ),
     st.sampled_from(
@@ -34,8 +42,9 @@ CODERS = st.builds(
 def coder_and_heads(
     settings: ActivationRecipe, channels: int, seed: int
 ) -> tuple[HeadCoder, torch.Tensor, torch.Tensor]:
-    """A coder of three heads, values ``(2, 3, 5, channels)`` of any size with a token of zeros, and
-    the groups of channels: a third of them salient, all, or none.
+    """A coder of three heads, of the whole range or a part of it, values ``(2, 3, 5, channels)`` of
+    any size with a token of zeros, and the groups of channels: a third of them salient, all, or
+    none.
     """
     generator = torch.Generator().manual_seed(seed)
     group = torch.zeros(3, channels, dtype=torch.uint8)
@@ -48,4 +57,5 @@ def coder_and_heads(
         torch.randint(-3, 4, (), generator=generator)
     )
     x[0, 0, 0] = 0
-    return HeadCoder(settings, group, price=settings.spikes), x, group
+    share = (1.0, 0.8)[seed % 2]
+    return HeadCoder(settings, group, price=settings.spikes, share=share), x, group

@@ -58,6 +58,10 @@ PRICED = st.one_of(
 """Prices of spikes, see :func:`fit`."""
 
 
+ELASTIC = ["elastic", "elastic-published"]
+SIGNED = st.sampled_from(["ternary", "ternary", *ELASTIC])
+
+
 @st.composite
 def activation_recipes(
     draw: st.DrawFn, bits: st.SearchStrategy[int], symmetric: st.SearchStrategy[bool]
@@ -75,15 +79,19 @@ def activation_recipes(
         }
     signed = draw(st.booleans())
     kind = (
-        {"neuron": "ternary", "bits": 2, "symmetric": True}
+        {"neuron": draw(SIGNED), "bits": 2, "symmetric": True}
         if signed
         else {"bits": draw(bits), "symmetric": draw(symmetric)}
     )
     kind["search_range"] = draw(st.booleans())
+    if kind.get("symmetric") and draw(st.booleans()):
+        kind["threshold_from"] = "mean"
+        if not kind["search_range"]:
+            kind["mean_factor"] = draw(st.sampled_from([0.0625, 1.5, 2.0, 4.0, 15.9375]))
     kind["train"] = draw(st.sampled_from(["centered", "published"]))
     kind["recoding"] = draw(st.sampled_from(["binary", "signed-digit"]))
     kind["token_steps"] = draw(st.sampled_from([0, 0, 5, 8]))
     kind |= draw(PRICED)
-    if kind["train"] == "published" and not signed:
+    if kind.get("neuron") in ELASTIC or (kind["train"] == "published" and not signed):
         kind |= NOT_PRICED
     return ActivationRecipe.model_validate({**kind, **chosen})

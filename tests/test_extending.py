@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import spikellm
 from conftest import BUNDLED, PROJECT
 
 PAGE = (PROJECT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -46,6 +47,7 @@ print(json.dumps({
     "steps": sorted(set(coded.channel_steps.tolist())),
     "format": coded.settings.weights.format,
     "buffers": sorted(name for name, _ in coded.named_buffers()),
+    "trained": model.config.quantization_config.record["training"]["trained"],
     "backends": [select(one.spec(), "cpu").name for one in (uncoded, coded)],
 }))
 """
@@ -98,6 +100,9 @@ def test_every_example_works_as_a_plugin(site: Path, text_file: Path, tmp_path: 
     assert found["steps"] == [2, 4]
     assert found["format"] == "signed"
     assert "signed_codes" in found["buffers"]
+    assert found["trained"] == sum(
+        one.numel() for name, one in spikellm.load(BUNDLED)[0].named_parameters() if "norm" in name
+    )
     assert found["backends"][0] == "dense"
     assert found["backends"][1] != "dense"
     run("-m", "spikellm", "export", "out", "steps", "--format", "steps")

@@ -13,7 +13,7 @@ from spikellm.algorithms.channel_choice import search_share
 from spikellm.core.errors import RecipeError
 from spikellm.nn.fake_quant import InputCoder
 from spikellm.nn.validation import validation_error
-from spikellm.quantization.thresholds import FULL_RANGE, part_of_range
+from spikellm.quantization.thresholds import FULL_RANGE, part_of_range, token_mean
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 from spikellm.recipe.load import load_recipe
 
@@ -46,7 +46,7 @@ def test_two_valued_inputs_keep_all_of_it() -> None:
 def test_ends_are_scaled_exactly() -> None:
     low, high = torch.tensor([-3.0]), torch.tensor([5.0])
     assert part_of_range(low, high) == (low, high)
-    assert [float(end) for end in part_of_range(low, high, 48)] == [-2.25, 3.75]
+    assert [float(end) for end in part_of_range(low, high, 48 / 64)] == [-2.25, 3.75]
 
 
 def test_the_share_is_state_and_is_checked() -> None:
@@ -73,3 +73,42 @@ def test_heads_take_no_search() -> None:
         load_recipe(
             "rtn-w4a4", ["attention={key: {bits: 4, search_range: true}, value: {bits: 4}}"]
         )
+
+
+FEW: dict[str, Any] = {"bits": 2, "neuron": "ternary", "symmetric": True, "search_range": True}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_few_levels_take_the_multiple_of_the_mean_that_loses_least(steps: int) -> None:
+    torch.manual_seed(0)
+    few = ActivationRecipe.model_validate({**FEW, "steps": steps, "threshold_from": "mean"})
+    x, weight = torch.randn(512, 256), torch.randn(64, 256)
+    x[:, 3] *= 5  # an outlier channel says nothing of the others
+    group = torch.zeros(256, dtype=torch.uint8)
+
+    def loss(factor: int, settings: ActivationRecipe = few) -> float:
+        error = InputCoder(settings, group, factor).values(x) - x
+        return float((error @ weight.T).square().sum())
+
+    found = search_share(few, group, x, weight)
+    assert loss(found) <= 1.001 * min(loss(factor) for factor in range(8, 256, 4))
+    plain = ActivationRecipe.model_validate({**FEW, "steps": steps})
+    if steps < 4:
+        assert loss(found) < 0.9 * loss(search_share(plain, group, x, weight), plain)
+
+
+def test_the_multiple_is_state_and_is_checked() -> None:
+    torch.manual_seed(0)
+    recipe = LinearRecipe(activations=ActivationRecipe(**FEW, threshold_from="mean"))
+    layer, other = (fit(nn.Linear(16, 8), recipe) for _ in range(2))
+    layer.input_range.fill_(200)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 16)
+    assert torch.equal(layer(x), other(x))
+    assert validation_error(layer, "layer") is None
+    coded = InputCoder(recipe.activations, layer.channel_group, layer.range_share).values(x)
+    codes, [(theta, _)] = layer.encode(x)
+    assert torch.equal(coded, codes * theta)
+    assert torch.equal(theta, (token_mean(x) * 12.5))
+    layer.input_range.fill_(0)
+    assert "expected 1 to 255" in str(validation_error(layer, "layer"))

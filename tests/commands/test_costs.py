@@ -50,4 +50,5 @@ def test_compare_draws_them(text_file: Path, tmp_path: Path) -> None:
     assert coded["sops_ratio"]["phase"] == pytest.approx(coded["spikes_a_value"]["phase"], rel=0.2)
     picture = (tmp_path / "costs.svg").read_text()
     assert "phase spikes a value: front of rtn-w4a4;" in picture
-    assert "average steps: front of" in picture
+    assert "ACE, original = 1: front of" in picture
+    assert "average steps" not in picture, "both take one"

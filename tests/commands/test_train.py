@@ -60,6 +60,31 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(
     assert model.config.quantization_config.record["training"]["best"] == 4
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_conversion_that_is_killed_while_it_trains_ends_in_the_same_bytes(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_WRITES", 0.0)
+    small = ["--samples", "2", "--seqlen", "32", "--calibration", str(text_file)]
+    options = [*OPTIONS, "--set", "training.steps=3", *small]
+    whole, out = tmp_path / "whole" / "out", tmp_path / "out"
+    whole.parent.mkdir()
+    assert main(["convert", str(BUNDLED), str(whole), *options]) == 0
+
+    def work() -> None:
+        def on_step(at: Any) -> None:
+            if at.step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(progress, "report_step", lambda: on_step)
+        main(["convert", str(BUNDLED), str(out), *options])
+
+    assert ended(forked(work)) == -signal.SIGKILL
+    assert main(["convert", str(BUNDLED), str(out), *options, "--resume"]) == 0
+    assert bytes_of(out) == bytes_of(whole)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

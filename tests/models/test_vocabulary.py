@@ -12,6 +12,8 @@ from torch import nn
 import spikellm
 from conftest import first_blocks
 from families import FAMILIES, build, by_family
+from spikellm.checkpoint.vocabulary import shown_vocabulary
+from spikellm.commands.inspect import vocabulary_in_words
 from spikellm.core.errors import CheckpointError, RecipeError, RequestError, UnsupportedModelError
 from spikellm.models.families import has_tied_head
 from spikellm.models.kernel_summary import summarize_kernels
@@ -99,6 +101,10 @@ def test_it_is_counted_and_shown_with_its_bits(text_file: Path, tokens: torch.Te
     [(bits, macs)] = after.layers["lm_head"].by_bits.items()
     assert bits == (16, 8)
     assert macs == before.layers["lm_head"].macs
+    words = vocabulary_in_words(shown_vocabulary(model) or {})
+    assert words == (
+        "vocabulary: model.embed_tokens and lm_head have one table of 8-bit rows, 392.0 KiB"
+    )
     found = sum(one.modules for one in summarize_kernels(model))
     assert found == 7 + 2
     spikellm.set_execution_mode(model, "binary")

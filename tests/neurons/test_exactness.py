@@ -9,15 +9,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from spikellm.neurons import SoftResetNeuron, make_neuron, neurons, with_price, with_train
+from spikellm.neurons import (
+    SoftResetNeuron,
+    make_neuron,
+    neurons,
+    price_misfit,
+    with_price,
+    with_train,
+)
+from spikellm.neurons.base import keeps
 from spikellm.neurons.phase import places
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NEURONS = st.one_of(
-    st.just(("if", 1)), st.just(("ternary", 2)), st.integers(1, 8).map(lambda bits: ("gif", bits))
+    st.just(("if", 1)),
+    st.sampled_from([("ternary", 2), ("elastic", 2), ("elastic-published", 2)]),
+    st.integers(1, 8).map(lambda bits: ("gif", bits)),
 )
 
 PRICES = st.one_of(
@@ -38,7 +48,7 @@ def cases(
         draw(st.sampled_from(["centered", "published"])),
         draw(st.sampled_from(["binary", "signed-digit"])),
     )
-    if neuron.both_signs:
+    if price_misfit(neuron) is None:
         form = draw(st.sampled_from(["binary", "phase"]))
         neuron = with_price(neuron, draw(PRICES), form)
     dtype = draw(st.sampled_from(DTYPES))
@@ -109,6 +119,8 @@ def test_membrane_counts_the_code(case: tuple, drive: str) -> None:  # type: ign
     code = neuron.encode(current, theta, baseline, steps)
     assert torch.equal(trace.spikes.sum(0, dtype=torch.int32), neuron.fired(code, baseline))
     assert int(trace.spikes.abs().max()) <= neuron.levels
+    if neuron.needs_training and drive == "constant":
+        return  # an elastic membrane forgets, see test_elastic.py
     expected = trace.charged - trace.spikes * theta.double()
     torch.testing.assert_close(
         trace.membrane,
@@ -147,6 +159,7 @@ def test_the_code_is_the_nearest_level(case: tuple) -> None:  # type: ignore[typ
     from math import floor
 
     neuron, current, theta, baseline, steps = case
+    assume(keeps(neuron, "encode"))
     neuron = replace(neuron, price=0.0)
     horizon = torch.as_tensor(steps).expand(current.shape)
     for x, t, code in zip(

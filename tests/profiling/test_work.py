@@ -9,6 +9,7 @@ from torch import nn
 import spikellm
 from conftest import first_blocks
 from families import build
+from layers import fit
 from spikellm.neurons import make_neuron
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.execution import spiking_linears
@@ -25,7 +26,7 @@ from spikellm.profiling.work import (
     work_of_softmax,
 )
 from spikellm.profiling.work_counter import WorkCounter, _coders_of
-from spikellm.recipe import AttentionRecipe
+from spikellm.recipe import ActivationRecipe, AttentionRecipe, LinearRecipe
 
 
 def tokens(shape: tuple[int, int] = (2, 12)) -> torch.Tensor:
@@ -49,6 +50,21 @@ def test_coding_by_hand() -> None:
     )
     signed = coder_of(ternary, 1, symmetric=False)
     assert work_of_coding(24, 3, signed)["add"] == 0
+    mean = coder_of(ternary, 1, symmetric=True, by_mean=True)
+    assert work_of_coding(24, 3, mean) == Work(
+        compare=24 * 2, multiply=24 + 3, add=24, round=24, divide=3
+    )
+
+
+def test_means_are_counted_where_thresholds_follow_them() -> None:
+    settings = ActivationRecipe(bits=2, neuron="ternary", symmetric=True, threshold_from="mean")
+    layer = fit(nn.Linear(8, 4), LinearRecipe(activations=settings))
+    counts = Counts(0)
+    WorkCounter(lambda: counts).linear(layer, 3)
+    assert counts.work["coding"]["merged"]["add"] == 24
+    heads = AttentionRecipe(query=settings, key=settings, value=settings)
+    coders = _coders_of(SpikingAttention(HeadShape(2, 8, 8), heads))
+    assert all(coder.by_mean for coder in coders.values())
 
 
 def test_firing_by_hand() -> None:

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 
 from spikellm.neurons import make_neuron
 from spikellm.quantization.rounding import half_up
-from spikellm.quantization.thresholds import threshold_for_range, token_range
+from spikellm.quantization.thresholds import (
+    coded_range,
+    threshold_for_range,
+    token_mean,
+    token_range,
+)
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 
@@ -81,3 +86,37 @@ def test_half_up_against_rational_arithmetic(value: float) -> None:
     from fractions import Fraction
 
     assert int(half_up(torch.tensor(value))) == math.floor(Fraction(value) + Fraction(1, 2))
+
+
+@given(
+    st.lists(FINITE, min_size=1, max_size=40),
+    st.integers(0, 2**31),
+    st.sampled_from([0.0625, 2.0, 15.9375]),
+)
+def test_a_mean_is_the_same_in_whatever_order(
+    values: list[float], seed: int, factor: float
+) -> None:
+    x = torch.tensor([values])
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    mean = token_mean(x)
+    assert torch.equal(mean, token_mean(x[:, order]))
+    assert torch.equal(mean, token_mean(-x))
+    wide = torch.cat([x, torch.zeros(1, 7)], 1)
+    assert torch.equal(mean, token_mean(wide, len(values))), "channels set to zero do not count"
+    expected = x.double().abs().mean(-1, keepdim=True)
+    # whole parts of the largest are cut off below
+    assert float((mean - expected).abs()) <= float(x.abs().max()) * 2.0**-23
+    low, high = coded_range(x, factor, "mean")
+    assert torch.equal(low, -high)
+    torch.testing.assert_close(high, (mean * factor).clamp(max=torch.finfo(torch.float32).max))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_bad_tokens_have_no_mean(bad: float) -> None:
+    x = torch.tensor([[1.0, bad, 0.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    theta, _ = threshold_for_range(*coded_range(x, 2.0, "mean"), 1, signed=True)
+    assert torch.isnan(theta).flatten().tolist() == [True, False, False]
+    assert theta[1:].flatten().tolist() == [4.0, 1.0]
+    assert token_mean(torch.zeros(3, 0)).shape == (3, 1)
+    huge = torch.full((1, 4), 3e38)
+    assert torch.isfinite(threshold_for_range(*coded_range(huge, 4.0, "mean"), 1, signed=True)[0])

@@ -51,7 +51,7 @@ class InputCoding(NamedTuple):
     """How the inputs of a layer, or K or V, are coded.
 
     Attributes:
-        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        range_share: see :func:`spikellm.quantization.thresholds.coded_range`.
         price: of a spike, see :mod:`spikellm.neurons.price`.
     """
 

@@ -18,6 +18,8 @@ from spikellm.recipe import ActivationRecipe
 _TOKENS = 1024  # on which a share is measured
 _SHARES = range(FULL_RANGE, FULL_RANGE // 2, -2)
 _BEYOND = 6  # how far below the best share so far a better one is looked for
+_FACTORS = (12, 16, 20, 25, 32, 40, 50, 63, 79, 99, 124, 156, 196, 245)  # of the mean, in 16ths
+_MOST_FACTOR = 255
 
 
 def choose_groups(
@@ -58,7 +60,7 @@ def choose_groups(
         else:
             weight, _ = weight_and_bias(context.layers[first])
             group = torch.zeros(weight.shape[1], dtype=torch.uint8, device=weight.device)
-        share, price = context.coding.get(first, InputCoding())
+        share, price = context.coding.get(first, InputCoding(activations.range_share))
         if activations.search_range and first not in context.coding:
             weights = torch.cat([evidence(name)[1] for name in names])
             share = search_share(activations, group, evidence(first)[0], weights)
@@ -78,7 +80,8 @@ def choose_groups(
 def search_share(
     settings: ActivationRecipe, channel_group: Tensor, x: Tensor, weight: Tensor
 ) -> int:
-    """The share of its range in which a token's inputs lose least, in 64ths.
+    """The share of its range in which a token's inputs lose least, in 64ths; or the multiple of its
+    mean magnitude, in 16ths.
 
     Args:
         channel_group: uint8 ``(in,)``.
@@ -97,12 +100,25 @@ def search_share(
         other = output if len(weight) <= weight.shape[1] else error
         return float((output * other).sum(dtype=torch.float64))
 
+    if settings.threshold_from == "mean":
+        return _best_factor(loss)
     best, least = FULL_RANGE, float("inf")
     for share in _SHARES:  # less clipping means coarser codes: the loss falls, then rises
         if best - share > _BEYOND:
             break
         if (lost := loss(share)) < least:
             best, least = share, lost
+    return best
+
+
+def _best_factor(loss: Callable[[int], float]) -> int:
+    """The factor that loses least: of those a quarter apart, then around the best of them."""
+    tried = {factor: loss(factor) for factor in _FACTORS}
+    best = min(tried, key=tried.__getitem__)
+    for apart in (8, 16, 32):  # parts of the best
+        near = {best - best // apart, best + best // apart} - set(tried)
+        tried |= {factor: loss(factor) for factor in near if 0 < factor <= _MOST_FACTOR}
+        best = min(tried, key=tried.__getitem__)
     return best
 
 

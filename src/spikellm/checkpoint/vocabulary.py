@@ -10,7 +10,7 @@ from spikellm.checkpoint.config import SpikeConfig, StoredVocabulary
 from spikellm.core.errors import CheckpointError
 from spikellm.models.families import is_linear
 from spikellm.models.vocabulary import CodedVocabulary, empty_vocabulary, put_vocabulary
-from spikellm.nn.vocabulary import CodedEmbedding, CodedHead
+from spikellm.nn.vocabulary import CodedEmbedding, CodedHead, CodedTable
 
 
 def stored_vocabulary(model: nn.Module) -> dict[str, Any] | None:
@@ -22,6 +22,16 @@ def stored_vocabulary(model: nn.Module) -> dict[str, Any] | None:
         elif isinstance(module, CodedHead):
             found |= {"head": name, "shared": module.shared}
     return found if found["embedding"] or found["head"] else None
+
+
+def shown_vocabulary(model: nn.Module) -> dict[str, Any] | None:
+    """The same with bits and bytes of the tables."""
+    found = stored_vocabulary(model)
+    tables = [module for module in model.modules() if isinstance(module, CodedTable)]
+    if found is None:
+        return None
+    size = sum(table.weight_bytes for table in tables)
+    return {**found, "bits": tables[0].settings.bits, "bytes": size}
 
 
 def put_stored_vocabulary(model: nn.Module, config: SpikeConfig) -> None:

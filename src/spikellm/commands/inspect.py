@@ -30,10 +30,12 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
     Returns:
         ``{"model", "kind", "recipe", "record", "average_steps", "additive_share", "bytes":
         {"weights", "dense", "total"}, "layers": [...], "attention": [...], "trains": [...],
-        "prices": {layer, or attention module and part: price of a spike}, "kernels": [...]}``.
+        "prices": {layer, or attention module and part: price of a spike}, "vocabulary":
+        {"embedding", "head", "shared", "bits", "bytes"} or None, "kernels": [...]}``.
     """
     from spikellm import api
     from spikellm.checkpoint.save import spike_config
+    from spikellm.checkpoint.vocabulary import shown_vocabulary
     from spikellm.models.kernel_summary import summarize_kernels
     from spikellm.models.train_summary import spike_prices, summarize_trains
 
@@ -55,6 +57,7 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
         "attention": [asdict(attention) for attention in summary.attentions],
         "trains": [asdict(one) for one in summarize_trains(loaded)],
         "prices": spike_prices(loaded),
+        "vocabulary": shown_vocabulary(loaded),
         "kernels": [asdict(one) for one in summarize_kernels(loaded)],
     }
 
@@ -136,6 +139,7 @@ def _converted(result: dict[str, Any]) -> list[str]:
         _attention(result["attention"]),
         *([trains_in_words(result["trains"])] if result["trains"] else []),
         *([prices_in_words(result["prices"])] if result["prices"] else []),
+        *([vocabulary_in_words(result["vocabulary"])] if result["vocabulary"] else []),
         *kernels,
     ]
 
@@ -175,6 +179,17 @@ def prices_in_words(prices: dict[str, float]) -> str:
         f"price of a spike {found[0]:.3g} to {found[-1]:.3g} squared thresholds in {len(found)}"
         f" places, none in {free} of them"
     )
+
+
+def vocabulary_in_words(vocabulary: dict[str, Any]) -> str:
+    """Which tables of the vocabulary are coded, in what and how large they are."""
+    names = [vocabulary[one] for one in ("embedding", "head") if vocabulary[one]]
+    tables = "one table" if vocabulary["shared"] else f"{len(names)} tables"
+    tables = "a table" if len(names) == 1 else tables
+    return (
+        f"vocabulary: {' and '.join(names)} have {tables} of {vocabulary['bits']}-bit rows,"
+        f" {console.size(vocabulary['bytes'])}"
+    ).replace(" have a table", " has a table")
 
 
 def trains_in_words(trains: list[dict[str, Any]]) -> str:

@@ -113,11 +113,12 @@ def _codings(settings: ActivationRecipe, x: Tensor, weight: Tensor) -> Iterator[
     """What is tried: every price, and with a searched range some shares of it, since fewer spikes
     are worth a wider range.
     """
-    share = FULL_RANGE
+    share = most = settings.range_share
     if settings.search_range:
         share = search_share(settings, _one_group(x), x, weight)
+        most = FULL_RANGE if settings.threshold_from == "range" else min(2 * share, 255)
     for price in prices_of(settings):
-        wider = {share, (share + FULL_RANGE) // 2, FULL_RANGE} if price else {share}
+        wider = {share, (share + most) // 2, most} if price else {share}
         yield from (InputCoding(own, price) for own in sorted(wider))
 
 

@@ -16,8 +16,8 @@ from spikellm.kernels.native.linear_plan import make_plan, misfit
 from spikellm.kernels.native.ops import TYPES
 from spikellm.kernels.spec import LinearSpec
 from spikellm.kernels.torch.linear import encode
-from spikellm.quantization.ste import share_gradient
-from spikellm.quantization.thresholds import token_range
+from spikellm.quantization.ste import share_gradient, within_share
+from spikellm.quantization.thresholds import coded_range
 
 
 class CodedGradients(NamedTuple):
@@ -71,14 +71,13 @@ class InputCoding:
     def gradients(self, x: Tensor, gradient: Tensor, shares: Tensor) -> CodedGradients:
         """Gradients, from that of the values, ``(tokens, in)`` in stored order.
 
-        Inputs get the gradient of what they are coded to. That of a share is that of a learned step
+        Inputs get the gradient of what they are coded to, none beyond the range where the neuron
+        stops it there. That of a share is that of a learned step
         size (LSQ, Esser et al., ICLR 2020): a value within the part of its range that is coded
         moves it by its rounding error, one beyond it by the end that it is clipped to.
         """
         if not self._runs_native(x, gradient.dtype):
-            return CodedGradients(
-                self._unordered(gradient).to(x.dtype), self._by_shares(x, gradient, shares)
-            )
+            return self._gradients(x, gradient, shares)
         assert self._plan is not None
         x, gradient, shares = x.contiguous(), gradient.contiguous(), shares.contiguous()
         by_input, by_share = torch.empty_like(x), shares.new_empty(len(x), len(shares))
@@ -111,24 +110,25 @@ class InputCoding:
         ]
         return torch.cat(parts, 1)
 
-    def _by_shares(self, x: Tensor, gradient: Tensor, shares: Tensor) -> Tensor:
+    def _gradients(self, x: Tensor, gradient: Tensor, shares: Tensor) -> CodedGradients:
         values, ordered, spec = self._values(x, shares), x.float(), self._spec
+        stops = spec.neuron is not None and spec.neuron.stops_gradients
         if self._order is not None:
             ordered = ordered.index_select(1, self._order)
-        found = []
+        by_input, by_share = gradient.clone(), []
         for (start, stop), (first, last), share in zip(
             spec.bounds, spec.ranges, shares.tolist(), strict=True
         ):
-            low, high = token_range(ordered[:, first:last])
+            low, high = coded_range(ordered[:, first:last], 1.0, spec.threshold_source)
             if spec.thresholds != "asymmetric":
                 high = torch.maximum(high, -low)
                 low = -high
-            part = slice(start, stop)
-            one = share_gradient(
-                ordered[:, part], values[:, part], gradient[:, part], share, (low, high)
-            )
-            found.append(one.sum())
-        return torch.stack(found)
+            part, ends = slice(start, stop), (low, high)
+            one = share_gradient(ordered[:, part], values[:, part], gradient[:, part], share, ends)
+            by_share.append(one.sum())
+            if stops:
+                by_input[:, part] *= within_share(ordered[:, part], share, ends)
+        return CodedGradients(self._unordered(by_input).to(x.dtype), torch.stack(by_share))
 
     def _unordered(self, values: Tensor) -> Tensor:
         if self._order is None:

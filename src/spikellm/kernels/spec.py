@@ -10,7 +10,7 @@ from torch import Tensor
 from spikellm.neurons import SoftResetNeuron
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.packing import packed_length
-from spikellm.quantization.thresholds import FULL_RANGE
+from spikellm.quantization.thresholds import FULL_RANGE, ThresholdSource, share_of
 
 _HEADER_BYTES = 3  # of a range in a cached row: θ in two, z in one
 
@@ -59,7 +59,7 @@ class LinearSpec:
         segments: in stored order.
         order: channel of every stored column, ``(in,)``; None where nothing moved.
         execution: how spikes are summed.
-        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        range_share, threshold_source: see :func:`spikellm.quantization.thresholds.coded_range`.
         massive: tokens that take more steps in every channel; None where all take the same.
         shares: part of its range that each activation group codes, float32 numbers; empty where
             all code ``range_share``.
@@ -83,10 +83,15 @@ class LinearSpec:
     range_share: int = FULL_RANGE
     massive: MassiveTokens | None = None
     shares: tuple[float, ...] = ()
+    threshold_source: ThresholdSource = "range"
 
     def share(self, group: int) -> float:
-        """The part of its range that an activation group codes, a float32 number."""
-        return self.shares[group] if self.shares else self.range_share / FULL_RANGE
+        """What :func:`spikellm.quantization.thresholds.coded_range` takes for an activation group,
+        a float32 number.
+        """
+        if self.shares:
+            return self.shares[group]
+        return share_of(self.range_share, self.threshold_source)
 
     @property
     def thresholds(self) -> ThresholdMode | None:
@@ -130,7 +135,7 @@ class HeadSpec:
         order: channel at every place of a row, ordinary ones first.
         ordinary: places of ordinary channels.
         uniform: whether all heads have as many of them.
-        share: part of each range that is coded, a float32 number.
+        share, threshold_source: see :func:`spikellm.quantization.thresholds.coded_range`.
     """
 
     neuron: SoftResetNeuron
@@ -145,6 +150,7 @@ class HeadSpec:
     ordinary: int
     uniform: bool
     share: float = 1.0
+    threshold_source: ThresholdSource = "range"
 
     @property
     def channels(self) -> int:

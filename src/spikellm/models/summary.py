@@ -208,6 +208,7 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
             1.0,
             table.weight_bytes,
             products * _DENSE_BYTES,
+            weight_code="affine",
         )
     weight, _ = weight_and_bias(module)
     bits = weight.element_size() * 8

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from spikellm.core.errors import RequestError
 from spikellm.core.registry import Registry
 from spikellm.neurons.membrane import Drive, Steps, Trace
 from spikellm.neurons.phase import Recoding
-from spikellm.neurons.price import SpikeForm, whole_price
+from spikellm.neurons.price import Levels, SpikeForm, whole_price
 from spikellm.neurons.trains import TrainForm, Trains
 from spikellm.quantization.rounding import half_up
 
@@ -82,7 +82,14 @@ class SoftResetNeuron(Trains):
         recoding: digits of its phase trains.
         price, priced: λ, the price of a spike in squared thresholds, and of which spikes, see
             :mod:`spikellm.neurons.price`; 0 to round to the nearest code.
+        needs_training: why a model that fires it has to be trained for it; None where conversion
+            alone will do.
+        stops_gradients: whether values beyond the range, which its top code stands for, pass no
+            gradient in training; otherwise all pass it straight through.
     """
+
+    needs_training: ClassVar[str | None] = None
+    stops_gradients: ClassVar[bool] = False
 
     def top(self, steps: Steps) -> Steps:
         """Largest code, T·L."""
@@ -134,6 +141,12 @@ class SoftResetNeuron(Trains):
             code = half_up(units).add_(baseline).clamp_(min=0)
             code = torch.minimum(code, top, out=code).sub_(baseline)
         return code.mul_(theta)
+
+    def levels_of(self, steps: int) -> Levels | None:
+        """The table that :meth:`encode` looks T steps up in, by which a kernel may do the same;
+        None where it computes codes in another way.
+        """
+        return None
 
 
 def keeps(neuron: SoftResetNeuron, *methods: str) -> bool:

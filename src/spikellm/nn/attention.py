@@ -16,7 +16,7 @@ from spikellm.nn.hooks import SpikeTrain, spike_observer
 from spikellm.nn.massive_heads import MassiveHeadCoder
 from spikellm.nn.prepared import PreparedModule
 from spikellm.nn.rotation import prepare_mix
-from spikellm.quantization.ste import pass_through, through_share
+from spikellm.quantization.ste import pass_through, through_share, within_share
 from spikellm.recipe import ActivationRecipe, AttentionRecipe
 
 
@@ -99,14 +99,14 @@ class SpikingAttention(PreparedModule):
         return 0.0 if found is None else float(found)
 
     def share(self, part: str) -> float:
-        """The part of each range that is coded of Q, K or V."""
+        """The part of each range, or multiple of each mean, that is coded of a part."""
         found = self._buffers.get(f"{part}_share")
-        return 1.0 if found is None else float(found.detach())
+        return getattr(self.settings, part).coded_share if found is None else float(found.detach())
 
     def share_ranges(self, part: str) -> Tensor:
-        """Let Q, K or V code a part of their ranges that can be trained; all of it until then."""
-        whole = torch.ones(1, dtype=torch.float32, device=self.key_group.device)
-        self.register_buffer(f"{part}_share", whole)
+        """Let Q, K or V code a part of their ranges that can be trained."""
+        whole = torch.full((1,), getattr(self.settings, part).coded_share, dtype=torch.float32)
+        self.register_buffer(f"{part}_share", whole.to(self.key_group.device))
         return self.get_buffer(f"{part}_share")
 
     @property
@@ -243,10 +243,13 @@ class SpikingAttention(PreparedModule):
             return coder.fake_quantize(x)
         with torch.no_grad():
             recoded = coder.fake_quantize(x)
-        share = self._buffers.get(f"{part}_share")
-        if share is None or not share.requires_grad:
+        share, stops = self._buffers.get(f"{part}_share"), coder.neuron.stops_gradients
+        if share is not None and share.requires_grad:
+            return through_share(x, recoded, share, coder.range_ends(x), stops=stops)
+        if not stops:
             return pass_through(x, recoded)
-        return through_share(x, recoded, share, coder.range_ends(x))
+        within = within_share(x.detach(), self.share(part), coder.range_ends(x.detach()))
+        return pass_through(x, recoded, within)
 
     def _group(self, name: str) -> Tensor:
         """Group of every channel of a part, uint8 ``(heads, channels)``; Q and probabilities have

@@ -81,6 +81,8 @@ def evidence_of(
         invert=settings.invert,
         generator=torch.Generator().manual_seed(seed_of(name, seed)),
         gradient=gradient,
+        share=settings.coded_share,
+        source=settings.threshold_from,
     )
 
 
@@ -95,7 +97,7 @@ class Groups(NamedTuple):
     Attributes:
         channel: activation group of every channel, uint8 ``(in,)``.
         column_steps: steps T of the weights of every column, uint8 ``(in,)``; None for one each.
-        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        range_share: see :func:`spikellm.quantization.thresholds.coded_range`.
         massive: tokens that take more steps.
         price: of a spike, see :mod:`spikellm.neurons.price`.
     """

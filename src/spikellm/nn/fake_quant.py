@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from spikellm.neurons.base import Steps
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import pass_through
-from spikellm.quantization.thresholds import (
-    FULL_RANGE,
-    part_of_range,
-    threshold_for_range,
-    token_range,
-)
+from spikellm.quantization.thresholds import coded_range, share_of, threshold_for_range
 from spikellm.recipe import ActivationRecipe
 
 
@@ -30,7 +25,8 @@ class InputCoder:
         settings: how inputs are coded.
         channel_group: uint8 ``(in,)``, group of every channel (see
             ``ActivationRecipe.group_ranges``).
-        range_share: see :func:`spikellm.quantization.thresholds.part_of_range`.
+        range_share: see :func:`spikellm.quantization.thresholds.share_of`; that of the settings by
+            default.
         massive: tokens that take more steps.
         price: of a spike, see :mod:`spikellm.neurons.price`.
     """
@@ -39,11 +35,12 @@ class InputCoder:
         self,
         settings: ActivationRecipe,
         channel_group: Tensor,
-        range_share: int = FULL_RANGE,
+        range_share: int | None = None,
         massive: MassiveTokens | None = None,
         price: float = 0.0,
     ) -> None:
-        self.range_share, self.massive = range_share, massive
+        self.range_share = settings.range_share if range_share is None else range_share
+        self.massive = massive
         self.settings, self.neuron = settings, settings.make_neuron(price)
         self._columns = [
             (channel_group == group).nonzero().squeeze(1)
@@ -52,11 +49,13 @@ class InputCoder:
         self._last: tuple[Tensor, int, Tensor] | None = None  # input, its version, its coded form
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(..., in)`` coded, float32, with the gradient of ``x``."""
+        """``(..., in)`` coded, float32, with the gradient of ``x`` where the neuron passes it."""
         if self._last is None or self._last[0] is not x or self._last[1] != x._version:
             with torch.no_grad():
-                coded = self.values(x.detach().float())
-            self._last = x, x._version, pass_through(x, coded)
+                plain = x.detach().float()
+                coded = self.values(plain)
+                passes = self._within(plain) if self.neuron.stops_gradients else None
+            self._last = x, x._version, pass_through(x, coded, passes)
         return self._last[2]
 
     def forget(self) -> None:
@@ -79,6 +78,16 @@ class InputCoder:
 
         return self._coded(x, count)
 
+    def _within(self, x: Tensor) -> Tensor:
+        """1 where values are within the range that is coded, else 0, in the shape of ``x``."""
+
+        def within(x: Tensor, theta: Tensor, baseline: Tensor, steps: Steps) -> Tensor:
+            top = self.neuron.top(steps)
+            low = -top if self.neuron.signed else -baseline
+            return ((x >= low * theta) & (x <= (top - baseline) * theta)).float()
+
+        return self._coded(x, within)
+
     def _coded(self, x: Tensor, code: Callable[[Tensor, Tensor, Tensor, Steps], Tensor]) -> Tensor:
         ranges, steps = self.settings.group_ranges, self.settings.group_steps
         least = None if self.massive is None else self.massive.steps_of(x, 0)
@@ -90,8 +99,8 @@ class InputCoder:
         common = x
         for columns in own:
             common = common.index_fill(-1, columns, 0.0)  # every range includes zero
-        low, high = token_range(common)
-        coded = self._in_range(code, common, low, high, _at_least(least, steps[0]))
+        within = self._range_of(common, x.shape[-1] - sum(map(len, own)))
+        coded = self._in_range(code, common, within, _at_least(least, steps[0]))
         for columns, of, count in list(zip(self._columns, ranges, steps, strict=True))[1:]:
             if len(columns) and (of > 0 or count != steps[0]):
                 part = x.index_select(-1, columns)
@@ -101,24 +110,28 @@ class InputCoder:
                     self._in_range(
                         code,
                         part,
-                        *(token_range(part) if of > 0 else (low, high)),
+                        self._range_of(part, len(columns)) if of > 0 else within,
                         _at_least(least, count),
                     ),
                 )
         return coded
 
+    def _range_of(self, x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+        source = self.settings.threshold_from
+        return coded_range(x, share_of(self.range_share, source), source, max(channels, 1))
+
     def _in_range(
         self,
         code: Callable[[Tensor, Tensor, Tensor, Steps], Tensor],
         x: Tensor,
-        low: Tensor,
-        high: Tensor,
+        within: tuple[Tensor, Tensor],
         steps: Steps,
     ) -> Tensor:
-        top, signed = self.neuron.top(steps), self.neuron.signed
-        low, high = part_of_range(low, high, self.range_share / FULL_RANGE)
         theta, baseline = threshold_for_range(
-            low, high, top, symmetric=self.settings.symmetric, signed=signed
+            *within,
+            self.neuron.top(steps),
+            symmetric=self.settings.symmetric,
+            signed=self.neuron.signed,
         )
         return code(x, theta, baseline, steps)
 

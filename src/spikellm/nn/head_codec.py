@@ -27,7 +27,8 @@ class HeadCoder:
         axis: ``"token"``: ranges over the channels of one token; ``"sequence"``: over all tokens of
             one channel, as published for K, which lets a code depend on what follows.
         price: of a spike, see :mod:`spikellm.neurons.price`.
-        share: part of each range that is coded.
+        share: see :func:`spikellm.quantization.thresholds.coded_range`; that of the settings by
+            default.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class HeadCoder:
         group: Tensor,
         axis: str = "token",
         price: float = 0.0,
-        share: float = 1.0,
+        share: float | None = None,
     ) -> None:
         self.settings, self.spec = settings, head_spec(settings, group, axis, price, share)
         self.neuron = self.spec.neuron
@@ -121,7 +122,11 @@ class HeadCoder:
 
 
 def head_spec(
-    settings: ActivationRecipe, group: Tensor, axis: str, price: float = 0.0, share: float = 1.0
+    settings: ActivationRecipe,
+    group: Tensor,
+    axis: str,
+    price: float = 0.0,
+    share: float | None = None,
 ) -> HeadSpec:
     """A coder as kernels see it; arguments as for :class:`HeadCoder`."""
     index, device = group.long(), group.device
@@ -142,5 +147,6 @@ def head_spec(
         order=order,
         ordinary=int((~salient[0]).sum()) if len(salient) else 0,
         uniform=bool((counts == counts[:1]).all()),
-        share=share,
+        share=settings.coded_share if share is None else share,
+        threshold_source=settings.threshold_from,
     )

@@ -235,8 +235,8 @@ class SpikingLinear(LinearFacts):
 
     @property
     def trains(self) -> bool:
-        """Whether scales, shares of ranges or the bias ask for gradients."""
-        asked = self.weight_scale, self.shares, self.bias
+        """Whether scales or shares of ranges ask for gradients."""
+        asked = self.weight_scale, self.shares
         return any(one is not None and one.requires_grad for one in asked)
 
     @property
@@ -252,7 +252,7 @@ class SpikingLinear(LinearFacts):
     def share_ranges(self) -> None:
         """Let every activation group code a share of its range of its own, now the same for all."""
         device = self.weight_scale.device
-        share = 1.0 if device.type == "meta" else self.range_share / FULL_RANGE
+        share = 1.0 if device.type == "meta" else self.common_share
         shares = torch.full_like(self.group_steps, share, dtype=torch.float32, device=device)
         self.register_buffer("group_share", shares)
 

@@ -12,7 +12,7 @@ from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.layout import Layout, make_layout
 from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization.massive_tokens import MassiveTokens
-from spikellm.quantization.thresholds import FULL_RANGE
+from spikellm.quantization.thresholds import share_of
 from spikellm.recipe import LinearRecipe
 
 
@@ -48,9 +48,14 @@ class LinearFacts(PreparedModule):
 
     @property
     def range_share(self) -> int:
-        """See :func:`spikellm.quantization.thresholds.part_of_range`."""
+        """See :func:`spikellm.quantization.thresholds.coded_range`."""
         searched = self._buffers.get("input_range")
-        return FULL_RANGE if searched is None else int(searched)
+        return self.settings.activations.range_share if searched is None else int(searched)
+
+    @property
+    def common_share(self) -> float:
+        """:attr:`range_share` as :func:`spikellm.quantization.thresholds.coded_range` takes it."""
+        return share_of(self.range_share, self.settings.activations.threshold_from)
 
     @property
     def shares(self) -> Tensor | None:

@@ -66,4 +66,5 @@ def linear_spec(layer: Described) -> LinearSpec:
         range_share=layer.range_share,
         massive=layer.massive,
         shares=() if layer.shares is None else tuple(layer.shares.tolist()),
+        threshold_source=shape.settings.activations.threshold_from,
     )

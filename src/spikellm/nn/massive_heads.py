@@ -32,7 +32,7 @@ class MassiveHeadCoder(HeadCoder):
         beyond: float32 ``(heads,)``, the width of its range beyond which a token of a head is
             massive; infinite where none is.
         price: of a spike, see :mod:`spikellm.neurons.price`.
-        share: part of each range that is coded.
+        share: as for :class:`HeadCoder`.
 
     Raises:
         RequestError: heads are so small that a row cannot hold the number of another.
@@ -44,7 +44,7 @@ class MassiveHeadCoder(HeadCoder):
         group: Tensor,
         beyond: Tensor,
         price: float = 0.0,
-        share: float = 1.0,
+        share: float | None = None,
     ) -> None:
         super().__init__(settings, group, price=price, share=share)
         steps = settings.token_steps

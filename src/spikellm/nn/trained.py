@@ -66,9 +66,8 @@ def trained_output(layer: Trained, x: Tensor) -> Tensor:
     weight = _Scaled.apply(  # type: ignore[no-untyped-call]
         layer.weight_scale, layer.integer_weights, layout.weight_groups, precision
     )
-    y = torch.nn.functional.linear(tokens.to(precision), weight)
-    if layer.bias is not None:
-        y = y.float() + layer.bias.float()
+    bias = None if layer.bias is None else layer.bias.to(precision)
+    y = torch.nn.functional.linear(tokens.to(precision), weight, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 

@@ -16,7 +16,7 @@ from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation
 from spikellm.nn.vocabulary import CodedEmbedding, CodedTable
-from spikellm.quantization.thresholds import FULL_RANGE, MOST_SHARE
+from spikellm.quantization.thresholds import FULL_RANGE, MOST_FACTOR, MOST_SHARE
 
 _STORED = {  # names of types in safetensors' headers
     torch.float64: "F64",
@@ -125,11 +125,13 @@ def _of_layer(layer: SpikingLinear) -> str | None:
     expected = list(layer.settings.activations.group_steps)
     if layer.group_steps.tolist() != expected:
         return f"group_steps holds {layer.group_steps.tolist()}, the recipe says {expected}"
-    if not 0 < layer.range_share <= FULL_RANGE:
-        return f"input_range holds {layer.range_share}, expected 1 to {FULL_RANGE}"
+    by_mean = layer.settings.activations.threshold_from == "mean"
+    widest, largest = (255, MOST_FACTOR) if by_mean else (FULL_RANGE, MOST_SHARE)
+    if not 0 < layer.range_share <= widest:
+        return f"input_range holds {layer.range_share}, expected 1 to {widest}"
     shares = layer.shares
-    if shares is not None and not bool(((shares > 0) & (shares <= MOST_SHARE)).all()):
-        return f"group_share holds {shares.tolist()}, expected numbers above 0 up to {MOST_SHARE}"
+    if shares is not None and not bool(((shares > 0) & (shares <= largest)).all()):
+        return f"group_share holds {shares.tolist()}, expected numbers above 0 up to {largest}"
     if layer.settings.activations.token_steps:
         threshold, share = (layer.get_buffer(f"token_{one}") for one in ("threshold", "share"))
         if not (float(threshold) > 0 and 0 <= float(share) <= 1):
@@ -162,8 +164,10 @@ def _of_attention(spikes: SpikingAttention) -> str | None:
             return f"{part.replace('group', 'threshold')} holds values that are not positive"
     for part in ("query", "key", "value"):
         share = spikes._buffers.get(f"{part}_share")
-        if share is not None and not share.is_meta and not 0 < float(share) <= MOST_SHARE:
-            return f"{part}_share holds {float(share):g}, expected above 0 up to {MOST_SHARE:g}"
+        by_mean = getattr(spikes.settings, part).threshold_from == "mean"
+        most = MOST_FACTOR if by_mean else MOST_SHARE
+        if share is not None and not share.is_meta and not 0 < float(share) <= most:
+            return f"{part}_share holds {float(share):g}, expected above 0 up to {most:g}"
     for name in ("key_price", "value_price"):
         if problem := _of_price(spikes, name):
             return problem

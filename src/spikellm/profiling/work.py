@@ -35,6 +35,7 @@ class Coder(NamedTuple):
         shared: whether only a share of the range is coded.
         centered: whether trains are of what is above the baseline. Otherwise sums hold the
             baseline's charge, which is taken off; those of merged codes always do.
+        by_mean: whether thresholds follow the mean magnitude, not the range.
     """
 
     ranges: int
@@ -42,6 +43,7 @@ class Coder(NamedTuple):
     placed: bool
     shared: bool = False
     centered: bool = False
+    by_mean: bool = False
 
     def charges(self, mode: str) -> bool:
         """Whether sums of an execution mode hold the baseline's charge."""
@@ -49,11 +51,16 @@ class Coder(NamedTuple):
 
 
 def coder_of(
-    neuron: SoftResetNeuron, ranges: int, *, symmetric: bool, shared: bool = False
+    neuron: SoftResetNeuron,
+    ranges: int,
+    *,
+    symmetric: bool,
+    shared: bool = False,
+    by_mean: bool = False,
 ) -> Coder:
     """How a neuron codes."""
     placed = not (symmetric or neuron.signed)
-    return Coder(ranges, not neuron.signed, placed, shared, neuron.centered)
+    return Coder(ranges, not neuron.signed, placed, shared, neuron.centered, by_mean)
 
 
 def work_of_coding(values: int, thresholds: int, coder: Coder) -> Work:
@@ -63,8 +70,14 @@ def work_of_coding(values: int, thresholds: int, coder: Coder) -> Work:
     baseline, and held within the codes (two comparisons). A threshold takes two comparisons with
     zero, the ends times 1/T·L and their sum, and 1/θ; its baseline a product, a rounding and a
     comparison. A symmetric one takes a comparison and a product instead of the sum.
+
+    For a mean, the magnitude of a value is added up instead of the two comparisons with the range,
+    and a threshold is the sum times one number, in which its share and T·L are.
     """
     each = Work(compare=4, multiply=1, round=1, add=int(coder.baseline))
+    if coder.by_mean:
+        each.update({"compare": -2, "add": 1})
+        return many(each, values) + many(Work(multiply=1, divide=1), thresholds)
     one = Work(compare=3, multiply=1, divide=1)
     if coder.placed:
         one.update(multiply=2, add=1, round=1)

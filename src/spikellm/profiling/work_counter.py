@@ -98,6 +98,7 @@ class WorkCounter:
             groups,
             symmetric=activations.symmetric,
             shared=activations.search_range,
+            by_mean=activations.threshold_from == "mean",
         )
         return self._coders[layer]
 
@@ -151,5 +152,6 @@ def _coders_of(spikes: SpikingAttention) -> Mapping[str, Coder]:
                 settings.make_neuron(),
                 len(set(settings.group_ranges)),
                 symmetric=settings.symmetric,
+                by_mean=settings.threshold_from == "mean",
             )
     return found

@@ -17,44 +17,62 @@ from torch import Tensor
 from spikellm.quantization.affine import AffineWeights, code_in_range, codes_in_range, weight_range
 
 
-def pass_through(x: Tensor, coded: Tensor) -> Tensor:
-    """``coded`` with the gradient of ``x``."""
-    return cast(Tensor, _PassThrough.apply(x, coded))  # type: ignore[no-untyped-call]
+def pass_through(x: Tensor, coded: Tensor, passes: Tensor | None = None) -> Tensor:
+    """``coded`` with the gradient of ``x``, times ``passes`` (0 or 1) where that is given."""
+    return cast(Tensor, _PassThrough.apply(x, coded, passes))  # type: ignore[no-untyped-call]
 
 
 class _PassThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, coded: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, coded: Tensor, passes: Tensor | None) -> Tensor:
+        ctx.save_for_backward(passes)
         return coded.view_as(coded)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (passes,) = ctx.saved_tensors
+        return (gradient if passes is None else gradient * passes), None, None
 
 
-def through_share(x: Tensor, coded: Tensor, share: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
+def through_share(
+    x: Tensor,
+    coded: Tensor,
+    share: Tensor,
+    ends: tuple[Tensor, Tensor],
+    *,
+    stops: bool = False,
+) -> Tensor:
     """``coded`` with the gradient of ``x``, and one for the part of their ranges that values are
     coded in, see :func:`share_gradient`.
 
     Args:
         share: one number, float32 ``(1,)``.
         ends: of whole ranges, which broadcast to ``x``.
+        stops: whether values beyond what is coded get no gradient.
     """
-    return cast(Tensor, _ThroughShare.apply(x, coded, share, *ends))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _ThroughShare.apply(x, coded, share, ends, stops))  # type: ignore[no-untyped-call]
 
 
 class _ThroughShare(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, coded: Tensor, share: Tensor, low: Tensor, high: Tensor
+        ctx: Any,
+        x: Tensor,
+        coded: Tensor,
+        share: Tensor,
+        ends: tuple[Tensor, Tensor],
+        stops: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, coded, share, low, high)
+        ctx.stops = stops
+        ctx.save_for_backward(x, coded, share, *ends)
         return coded.view_as(coded)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, coded, share, low, high = ctx.saved_tensors
         found = share_gradient(x.float(), coded, gradient, share, (low, high)).sum()
+        if ctx.stops:
+            gradient = gradient * within_share(x.float(), share, (low, high))
         return gradient.to(x.dtype), None, found.reshape(share.shape), None, None
 
 
@@ -65,9 +83,13 @@ def share_gradient(
     by its rounding error, one beyond it by the end that it is clipped to. So a learned step size
     gets it (LSQ, Esser et al., ICLR 2020).
     """
+    return (coded - x * within_share(x, share, ends)) * gradient / share
+
+
+def within_share(x: Tensor, share: Tensor | float, ends: tuple[Tensor, Tensor]) -> Tensor:
+    """Which values lie within the part of their range that is coded, bool."""
     low, high = ends
-    inside = (x >= low * share) & (x <= high * share)
-    return (coded - x * inside) * gradient / share
+    return (x >= low * share) & (x <= high * share)
 
 
 def through_weight(x: Tensor, y: Tensor, weight: Callable[[], Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ without error. Special tokens:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +51,18 @@ def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
 FULL_RANGE = 64
 MOST_SHARE = 4.0
 """A larger part of a range is never coded."""
+MEAN_UNIT = 16
+MOST_FACTOR = 64.0
+"""A token is never coded up to a larger multiple of its mean magnitude."""
+_WHOLE = 2.0**24  # parts of the largest magnitude in which others are added up
+
+ThresholdSource = Literal["range", "mean"]
+"""What of a token sets its threshold: its smallest and largest value, or its mean magnitude."""
+
+
+def share_of(count: int, source: ThresholdSource) -> float:
+    """What :func:`coded_range` takes for a number of 64ths of a range, or of 16ths of a mean."""
+    return count / (FULL_RANGE if source == "range" else MEAN_UNIT)
 
 
 def part_of_range(low: Tensor, high: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -60,6 +72,49 @@ def part_of_range(low: Tensor, high: Tensor, share: float = 1.0) -> tuple[Tensor
     values stretch the range more than they are worth.
     """
     return (low, high) if share == 1 else (low * share, high * share)
+
+
+def token_mean(x: Tensor, channels: Tensor | int | None = None) -> Tensor:
+    """Mean magnitude of each token, ``(..., channels)`` float32 gives ``(..., 1)``; NaN where the
+    token is not finite.
+
+    Magnitudes are added up as whole numbers of 2^-24 of the largest, so that the sum is the same in
+    whatever order it is taken.
+
+    Args:
+        channels: how many to divide by, where others of ``x`` were set to zero; all by default.
+    """
+    if x.shape[-1] == 0:
+        return x.new_zeros(*x.shape[:-1], 1)
+    sizes = x.abs()
+    largest = sizes.amax(-1, keepdim=True)
+    parts = (sizes / largest).nan_to_num(0.0).mul_(_WHOLE).to(torch.int32)
+    total = parts.sum(-1, keepdim=True, dtype=torch.int64).double()
+    count = x.shape[-1] if channels is None else channels
+    return (largest.double() * (total / _WHOLE / count)).float()
+
+
+def coded_range(
+    x: Tensor,
+    share: float = 1.0,
+    source: ThresholdSource = "range",
+    channels: Tensor | int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The range in which each token is coded.
+
+    Args:
+        x: float32, ``(..., channels)``.
+        share: how much of the range, see :func:`part_of_range`; or how many times the mean
+            magnitude it reaches to both sides.
+        channels: see :func:`token_mean`.
+
+    Returns:
+        ``(low, high)``, each ``(..., 1)``.
+    """
+    if source == "range":
+        return part_of_range(*token_range(x), share)
+    reach = (token_mean(x, channels) * share).clamp(max=torch.finfo(torch.float32).max)
+    return -reach, reach
 
 
 def threshold_for_range(

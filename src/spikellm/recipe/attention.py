@@ -59,7 +59,13 @@ class AttentionRecipe(GrownSection):
     @property
     def spiking(self) -> bool:
         """Whether any part is coded."""
-        return any(part.spiking for part in (self.query, self.key, self.value, self.probabilities))
+        return any(part.spiking for part in self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, ActivationRecipe]:
+        """What may be coded, by its key in a recipe."""
+        names = ("query", "key", "value", "probabilities")
+        return {f"attention.{name}": getattr(self, name) for name in names}
 
     @property
     def priced_parts(self) -> list[str]:
@@ -151,6 +157,10 @@ class AttentionRecipe(GrownSection):
                     f" a cached row keeps a baseline of at most {_MOST_BASELINE}: lower steps,"
                     " token_steps or bits"
                 )
+        if self.key_axis == "sequence" and self.key.threshold_from == "mean":
+            raise ValueError(
+                "key.threshold_from is mean, which is that of a token; leave key_axis out"
+            )
         if self.key_axis == "sequence" and self.key.token_steps:
             raise ValueError(
                 "key.token_steps needs ranges of K over a token, not over the sequence; leave"

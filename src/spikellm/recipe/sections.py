@@ -17,6 +17,8 @@ from spikellm.neurons import (
     with_price,
     with_train,
 )
+from spikellm.quantization.thresholds import FULL_RANGE, MEAN_UNIT, ThresholdSource, share_of
+from spikellm.recipe.activation_checks import check_thresholds, check_tokens
 from spikellm.recipe.base import GrownSection
 from spikellm.saliency import Ranking, criteria, rankings
 
@@ -37,14 +39,16 @@ class ActivationRecipe(GrownSection):
         "recoding",
         "spikes",
         "spikes_of",
+        "threshold_from",
+        "mean_factor",
     )
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
     neuron: str = Field(
         "gif",
         description=(
-            "if (1-bit spikes), gif, ternary (2-bit spikes, symmetric), or gif-published (top code"
-            " as in the published code)"
+            "if (1-bit spikes), gif, ternary (2-bit spikes, symmetric), elastic (the same, leaky),"
+            " or gif-published (top code as in the published code)"
         ),
     )
     symmetric: bool = Field(
@@ -85,8 +89,8 @@ class ActivationRecipe(GrownSection):
     search_range: bool = Field(
         False,
         description=(
-            "code each tensor in the share of a token's range that loses least on a sample; what"
-            " lies beyond takes the last code"
+            "code each tensor in the share of a token's range, or up to the multiple of its mean"
+            " magnitude, that loses least on a sample; what lies beyond takes the last code"
         ),
         strict=True,
     )
@@ -142,6 +146,22 @@ class ActivationRecipe(GrownSection):
         "phase", description="train whose spikes are counted: phase or binary"
     )
 
+    threshold_from: ThresholdSource = Field(
+        "range",
+        description=(
+            "thresholds follow the smallest and largest value of a token, or its mean magnitude"
+            " (mean), which suits spikes of few levels; symmetric ranges only"
+        ),
+    )
+    mean_factor: float = Field(
+        2.0,
+        gt=0.0,
+        description=(
+            "how many times its mean magnitude a token's range reaches, in sixteenths, where it is"
+            " not searched"
+        ),
+    )
+
     def make_neuron(self, price: float = 0.0) -> SoftResetNeuron:
         """The neuron that fires these spikes; ``price`` is theirs, see
         :mod:`spikellm.neurons.price`.
@@ -152,6 +172,17 @@ class ActivationRecipe(GrownSection):
     @property
     def spiking(self) -> bool:
         return self.bits != 16
+
+    @property
+    def range_share(self) -> int:
+        """64ths of a range, or 16ths of a mean, that are coded where nothing was searched."""
+        by_range = self.threshold_from == "range"
+        return FULL_RANGE if by_range else round(self.mean_factor * MEAN_UNIT)
+
+    @property
+    def coded_share(self) -> float:
+        """:attr:`range_share` as kernels take it."""
+        return share_of(self.range_share, self.threshold_from)
 
     @property
     def allocated_over_model(self) -> bool:
@@ -182,16 +213,17 @@ class ActivationRecipe(GrownSection):
         if self.spiking:
             self._check_spikes()
             self._check_salient()
-            self._check_tokens()
+            check_thresholds(self)
+            check_tokens(self)
             self._check_price()
-        elif idle := self._changed(set(type(self).model_fields) - _OF_SPIKES):
+        elif idle := self.changed(set(type(self).model_fields) - _OF_SPIKES):
             raise ValueError(
                 f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set"
                 " bits to 1 … 8"
             )
         return self
 
-    def _changed(self, names: set[str]) -> list[str]:
+    def changed(self, names: set[str]) -> list[str]:
         """Fields that differ from their defaults."""
         return [
             name
@@ -235,22 +267,9 @@ class ActivationRecipe(GrownSection):
                 f"spikes is {self.spikes:g}, and a spike cannot have a price: {reason}"
             )
 
-    def _check_tokens(self) -> None:
-        if self.token_steps == 0:
-            if idle := self._changed({"token_factor", "token_rate"}):
-                raise ValueError(
-                    f"{', '.join(idle)} would have no effect while token_steps is 0; set"
-                    " token_steps to 2 … 16"
-                )
-        elif self.token_steps <= (most := max(self.steps, self.salient_steps)):
-            raise ValueError(
-                f"token_steps is {self.token_steps}, and some channels take {most} in every token;"
-                f" massive tokens take more: set token_steps to {most + 1} … 16"
-            )
-
     def _check_salient(self) -> None:
         if self.salient_rate == 0:
-            if idle := self._changed(
+            if idle := self.changed(
                 {"salient_steps", "invert", "saliency", "thresholds", "salient_for", "allocation"}
             ):
                 raise ValueError(

@@ -28,8 +28,16 @@ class StageOptions(PartOptions):
         description="tokens of a window; the model's maximum where that is less",
         strict=True,
     )
+    recompute: bool = Field(
+        True,
+        description=(
+            "keep of each block only what it is fed, and compute the rest again for gradients: less"
+            " memory, a third more time"
+        ),
+        strict=True,
+    )
     rate: float = Field(
-        3e-3, gt=0, le=1, description="rate at its highest, in relative steps (AdamW)"
+        1e-3, gt=0, le=1, description="rate at its highest, in relative steps (AdamW)"
     )
     last_rate: float = Field(
         0.05, ge=0, le=1, description="rate of the last update, of the highest (cosine)"

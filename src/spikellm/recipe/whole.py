@@ -35,6 +35,7 @@ from spikellm.recipe.parts import (
 )
 from spikellm.recipe.sections import ActivationRecipe
 from spikellm.recipe.short_forms import spread
+from spikellm.recipe.untrained import check_untrained
 from spikellm.recipe.values import place_value
 from spikellm.recipe.vocabulary import VocabularyRecipe
 
@@ -46,7 +47,14 @@ A = TypeVar("A", bound=AlgorithmOptions)
 class Recipe(GrownSection):
     """A whole conversion."""
 
-    added: ClassVar[tuple[str, ...]] = ("adapt", "train", "recoding", "training", "vocabulary")
+    added: ClassVar[tuple[str, ...]] = (
+        "adapt",
+        "train",
+        "recoding",
+        "training",
+        "vocabulary",
+        "untrained",
+    )
 
     version: Literal[2] = RECIPE_VERSION
     name: str = "custom"
@@ -101,6 +109,11 @@ class Recipe(GrownSection):
     training: StageField = Field(
         None, description="training after conversion, with the spikes in the loop; null for none"
     )
+    untrained: bool = Field(
+        False,
+        description="convert to neurons that need training without it, to train afterwards",
+        strict=True,
+    )
     overrides: tuple[Override, ...] = ()
 
     @model_validator(mode="before")
@@ -130,9 +143,14 @@ class Recipe(GrownSection):
             plain = self._plain()
         except ValidationError as error:
             raise ValueError(explain(error)) from None
-        for override in self.overrides:
-            self._apply(override, plain)
+        own = {one.match: self._apply(one, plain).activations for one in self.overrides}
         self.attention.check_budget(self.activations)
+        parts = {f"override {match!r}: activations": part for match, part in own.items()}
+        check_untrained(
+            {"activations": self.activations, **self.attention.parts, **parts},
+            trains=self.training is not None,
+            untrained=self.untrained,
+        )
         if self.lm_head and self.vocabulary is not None and "head" in self.vocabulary.layers:
             raise ValueError(
                 "lm_head is true, so the output projection becomes a spiking layer, and vocabulary"

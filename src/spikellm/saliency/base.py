@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spikellm.core.registry import Registry
 from spikellm.neurons.base import SoftResetNeuron
+from spikellm.quantization.thresholds import ThresholdSource
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Evidence:
         invert: take the lowest scores instead of the highest.
         generator: for criteria that draw at random.
         gradient: ``½ ∂‖Y‖²/∂X`` where Y is not ``XWᵀ``, ``(tokens, in)``; None where it is.
+        share, source: see :func:`spikellm.quantization.thresholds.coded_range`.
     """
 
     x: Tensor
@@ -48,6 +50,8 @@ class Evidence:
     invert: bool
     generator: torch.Generator
     gradient: Tensor | None = None
+    share: float = 1.0
+    source: ThresholdSource = "range"
 
     @property
     def response(self) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spikellm.quantization.thresholds import threshold_for_range, token_range
+from spikellm.quantization.thresholds import coded_range, threshold_for_range
 from spikellm.saliency.base import Evidence, ranks
 
 
@@ -18,7 +18,7 @@ def expected_error(evidence: Evidence) -> Tensor:
     """Measured mean squared coding error of each channel times the energy of its weight column."""
     neuron = evidence.neuron
     theta, baseline = threshold_for_range(
-        *token_range(evidence.x),
+        *coded_range(evidence.x, evidence.share, evidence.source),
         neuron.top(evidence.steps),
         symmetric=evidence.symmetric,
         signed=neuron.signed,

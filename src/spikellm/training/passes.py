@@ -17,6 +17,7 @@ from spikellm.models.families import find_blocks
 from spikellm.models.next_token import piecewise_backward, piecewise_outputs
 from spikellm.nn.hooks import replaced_forward
 from spikellm.nn.trained import products_in
+from spikellm.recipe.training import StageOptions
 
 Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """Of logits, those of the original, ``(tokens, vocabulary)`` each, and targets, summed."""
@@ -29,14 +30,16 @@ class Passes:
         model: in evaluation mode.
         original: what it was converted from; None where the loss does not ask for it.
         loss: summed over tokens.
-        products: type of products of linear layers in passes with gradients.
+        options: type of products in passes with gradients, and whether blocks are recomputed.
+        offloads: whether blocks of the original leave memory after use.
     """
 
     def __init__(
-        self, model: Any, original: Any, loss: Loss, products: torch.dtype, *, offloads: bool
+        self, model: Any, original: Any, loss: Loss, options: StageOptions, *, offloads: bool
     ) -> None:
         self._model, self._original, self._loss = model, original, loss
-        self._products, self._offloads = products, offloads
+        self._products, self._recompute = getattr(torch, options.products), options.recompute
+        self._offloads = offloads
 
     def backward(self, windows: Tensor, weight: float) -> float:
         """Gradients of ``weight`` times the summed loss of some windows ``(windows, tokens)``.
@@ -46,7 +49,8 @@ class Passes:
         with ExitStack() as stack:
             stack.enter_context(self._running())
             stack.enter_context(products_in(self._products))
-            stack.enter_context(_recomputed(find_blocks(self._model).modules))
+            if self._recompute:
+                stack.enter_context(_recomputed(find_blocks(self._model).modules))
             wanted = self._wanted(windows)
 
             def loss(logits: Tensor, first: int) -> Tensor:

@@ -90,7 +90,7 @@ def train_model(
                 model,
                 teacher,
                 partial(stage.loss, options=options),
-                getattr(torch, options.products),
+                options,
                 offloads=teacher is not None and _is_large(teacher),
             )
             loop = Loop(model, trained, passes, options, text)

@@ -134,7 +134,11 @@ class FolderConversion(FolderWork):
             "out": str(self.out),
             "recipe": self.recipe.name,
             "layers": summary.spiking_layers,
-            "dense": [layer.name for layer in summary.layers if not layer.spiking],
+            "dense": [
+                layer.name
+                for layer in summary.layers
+                if not layer.spiking and layer.weight_code is None
+            ],
             "average_steps": summary.average_steps,
             "attention": len(summary.attentions),
             "weight_ratio": summary.weight_bytes / max(summary.dense_bytes, 1),

@@ -50,6 +50,27 @@ static inline int range_of(const float *x, int32_t count, float *low, float *hig
     return sum == 0.0f;
 }
 
+/* Mean magnitude of x, whose largest is given, over `among` channels; in whole parts of the largest, so that the order does not matter. */
+static inline float mean_of(const float *x, int32_t count, int32_t among, float largest) {
+    int64_t total = 0;
+    if (largest == 0.0f) return 0.0f;
+    for (int32_t i = 0; i < count; i++) total += (int32_t)(fabsf(x[i]) / largest * 16777216.0f);
+    return (float)((double)largest * ((double)total / 16777216.0 / (double)among));
+}
+
+/* The range in which x is coded: a share of it, or a multiple of the mean magnitude of `among` channels. 0 is returned where x is not finite. */
+static inline int coded_range(const float *x, int32_t count, float share, int32_t by_mean, int32_t among, float *low, float *high) {
+    const int finite = range_of(x, count, low, high);
+    if (by_mean && finite) {
+        const float reach = mean_of(x, count, among, *high > -*low ? *high : -*low) * share;
+        *high = reach > FLT_MAX ? FLT_MAX : reach;
+        *low = -*high;
+    } else if (share != 1.0f) {
+        *low *= share, *high *= share;
+    }
+    return finite;
+}
+
 typedef struct { float theta; int32_t baseline; } Threshold;
 
 static inline Threshold threshold_of(float low, float high, int finite, int32_t top, int32_t mode) {
@@ -110,9 +131,10 @@ static inline void code_token(const Plan *plan, const float *x, const float *sha
         const int32_t raised = head->massive_top ? head->massive_top : group.top;
         if (massive) group.top = head->massive_top;
         Range range = plan->ranges[group.range];
-        float low, high, top = (float)group.top, share = shares ? shares[a] : group.share;
-        int finite = range_of(ordered + range.start, range.stop - range.start, &low, &high);
-        if (share != 1.0f) low *= share, high *= share;
+        float low, high, top = (float)group.top;
+        const float share = shares ? shares[a] : group.share;
+        const int32_t count = range.stop - range.start;
+        const int finite = coded_range(ordered + range.start, count, share, head->by_mean, count, &low, &high);
         Threshold threshold = thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
         if (head->mode == SIGNED) thresholds[a].baseline = raised;
         float theta = threshold.theta, baseline = (float)threshold.baseline;

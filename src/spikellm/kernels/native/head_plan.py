@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikellm.kernels.native.linear_plan import MODES, OWN_CODING
-from spikellm.kernels.native.price_plan import bits_of, price_words
+from spikellm.kernels.native.linear_plan import MODES
+from spikellm.kernels.native.price_plan import bits_of, own_coding, price_words
 from spikellm.kernels.spec import HeadSpec
 from spikellm.neurons.base import keeps
 from spikellm.quantization.packing import packed_length
@@ -22,8 +22,10 @@ def head_misfit(spec: HeadSpec) -> str | None:
 
     Codes are bytes, ranges at most two, and run over the channels of one token.
     """
-    if not keeps(spec.neuron, "encode", "fake_quantize", "top"):
-        return OWN_CODING
+    if reason := own_coding(spec.neuron, spec.channel_steps.unique().tolist()):
+        return reason
+    if not keeps(spec.neuron, "top"):
+        return "its neuron has other codes than T·L"
     if spec.axis != "token":
         return "ranges run over the sequence"
     if not spec.uniform:
@@ -49,7 +51,7 @@ def make_head_plan(spec: HeadSpec) -> Tensor:
         sections += [count, bits, held, stride, width]
         places.append(width + place % shared * stride + place // shared)
         width += stride * shared
-    price = price_words(spec.neuron, int(tops.max()))
+    price = price_words(spec.neuron, int(spec.channel_steps.max()), int(tops.max()))
     header = [
         heads,
         channels,
@@ -58,6 +60,7 @@ def make_head_plan(spec: HeadSpec) -> Tensor:
         spec.top,
         spec.row_bytes(channels),
         width,
+        int(spec.threshold_source == "mean"),
         bits_of(spec.share),
         *sections,
         *price.header,

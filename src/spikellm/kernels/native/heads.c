@@ -9,12 +9,15 @@ static void code_head(const HeadPlan *plan, const float *x, float *ordered, floa
     for (int32_t r = 0; r < head->ranges; r++) {
         const float *own = ordered;
         float low, high;
+        int32_t among = head->channels;
         if (head->ranges > 1) {
-            for (int32_t i = 0; i < head->channels; i++) masked[i] = ordered[i] * (plan->range[i] == r ? 1.0f : 0.0f);
+            for (int32_t i = among = 0; i < head->channels; i++) {
+                masked[i] = ordered[i] * (plan->range[i] == r ? 1.0f : 0.0f);
+                among += plan->range[i] == r;
+            }
             own = masked;
         }
-        const int finite = range_of(own, head->channels, &low, &high);
-        if (head->share != 1.0f) low *= head->share, high *= head->share;
+        const int finite = coded_range(own, head->channels, head->share, head->by_mean, among > 0 ? among : 1, &low, &high);
         found[r] = head_threshold(low, high, finite, head);
     }
     if (row) memset(row, 0, (size_t)head->row_bytes);

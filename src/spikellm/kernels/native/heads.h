@@ -15,7 +15,7 @@
 #define SLACK 64 /* bytes that may be read beyond a row's copy */
 
 typedef struct { int32_t count, bits, bytes, stride, at; } Section;
-typedef struct { int32_t heads, channels, ranges, mode, top, row_bytes, width; float share; Section sections[SECTIONS]; PriceHeader price; } HeadHeader;
+typedef struct { int32_t heads, channels, ranges, mode, top, row_bytes, width, by_mean; float share; Section sections[SECTIONS]; PriceHeader price; } HeadHeader;
 
 typedef struct {
     HeadHeader head;

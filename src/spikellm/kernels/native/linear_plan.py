@@ -10,13 +10,11 @@ import math
 import torch
 from torch import Tensor
 
-from spikellm.kernels.native.price_plan import bits_of, price_words
+from spikellm.kernels.native.price_plan import bits_of, own_coding, price_words
 from spikellm.kernels.spec import LinearSpec
-from spikellm.neurons.base import keeps
 
 _BYTES = 64  # of a block of a packed row
 MODES = {"asymmetric": 0, "symmetric": 1, "signed": 2}
-OWN_CODING = "its neuron encodes in a way of its own"
 
 
 def misfit(spec: LinearSpec) -> str | None:
@@ -27,8 +25,11 @@ def misfit(spec: LinearSpec) -> str | None:
     largest = max([*spec.tops, spec.massive_top], default=0) * (
         2 if spec.thresholds == "signed" else 1
     )
-    if spec.neuron is not None and not keeps(spec.neuron, "encode"):
-        return OWN_CODING
+    steps = [spec.most_steps(group) for group in range(len(spec.steps))]
+    if spec.massive is not None:
+        steps += spec.steps
+    if spec.neuron is not None and (reason := own_coding(spec.neuron, steps)):
+        return reason
     if spec.weights == "none":
         return "its weights have no integer form"
     if not 0 < largest <= 255:
@@ -71,7 +72,8 @@ def make_plan(spec: LinearSpec) -> Tensor:
         )
         for word in (start, stop, top, spans.index(span), bits_of(spec.share(group)))
     ]
-    price = price_words(spec.neuron, max([*spec.tops, spec.massive_top]))
+    most = max(map(spec.most_steps, range(len(spec.steps))))
+    price = price_words(spec.neuron, most, max([*spec.tops, spec.massive_top]))
     header = [
         spec.columns,
         spec.rows,
@@ -84,6 +86,8 @@ def make_plan(spec: LinearSpec) -> Tensor:
         (spec.columns * bits + 7) // 8,
         spec.scales,
         block,
+        int(spec.threshold_source == "mean"),
+        int(spec.neuron is not None and spec.neuron.stops_gradients),
         spec.massive_top,
         bits_of(spec.massive.beyond if spec.massive is not None else math.inf),
         *price.header,

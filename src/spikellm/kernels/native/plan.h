@@ -13,7 +13,8 @@
 enum { ASYMMETRIC = 0, SYMMETRIC = 1, SIGNED = 2 };
 
 typedef struct {
-    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, massive_top;
+    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, by_mean, stops, massive_top;
+    /* by_mean: thresholds follow mean magnitudes; stops: gradients end at the ends of what is coded */
     float massive_beyond; /* width of a token's range beyond which its codes reach massive_top, which is 0 where no token's do */
     PriceHeader price;
 } Header;

@@ -77,23 +77,24 @@ int32_t spikellm_code_gradients(const void *x, const void *gradient, int64_t tok
             if (!ready) continue;
             const float *g = load_row(gradient, value_type, n, in, wide);
             for (int32_t i = 0; i < in; i++) moved[plan.source[i]] = g[i];
-            store_row(by_input, type, n * in, moved, in);
             code_row(&plan, x, type, n, shares, &room);
-            for (int32_t a = 0; by_share && a < plan.head.groups; a++) {
+            for (int32_t a = 0; a < plan.head.groups; a++) {
                 const Group group = plan.groups[a];
                 const Range range = plan.ranges[group.range];
                 const float share = shares ? shares[a] : group.share;
                 float low, high, sums[LANES] = {0}, sum = 0.0f;
-                range_of(room.ordered + range.start, range.stop - range.start, &low, &high);
+                coded_range(room.ordered + range.start, range.stop - range.start, share, plan.head.by_mean, range.stop - range.start, &low, &high);
                 if (plan.head.mode != ASYMMETRIC) high = high > -low ? high : -low, low = -high;
-                low *= share, high *= share;
                 int32_t i = group.start;
+                for (int32_t at = i; plan.head.stops && at < group.stop; at++)
+                    if (!(room.ordered[at] >= low && room.ordered[at] <= high)) moved[plan.source[at]] = 0.0f;
                 for (; i + LANES <= group.stop; i += LANES)
                     for (int lane = 0; lane < LANES; lane++) sums[lane] += moved_by(g[i + lane], room.values[i + lane], room.ordered[i + lane], low, high);
                 for (; i < group.stop; i++) sums[0] += moved_by(g[i], room.values[i], room.ordered[i], low, high);
                 for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
                 by_share[n * plan.head.groups + a] = sum / share;
             }
+            store_row(by_input, type, n * in, moved, in);
         }
         free(wide);
         free(moved);

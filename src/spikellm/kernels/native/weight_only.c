@@ -12,7 +12,7 @@
 /* Some rows, their scales and zero-points, and inputs of some tokens in the order of places. */
 typedef struct { const uint8_t *row[ROWS], *zero[ROWS]; const float *scale[ROWS], *x[TOKENS]; } Tile;
 
-/* Sums of rows times inputs, token by token. Those of one segment are scaled as they are, those of several lane by lane. `bits` and `tokens` are constants where this is inlined. */
+/* Sums of rows times inputs, token by token. Those of one segment are scaled as they are, those of several lane by lane. `tokens` is a constant where this is inlined. */
 static inline __attribute__((always_inline)) void sums_of(int bits, int tokens, const Plan *plan, const Tile *tile, float *sums) {
     Cutter cutter;
     make_cutter(bits, &cutter);
@@ -53,7 +53,7 @@ static inline __attribute__((always_inline)) void sums_of(int bits, int tokens, 
 }
 
 /* A row in the order of places, `buffer` floats; integers alone where `scale` is null. */
-static inline __attribute__((always_inline)) void decode(int bits, const Plan *plan, const uint8_t *row, const float *scale, const uint8_t *zeros, float *out) {
+static void decode(int bits, const Plan *plan, const uint8_t *row, const float *scale, const uint8_t *zeros, float *out) {
     Cutter cutter;
     make_cutter(bits, &cutter);
     for (int32_t s = 0; s < plan->head.segments; s++) {
@@ -74,12 +74,12 @@ static inline __attribute__((always_inline)) void decode(int bits, const Plan *p
     }
 }
 
-#define DEFINE_WIDTH(bits)                                                                                                                                             \
-    static __attribute__((noinline)) void sums_one_##bits(const Plan *plan, const Tile *tile, float *sums) { sums_of(bits, 1, plan, tile, sums); }                    \
-    static __attribute__((noinline)) void sums_some_##bits(const Plan *plan, const Tile *tile, float *sums) { sums_of(bits, TOKENS, plan, tile, sums); }              \
-    static __attribute__((noinline)) void decode_##bits(const Plan *plan, const uint8_t *row, const float *scale, const uint8_t *zero, float *out) {                  \
-        decode(bits, plan, row, scale, zero, out);                                                                                                                    \
-    }
+static __attribute__((noinline)) void sums_of_some(int bits, const Plan *plan, const Tile *tile, float *sums) { sums_of(bits, TOKENS, plan, tile, sums); }
+
+/* One token, where time is that of reading the weights, if turning them into floats is fast enough. */
+#if defined(__AVX512VNNI__)
+#define DEFINE_WIDTH(bits) \
+    static __attribute__((noinline)) void sums_of_one_##bits(const Plan *plan, const Tile *tile, float *sums) { sums_of(bits, 1, plan, tile, sums); }
 DEFINE_WIDTH(2)
 DEFINE_WIDTH(3)
 DEFINE_WIDTH(4)
@@ -87,12 +87,12 @@ DEFINE_WIDTH(5)
 DEFINE_WIDTH(6)
 DEFINE_WIDTH(7)
 DEFINE_WIDTH(8)
-
 typedef void Summing(const Plan *, const Tile *, float *);
-typedef void Decoding(const Plan *, const uint8_t *, const float *, const uint8_t *, float *);
-static Summing *const sum_one[] = {sums_one_2, sums_one_3, sums_one_4, sums_one_5, sums_one_6, sums_one_7, sums_one_8};
-static Summing *const sum_some[] = {sums_some_2, sums_some_3, sums_some_4, sums_some_5, sums_some_6, sums_some_7, sums_some_8};
-static Decoding *const decode_by[] = {decode_2, decode_3, decode_4, decode_5, decode_6, decode_7, decode_8};
+static Summing *const by_width[] = {sums_of_one_2, sums_of_one_3, sums_of_one_4, sums_of_one_5, sums_of_one_6, sums_of_one_7, sums_of_one_8};
+static void sums_of_one(int bits, const Plan *plan, const Tile *tile, float *sums) { by_width[bits - 2](plan, tile, sums); }
+#else
+static __attribute__((noinline)) void sums_of_one(int bits, const Plan *plan, const Tile *tile, float *sums) { sums_of(bits, 1, plan, tile, sums); }
+#endif
 
 /* Returns 0, or 1 where memory ran out.
 
@@ -124,7 +124,7 @@ int32_t spikellm_weight_only_linear(const void *x, int64_t tokens, const int32_t
                     tile.zero[r] = zero + row * head->scales;
                     tile.scale[r] = scale + row * head->scales;
                 }
-                (some == 1 ? sum_one : sum_some)[head->bits - 2](&plan, &tile, sums);
+                (some == 1 ? sums_of_one : sums_of_some)(head->bits, &plan, &tile, sums);
                 for (int32_t t = 0; t < some; t++)
                     for (int32_t r = 0; r < ROWS && o + r < count; r++) own[t][o + r] = sums[t * ROWS + r];
             }
@@ -140,7 +140,7 @@ int32_t spikellm_weight_only_linear(const void *x, int64_t tokens, const int32_t
 
 static void decode_row(const Plan *plan, const uint8_t *packed, const float *scale, const uint8_t *zero, int64_t row, float *out) {
     const int64_t at = row * plan->head.scales;
-    decode_by[plan->head.bits - 2](plan, packed + row * plan->head.row_bytes, scale ? scale + at : NULL, zero + at, out);
+    decode(plan->head.bits, plan, packed + row * plan->head.row_bytes, scale ? scale + at : NULL, zero + at, out);
 }
 
 /* Rows from `first` on for a matrix product of many tokens: y: (count, buffer), in the order of places; integers alone where `scale` is null. */

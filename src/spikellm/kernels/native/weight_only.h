@@ -46,13 +46,14 @@ static inline void place_inputs(const Plan *plan, const float *x, float *placed)
     for (int32_t i = 0; i < plan->head.in; i++) placed[plan->place[i]] = x[plan->source[i]];
 }
 
-/* What turns codes of one width into integers less a zero-point. */
-typedef struct { Words gather, shift; Floats values; } Cutter;
+/* What turns codes of one width into integers less a zero-point. Where the width is a constant the steps that it does not need fall away. */
+typedef struct { Words gather, shift; Floats values; int32_t first[LANES]; /* byte of every lane */ } Cutter;
 
 static inline void make_cutter(int bits, Cutter *cutter) {
     uint8_t where[4 * LANES];
     for (int j = 0; j < LANES; j++) {
         for (int i = 0; i < 4; i++) where[4 * j + i] = (uint8_t)(CODES * bits * j / 8 + i);
+        cutter->first[j] = CODES * bits * j / 8;
         cutter->shift[j] = (uint32_t)(CODES * bits * j % 8);
         cutter->values[j] = (float)(j & ((1 << bits) - 1));
     }
@@ -66,7 +67,7 @@ static inline void cut_lanes(int bits, const Cutter *cutter, const uint8_t *row,
     _mm_prefetch((const char *)((uintptr_t)row + (uintptr_t)(at + AHEAD)), _MM_HINT_T1);
     const __mmask64 mask = left >= 8 * bits ? ~0ull >> (64 - 8 * bits) : left <= 0 ? 0 : (1ull << left) - 1;
     const __m512i bytes = _mm512_maskz_loadu_epi8(mask, row + at);
-    *lanes = (Words)(bits == 8 ? bytes : _mm512_permutexvar_epi8((__m512i)cutter->gather, bytes));
+    *lanes = (Words)(__builtin_constant_p(bits) && bits == 8 ? bytes : _mm512_permutexvar_epi8((__m512i)cutter->gather, bytes));
 #else
     uint8_t tail[COLUMNS + 4] = {0};
     const uint8_t *block = row + at;
@@ -75,17 +76,17 @@ static inline void cut_lanes(int bits, const Cutter *cutter, const uint8_t *row,
         block = tail;
     }
     uint32_t words[LANES];
-    UNROLLED for (int j = 0; j < LANES; j++) memcpy(words + j, block + CODES * bits * j / 8, sizeof *words);
+    for (int j = 0; j < LANES; j++) memcpy(words + j, block + cutter->first[j], sizeof *words);
     memcpy(lanes, words, sizeof *lanes);
 #endif
-    if (bits % 2) *lanes >>= cutter->shift;
+    if (!__builtin_constant_p(bits) || bits % 2) *lanes >>= cutter->shift;
 }
 
 /* Integers of code t of every lane; `zero` is 2**23 plus the zero-point, `table` has the integer of every code of up to four bits. */
 static inline void take_integers(int bits, const Words *lanes, int t, const Floats *zero, const Floats *table, Floats *integers) {
     const Words codes = *lanes >> (uint32_t)(bits * t);
 #if defined(__AVX512VNNI__)
-    if (bits <= 4) { /* four bits alone are looked at */
+    if (__builtin_constant_p(bits) && bits <= 4) { /* four bits alone are looked at */
         *integers = (Floats)_mm512_permutexvar_ps((__m512i)codes, (__m512)*table);
         return;
     }

@@ -18,7 +18,7 @@ from spikellm.core.errors import RequestError
 from spikellm.kernels.spec import HeadSpec
 from spikellm.quantization.packing import pack, packed_length, unpack
 from spikellm.quantization.rounding import half_up
-from spikellm.quantization.thresholds import part_of_range, threshold_for_range, token_range
+from spikellm.quantization.thresholds import coded_range, part_of_range, threshold_for_range
 
 
 class HeadCodes(NamedTuple):
@@ -69,11 +69,13 @@ class TorchHeads:
         )
 
     def range_ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Ends of the whole range of every value, which broadcast to ``x``, float32."""
+        """Ends of the whole range of every value (or mean magnitudes, with both signs), which
+        broadcast to ``x``, float32.
+        """
         spec, lows, highs = self.spec, [], []
         for index in range(spec.ranges):
             part = x * self._members[index] if spec.ranges > 1 else x
-            low, high = token_range(part) if spec.axis == "token" else _range_over_tokens(part)
+            low, high = self._range(part, index, 1.0)
             if spec.thresholds != "asymmetric":
                 high = torch.maximum(high, -low)
                 low = -high
@@ -83,6 +85,16 @@ class TorchHeads:
             return lows[0], highs[0]
         first, second = self._members
         return lows[0] * first + lows[1] * second, highs[0] * first + highs[1] * second
+
+    def _range(self, x: Tensor, index: int, share: float) -> tuple[Tensor, Tensor]:
+        """What is coded of one range, others' channels set to zero."""
+        spec = self.spec
+        if spec.axis != "token":
+            return part_of_range(*_range_over_tokens(x), share)
+        among = None
+        if spec.ranges > 1:
+            among = self._members[index].sum(-1, keepdim=True).clamp(min=1)
+        return coded_range(x, share, spec.threshold_source, among)
 
     def to_rows(self, x: Tensor) -> Tensor:
         """``pack(encode(x))``."""
@@ -135,8 +147,7 @@ class TorchHeads:
         for index in range(spec.ranges):
             # a range includes zero anyway
             part = x * self._members[index] if spec.ranges > 1 else x
-            low, high = token_range(part) if spec.axis == "token" else _range_over_tokens(part)
-            low, high = part_of_range(low, high, spec.share)
+            low, high = self._range(part, index, spec.share)
             theta, baseline = threshold_for_range(
                 low, high, spec.top, symmetric=spec.symmetric, signed=signed
             )

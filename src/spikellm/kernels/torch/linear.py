@@ -23,9 +23,8 @@ from spikellm.kernels.torch.product import integer_product, sum_of_chosen
 from spikellm.neurons import SoftResetNeuron
 from spikellm.quantization.thresholds import (
     Threshold,
-    part_of_range,
+    coded_range,
     threshold_for_range,
-    token_range,
 )
 
 
@@ -138,7 +137,7 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
         zip(spec.steps, spec.bounds, spec.ranges, strict=True)
     ):
         steps = common if spec.massive is None else spec.massive.steps_of(x, common)
-        low, high = part_of_range(*token_range(x[:, first:last]), spec.share(group))
+        low, high = coded_range(x[:, first:last], spec.share(group), spec.threshold_source)
         threshold = threshold_for_range(
             low, high, neuron.top(steps), symmetric=spec.symmetric, signed=neuron.signed
         )

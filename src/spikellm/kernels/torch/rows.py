@@ -20,8 +20,8 @@ class TorchRows:
         """See :class:`spikellm.kernels.base.PreparedRows`."""
         spec, (packed, zero) = self._spec, self._weights.packed_codes()
         own = rows.reshape(-1).long()
-        if own.numel() and not 0 <= int(own.min()) <= int(own.max()) < spec.rows:
-            raise IndexError(f"a row is looked up that is not there; expected 0 to {spec.rows - 1}")
+        if not torch.compiler.is_compiling():
+            self._require_there(own)
         codes = unpack(packed[own], spec.weight_bits, spec.columns).float()
         scale, zero = self._weights.weight_scale[own], zero[own].float()
         for start, stop, _, group in spec.segments:
@@ -30,3 +30,8 @@ class TorchRows:
         if spec.order is not None:
             codes = torch.empty_like(codes).index_copy_(1, spec.order, codes)
         return codes.to(dtype).view(*rows.shape, spec.columns)
+
+    def _require_there(self, rows: Tensor) -> None:
+        last = self._spec.rows - 1
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) <= last:
+            raise IndexError(f"a row is looked up that is not there; expected 0 to {last}")
