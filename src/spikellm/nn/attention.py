@@ -135,8 +135,8 @@ class SpikingAttention(PreparedModule):
         """Pairs of channels of each head through its map, or through the inverse."""
         if not self.settings.balance:
             return x
-        if self._maps is None or self.written():
-            self.forget()
+        self.forget_if_written()
+        if self._maps is None:
             both = self.key_map, torch.linalg.inv(self.key_map.double()).float()
             self._maps = tuple(_entries(one) for one in both)
         maps = self._maps[1 if inverse else 0]
@@ -241,9 +241,9 @@ class SpikingAttention(PreparedModule):
         return torch.zeros(1, channels, dtype=torch.uint8, device=self.key_group.device)
 
     def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
+        self.forget_if_written()
         coders = self._coders
-        if coders is None or self.written():
-            self.forget()
+        if coders is None:
             coders = self._coders = {}
         if name not in coders:
             settings, beyond = getattr(self.settings, name), self._buffers.get(f"{name}_threshold")
