@@ -27,7 +27,7 @@ from spikellm.core.errors import DependencyError
 LEVELS = ("portable", "avx2", "avx512")
 _FLAGS = {
     "portable": (),
-    "avx2": ("-mavx2",),
+    "avx2": ("-mavx2", "-mfma"),
     "avx512": (
         "-mavx512f",
         "-mavx512bw",
