@@ -135,11 +135,7 @@ class SpikingAttention(PreparedModule):
         """Pairs of channels of each head through its map, or through the inverse."""
         if not self.settings.balance:
             return x
-        self.forget_if_written()
-        if self._maps is None:
-            both = self.key_map, torch.linalg.inv(self.key_map.double()).float()
-            self._maps = tuple(_entries(one) for one in both)
-        maps = self._maps[1 if inverse else 0]
+        maps = self.maps()[1 if inverse else 0]
         shared = x.shape[-3] // len(self.key_map)
         first, mixed, second = (
             one if shared == 1 else one.repeat_interleave(shared, dim=0) for one in maps
@@ -147,6 +143,20 @@ class SpikingAttention(PreparedModule):
         half = self.key_map.shape[1]
         left, right, odd = x.float().split([half, half, x.shape[-1] - 2 * half], -1)
         return torch.cat([left * first + right * mixed, left * mixed + right * second, odd], -1)
+
+    def maps(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The entries of the maps of K, and of their inverses, for Q: three each, ``(heads, 1,
+        channels / 2)``.
+        """
+        self.forget_if_written()
+        if self._maps is None:
+            both = self.key_map, torch.linalg.inv(self.key_map.double()).float()
+            self._maps = tuple(_entries(one) for one in both)
+        return self._maps
+
+    def turned_mean(self) -> Tensor:
+        """The mean of K as K is coded, ``(heads, channels)``."""
+        return self._turned(self._mapped(self.key_mean.unsqueeze(1)).squeeze(1))
 
     def center_scores(self, query: Tensor) -> Tensor | float:
         """What every key's score lost when K was centered: products of a query, as it is coded,
@@ -160,7 +170,7 @@ class SpikingAttention(PreparedModule):
         """
         if not self.settings.center:
             return 0.0
-        mean = self._turned(self._mapped(self.key_mean.unsqueeze(1)).squeeze(1)).to(query.dtype)
+        mean = self.turned_mean().to(query.dtype)
         mean = mean.repeat_interleave(query.shape[1] // len(mean), dim=0)
         return (query * mean.unsqueeze(1)).sum(-1, keepdim=True)
 

@@ -1,0 +1,109 @@
+"""The native step of one model: its program, its tables, and passes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from spikellm.kernels.native.step_plan import StepInput, entries
+from spikellm.models.decoder_capture import position_embeddings
+from spikellm.models.families import decoder_of
+from spikellm.runtime.decoder_step.blocks import Built
+
+_POSITIONS = 128  # rows at least that a table grows by
+
+
+@dataclass
+class DecoderStep:
+    """What a model's decoder step consists of.
+
+    Attributes:
+        embed: input of the first block, ``(batch, tokens, columns)``, of tokens and positions.
+        finish: logits of what the output projection gives.
+        kind: class of the model's output.
+        tables: cosine and sine of each table, float32 ``(positions, channels)``.
+    """
+
+    model: Any
+    built: Built
+    embed: Callable[[Tensor, Tensor], Tensor]
+    finish: Callable[[Tensor], Tensor]
+    kind: type
+    tables: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def given(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cached: Any,
+    ) -> StepInput:
+        """A pass from its input, ``(batch, tokens, columns)``."""
+        if self.built.tables:
+            self._reach(int(positions.max()) + 1)
+        return StepInput(hidden.float().contiguous(), positions, self.tables, mask, cached)
+
+    def _reach(self, positions: int) -> None:
+        """Let tables have rows for so many positions."""
+        held = len(self.tables[0][0]) if self.tables else 0
+        if positions <= held:
+            return
+        wanted = torch.arange(held, max(positions, held + max(_POSITIONS, held // 2)))
+        found = position_embeddings(self.model, wanted.unsqueeze(0))
+        grown = []
+        for number, block in enumerate(self.built.tables):
+            pair = found[block]
+            assert pair is not None
+            new = [part[0].float().contiguous() for part in pair]
+            old = self.tables[number] if self.tables else ()
+            grown.append(tuple(torch.cat(both) for both in zip(old, new)) if old else tuple(new))
+        self.tables = grown  # type: ignore[assignment]
+
+    def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
+        """Logits of new tokens, ``(batch, tokens, vocabulary)``; they are cached."""
+        cached = entries_of(cache, tokens.shape[1])
+        given = self.given(self.embed(tokens, positions), positions, mask, cached)
+        found, _ = self.built.program.run(given, commit=True)
+        return self.finish(found)
+
+
+def entries_of(cache: Cache, new: int) -> Any:
+    """Caches of all layers with room for new tokens."""
+    return entries([layer.entry(new) for layer in cache.layers])
+
+
+def embedding_of(
+    model: Any, tokens: Tensor, positions: Tensor, wanted: Tensor
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """How the input of the first block comes from tokens and positions; None if in no known way.
+
+    Args:
+        tokens, positions: ``(batch, tokens)`` of a pass.
+        wanted: the input of the first block in it.
+    """
+    table, decoder = model.get_input_embeddings(), decoder_of(model)
+    if torch.equal(table(tokens), wanted):
+        return lambda tokens, _: table(tokens)  # type: ignore[no-any-return]
+    for module in _other_tables(decoder, table):
+        offset = int(getattr(module, "offset", 0))
+
+        def embed(tokens: Tensor, positions: Tensor) -> Tensor:
+            found: Tensor = table(tokens) + module.weight[positions + offset]  # noqa: B023
+            return found
+
+        if torch.equal(embed(tokens, positions), wanted):
+            return embed
+    return None
+
+
+def _other_tables(decoder: nn.Module, table: nn.Module) -> Sequence[nn.Module]:
+    return [
+        module
+        for module in decoder.children()
+        if isinstance(module, nn.Embedding) and module is not table
+    ]
