@@ -170,5 +170,7 @@ def test_maps_and_coders_are_prepared_once_for_both() -> None:
     spikes.turned_key(key), spikes.code("query", spikes.turned_query(query))
     maps, coders = spikes._maps, spikes._coders
     spikes.turned_key(key), spikes.code("query", spikes.turned_query(query))
-    assert maps is not None and spikes._maps is maps
-    assert coders is not None and spikes._coders is coders
+    assert maps is not None
+    assert coders is not None
+    assert spikes._maps is maps
+    assert spikes._coders is coders

@@ -56,7 +56,7 @@ class Captured:
 
 @torch.no_grad()
 def capture(model: Any, run: Callable[[], Any], layers: set[nn.Module]) -> Captured:
-    """Run a pass and keep what :class:`Captured` says; ``layers`` are the linear ones to look at."""
+    """Run a pass and keep what :class:`Captured` says of ``layers`` and everything else."""
     found = Captured()
     with ExitStack() as stack:
         for block in find_blocks(model).modules:
@@ -116,7 +116,7 @@ def _watching(decoder: Any, found: Captured) -> Iterator[None]:
         return
     before = ALL_ATTENTION_FUNCTIONS[name]
 
-    def watched(  # noqa: PLR0913  the library's attention interface calls it so
+    def watched(
         module: nn.Module,
         query: Tensor,
         key: Tensor,

@@ -38,7 +38,8 @@ class GrowingRows:
 
     def _grow(self, new: int) -> Cached:
         keys, values = self.keys, self.values
-        assert keys is not None and values is not None
+        assert keys is not None
+        assert values is not None
         past, total = keys.shape[-2], self.get_seq_length()  # type: ignore[attr-defined]
         size = past + new + max(_ROOM, past // 4)
         room = _with_room(keys, size), _with_room(values, size)
@@ -137,7 +138,7 @@ _MOVED = ("keys", "values", "cumulative_length")
 
 
 def _with_room(rows: Tensor, size: int) -> Tensor:
-    """Rows ``(batch, heads, tokens, width)`` at the beginning of ``(batch, heads, size, width)``."""
+    """Rows ``(batch, heads, tokens, width)`` with room for ``size`` tokens."""
     batch, heads, past, width = rows.shape
     slack = -(-_SLACK // rows.element_size())
     memory = torch.empty(batch * heads * size * width + slack, dtype=rows.dtype)

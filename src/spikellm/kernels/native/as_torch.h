@@ -5,17 +5,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#include "encode.h"
+#include "tanh.h"
 
-#define FMA(a, b, c) __builtin_fmaf(a, b, c)
 #define SUMMED 8 /* lanes in which torch sums a row, on every processor */
-
-static inline float power_of_two(int32_t exponent) {
-    const int32_t bits = (int32_t)((uint32_t)(exponent + 127) << 23);
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 /* Sleef's expf within 1.0 ulp, which torch takes for exp of vectors. */
 static inline float exp_of(float x) {
@@ -138,8 +130,6 @@ static inline float erf_of(float x) {
     return copysignf(FMA(-exp_of(-(x * x)) * t, r, 1.0f), x);
 }
 
-static inline float tanh_of(float x) { return tanhf(x); }
-
 static inline float rounded(float x, int32_t type) {
     if (type == 0) return x;
     uint32_t bits;
@@ -151,7 +141,7 @@ static inline float rounded(float x, int32_t type) {
 
 /* 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))), every operator rounded. */
 static inline float gelu_by_steps(float x, int in_vector, int32_t type) {
-    const float cube = rounded(0.044715f * rounded(x * x * x, type), type);
+    const float cube = rounded(0.044715f * rounded(rounded(x * x, type) * x, type), type);
     const float inner = rounded(0.79788456080286535588f * rounded(x + cube, type), type);
     const float outer = rounded(1.0f + rounded(in_vector ? tanh_of(inner) : tanhf(inner), type), type);
     return rounded(x * 0.5f, type) * outer;
@@ -162,8 +152,8 @@ typedef struct { float mean, variance; } Moments;
 static inline void add_moments(int64_t m0, float m1, float m2, int64_t *n0, float *n1, float *n2) {
     const int64_t n = *n0 + m0;
     const float c = n == 0 ? 0.0f : (float)m0 / (float)n, delta = m1 - *n1;
-    *n1 += c * delta;
-    *n2 += m2 + delta * delta * c * (float)*n0;
+    *n1 = FMA(c, delta, *n1);
+    *n2 += FMA(delta * delta * c, (float)*n0, m2);
     *n0 = n;
 }
 

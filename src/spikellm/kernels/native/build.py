@@ -123,6 +123,8 @@ def _load(level: str) -> ctypes.CDLL:
         *[pointer] * 3,
         ctypes.c_int32,
     ]
+    library.spikellm_attend.argtypes = [*[pointer] * 6, *[ctypes.c_float] * 2]
+    library.spikellm_step.argtypes = [pointer, pointer]
     strided = (pointer, ctypes.c_int64, ctypes.c_int64)
     library.spikellm_sum_by_channel.argtypes = [*strided * 3, pointer, ctypes.c_int32]
     for mix in (library.spikellm_mix, library.spikellm_mix_double):

@@ -1,5 +1,6 @@
 /* A pass of a few tokens through a whole decoder in one call: the list of operations of step.h, one after the other. */
 #include "additive.h"
+#include "dense.h"
 #include "linear.h"
 #include "step_attention.h"
 #include "step_values.h"
@@ -95,12 +96,20 @@ static int32_t run_additive(Pass *pass, const Op *op) {
 static int32_t run_dense(Pass *pass, const Op *op) {
     const View *in = view_of(pass, op->in), *out = view_of(pass, op->out);
     const float *x = at(pass, in, 0, 0), *bias = op->data[1];
+    float *y = at(pass, out, 0, 0), *ordered = malloc(sizeof(float) * (size_t)(pass->tokens * in->size) + 1);
+    if (!ordered) return 1;
     show(pass, x, in->size);
-    for (int32_t o = 0; o < out->size; o++)
-        for (int64_t n = 0; n < pass->tokens; n++)
-            at(pass, out, n, 0)[o] = row_product(x + n * in->stride, op->data[0], op->a, (int64_t)o * in->size, in->size) + (bias ? bias[o] : 0.0f);
-    for (int64_t n = 0; n < pass->tokens; n++) round_to_type(at(pass, out, n, 0), out->size, pass->program->type);
-    show_output(pass, at(pass, out, 0, 0), out->size);
+    for (int64_t n = 0; n < pass->tokens; n++) order_inputs(x + n * in->size, in->size, op->a, ordered + n * in->size);
+    for (int64_t o = 0; o < out->size; o += DENSE_ROWS)
+        for (int64_t n = 0; n < pass->tokens; n++) {
+            const int64_t some = out->size - o < DENSE_ROWS ? out->size - o : DENSE_ROWS;
+            float sums[DENSE_ROWS];
+            dense_sums(ordered + n * in->size, op->data[0], op->a, in->size, o, some, sums);
+            for (int64_t r = 0; r < some; r++) y[n * out->size + o + r] = sums[r] + (bias ? bias[o + r] : 0.0f);
+        }
+    round_to_type(y, pass->tokens * out->size, pass->program->type);
+    show_output(pass, y, out->size);
+    free(ordered);
     return 0;
 }
 

@@ -1,13 +1,10 @@
 /* Attention of one layer over its cache: a head of keys and values of one sequence, and the heads of queries that share it, at a time. */
 #ifndef SPIKELLM_STEP_ATTENTION_H
 #define SPIKELLM_STEP_ATTENTION_H
-#include "as_torch.h"
 #include "mix.h"
+#include "numbers.h"
 #include "rows.h"
 #include "step.h"
-
-#define HIDDEN -3.4e38f /* score of a key that a query does not see */
-#define KEPT 512        /* keys whose terms torch weighs against one largest score, where nothing is coded */
 
 /* What the tasks of one layer share. */
 typedef struct {
@@ -121,65 +118,35 @@ static inline int attend_to_spikes(const Attending *task, int64_t sequence, int6
     return done;
 }
 
-static inline float number_at(const void *x, int32_t type, int64_t at) {
-    if (type == FLOAT32) return ((const float *)x)[at];
-    const uint32_t bits = (uint32_t)((const uint16_t *)x)[at] << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-/* A product of two rows of whole lanes and a rest. */
-static inline float product_of(const float *x, const void *row, int32_t type, int64_t count) {
-    float lanes[LANES] = {0}, sum;
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) lanes[lane] += x[i + lane] * number_at(row, type, i + lane);
-    for (sum = sum_lanes(lanes); i < count; i++) sum += x[i] * number_at(row, type, i);
-    return sum;
-}
-
 /* Rows of numbers of the model's type. Returns 0 where memory ran out. */
 static inline int attend_to_numbers(const Attending *task, int64_t sequence, int64_t head) {
     const Attention *own = task->own;
     const Call *call = task->call;
     const int32_t type = task->program->type, bytes = type == FLOAT32 ? 4 : 2, size = own->key_size, wide = own->value_size;
-    const int64_t queries = call->queries, shared = own->heads / own->kv_heads, tokens = task->cached->past + queries;
+    const int64_t queries = call->queries, shared = own->heads / own->kv_heads, rows = shared * queries, tokens = task->cached->past + queries;
     char *keys = (char *)(uintptr_t)task->cached->keys + (sequence * own->kv_heads + head) * task->cached->key_head + task->cached->first * size * bytes;
     char *values = (char *)(uintptr_t)task->cached->values + (sequence * own->kv_heads + head) * task->cached->value_head + task->cached->first * wide * bytes;
-    float *scores = malloc(sizeof(float) * (size_t)tokens);
-    if (!scores) return 0;
+    const int all = !call->mask && !own->window && queries == 1;
+    float *query = malloc(sizeof(float) * (size_t)(rows * (size + wide)) + (all ? 0 : (size_t)(queries * tokens)));
+    if (!query) return 0;
+    float *out = query + rows * size;
+    uint8_t *seen = all ? NULL : (uint8_t *)(out + rows * wide);
     for (int64_t i = 0; i < queries; i++) {
         const int64_t token = sequence * queries + i, at = task->cached->past + i;
         store_row(keys, type, at * size, place_of(task, &task->key, token, head), size);
         store_row(values, type, at * wide, place_of(task, &task->value, token, head), wide);
+        for (int64_t t = 0; seen && t < tokens; t++) seen[i * tokens + t] = (uint8_t)is_seen(task, sequence, i, t);
     }
-    for (int64_t q = 0; q < shared * queries; q++) {
-        const float *query = place_of(task, &task->query, sequence * queries + q % queries, head * shared + q / queries);
-        float *out = place_of(task, &task->out, sequence * queries + q % queries, head * shared + q / queries);
-        float most = -INFINITY, sum = 0.0f;
-        memset(out, 0, sizeof(float) * (size_t)wide);
-        for (int64_t start = 0; start < tokens; start += KEPT) {
-            const int64_t some = tokens - start < KEPT ? tokens - start : KEPT;
-            for (int64_t t = 0; t < some; t++) {
-                float score = product_of(query, keys + (start + t) * size * bytes, type, size) * own->scaling;
-                if (own->softcap > 0.0f) score = tanhf(score / own->softcap) * own->softcap;
-                scores[t] = is_seen(task, sequence, q % queries, start + t) ? score : HIDDEN;
-            }
-            const float before = most, here = largest_of(scores, some);
-            most = here > most ? here : most;
-            for (int64_t t = 0; t < some; t++) scores[t] = scores[t] == HIDDEN ? 0.0f : fast_exp_of(scores[t] - most);
-            const float kept = start ? exp_of(before - most) : 0.0f;
-            sum = folded_sum(scores, some, task->program->lanes) + kept * sum;
-            for (int32_t c = 0; start && c < wide; c++) out[c] *= kept;
-            round_to_type(scores, some, type);
-            for (int64_t t = 0; t < some; t++)
-                for (int32_t c = 0; c < wide; c++) out[c] += scores[t] * number_at(values + (start + t) * wide * bytes, type, c);
-        }
-        for (int32_t c = 0; c < wide; c++) out[c] /= sum;
-        round_to_type(out, wide, type);
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(query + r * size, place_of(task, &task->query, sequence * queries + r % queries, head * shared + r / queries), sizeof(float) * (size_t)size);
+    const Numbers numbers = {tokens, size, wide, type, own->scaling, own->softcap};
+    const int done = attend_to_rows(&numbers, query, rows, queries, keys, values, seen, out);
+    for (int64_t r = 0; done && r < rows; r++) {
+        float *to = place_of(task, &task->out, sequence * queries + r % queries, head * shared + r / queries);
+        memcpy(to, out + r * wide, sizeof(float) * (size_t)wide);
+        round_to_type(to, wide, type);
     }
-    free(scores);
-    return 1;
+    free(query);
+    return done;
 }
 #endif

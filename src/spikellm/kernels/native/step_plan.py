@@ -110,7 +110,7 @@ class StepProgram:
         whole = self._views[place.view]
         return self._view(whole.at, whole.stride, first, heads, apart or size, size)
 
-    def _view(self, at: int, stride: int, first: int, heads: int, apart: int, size: int) -> Place:  # noqa: PLR0913
+    def _view(self, at: int, stride: int, first: int, heads: int, apart: int, size: int) -> Place:
         self._views.append(View(at, stride, first, heads, apart, size, 0))
         return Place(len(self._views) - 1, heads, size)
 
@@ -248,7 +248,7 @@ class StepProgram:
             self._packed = made, views, listed
         return self._packed[0]
 
-    def run(  # noqa: PLR0913
+    def run(
         self,
         given: StepInput,
         first: int = 0,

@@ -8,8 +8,8 @@ static inline void norm_row(const Op *op, const float *x, int64_t count, int32_t
     const float *weight = op->data[0], *bias = op->data[1];
     if (op->a == LAYER_NORM) {
         const Moments found = moments_of(x, count, type == FLOAT32 ? op->b : 2 * op->b, op->b);
-        const float scale = 1.0f / sqrtf(found.variance + op->x), shift = -scale * found.mean;
-        for (int64_t i = 0; i < count; i++) y[i] = (x[i] * scale + shift) * (weight ? weight[i] : 1.0f) + (bias ? bias[i] : 0.0f);
+        const float scale = 1.0f / sqrtf(found.variance + op->x);
+        for (int64_t i = 0; i < count; i++) y[i] = FMA((x[i] - found.mean) * scale, weight ? weight[i] : 1.0f, bias ? bias[i] : 0.0f);
         round_to_type(y, count, type);
         return;
     }
@@ -80,7 +80,7 @@ static inline void activate_row(const Op *op, const float *x, const float *other
         for (int64_t i = vectors; i < count; i++) y[i] = x[i] * 0.5f * (1.0f + erff(x[i] * 0.70710678118654752440f));
     } else if (op->a == GELU_TANH) {
         for (int64_t i = 0; i < count; i++) {
-            const float inner = 0.79788456080286535588f * (x[i] + 0.044715f * (x[i] * x[i] * x[i]));
+            const float inner = 0.79788456080286535588f * FMA(0.044715f, x[i] * x[i] * x[i], x[i]);
             y[i] = 0.5f * x[i] * (1.0f + (i < vectors ? tanh_of(inner) : tanhf(inner)));
         }
     } else {
@@ -91,26 +91,4 @@ static inline void activate_row(const Op *op, const float *x, const float *other
     if (other) round_to_type(y, count, type);
 }
 
-/* A product with row `from` of a matrix of 16- or 32-bit numbers, in many lanes, since it waits for memory. */
-static inline float row_product(const float *x, const void *matrix, int32_t type, int64_t from, int64_t count) {
-    const uint16_t *short_row = (const uint16_t *)matrix + from;
-    const float *row = (const float *)matrix + from;
-    float lanes[4 * LANES] = {0}, sum = 0.0f;
-    int64_t i = 0;
-    for (; i + 4 * LANES <= count; i += 4 * LANES) {
-        if (type == FLOAT32) {
-            for (int lane = 0; lane < 4 * LANES; lane++) lanes[lane] = FMA(x[i + lane], row[i + lane], lanes[lane]);
-            continue;
-        }
-        float wide[4 * LANES];
-        for (int lane = 0; lane < 4 * LANES; lane++) {
-            const uint32_t bits = (uint32_t)short_row[i + lane] << 16;
-            memcpy(wide + lane, &bits, sizeof bits);
-        }
-        for (int lane = 0; lane < 4 * LANES; lane++) lanes[lane] = FMA(x[i + lane], wide[lane], lanes[lane]);
-    }
-    for (; i < count; i++) sum += x[i] * number_at(matrix, type, from + i);
-    for (int lane = 0; lane < 4 * LANES; lane++) sum += lanes[lane];
-    return sum;
-}
 #endif

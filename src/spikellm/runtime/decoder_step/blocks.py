@@ -75,7 +75,7 @@ def build(model: Any, seen: Captured, reading: Reading) -> Built:
     """
     blocks, decoder = find_blocks(model).modules, decoder_of(model)
     hidden, head = seen.given[0], model.get_output_embeddings()
-    assert seen.hidden is not None and seen.projected is not None
+    assert seen.projected is not None
     program = StepProgram(hidden.shape[-1], seen.projected.shape[-1], hidden.dtype)
     built = Built(program)
     windows = _windows(decoder, len(blocks))
@@ -104,7 +104,7 @@ def _windows(decoder: Any, blocks: int) -> list[int]:
 class _Block:
     """One block on its way into a program."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         built: Built,
         block: nn.Module,
@@ -128,10 +128,14 @@ class _Block:
         """Operations that take what stands in ``stream`` through the block."""
         program, size, parts = self.program, stream.size, self.parts
         behind = self.reading.behind
+        if behind and not {"attention_norm", "feedforward_norm"} <= set(parts):
+            raise UndescribedError(f"{type(self.block).__name__} has no norms behind its parts")
         normed = self._normed("attention_norm", stream) if not behind else stream
         attended = self._behind("attention_post_norm", self._attend(normed, size))
         if self.reading.parallel:
-            fed = self._feed(self._normed("feedforward_norm", stream), size)
+            shared = "feedforward_norm" not in parts
+            source = normed if shared else self._normed("feedforward_norm", stream)
+            fed = self._feed(source, size)
             program.add(fed, fed, attended)
             program.add(stream, fed, stream)
             return

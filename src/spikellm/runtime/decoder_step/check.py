@@ -20,7 +20,7 @@ from spikellm.models.families import is_linear
 from spikellm.nn.linear import SpikingLinear
 from spikellm.runtime.decoder_step.blocks import Built, Reading, build
 from spikellm.runtime.decoder_step.parts import UndescribedError
-from spikellm.runtime.decoder_step.step import DecoderStep, embedding_of, entries_of
+from spikellm.runtime.decoder_step.step import DecoderStep, embedding_of, entries_of, finish_of
 
 _READINGS = [
     Reading(parallel, by_head, behind)
@@ -70,11 +70,10 @@ def _agreeing(
     embed = embedding_of(model, tokens, positions, seen.given[0])
     if embed is None:
         return "its input embedding is none that it knows"
-    logits, projected = seen.output.logits, seen.projected
-    assert projected is not None
-    if not torch.equal(logits, projected):
-        return "it changes its logits behind the output projection"
-    step = DecoderStep(model, built, embed, lambda x: x, type(seen.output))
+    finish = finish_of(model, seen)
+    if finish is None:
+        return "what it does to its logits behind the output projection is not known"
+    step = DecoderStep(model, built, embed, finish, type(seen.output))
     cached = entries_of(before, tokens.shape[1])
     layers = iter(built.layers)
     for index, (first, last) in enumerate(pairwise([*built.starts, built.program.length])):

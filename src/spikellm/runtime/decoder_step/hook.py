@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from spikellm.models.attention_interface import observed
+from spikellm.models.attention_interface import observed, spiking_attentions
+from spikellm.models.few_queries import use_few_queries
 from spikellm.models.growing_cache import make_growing
 from spikellm.runtime.decoder_step.check import Pass, checked_step
 from spikellm.runtime.decoder_step.step import DecoderStep
@@ -56,6 +57,8 @@ def use_step(model: Any) -> None:
     if _STATE in model.__dict__:
         return
     model.__dict__[_STATE] = StepState()
+    if not spiking_attentions(model):
+        use_few_queries(model)
     model.forward = types.MethodType(_forward_of(type(model)), model)
 
 
@@ -77,7 +80,8 @@ def _forward_of(kind: type) -> Callable[..., Any]:
             asked: dict[str, Any] | None = {"input_ids": arguments[0], **keywords}
         else:
             asked = None if arguments else keywords
-        if asked is None or torch.is_grad_enabled() or not _asks_for_step(self, asked):
+        plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if asked is None or plain or not _asks_for_step(self, asked):
             return library()
         return _step_or(library, self, asked)
 
@@ -91,13 +95,14 @@ def _asks_for_step(model: Any, asked: dict[str, Any]) -> bool:
         return False
     if tokens.numel() > MOST_TOKENS or model.training or cache.get_seq_length() == 0:
         return False
-    others = [name for name, value in asked.items() if value and name not in _KNOWN]
+    if any(
+        one is not None and one is not False for name, one in asked.items() if name not in _KNOWN
+    ):
+        return False
     return (
-        not others
-        and asked.get("use_cache") is not False
+        asked.get("use_cache") is not False
         and asked.get("return_dict") is not False
         and isinstance(asked.get("logits_to_keep", 0), int)
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -4,8 +4,8 @@ functions. What a module computes is found by trying, not by its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,11 @@ _TOKENS, _CHANNELS = 3, 200
 _CLOSE = 2.0**-6  # of the largest value: more than rounding in bfloat16 makes
 
 
+_Norm = tuple[str, Tensor | None, Tensor | None, float, int]
+"""Kind, weight, bias, epsilon, and lanes in which torch sums."""
+_T = TypeVar("_T")
+
+
 class UndescribedError(Exception):
     """What a native step has no operations for, in words."""
 
@@ -31,22 +36,19 @@ def add_norm(program: StepProgram, into: Place, source: Place, norm: nn.Module) 
     Raises:
         UndescribedError: it is none of the known ones.
     """
-    for kind, weight, bias, epsilon, lanes in _norms(norm):
 
-        def build(trial: StepProgram, out: Place, x: Place) -> None:
-            trial.norm(out, x, kind, weight, bias, epsilon, lanes)  # noqa: B023
+    def build(trial: StepProgram, out: Place, x: Place, how: _Norm) -> None:
+        trial.norm(out, x, *how)
 
-        if _same(program.dtype, source.size, norm, build):
-            program.norm(into, source, kind, weight, bias, epsilon, lanes)
-            return
-    raise UndescribedError(f"{type(norm).__name__} is no norm that it knows")
+    how = _nearest(program.dtype, source.size, norm, build, _norms(norm))
+    program.norm(into, source, *how)
 
 
-def _norms(norm: nn.Module) -> list[tuple[str, Tensor | None, Tensor | None, float, int]]:
+def _norms(norm: nn.Module) -> list[_Norm]:
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     names = ("eps", "variance_epsilon", "epsilon")
     epsilon = next((float(getattr(norm, name)) for name in names if hasattr(norm, name)), 1e-5)
-    found: list[tuple[str, Tensor | None, Tensor | None, float, int]] = []
+    found: list[_Norm] = []
     if isinstance(weight, Tensor) and bias is None:
         own = weight.detach()
         found.append(("rms", own, None, epsilon, 8))
@@ -63,33 +65,39 @@ def activation_of(module: nn.Module, dtype: torch.dtype) -> str:
     Raises:
         UndescribedError: it is none of the known ones.
     """
-    for kind in ACTIVATIONS:
 
-        def build(trial: StepProgram, out: Place, x: Place) -> None:
-            trial.activate(out, x, kind, None)  # noqa: B023
+    def build(trial: StepProgram, out: Place, x: Place, kind: str) -> None:
+        trial.activate(out, x, kind, None)
 
-        if _same(dtype, _CHANNELS, module, build):
-            return kind
-    raise UndescribedError(f"{type(module).__name__} is no activation function that it knows")
+    return _nearest(dtype, _CHANNELS, module, build, ACTIVATIONS)
 
 
-def _same(
+def _nearest(
     dtype: torch.dtype,
     size: int,
     module: Callable[[Tensor], Any],
-    build: Callable[[StepProgram, Place, Place], None],
-) -> bool:
-    """Whether an operation gives what a module gives, to rounding."""
-    trial = StepProgram(size, size, dtype)
-    build(trial, trial.output, trial.input)
+    build: Callable[[StepProgram, Place, Place, _T], None],
+    candidates: Sequence[_T],
+) -> _T:
+    """The candidate whose operation gives what a module gives, to rounding.
+
+    Raises:
+        UndescribedError: none does.
+    """
     generator = torch.Generator().manual_seed(0)
     x = (3 * torch.randn(1, _TOKENS, size, generator=generator)).to(dtype)
     with torch.no_grad():
         wanted = module(x).float()
-    found = trial.run(StepInput(x.float(), None, [], None, None))[0].float()
-    if wanted.shape != found.shape or not bool(wanted.isfinite().all()):
-        return False
-    return float((found - wanted).abs().max()) <= _CLOSE * float(wanted.abs().max())
+    errors = []
+    for candidate in candidates:
+        trial = StepProgram(size, size, dtype)
+        build(trial, trial.output, trial.input, candidate)
+        found = trial.run(StepInput(x.float(), None, [], None, None))[0].float()
+        errors.append(float((found - wanted).abs().max()))
+    least = min(errors)
+    if not least <= _CLOSE * float(wanted.abs().max()):
+        raise UndescribedError(f"{type(module).__name__} computes nothing that it knows")
+    return candidates[errors.index(least)]
 
 
 def add_linear(

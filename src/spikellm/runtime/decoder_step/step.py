@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from spikellm.kernels.native.step_plan import StepInput, entries
-from spikellm.models.decoder_capture import position_embeddings
+from spikellm.models.decoder_capture import Captured, position_embeddings
 from spikellm.models.families import decoder_of
 from spikellm.runtime.decoder_step.blocks import Built
 
@@ -99,6 +99,24 @@ def embedding_of(
         if torch.equal(embed(tokens, positions), wanted):
             return embed
     return None
+
+
+def finish_of(model: Any, seen: Captured) -> Callable[[Tensor], Tensor] | None:
+    """What a model makes of its output projection; None if it is nothing known."""
+    projected, logits = seen.projected, seen.output.logits
+    assert projected is not None
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+    def capped(x: Tensor) -> Tensor:
+        return torch.tanh(x / cap) * cap  # type: ignore[operator]
+
+    ways: list[Callable[[Tensor], Tensor]] = [_as_it_is] + ([capped] if cap else [])
+    found = projected[:, -logits.shape[1] :]
+    return next((way for way in ways if torch.equal(way(found), logits)), None)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _other_tables(decoder: nn.Module, table: nn.Module) -> Sequence[nn.Module]:

@@ -4,6 +4,8 @@ before every step, so it takes a few dozen microseconds.
 
 from __future__ import annotations
 
+import os
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from spikellm.models.attention_guard import before_attention, before_decoder
 from spikellm.nn.linear import SpikingLinear
 
 _OWN = {before_attention, before_decoder}
+_VERSION, _HAS_FORWARD = attrgetter("_version"), methodcaller("__contains__", "forward")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -22,45 +25,42 @@ class Watch:
     """The state of a model when its step was made."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._empty: list[Any] = []
-        self._children: list[tuple[dict[str, Any], int]] = []
-        self._own: list[dict[str, Any]] = []
+        self._empty: list[dict[int, Any]] = []  # hooks
         self._few: list[tuple[dict[int, Any], int]] = []
-        self._layers: list[tuple[SpikingLinear, Any]] = []
-        self._counted: list[Tensor] = []
+        self._parents: list[dict[str, nn.Module | None]] = []
+        self._own: list[dict[str, Any]] = []
+        self._layers: list[dict[str, Any]] = []
+        counted: list[Tensor] = []
         for module in model.modules():
-            self._own.append(module.__dict__)
-            for name in _HOOKS:
-                hooks = getattr(module, name)
+            for hooks in (getattr(module, name) for name in _HOOKS):
                 if hooks:
                     self._few.append((hooks, len(hooks)))
                 else:
                     self._empty.append(hooks)
+            if module._modules:
+                self._parents.append(module._modules)
+            if module is not model:
+                self._own.append(module.__dict__)
             if isinstance(module, SpikingLinear):
-                self._layers.append((module, module._kernels))
-            self._counted += [p for p in module._parameters.values() if p is not None]
-            self._counted += [b for b in module._buffers.values() if b is not None]
-            self._children.append((module._modules, _identity(module._modules)))
-        self._counted = [one for one in self._counted if not one.is_inference()]
-        self._writes = sum(one._version for one in self._counted)
-        self._forward = [own.get("forward") for own in self._own]
-        self._choice = choice()
+                self._layers.append(module.__dict__)
+            held = (*module._parameters.values(), *module._buffers.values())
+            counted += [one for one in held if one is not None and not one.is_inference()]
+        self._counted = counted
+        self._before = self._now()
 
     def unchanged(self) -> bool:
         """Whether everything is as it was."""
         if any(self._empty) or any(len(hooks) != count for hooks, count in self._few):
             return False
-        if [own.get("forward") for own in self._own] != self._forward:
-            return False
-        if any(layer._kernels is not kernels for layer, kernels in self._layers):
-            return False
-        if any(_identity(children) != before for children, before in self._children):
-            return False
-        return sum([one._version for one in self._counted]) == self._writes
+        return not any(map(_HAS_FORWARD, self._own)) and self._now() == self._before
 
-
-def _identity(children: dict[str, Any]) -> int:
-    return hash(tuple(map(id, children.values())))
+    def _now(self) -> tuple[Any, ...]:
+        return (
+            sum(map(_VERSION, self._counted)),
+            [own["_kernels"] for own in self._layers],
+            [[*children.values()] for children in self._parents],
+            os.environ.get("SPIKELLM_KERNELS"),
+        )
 
 
 def watched(model: nn.Module) -> tuple[Watch | None, str | None]:
