@@ -1,6 +1,6 @@
 """Attention that does not spike, for a few new tokens to a cache: by the native kernel that a
-decoder step uses, so that a step and the library's own pass give the same bits. All other passes are
-computed as the model computed them before.
+decoder step uses, so that a step and the library's own pass give the same bits. All other passes
+are computed as the model computed them before.
 """
 
 from __future__ import annotations

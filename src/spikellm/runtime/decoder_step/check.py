@@ -43,8 +43,8 @@ class Pass:
 
 
 def checked_step(model: Any, given: Pass, run: Any) -> tuple[DecoderStep | str, Any]:
-    """The native step of a model if it agrees with ``run``, the library's own pass on the cache; else
-    why there is none. The output of that pass, too.
+    """The native step of a model if it agrees with ``run``, the library's own pass on the cache;
+    else why there is none. The output of that pass, too.
     """
     before = SimpleNamespace(layers=[copy.copy(layer) for layer in given.cache.layers])
     layers = {one for one in model.modules() if isinstance(one, SpikingLinear) or is_linear(one)}
@@ -55,8 +55,9 @@ def checked_step(model: Any, given: Pass, run: Any) -> tuple[DecoderStep | str, 
             built = build(model, seen, reading)
             found = _agreeing(model, built, seen, given, before)
         except UndescribedError as error:
-            reason = str(error) if reading == _READINGS[0] else reason
-            continue
+            found = str(error)
+        except Exception as error:
+            found = f"{type(error).__name__} where it was read as {reading}"
         if isinstance(found, DecoderStep):
             return found, seen.output
         reason = found if reading == _READINGS[0] else reason

@@ -140,12 +140,12 @@ def _alike(program: StepProgram, source: Place, before: nn.Module | None, kernel
     if program.last_source != source or not isinstance(before, SpikingLinear):
         return False
     other = before._kernels.chosen if before._kernels is not None else None
-    if type(other) is not type(kernel):
-        return False
-    assert isinstance(other, (NativeLinear, NativeAdditive))
-    mine, its = kernel.operands[0].clone(), other.operands[0].clone()
-    mine[1] = its[1] = 0  # outputs
-    return torch.equal(mine, its)
+    for kind in (NativeLinear, NativeAdditive):
+        if isinstance(kernel, kind) and isinstance(other, kind):
+            mine, its = kernel.operands[0].clone(), other.operands[0].clone()
+            mine[1] = its[1] = 0  # outputs
+            return torch.equal(mine, its)
+    return False
 
 
 def add_rotation(program: StepProgram, source: Place, rotation: Rotation) -> Place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +59,12 @@ class DecoderStep:
         for number, block in enumerate(self.built.tables):
             pair = found[block]
             assert pair is not None
-            new = [part[0].float().contiguous() for part in pair]
-            old = self.tables[number] if self.tables else ()
-            grown.append(tuple(torch.cat(both) for both in zip(old, new)) if old else tuple(new))
-        self.tables = grown  # type: ignore[assignment]
+            cos, sin = (part[0].float().contiguous() for part in pair)
+            if held:
+                old = self.tables[number]
+                cos, sin = torch.cat([old[0], cos]), torch.cat([old[1], sin])
+            grown.append((cos, sin))
+        self.tables = grown
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
         """Logits of new tokens, ``(batch, tokens, vocabulary)``; they are cached."""
@@ -86,15 +88,15 @@ def embedding_of(
         tokens, positions: ``(batch, tokens)`` of a pass.
         wanted: the input of the first block in it.
     """
-    table, decoder = model.get_input_embeddings(), decoder_of(model)
+    table: Callable[[Tensor], Tensor] = model.get_input_embeddings()
+    decoder = decoder_of(model)
     if torch.equal(table(tokens), wanted):
-        return lambda tokens, _: table(tokens)  # type: ignore[no-any-return]
+        return lambda tokens, _: table(tokens)
     for module in _other_tables(decoder, table):
-        offset = int(getattr(module, "offset", 0))
+        offset, weight = int(getattr(module, "offset", 0)), cast(Tensor, module.weight)
 
         def embed(tokens: Tensor, positions: Tensor) -> Tensor:
-            found: Tensor = table(tokens) + module.weight[positions + offset]  # noqa: B023
-            return found
+            return table(tokens) + weight[positions + offset]  # noqa: B023
 
         if torch.equal(embed(tokens, positions), wanted):
             return embed
@@ -110,7 +112,7 @@ def finish_of(model: Any, seen: Captured) -> Callable[[Tensor], Tensor] | None:
     def capped(x: Tensor) -> Tensor:
         return torch.tanh(x / cap) * cap  # type: ignore[operator]
 
-    ways: list[Callable[[Tensor], Tensor]] = [_as_it_is] + ([capped] if cap else [])
+    ways: list[Callable[[Tensor], Tensor]] = [_as_it_is, *([capped] if cap else [])]
     found = projected[:, -logits.shape[1] :]
     return next((way for way in ways if torch.equal(way(found), logits)), None)
 
@@ -119,7 +121,7 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def _other_tables(decoder: nn.Module, table: nn.Module) -> Sequence[nn.Module]:
+def _other_tables(decoder: nn.Module, table: object) -> Sequence[nn.Module]:
     return [
         module
         for module in decoder.children()

@@ -14,8 +14,25 @@ from torch import Tensor, nn
 from spikellm.kernels import select
 from spikellm.kernels.base import choice
 from spikellm.models.attention_guard import before_attention, before_decoder
+from spikellm.models.cache import SpikingLayer, SpikingSlidingLayer
+from spikellm.nn.attention import SpikingAttention
+from spikellm.nn.head_codec import HeadCoder
 from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.rotation import Rotation
 
+_METHODS = {
+    (kind, name): getattr(kind, name)
+    for kind, names in (
+        (SpikingLinear, ("forward", "encode")),
+        (Rotation, ("forward",)),
+        (SpikingAttention, ("code", "turned_key", "turned_query")),
+        (HeadCoder, ("to_rows", "store", "fake_quantize")),
+        (SpikingLayer, ("update",)),
+        (SpikingSlidingLayer, ("update",)),
+    )
+    for name in names
+}
+"""What the module path calls, whose place somebody may have taken to look on."""
 _OWN = {before_attention, before_decoder}
 _VERSION, _HAS_FORWARD = attrgetter("_version"), methodcaller("__contains__", "forward")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -50,7 +67,9 @@ class Watch:
 
     def unchanged(self) -> bool:
         """Whether everything is as it was."""
-        if any(self._empty) or any(len(hooks) != count for hooks, count in self._few):
+        if replaced_method() is not None or any(self._empty):
+            return False
+        if any(len(hooks) != count for hooks, count in self._few):
             return False
         return not any(map(_HAS_FORWARD, self._own)) and self._now() == self._before
 
@@ -63,10 +82,20 @@ class Watch:
         )
 
 
+def replaced_method() -> str | None:
+    """A method of this package that is not its own any more."""
+    for (kind, name), own in _METHODS.items():
+        if getattr(kind, name) is not own:
+            return f"{kind.__name__}.{name}"
+    return None
+
+
 def watched(model: nn.Module) -> tuple[Watch | None, str | None]:
     """What to watch of a model, or why it must run as the library does."""
     if choice() == "torch":
         return None, "SPIKELLM_KERNELS is torch"
+    if (replaced := replaced_method()) is not None:
+        return None, f"{replaced} was replaced"
     for name, module in model.named_modules():
         for hooks in (getattr(module, kind) for kind in _HOOKS):
             if any(hook not in _OWN for hook in hooks.values()):
