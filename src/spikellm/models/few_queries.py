@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikellm.kernels.base import choice, plain
+from spikellm.kernels.base import REFERENCE, choice, plain
 from spikellm.kernels.native import backend, build, ops
+from spikellm.kernels.native.step_plan import torch_lanes
+from spikellm.kernels.torch import numbers
 from spikellm.models.attention_interface import spike_attention
 from spikellm.models.families import decoder_of
 
@@ -108,8 +110,7 @@ def few_queries(  # noqa: PLR0913
 
 def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return (
-        choice() != "torch"
-        and backend.problem() is None
+        (choice() == REFERENCE or backend.problem() is None)
         and query.dtype in ops.TYPES
         and all(plain(x) and x.is_cpu and x.dtype == query.dtype for x in (query, key, value))
     )
@@ -140,11 +141,16 @@ def _run(
     softcap: float | None,
 ) -> Tensor:
     batch, heads, queries, size = query.shape
+    scaling = size**-0.5 if scaling is None else scaling
+    if choice() == REFERENCE:
+        wide = (x.float() for x in (query, key, value))
+        by_torch = numbers.attend(*wide, seen, scaling, softcap or 0.0)
+        return by_torch.transpose(1, 2).to(query.dtype).contiguous()
     key, value = (_with_whole_rows(x) for x in (key, value))
     x = query.float().contiguous()
     found = x.new_empty(batch, heads, queries, value.shape[-1])
     strides = (*key.stride()[:2], *value.stride()[:2])
-    sizes = (ctypes.c_int64 * 13)(
+    sizes = (ctypes.c_int64 * 14)(
         batch,
         heads,
         key.shape[1],
@@ -155,6 +161,7 @@ def _run(
         *strides,
         ops.TYPES[key.dtype],
         torch.get_num_threads(),
+        torch_lanes(),
     )
     failed = build.load_library().spikellm_attend(
         x.data_ptr(),
@@ -163,7 +170,7 @@ def _run(
         None if seen is None else seen.data_ptr(),
         found.data_ptr(),
         ctypes.addressof(sizes),
-        size**-0.5 if scaling is None else scaling,
+        scaling,
         softcap or 0.0,
     )
     if failed:

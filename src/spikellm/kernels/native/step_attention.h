@@ -139,7 +139,7 @@ static inline int attend_to_numbers(const Attending *task, int64_t sequence, int
     }
     for (int64_t r = 0; r < rows; r++)
         memcpy(query + r * size, place_of(task, &task->query, sequence * queries + r % queries, head * shared + r / queries), sizeof(float) * (size_t)size);
-    const Numbers numbers = {tokens, size, wide, type, own->scaling, own->softcap};
+    const Numbers numbers = {tokens, size, wide, type, task->program->lanes, own->scaling, own->softcap};
     const int done = attend_to_rows(&numbers, query, rows, queries, keys, values, seen, out);
     for (int64_t r = 0; done && r < rows; r++) {
         float *to = place_of(task, &task->out, sequence * queries + r % queries, head * shared + r / queries);

@@ -236,14 +236,13 @@ class StepProgram:
         if self._packed is None:
             views = (View * len(self._views))(*self._views)
             listed = (Op * len(self._ops))(*self._ops)
-            lanes = _LANES.get(torch.backends.cpu.get_cpu_capability(), 16)
             made = Program(
                 ctypes.addressof(views),
                 ctypes.addressof(listed),
                 len(listed),
                 self._floats,
                 ops.TYPES[self.dtype],
-                lanes,
+                torch_lanes(),
             )
             self._packed = made, views, listed
         return self._packed[0]
@@ -306,6 +305,11 @@ class StepProgram:
             raise MemoryError("a kernel found no memory for its work")
         shown = [] if seen is None else list(seen.split([tokens * width for width in widths]))
         return output, [one.view(tokens, -1) for one in shown]
+
+
+def torch_lanes() -> int:
+    """Lanes of torch's vectors of float32 on this machine."""
+    return _LANES.get(torch.backends.cpu.get_cpu_capability(), 16)
 
 
 def pointers(tensors: Sequence[Tensor]) -> Any:
