@@ -30,12 +30,14 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
     Returns:
         ``{"model", "kind", "recipe", "record", "average_steps", "additive_share", "bytes":
         {"weights", "dense", "total"}, "layers": [...], "attention": [...], "trains": [...],
-        "prices": {layer, or attention module and part: price of a spike}, "kernels": [...]}``.
+        "prices": {layer, or attention module and part: price of a spike}, "kernels": [...],
+        "decoder_step": "native", or why tokens are decoded by the model library}``.
     """
     from spikellm import api
     from spikellm.checkpoint.save import spike_config
     from spikellm.models.kernel_summary import summarize_kernels
     from spikellm.models.train_summary import spike_prices, summarize_trains
+    from spikellm.runtime.decoder_step.summary import tried_step
 
     loaded, _ = api.load(model, trust_remote_code=options.trust_remote_code)
     summary, config = api.summarize(loaded), spike_config(loaded)
@@ -56,6 +58,7 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
         "trains": [asdict(one) for one in summarize_trains(loaded)],
         "prices": spike_prices(loaded),
         "kernels": [asdict(one) for one in summarize_kernels(loaded)],
+        "decoder_step": tried_step(loaded),
     }
 
 
@@ -137,6 +140,7 @@ def _converted(result: dict[str, Any]) -> list[str]:
         *([trains_in_words(result["trains"])] if result["trains"] else []),
         *([prices_in_words(result["prices"])] if result["prices"] else []),
         *kernels,
+        f"decoder step: {result['decoder_step']}",
     ]
 
 

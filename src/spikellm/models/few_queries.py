@@ -143,8 +143,8 @@ def _run(
     batch, heads, queries, size = query.shape
     scaling = size**-0.5 if scaling is None else scaling
     if choice() == REFERENCE:
-        wide = (x.float() for x in (query, key, value))
-        by_torch = numbers.attend(*wide, seen, scaling, softcap or 0.0)
+        q, k, v = (x.float() for x in (query, key, value))
+        by_torch = numbers.attend(q, k, v, seen, scaling, softcap or 0.0)
         return by_torch.transpose(1, 2).to(query.dtype).contiguous()
     key, value = (_with_whole_rows(x) for x in (key, value))
     x = query.float().contiguous()

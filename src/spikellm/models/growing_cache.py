@@ -4,6 +4,8 @@ they stay. To the library they are its own layers: ``keys`` and ``values`` are w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +57,7 @@ class GrowingRows:
             total,
             max(0, getattr(self, "sliding_window", 0) - 1),
         )
+        self._entry.memory = room  # whoever has the addresses keeps what they are of
         return self._entry
 
     def _look_up(self) -> tuple[Tensor | None, Tensor | None]:
@@ -132,6 +135,30 @@ def make_growing(cache: Cache) -> str | None:
         made._total = getattr(layer, "cumulative_length", 0)
         cache.layers[index] = made
     return None
+
+
+@contextmanager
+def whole_or_not(cache: Any) -> Iterator[None]:
+    """Within this context a pass adds its tokens to all layers of a cache or, where it is
+    interrupted, to none.
+    """
+    if type(cache) is not DynamicCache:
+        yield
+        return
+    names = ("keys", "values", "cumulative_length", "is_initialized")
+    before = [
+        (layer, {name: getattr(layer, name) for name in names if hasattr(layer, name)})
+        for layer in cache.layers
+    ]
+    try:
+        yield
+    except BaseException:
+        del cache.layers[len(before) :]
+        for index, (layer, state) in enumerate(before):
+            cache.layers[index] = layer
+            for name, value in state.items():
+                setattr(layer, name, value)
+        raise
 
 
 _MOVED = ("keys", "values", "cumulative_length")

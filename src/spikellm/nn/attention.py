@@ -182,6 +182,10 @@ class SpikingAttention(PreparedModule):
         """Coder of V, by key-value head."""
         return self._coder("value", self.value_group, "token")
 
+    def query_coder(self) -> HeadCoder:
+        """Coder of Q, one for all heads."""
+        return self._coder("query", self._group("query"), "token")
+
     def specs(self) -> dict[str, Spec]:
         """What kernels are asked for: the coder of each part that is coded, and the rotation of
         heads.
@@ -209,9 +213,7 @@ class SpikingAttention(PreparedModule):
             return x
         coder = (self._coders or {}).get(name)
         if coder is None:
-            channels = x.shape[-1] if name == "query" else 1
-            group = torch.zeros(1, channels, dtype=torch.uint8, device=x.device)
-            coder = self._coder(name, group, "token")
+            coder = self._coder(name, self._group(name), "token")
         return self._through(name, coder, x)
 
     def code_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

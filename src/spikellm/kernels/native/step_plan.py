@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spikellm.kernels.native import build, ops
+from spikellm.kernels.native import ops
 from spikellm.kernels.native.linear import NativeAdditive, NativeLinear
 from spikellm.kernels.native.step_structs import (
     ACTIVATIONS,
@@ -22,8 +21,6 @@ from spikellm.kernels.native.step_structs import (
     NORMS,
     TENSORS,
     Attention,
-    Cached,
-    Call,
     Op,
     Program,
     View,
@@ -46,25 +43,6 @@ class Place(NamedTuple):
     view: int
     heads: int
     size: int
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """What a pass is given beside the program.
-
-    Attributes:
-        hidden: float32 ``(batch, queries, columns)``.
-        positions: int64 ``(batch, queries)``, rows of the tables of rotary embedding.
-        tables: cosine and sine of each table, float32 ``(positions, channels)``.
-        mask: int64 ``(batch, tokens)``, zero for padding.
-        cached: of every layer, as an array of pointers.
-    """
-
-    hidden: Tensor
-    positions: Tensor | None
-    tables: Sequence[tuple[Tensor, Tensor]]
-    mask: Tensor | None
-    cached: Any
 
 
 class StepProgram:
@@ -122,6 +100,10 @@ class StepProgram:
     def length(self) -> int:
         """Operations so far."""
         return len(self._ops)
+
+    def width(self, view: int) -> int:
+        """Columns of a view."""
+        return int(self._views[view].size)
 
     def shown(self, first: int, last: int) -> list[int]:
         """Columns of what linear layers of operations ``first`` to ``last`` read and write."""
@@ -247,79 +229,10 @@ class StepProgram:
             self._packed = made, views, listed
         return self._packed[0]
 
-    def run(
-        self,
-        given: StepInput,
-        first: int = 0,
-        last: int | None = None,
-        *,
-        result: int = OUTPUT,
-        forced: Sequence[Tensor] | None = None,
-        commit: bool = False,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run operations ``first`` to ``last``; with ``commit`` new tokens are cached afterwards.
-
-        Args:
-            forced: outputs of its linear layers, float32 ``(tokens, out)``, that the pass goes on
-                with in the place of its own.
-
-        Returns:
-            ``(output, shown)``: what the place ``result`` (:data:`INPUT` or :data:`OUTPUT`) holds
-            at the end, ``(batch, queries, columns)`` in the model's type, and where outputs are
-            forced what each linear layer read and wrote, float32 ``(tokens, in)`` and ``(tokens,
-            out)``.
-
-        Raises:
-            MemoryError: there is none left.
-        """
-        program, last = self.pack(), self.length if last is None else last
-        batch, queries, _ = given.hidden.shape
-        tokens, widths = batch * queries, self.shown(first, last) if forced is not None else []
-        size = self._views[result].size
-        output = given.hidden.new_empty((batch, queries, size), dtype=self.dtype)
-        seen = torch.empty(tokens * sum(widths)) if forced is not None else None
-        instead = None if forced is None else torch.cat([one.flatten() for one in forced])
-        cos, sin = (pointers([pair[part] for pair in given.tables]) for part in (0, 1))
-        call = Call(
-            batch,
-            queries,
-            first,
-            last,
-            given.hidden.data_ptr(),
-            output.data_ptr(),
-            ctypes.addressof(given.cached) if given.cached is not None else None,
-            ctypes.addressof(cos),
-            ctypes.addressof(sin),
-            None if given.positions is None else given.positions.data_ptr(),
-            None if given.mask is None else given.mask.data_ptr(),
-            0 if given.mask is None else given.mask.shape[1],
-            None if seen is None else seen.data_ptr(),
-            None if instead is None else instead.data_ptr(),
-            torch.get_num_threads(),
-            int(commit),
-            result,
-            0,
-        )
-        step = build.load_library().spikellm_step
-        if step(ctypes.byref(program), ctypes.byref(call)):
-            raise MemoryError("a kernel found no memory for its work")
-        shown = [] if seen is None else list(seen.split([tokens * width for width in widths]))
-        return output, [one.view(tokens, -1) for one in shown]
-
 
 def torch_lanes() -> int:
     """Lanes of torch's vectors of float32 on this machine."""
     return _LANES.get(torch.backends.cpu.get_cpu_capability(), 16)
-
-
-def pointers(tensors: Sequence[Tensor]) -> Any:
-    """Addresses of tensors as an array."""
-    return (ctypes.c_void_p * max(1, len(tensors)))(*(one.data_ptr() for one in tensors))
-
-
-def entries(cached: Sequence[Cached]) -> Any:
-    """Caches of layers as an array of pointers."""
-    return (ctypes.c_void_p * max(1, len(cached)))(*(ctypes.addressof(one) for one in cached))
 
 
 def mix_signs(channels: int) -> Tensor:

@@ -45,7 +45,9 @@ class Op(ctypes.Structure):
 
 
 class Cached(ctypes.Structure):
-    """Keys and values of a layer; addresses are plain numbers."""
+    """Keys and values of a layer; addresses are plain numbers, ``memory`` what they point to."""
+
+    memory: object
 
     _fields_: ClassVar = [
         (name, _long)

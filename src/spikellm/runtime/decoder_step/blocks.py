@@ -7,14 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from spikellm.kernels.native.backend import NativeHeads
-from spikellm.kernels.native.step_plan import Place, StepProgram, mix_signs
-from spikellm.kernels.native.step_structs import Attention
-from spikellm.models.attention_interface import CHILD
+from spikellm.kernels.native.step_plan import Place, StepProgram
 from spikellm.models.decoder_capture import AttentionCall, Captured
 from spikellm.models.families import (
     block_parts,
@@ -23,8 +19,7 @@ from spikellm.models.families import (
     final_norm,
     find_blocks,
 )
-from spikellm.nn.attention import SpikingAttention
-from spikellm.nn.massive_heads import MassiveHeadCoder
+from spikellm.runtime.decoder_step.heads import Heads, attention_of
 from spikellm.runtime.decoder_step.parts import (
     UndescribedError,
     activation_of,
@@ -183,7 +178,9 @@ class _Block:
         width = call.value.shape[-1]
         attended = program.place("attended", query.heads * width)
         spread = program.columns_of(attended, 0, width, query.heads)
-        attention = self._attention(query, key, value)
+        attention = attention_of(
+            program, self.attention, call, Heads(query, key, value, self.window)
+        )
         program.attend(spread, query, key, attention)
         into = program.place("output", columns)
         self._linear("output", into, attended)
@@ -256,61 +253,6 @@ class _Block:
             program.columns_of(fused, first, key_size, own),
             program.columns_of(fused, second, value_size, own),
         )
-
-    def _attention(self, query: Place, key: Place, value: Place) -> Attention:
-        call, spikes = self.call, getattr(self.attention, CHILD, None)
-        if call.sinks:
-            raise UndescribedError("its attention has sinks or a position bias")
-        layer = int(self.attention.layer_idx)  # type: ignore[arg-type]
-        scaling = call.scaling
-        made = Attention(
-            heads=query.heads,
-            kv_heads=key.heads,
-            key_size=key.size,
-            value_size=value.size,
-            layer=layer,
-            window=self.window,
-            value=value.view,
-            scaling=scaling,
-            softcap=call.softcap,
-        )
-        if spikes is not None:
-            self._spikes(made, spikes)
-        return made
-
-    def _spikes(self, made: Attention, spikes: SpikingAttention) -> None:
-        settings = spikes.settings
-        if not spikes.caches:
-            raise UndescribedError("keys and values are not both cached as spikes")
-        if settings.probabilities.spiking:
-            raise UndescribedError("probabilities of its attention are coded")
-        coders = {"key": spikes.key_coder(), "value": spikes.value_coder()}
-        if settings.query.spiking:
-            group = torch.zeros(1, made.key_size, dtype=torch.uint8)
-            coders["query"] = spikes._coder("query", group, "token")
-        for name, coder in coders.items():
-            kernel = coder.chosen()
-            if not isinstance(kernel, NativeHeads):
-                raise UndescribedError(f"{name} of its attention runs on {type(kernel).__name__}")
-            if isinstance(coder, MassiveHeadCoder):
-                raise UndescribedError(f"massive tokens of {name} take more steps")
-            self._point(made, f"{name}_plan", kernel.plan)
-        if settings.center:
-            made.centered = 1
-            self._point(made, "mean", spikes.key_mean)
-            self._point(made, "center", spikes.turned_mean())
-        if settings.balance:
-            made.balanced = 1
-            for name, maps in zip(("key_map", "query_map"), spikes.maps(), strict=True):
-                self._point(made, name, torch.stack([one[:, 0] for one in maps], 1))
-        if settings.rotate:
-            made.rotated = 1
-            self._point(made, "signs", mix_signs(made.key_size))
-
-    def _point(self, made: Attention, name: str, tensor: Tensor) -> None:
-        kept = tensor.detach().contiguous()
-        self.program.keep(kept)
-        setattr(made, name, kept.data_ptr())
 
 
 def _rows(layer: nn.Module) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from spikellm.kernels.native.step_plan import INPUT, OUTPUT
+from spikellm.kernels.native.step_run import run_step
 from spikellm.models.decoder_capture import Captured, capture
 from spikellm.models.families import is_linear
 from spikellm.nn.linear import SpikingLinear
@@ -46,7 +47,7 @@ def checked_step(model: Any, given: Pass, run: Any) -> tuple[DecoderStep | str, 
     """The native step of a model if it agrees with ``run``, the library's own pass on the cache;
     else why there is none. The output of that pass, too.
     """
-    before = SimpleNamespace(layers=[copy.copy(layer) for layer in given.cache.layers])
+    before = copied(given.cache)
     layers = {one for one in model.modules() if isinstance(one, SpikingLinear) or is_linear(one)}
     seen = capture(model, run, layers)
     reason = "it has no blocks"
@@ -64,6 +65,11 @@ def checked_step(model: Any, given: Pass, run: Any) -> tuple[DecoderStep | str, 
     return reason, seen.output
 
 
+def copied(cache: Cache) -> Any:
+    """Layers of a cache as they are now, in memory of their own once a step asks for them."""
+    return SimpleNamespace(layers=[copy.copy(layer) for layer in cache.layers])
+
+
 def _agreeing(
     model: Any, built: Built, seen: Captured, given: Pass, before: Any
 ) -> DecoderStep | str:
@@ -77,15 +83,16 @@ def _agreeing(
     step = DecoderStep(model, built, embed, finish, type(seen.output))
     cached = entries_of(before, tokens.shape[1])
     layers = iter(built.layers)
-    for index, (first, last) in enumerate(pairwise([*built.starts, built.program.length])):
+    program = built.program
+    for index, span in enumerate(pairwise([*built.starts, program.length])):
         inside = step.given(seen.given[index], positions, given.mask, cached)
         is_block = index + 1 < len(built.starts)
         result = INPUT if is_block else OUTPUT
-        own = [next(layers) for _ in range(len(built.program.shown(first, last)) // 2)]
+        own = [next(layers) for _ in range(len(program.shown(*span)) // 2)]
         if any(layer not in seen.outputs for layer in own):
             return f"block {index} does not call all of its linear layers"
         forced = [seen.outputs[layer].float() for layer in own]
-        output, shown = built.program.run(inside, first, last, result=result, forced=forced)
+        output, shown = run_step(program, inside, span, result=result, forced=forced)
         for layer, x, y in zip(own, shown[::2], shown[1::2], strict=True):
             if (problem := _differing(layer, x, y, seen)) is not None:
                 return f"block {index}: {problem}" if is_block else problem

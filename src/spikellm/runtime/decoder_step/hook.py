@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from spikellm.models.attention_interface import observed, spiking_attentions
 from spikellm.models.few_queries import use_few_queries
-from spikellm.models.growing_cache import make_growing
+from spikellm.models.growing_cache import make_growing, whole_or_not
 from spikellm.runtime.decoder_step.check import Pass, checked_step
 from spikellm.runtime.decoder_step.step import DecoderStep
 from spikellm.runtime.decoder_step.watch import Watch, watched
@@ -74,7 +74,8 @@ def _forward_of(kind: type) -> Callable[..., Any]:
     @wraps(original)
     def forward(self: Any, *arguments: Any, **keywords: Any) -> Any:
         def library() -> Any:
-            return original(self, *arguments, **keywords)
+            with whole_or_not(keywords.get("past_key_values")):
+                return original(self, *arguments, **keywords)
 
         if len(arguments) == 1 and "input_ids" not in keywords:
             asked: dict[str, Any] | None = {"input_ids": arguments[0], **keywords}
@@ -122,10 +123,11 @@ def _step_or(library: Callable[[], Any], model: Any, asked: dict[str, Any]) -> A
             return library()
         found, output = checked_step(model, given, library)
         if isinstance(found, DecoderStep):
-            state.step, state.watch = found, watched(model)[0]
+            state.step = found
         else:
             state.reason = found
             _log.info("spikellm: no native decoder step: %s", found)
+        state.watch = Watch(model)  # kernels were prepared meanwhile
         return output
     keep = asked.get("logits_to_keep") or 0
     logits = state.step.run(given.tokens, given.positions, given.mask, given.cache)

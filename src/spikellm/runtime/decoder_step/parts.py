@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.kernels.native.linear import NativeAdditive, NativeLinear
-from spikellm.kernels.native.step_plan import Place, StepInput, StepProgram
+from spikellm.kernels.native.step_plan import Place, StepProgram
+from spikellm.kernels.native.step_run import StepInput, run_step
 from spikellm.kernels.native.step_structs import ACTIVATIONS
 from spikellm.models.families import is_linear, weight_and_bias
 from spikellm.nn.linear import SpikingLinear
@@ -92,7 +93,7 @@ def _nearest(
     for candidate in candidates:
         trial = StepProgram(size, size, dtype)
         build(trial, trial.output, trial.input, candidate)
-        found = trial.run(StepInput(x.float(), None, [], None, None))[0].float()
+        found = run_step(trial, StepInput(x.float(), None, [], None, None))[0].float()
         errors.append(float((found - wanted).abs().max()))
     least = min(errors)
     if not least <= _CLOSE * float(wanted.abs().max()):

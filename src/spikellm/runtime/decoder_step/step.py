@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from spikellm.kernels.native.step_plan import StepInput, entries
+from spikellm.kernels.native.step_run import StepInput, entries, run_step
 from spikellm.models.decoder_capture import Captured, position_embeddings
 from spikellm.models.families import decoder_of
 from spikellm.runtime.decoder_step.blocks import Built
@@ -70,7 +70,7 @@ class DecoderStep:
         """Logits of new tokens, ``(batch, tokens, vocabulary)``; they are cached."""
         cached = entries_of(cache, tokens.shape[1])
         given = self.given(self.embed(tokens, positions), positions, mask, cached)
-        found, _ = self.built.program.run(given, commit=True)
+        found, _ = run_step(self.built.program, given, commit=True)
         return self.finish(found)
 
 

@@ -90,27 +90,31 @@ def replaced_method() -> str | None:
     return None
 
 
-def watched(model: nn.Module) -> tuple[Watch | None, str | None]:
-    """What to watch of a model, or why it must run as the library does."""
+def watched(model: nn.Module) -> tuple[Watch, str | None]:
+    """What to watch of a model, and why it must run as the library does, if it must."""
+    return Watch(model), _reason(model)
+
+
+def _reason(model: nn.Module) -> str | None:
     if choice() == "torch":
-        return None, "SPIKELLM_KERNELS is torch"
+        return "SPIKELLM_KERNELS is torch"
     if (replaced := replaced_method()) is not None:
-        return None, f"{replaced} was replaced"
+        return f"{replaced} was replaced"
     for name, module in model.named_modules():
         for hooks in (getattr(module, kind) for kind in _HOOKS):
             if any(hook not in _OWN for hook in hooks.values()):
-                return None, f"{name or 'the model'} has hooks"
+                return f"{name or 'the model'} has hooks"
         if module is not model and "forward" in module.__dict__:
-            return None, f"{name} has a forward pass of its own"
+            return f"{name} has a forward pass of its own"
         if isinstance(module, SpikingLinear):
             if module.execution_mode != "merged":
-                return None, f"{name} runs in {module.execution_mode} execution"
+                return f"{name} runs in {module.execution_mode} execution"
             if select(module.spec(), module.weight_scale.device).name != "native":
-                return None, f"{name} does not run on native kernels"
+                return f"{name} does not run on native kernels"
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":
-            return None, f"{name} is on {tensor.device}"
+            return f"{name} is on {tensor.device}"
     dtype = next(model.parameters()).dtype
     if dtype not in (torch.float32, torch.bfloat16):
-        return None, f"its numbers are {dtype}"
-    return Watch(model), None
+        return f"its numbers are {dtype}"
+    return None
