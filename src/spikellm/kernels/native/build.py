@@ -37,7 +37,7 @@ _FLAGS = {
         "-mavx512vbmi",
     ),
 }
-COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off")
+COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-pthread")
 _TIMEOUT = 120
 
 

@@ -4,6 +4,20 @@
 #include "linear.h"
 #include "step_attention.h"
 #include "step_values.h"
+#include "team.h"
+
+#define WORTH 32768 /* bytes of weights that are worth a thread */
+
+/* Memory that is used again, at multiples of 64 bytes. */
+typedef struct { void *memory; size_t size; } Room;
+
+static int room_for(Room *room, size_t size) {
+    if (room->size >= size && room->memory) return 1;
+    free(room->memory);
+    room->size = (size + 63) / 64 * 64 + 64;
+    room->memory = aligned_alloc(64, room->size);
+    return room->memory != NULL;
+}
 
 /* What a pass works with: the arena, and what a linear layer's tokens were coded to, which layers behind it may take over. */
 typedef struct {
@@ -13,8 +27,7 @@ typedef struct {
     float *arena, *seen;
     const float *forced;
     Linear coded;
-    float *tables;
-    size_t table_floats;
+    Room codes, tables;
 } Pass;
 
 static float *at(const Pass *pass, const View *view, int64_t token, int64_t head) {
@@ -38,36 +51,69 @@ static void show_output(Pass *pass, float *y, int64_t columns) {
     pass->forced += pass->tokens * columns;
 }
 
+/* Threads for work that reads so many bytes: a part of less is done before another thread has begun. */
+static int32_t threads_for(const Pass *pass, int64_t bytes) {
+    const int64_t most = bytes / WORTH;
+    return (int32_t)(most < pass->call->threads ? most : pass->call->threads);
+}
+
+/* Room of one thread for strips, and their outputs. */
+typedef struct { const Linear *layer; float *y; } Strips;
+
+static int32_t run_strips(void *work, int64_t first, int64_t last) {
+    const Strips *own = work;
+    const size_t floats = STRIP * (size_t)own->layer->tokens;
+    float *room = malloc(sizeof(float) * floats + STRIP * (size_t)stride_of(&own->layer->plan) + 1);
+    for (int64_t strip = first; room && strip < last; strip++) run_strip(own->layer, strip, (int8_t *)(room + floats), room, own->y, FLOAT32);
+    free(room);
+    return !room;
+}
+
+typedef struct { const Linear *layer; const float *x; } Coding;
+
+static int32_t code_tokens(void *work, int64_t first, int64_t last) {
+    const Coding *own = work;
+    const int64_t in = own->layer->plan.head.in;
+    float *room = malloc(sizeof(float) * 2 * (size_t)(in + 1) + (size_t)in + 1);
+    for (int64_t n = first; room && n < last; n++) code_token(own->layer, own->x, FLOAT32, n, room, (uint8_t *)(room + 2 * (in + 1)));
+    free(room);
+    return !room;
+}
+
 /* data: plan, packed, scale, zero, column sums, bias; a: whether the layer before has coded the same input in the same way. */
 static int32_t run_linear(Pass *pass, const Op *op) {
-    const View *in = view_of(pass, op->in), *out = view_of(pass, op->out);
-    const float *x = at(pass, in, 0, 0);
-    float *y = at(pass, out, 0, 0);
-    const Linear before = pass->coded;
+    const float *x = at(pass, view_of(pass, op->in), 0, 0);
+    float *y = at(pass, view_of(pass, op->out), 0, 0);
     Linear *layer = &pass->coded;
-    *layer = (Linear){read_plan(op->data[0]), op->data[1], op->data[3], op->data[2], op->data[5], op->data[4], pass->tokens, before.spikes, before.thresholds, before.totals};
+    layer->plan = read_plan(op->data[0]);
+    layer->packed = op->data[1], layer->scale = op->data[2], layer->zero = op->data[3], layer->column_sums = op->data[4], layer->bias = op->data[5];
     const Header *head = &layer->plan.head;
+    const int64_t tokens = layer->tokens = pass->tokens;
     show(pass, x, head->in);
     if (!op->a) {
-        free(before.spikes);
-        free(before.thresholds);
-        free(before.totals);
-        layer->spikes = calloc((size_t)pass->tokens, (size_t)head->buffer + 1);
-        layer->thresholds = malloc(sizeof(Threshold) * (size_t)pass->tokens * (size_t)(head->groups + 1));
-        layer->totals = malloc(sizeof(int32_t) * (size_t)pass->tokens * (size_t)(head->segments + 1));
+        const size_t spikes = (size_t)tokens * ((size_t)head->buffer + 1), thresholds = (size_t)tokens * (size_t)(head->groups + 1), totals = (size_t)tokens * (size_t)(head->segments + 1);
+        if (!room_for(&pass->codes, sizeof(Threshold) * thresholds + sizeof(int32_t) * totals + spikes)) return 1;
+        layer->thresholds = pass->codes.memory;
+        layer->totals = (int32_t *)(layer->thresholds + thresholds);
+        layer->spikes = (uint8_t *)(layer->totals + totals);
+        memset(layer->spikes, 0, spikes);
+        Coding coding = {layer, x};
+        if (share_work(code_tokens, &coding, tokens, threads_for(pass, tokens * head->in * 16))) return 1;
     }
-    const size_t floats = 2 * ((size_t)head->in + 1), strip = STRIP * (size_t)pass->tokens, bytes = (size_t)head->in + 1;
-    float *room = malloc(sizeof(float) * (floats + strip) + bytes + STRIP * (size_t)stride_of(&layer->plan));
-    const int ready = room && layer->spikes && layer->thresholds && layer->totals;
-    if (ready) {
-        uint8_t *codes = (uint8_t *)(room + floats + strip);
-        for (int64_t n = 0; !op->a && n < pass->tokens; n++) code_token(layer, x, FLOAT32, n, room, codes);
-        for (int64_t s = 0; s < strips_of(head); s++) run_strip(layer, s, (int8_t *)(codes + bytes), room + floats, y, FLOAT32);
-        round_to_type(y, pass->tokens * head->out, pass->program->type);
-        show_output(pass, y, head->out);
-    }
-    free(room);
-    return !ready;
+    Strips strips = {layer, y};
+    if (share_work(run_strips, &strips, strips_of(head), threads_for(pass, (int64_t)head->out * head->row_bytes * tokens))) return 1;
+    round_to_type(y, tokens * head->out, pass->program->type);
+    show_output(pass, y, head->out);
+    return 0;
+}
+
+typedef struct { const Additive *layer; const float *tables; float *y; int64_t tokens, apart; } Blocks;
+
+static int32_t run_blocks(void *work, int64_t first, int64_t last) {
+    const Blocks *own = work;
+    for (int64_t block = first; block < last; block++)
+        for (int64_t n = 0; n < own->tokens; n++) run_block(own->layer, (int32_t)block, own->tables + n * own->apart, own->y, FLOAT32, n * own->layer->head->out);
+    return 0;
 }
 
 /* data: plan, words, scale, bias; a: whether the layer before has the same tables. */
@@ -75,55 +121,65 @@ static int32_t run_additive(Pass *pass, const Op *op) {
     const Additive layer = read_additive(op->data[0], op->data[1], op->data[2], op->data[3]);
     const float *x = at(pass, view_of(pass, op->in), 0, 0);
     float *y = at(pass, view_of(pass, op->out), 0, 0);
-    const int32_t in = layer.head->in, out = layer.head->out;
-    const size_t size = table_size(&layer) + ENTRIES;
+    const int64_t in = layer.head->in, out = layer.head->out, size = (int64_t)table_size(&layer) + ENTRIES;
     show(pass, x, in);
-    if (pass->table_floats < size * (size_t)pass->tokens) {
-        free(pass->tables);
-        pass->table_floats = size * (size_t)pass->tokens;
-        pass->tables = aligned_alloc(64, sizeof(float) * pass->table_floats);
-        if (!pass->tables) return 1;
-    }
-    for (int64_t n = 0; !op->a && n < pass->tokens; n++) fill_tables(&layer, x + n * in, pass->tables + n * (int64_t)size);
-    for (int32_t block = 0; block < blocks_of(&layer); block++)
-        for (int64_t n = 0; n < pass->tokens; n++) run_block(&layer, block, pass->tables + n * (int64_t)size, y, FLOAT32, n * out);
+    if (!room_for(&pass->tables, sizeof(float) * (size_t)(size * pass->tokens))) return 1;
+    float *tables = pass->tables.memory;
+    for (int64_t n = 0; !op->a && n < pass->tokens; n++) fill_tables(&layer, x + n * in, tables + n * size);
+    Blocks blocks = {&layer, tables, y, pass->tokens, size};
+    share_work(run_blocks, &blocks, blocks_of(&layer), threads_for(pass, (int64_t)layer.head->words * out * 4 * pass->tokens));
     round_to_type(y, pass->tokens * out, pass->program->type);
     show_output(pass, y, out);
+    return 0;
+}
+
+typedef struct { const float *x, *bias; const void *weights; float *y; int64_t tokens, in, out; int32_t type; } Dense;
+
+static int32_t run_rows(void *work, int64_t first, int64_t last) {
+    const Dense *own = work;
+    for (int64_t o = first * DENSE_ROWS; o < last * DENSE_ROWS && o < own->out; o += DENSE_ROWS)
+        for (int64_t n = 0; n < own->tokens; n++) {
+            const int64_t some = own->out - o < DENSE_ROWS ? own->out - o : DENSE_ROWS;
+            float sums[DENSE_ROWS];
+            dense_sums(own->x + n * own->in, own->weights, own->type, own->in, o, some, sums);
+            for (int64_t r = 0; r < some; r++) own->y[n * own->out + o + r] = sums[r] + (own->bias ? own->bias[o + r] : 0.0f);
+        }
     return 0;
 }
 
 /* data: weight, (out, in), of type a, bias. */
 static int32_t run_dense(Pass *pass, const Op *op) {
     const View *in = view_of(pass, op->in), *out = view_of(pass, op->out);
-    const float *x = at(pass, in, 0, 0), *bias = op->data[1];
-    float *y = at(pass, out, 0, 0), *ordered = malloc(sizeof(float) * (size_t)(pass->tokens * in->size) + 1);
-    if (!ordered) return 1;
+    const float *x = at(pass, in, 0, 0);
+    float *y = at(pass, out, 0, 0);
     show(pass, x, in->size);
+    if (!room_for(&pass->codes, sizeof(float) * (size_t)(pass->tokens * in->size))) return 1;
+    float *ordered = pass->codes.memory;
     for (int64_t n = 0; n < pass->tokens; n++) order_inputs(x + n * in->size, in->size, op->a, ordered + n * in->size);
-    for (int64_t o = 0; o < out->size; o += DENSE_ROWS)
-        for (int64_t n = 0; n < pass->tokens; n++) {
-            const int64_t some = out->size - o < DENSE_ROWS ? out->size - o : DENSE_ROWS;
-            float sums[DENSE_ROWS];
-            dense_sums(ordered + n * in->size, op->data[0], op->a, in->size, o, some, sums);
-            for (int64_t r = 0; r < some; r++) y[n * out->size + o + r] = sums[r] + (bias ? bias[o + r] : 0.0f);
-        }
+    Dense dense = {ordered, op->data[1], op->data[0], y, pass->tokens, in->size, out->size, op->a};
+    share_work(run_rows, &dense, (out->size + DENSE_ROWS - 1) / DENSE_ROWS, threads_for(pass, (int64_t)in->size * out->size * 2));
     round_to_type(y, pass->tokens * out->size, pass->program->type);
     show_output(pass, y, out->size);
-    free(ordered);
     return 0;
+}
+
+static int32_t run_heads(void *work, int64_t first, int64_t last) {
+    const Attending *task = work;
+    int32_t failed = 0;
+    for (int64_t n = first; n < last; n++) {
+        const int64_t sequence = n / task->own->kv_heads, head = n % task->own->kv_heads;
+        failed |= !(task->own->key_plan ? attend_to_spikes(task, sequence, head) : attend_to_numbers(task, sequence, head));
+    }
+    return failed;
 }
 
 /* a: layer; data: Attention; in, other: queries and keys. */
 static int32_t run_attention(Pass *pass, const Op *op) {
     const Attention *own = op->data[0];
-    const Attending task = {own, pass->call, pass->program, pass->call->cached[own->layer], pass->arena, *view_of(pass, op->in), *view_of(pass, op->other), *view_of(pass, own->value),
-                            *view_of(pass, op->out)};
-    int32_t failed = 0;
-    for (int64_t n = 0; n < pass->call->batch * own->kv_heads; n++) {
-        const int64_t sequence = n / own->kv_heads, head = n % own->kv_heads;
-        failed |= !(own->key_plan ? attend_to_spikes(&task, sequence, head) : attend_to_numbers(&task, sequence, head));
-    }
-    return failed;
+    Attending task = {own, pass->call, pass->program, pass->call->cached[own->layer], pass->arena, *view_of(pass, op->in), *view_of(pass, op->other), *view_of(pass, own->value),
+                      *view_of(pass, op->out)};
+    const int64_t read = pass->tokens * own->heads * (task.cached->past + 1) * own->key_size;
+    return share_work(run_heads, &task, pass->call->batch * own->kv_heads, threads_for(pass, read));
 }
 
 /* Operations on one token and head at a time. */
@@ -181,10 +237,8 @@ int32_t spikellm_step(const Program *program, const Call *call) {
     for (int64_t i = call->first; !failed && i < call->last; i++) failed = run(&pass, program->ops + i);
     if (!failed && call->last == program->count && call->commit) hold_new_tokens(program, call);
     for (int64_t n = 0; !failed && call->output && n < pass.tokens; n++) store_row(call->output, program->type, n * output->size, at(&pass, output, n, 0), output->size);
-    free(pass.coded.spikes);
-    free(pass.coded.thresholds);
-    free(pass.coded.totals);
-    free(pass.tables);
+    free(pass.codes.memory);
+    free(pass.tables.memory);
     free(pass.arena);
     return failed;
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.native import build
+from spikellm.kernels.native.processors import step_threads
 from spikellm.kernels.native.step_plan import OUTPUT, StepProgram
 from spikellm.kernels.native.step_structs import Cached, Call
 
@@ -82,7 +83,7 @@ def run_step(
         0 if given.mask is None else given.mask.shape[1],
         _pointer(seen),
         _pointer(instead),
-        torch.get_num_threads(),
+        step_threads(),
         int(commit),
         result,
         0,
