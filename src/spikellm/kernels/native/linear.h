@@ -55,7 +55,7 @@ static inline int32_t stride_of(const Plan *plan) {
 }
 
 /* Token n of x, (tokens, in); room: 2 · (in + 1) floats; codes: `in` bytes in stored order. */
-static inline void code_token(const Linear *layer, const void *x, int32_t type, int64_t n, float *room, uint8_t *codes) {
+static inline void place_token(const Linear *layer, const void *x, int32_t type, int64_t n, float *room, uint8_t *codes) {
     const Header *head = &layer->plan.head;
     encode_token(&layer->plan, load_row(x, type, n, head->in, room + head->in + 1), room, codes, layer->spikes + n * head->buffer, layer->thresholds + n * head->groups,
                  layer->totals + n * head->segments);

@@ -54,7 +54,7 @@ int32_t spikellm_spike_linear(const void *x, int64_t tokens, const int32_t *word
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < tokens; n++) {
             if (!ready) continue;
-            code_token(&layer, x, type, n, room, codes_out ? codes_out + n * head->in : codes);
+            place_token(&layer, x, type, n, room, codes_out ? codes_out + n * head->in : codes);
             for (int32_t a = 0; baselines_out && a < head->groups; a++) baselines_out[n * head->groups + a] = layer.thresholds[n * head->groups + a].baseline;
         }
 #pragma omp for schedule(static)

@@ -75,7 +75,7 @@ static int32_t code_tokens(void *work, int64_t first, int64_t last) {
     const Coding *own = work;
     const int64_t in = own->layer->plan.head.in;
     float *room = malloc(sizeof(float) * 2 * (size_t)(in + 1) + (size_t)in + 1);
-    for (int64_t n = first; room && n < last; n++) code_token(own->layer, own->x, FLOAT32, n, room, (uint8_t *)(room + 2 * (in + 1)));
+    for (int64_t n = first; room && n < last; n++) place_token(own->layer, own->x, FLOAT32, n, room, (uint8_t *)(room + 2 * (in + 1)));
     free(room);
     return !room;
 }
