@@ -56,6 +56,13 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(
     assert main(arguments(converted_folder, out, text_file, "--resume")) == 0
     assert bytes_of(out) == bytes_of(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    capsys.readouterr()
+    assert main(arguments(converted_folder, out, text_file, "--resume")) == 0
+    seen = capsys.readouterr()
+    assert "is finished already" in seen.err
+    assert "20,137 numbers trained in 4 updates" in seen.out.replace("\n", " ")
+    more = ("--resume", "--set", "training.clip=2")
+    assert main(arguments(converted_folder, out, text_file, *more)) == 2
     model, _ = spikellm.load(out)
     assert model.config.quantization_config.record["training"]["best"] == 4
 

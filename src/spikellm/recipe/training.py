@@ -37,7 +37,7 @@ class StageOptions(PartOptions):
         strict=True,
     )
     rate: float = Field(
-        1e-3, gt=0, le=1, description="rate at its highest, in relative steps (AdamW)"
+        3e-3, gt=0, le=1, description="rate at its highest, in relative steps (AdamW)"
     )
     last_rate: float = Field(
         0.05, ge=0, le=1, description="rate of the last update, of the highest (cosine)"
