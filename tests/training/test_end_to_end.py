@@ -123,6 +123,29 @@ def test_a_recipe_converts_and_trains(text_file: Path, coded_folder: Path) -> No
     assert torch.equal(logits(model), logits(apart))
 
 
+def test_a_coded_vocabulary_stays_as_it_is(text_file: Path) -> None:
+    model, tokenizer = spikellm.load(BUNDLED)
+    quick = ["vocabulary.bits=8", "training.steps=1", "training.held_out=0", *QUICK[:2]]
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    original, _ = spikellm.load(BUNDLED)
+    original.model.layers = original.model.layers[:1]
+    original.config.num_hidden_layers = 1
+    spikellm.convert(
+        model,
+        tokenizer,
+        "w4a4-t2",
+        str(text_file),
+        samples=2,
+        seqlen=32,
+        settings=quick,
+        original=original,
+    )
+    embedding = model.get_input_embeddings()
+    assert torch.equal(embedding.multiplier, torch.ones_like(embedding.multiplier))
+    assert model.config.quantization_config.record["training"]["best"] == 1
+
+
 def test_another_original_is_refused(
     coded_folder: Path, text_file: Path, converted_folder: Path
 ) -> None:

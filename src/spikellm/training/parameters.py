@@ -11,6 +11,7 @@ from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotation
+from spikellm.nn.vocabulary import CodedEmbedding, CodedHead
 from spikellm.training.base import Trainable
 
 _LEAST = 1 / 64  # of its start that a scale or share may fall to
@@ -43,7 +44,7 @@ def shares_of(model: nn.Module) -> list[Trainable]:
 
 
 def gains_of(model: nn.Module) -> list[Trainable]:
-    """Gains and biases of norms: vectors outside of linear layers."""
+    """Gains and biases of norms: vectors outside of linear layers and of a coded vocabulary."""
     inside = _vectors_of_layers(model)
     found = []
     for name, vector in model.named_parameters():
@@ -108,7 +109,7 @@ def _vectors_of_layers(model: nn.Module) -> set[int]:
     return {
         id(vector)
         for module in model.modules()
-        if is_linear(module) or isinstance(module, SpikingLinear)
+        if is_linear(module) or isinstance(module, (SpikingLinear, CodedEmbedding, CodedHead))
         for vector in module.parameters(recurse=False)
         if vector.dim() == 1
     }

@@ -17,6 +17,7 @@ from spikellm.models.families import find_blocks
 from spikellm.models.next_token import piecewise_backward, piecewise_outputs
 from spikellm.nn.hooks import replaced_forward
 from spikellm.nn.trained import products_in
+from spikellm.nn.vocabulary import CodedHead
 from spikellm.recipe.training import StageOptions
 
 Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
@@ -49,6 +50,7 @@ class Passes:
         with ExitStack() as stack:
             stack.enter_context(self._running())
             stack.enter_context(products_in(self._products))
+            stack.enter_context(_decoded_head(self._model, self._products))
             if self._recompute:
                 stack.enter_context(_recomputed(find_blocks(self._model).modules))
             wanted = self._wanted(windows)
@@ -93,6 +95,25 @@ class Passes:
             with torch.no_grad():
                 goal = next(wanted)[1].logits[:, :count].flatten(0, 1).to(logits.device)
         return self._loss(logits[:, :count].flatten(0, 1), goal, targets.flatten())
+
+
+@contextmanager
+def _decoded_head(model: Any, products: torch.dtype) -> Iterator[None]:
+    """While this holds, an output projection of coded weights, which stay as they are, is decoded
+    once and not for every piece of a loss.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, CodedHead):
+        yield
+        return
+    weight = head.weight.to(products)
+    bias = None if head.bias is None else head.bias.to(products)
+
+    def run(x: Tensor) -> Tensor:
+        return nn.functional.linear(x.to(products), weight, bias).to(x.dtype)
+
+    with replaced_forward([head], lambda _: run):
+        yield
 
 
 @contextmanager
