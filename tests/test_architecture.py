@@ -27,6 +27,7 @@ RANKS = (
     "nn",
     "models",
     "data",
+    "runtime",
     "observers",
     "transforms",
     "algorithms",
@@ -35,7 +36,6 @@ RANKS = (
     "checkpoint",
     "profiling",
     "evaluation",
-    "runtime",
     "export",
     "api",
     "commands",
@@ -43,8 +43,8 @@ RANKS = (
     "__main__",
 )
 # Who may import transformers: modules within it, and the names that it gives to everyone.
-INTERNALS = {"models", "checkpoint"}
-PUBLIC = INTERNALS | {"conversion", "runtime"}
+INTERNALS = {"models", "checkpoint", "runtime"}
+PUBLIC = INTERNALS | {"conversion"}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 

@@ -26,6 +26,11 @@ pytestmark = pytest.mark.skipif(
 
 _QUICK = ("--set", "omniquant.accumulate=2", "--set", "omniquant.epochs=2")
 
+_LEARNED = (
+    "--set",
+    "algorithm={name: block-ap, start: {name: gptq, compensate: true}, accumulate: 2, epochs: 1}",
+)
+
 
 def launched(
     out: Path,
@@ -89,6 +94,7 @@ def launched(
         pytest.param("ternary-1.4", (), marks=pytest.mark.long),
         pytest.param("spike-w4a4-t2", ("--samples", "32", *_QUICK), marks=pytest.mark.long),
         pytest.param("best-w4a4-1.10", (), marks=pytest.mark.long),
+        pytest.param("rtn-w2a16", ("--samples", "32", *_LEARNED), marks=pytest.mark.long),
     ],
 )
 def test_two_processes_give_the_same_bytes(

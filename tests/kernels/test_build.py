@@ -285,7 +285,7 @@ def test_no_byte_is_read_or_written_out_of_bounds(
     assert compiler is not None
     monkeypatch.setenv("SPIKELLM_CACHE", str(tmp_path / "cache"))
     library = build.compile_level(
-        name, ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+        name, ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
     )
     runtime = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True

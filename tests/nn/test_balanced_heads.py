@@ -163,3 +163,14 @@ def test_reloaded_it_is_the_same(model: tuple[Any, Any], tokens: Tensor, tmp_pat
 def test_a_map_without_effect_is_refused(missing: str) -> None:
     with pytest.raises(RecipeError, match="balance has no effect|coded together"):
         load_recipe("rtn-w4a4", [ATTENTION.replace(missing, "")])
+
+
+def test_maps_and_coders_are_prepared_once_for_both() -> None:
+    spikes, (query, key) = spiking(8), heads(8)
+    spikes.turned_key(key), spikes.code("query", spikes.turned_query(query))
+    maps, coders = spikes._maps, spikes._coders
+    spikes.turned_key(key), spikes.code("query", spikes.turned_query(query))
+    assert maps is not None
+    assert coders is not None
+    assert spikes._maps is maps
+    assert spikes._coders is coders

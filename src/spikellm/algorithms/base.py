@@ -244,6 +244,10 @@ class Algorithm(ABC):
         """
         return set()
 
+    def learning_bytes(self, recipe: Recipe) -> int:
+        """Bytes that it keeps for each weight of a block while it learns."""
+        return 0
+
     def for_head(self, recipe: Recipe) -> Recipe:
         """The recipe as it fits the output projection, which has no layers beside it."""
         return recipe

@@ -9,13 +9,11 @@ not finite restores it and halves the rates. With no epochs and no clipping this
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from spikellm.algorithms.base import (
     MOMENT_TOKENS,
@@ -24,19 +22,25 @@ from spikellm.algorithms.base import (
     FittedBlock,
     algorithms,
 )
+from spikellm.algorithms.block_copy import BlockCopy
 from spikellm.algorithms.channel_choice import choose_groups
-from spikellm.algorithms.learning import Learned, Learning, check_share
+from spikellm.algorithms.learning import Learning, Manner, batches_of, check_share
 from spikellm.algorithms.omniquant_options import OmniQuantOptions
 from spikellm.algorithms.omniquant_scalings import BlockScalings, pairs_that_hold
-from spikellm.models.families import weight_and_bias
-from spikellm.models.swap import fitted_layer, replace_module
+from spikellm.models.swap import fitted_layer
 from spikellm.nn.channels import Groups, coding_of
-from spikellm.nn.fake_quant import FakeQuantLinear, InputCoder
+from spikellm.nn.fake_quant import InputCoder
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.ste import fake_quantize_weight
 from spikellm.recipe import LinearRecipe, Recipe
 from spikellm.transforms.clipping import initial_logits
 from spikellm.transforms.smoothing import Factors, State
+
+_MANNER = Manner(
+    "omniquant",
+    "omniquant.let_rate and omniquant.lwc_rate",
+    ", or set omniquant.let to false",
+)
 
 
 @algorithms.register("omniquant")
@@ -60,15 +64,31 @@ class OmniQuant(Algorithm):
         return _Fit(context).result()
 
 
-class _Functional(nn.Module):
-    """A block run with other parameters than its own."""
+class Learned(NamedTuple):
+    """What is learned of a block: logarithms of scales by pair, logits γ and β by layer.
 
-    def __init__(self, block: nn.Module, state: State) -> None:
-        super().__init__()
-        self.block, self.state = block, state
+    ``rates`` are those of scales and of logits.
+    """
 
-    def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        return functional_call(self.block, self.state, arguments, keywords)
+    scales: dict[str, Tensor]
+    logits: dict[str, tuple[Tensor, Tensor]]
+    rates: tuple[float, float]
+
+    def clone(self) -> Learned:
+        """See :class:`spikellm.algorithms.learning.Learnable`."""
+        return Learned(
+            {name: tensor.detach().clone() for name, tensor in self.scales.items()},
+            {
+                name: (gamma.detach().clone(), beta.detach().clone())
+                for name, (gamma, beta) in self.logits.items()
+            },
+            self.rates,
+        )
+
+    def groups(self) -> list[tuple[list[Tensor], float]]:
+        """See :class:`spikellm.algorithms.learning.Learnable`."""
+        logits = [tensor for pair in self.logits.values() for tensor in pair]
+        return list(zip((list(self.scales.values()), logits), self.rates, strict=True))
 
 
 class _Fit:
@@ -76,19 +96,9 @@ class _Fit:
 
     def __init__(self, context: BlockContext) -> None:
         self.context, self.options = context, context.recipe.options(OmniQuantOptions)
-        self.full = {name.removeprefix(f"{context.name}."): name for name in context.layers}
-        self.block = copy.deepcopy(context.module).float()
-        self.fake_quant_layers: dict[str, FakeQuantLinear] = {}
-        precision = getattr(torch, self.options.precision)
-        for name in self.full:
-            self.fake_quant_layers[name] = FakeQuantLinear(
-                *weight_and_bias(self.block.get_submodule(name)), precision
-            )
-            replace_module(self.block, name, self.fake_quant_layers[name])
-        for parameter in self.block.parameters():
-            parameter.requires_grad_(False)
-        self.state: State = dict(self.block.named_parameters())
-        pairs, self.dropped = pairs_that_hold(context, self.block, self._forward)
+        self.copy = BlockCopy(context, self.options.precision)
+        self.full, self.state = self.copy.names, self.copy.state
+        pairs, self.dropped = pairs_that_hold(context, self.copy.block, self.copy.run)
         self.scalings = BlockScalings(context, self.state, pairs)
         scales = self.scalings.initial()
         self.groups = self._choose_channels(scales)
@@ -109,6 +119,7 @@ class _Fit:
         self.learned = Learned(
             {name: scale.log() for name, scale in scales.items()},
             logits if self.options.lwc else {},
+            (self.options.let_rate, self.options.lwc_rate),
         )
 
     def result(self) -> FittedBlock:
@@ -128,14 +139,6 @@ class _Fit:
             self.dropped,
             self.notes,
         )
-
-    def _forward(self, state: State, hidden: Tensor) -> Tensor:
-        try:
-            return self.context.forward(_Functional(self.block, state), hidden.float())
-        finally:
-            for layer in self.fake_quant_layers.values():
-                if layer.coder is not None:
-                    layer.coder.forget()
 
     # salient channels
 
@@ -164,7 +167,7 @@ class _Fit:
                 else None
             )
             for full, own in shared.items():
-                groups[inside[full]], self.fake_quant_layers[inside[full]].coder = own, coder
+                groups[inside[full]], self.copy.layers[inside[full]].coder = own, coder
         return groups
 
     # training
@@ -189,15 +192,18 @@ class _Fit:
         return state
 
     def _train(self) -> Learned:
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for batch in range(len(self.context.inputs)):
-                parts = (
-                    store[batch].split(self.options.batch_size)
-                    for store in (self.context.inputs, self.context.fp_output)
-                )
-                yield from zip(*parts, strict=True)
+        def error(learned: Learned, hidden: Tensor, target: Tensor) -> Tensor:
+            output = self.copy.run(self._state(learned), hidden)
+            return nn.functional.mse_loss(output, target.to(output.device).float())
 
-        learning = Learning(self.context.name, self.options, batches, self._state, self._forward)
+        size = self.options.batch_size
+        learning = Learning(
+            self.context.name,
+            self.options,
+            lambda: batches_of(self.context, size),
+            error,
+            _MANNER,
+        )
         learned = learning.from_start(self.learned)
         self.notes += learning.notes
         return learned

@@ -31,6 +31,7 @@ from spikellm.models.swap import replace_module, spiking_like
 from spikellm.nn.attention import HeadShape, SpikingAttention
 from spikellm.nn.rotation import Rotated, Rotation, layer_name, rotation_of
 from spikellm.nn.validation import validation_error, wrong_stored_type
+from spikellm.runtime.decoder_step.hook import use_step
 
 register_quantization_config(METHOD)(SpikeConfig)
 
@@ -143,6 +144,7 @@ class SpikeQuantizer(HfQuantizer):  # type: ignore[misc]
         _require_none(validation_error(model))
         if self.quantization_config.attention:
             guard(model)
+        use_step(model)
         return model
 
     def is_serializable(self, **_: Any) -> bool:
@@ -177,6 +179,7 @@ def mark_converted(model: Any, config: SpikeConfig) -> None:
     model.quantization_method = METHOD
     if config.attention:
         guard(model)
+    use_step(model)
 
 
 def spike_config(model: Any) -> SpikeConfig | None:

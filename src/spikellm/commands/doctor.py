@@ -25,7 +25,7 @@ def doctor() -> dict[str, Any]:
     from spikellm.core.registry import plugins
     from spikellm.core.version import __version__
     from spikellm.kernels import choice, describe
-    from spikellm.kernels.base import in_order
+    from spikellm.kernels.base import backends, in_order
     from spikellm.kernels.native import build
 
     found: dict[str, Any] = {
@@ -46,6 +46,10 @@ def doctor() -> dict[str, Any]:
         found[f"kernels, {backend.name}"] = (
             f"off ({problem})" if problem else f"ready on {_devices(backend)}"
         )
+    native = backends["native"].missing() or (choice() == "torch" and "SPIKELLM_KERNELS is torch")
+    found["decoder step"] = (
+        f"the model library's ({native})" if native else "native where it agrees with the library's"
+    )
     for plugin in plugins():
         found[f"plugin, {plugin.name}"] = plugin.problem or f"loaded from {plugin.origin}"
     found["kernels asked for"] = choice()

@@ -31,13 +31,15 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
         ``{"model", "kind", "recipe", "record", "average_steps", "additive_share", "bytes":
         {"weights", "dense", "total"}, "layers": [...], "attention": [...], "trains": [...],
         "prices": {layer, or attention module and part: price of a spike}, "vocabulary":
-        {"embedding", "head", "shared", "bits", "bytes"} or None, "kernels": [...]}``.
+        {"embedding", "head", "shared", "bits", "bytes"} or None, "kernels": [...],
+        "decoder_step": "native", or why tokens are decoded by the model library}``.
     """
     from spikellm import api
     from spikellm.checkpoint.save import spike_config
     from spikellm.checkpoint.vocabulary import shown_vocabulary
     from spikellm.models.kernel_summary import summarize_kernels
     from spikellm.models.train_summary import spike_prices, summarize_trains
+    from spikellm.runtime.decoder_step.summary import tried_step
 
     loaded, _ = api.load(model, trust_remote_code=options.trust_remote_code)
     summary, config = api.summarize(loaded), spike_config(loaded)
@@ -59,6 +61,7 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
         "prices": spike_prices(loaded),
         "vocabulary": shown_vocabulary(loaded),
         "kernels": [asdict(one) for one in summarize_kernels(loaded)],
+        "decoder_step": tried_step(loaded),
     }
 
 
@@ -141,6 +144,7 @@ def _converted(result: dict[str, Any]) -> list[str]:
         *([prices_in_words(result["prices"])] if result["prices"] else []),
         *([vocabulary_in_words(result["vocabulary"])] if result["vocabulary"] else []),
         *kernels,
+        f"decoder step: {result['decoder_step']}",
     ]
 
 

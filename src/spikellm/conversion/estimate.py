@@ -194,6 +194,7 @@ def _unit_bytes(plan: ConversionPlan, unit: Unit) -> int:
     weights = [weight.numel() for weight, _ in _weights(plan.model, unit.plan)]
     fitting = _moment_bytes(plan, unit) + _kept_bytes(plan, unit)
     fitting += 6 * 4 * max(weights, default=0)
+    fitting = max(fitting, plan.algorithm.learning_bytes(plan.recipe) * sum(weights))
     # transforms work in float64, and compare with what was in float32
     transforming = 16 * numbers if plan.transforms.active else 0
     return 4 * numbers + samples + max(fitting, transforming)

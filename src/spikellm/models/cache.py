@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from spikellm.core.errors import UnsupportedModelError
 from spikellm.models.attention_interface import mark_coded, observed, spiking_attentions
 from spikellm.models.families import caches_latents, decoder_of
+from spikellm.models.growing_cache import GrowingRows
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.packed_kv import PackedKV
 from spikellm.nn.wide_rows import WideRows
@@ -79,7 +80,7 @@ def _with_gradient(cached: Tensor, prepare: Callable[[Tensor], Tensor], new: Ten
     return torch.cat([cached[:, :, :old], pass_through(prepare(new), cached[:, :, old:])], dim=2)
 
 
-class SpikingLayer(_SpikingRows, DynamicLayer):  # type: ignore[misc]
+class SpikingLayer(_SpikingRows, GrowingRows, DynamicLayer):  # type: ignore[misc]
     """Cache of one layer that sees all tokens."""
 
     def __init__(self, spikes: SpikingAttention) -> None:
@@ -87,7 +88,7 @@ class SpikingLayer(_SpikingRows, DynamicLayer):  # type: ignore[misc]
         self.spikes, self.wide = spikes, (WideRows(), WideRows())
 
 
-class SpikingSlidingLayer(_SpikingRows, DynamicSlidingWindowLayer):  # type: ignore[misc]
+class SpikingSlidingLayer(_SpikingRows, GrowingRows, DynamicSlidingWindowLayer):  # type: ignore[misc]
     """Cache of one layer that sees a sliding window."""
 
     def __init__(self, spikes: SpikingAttention, sliding_window: int) -> None:

@@ -223,3 +223,39 @@ def block_roles(block: nn.Module) -> dict[str, str]:
                 found[role] = inner[name]
                 break
     return found
+
+
+# Names of further parts that a native decoder step looks for; what they do is compared with the
+# library before it is relied on.
+_PARTS: dict[str, tuple[str, ...]] = {
+    "attention_post_norm": ("post_attention_layernorm",),
+    "feedforward_post_norm": ("post_feedforward_layernorm",),
+    "query_norm": ("self_attn.q_norm",),
+    "key_norm": ("self_attn.k_norm",),
+    "activation": ("mlp.act_fn", "mlp.activation_fn", "mlp.act", "activation_fn"),
+    "attention": ("self_attn", "attention", "attn"),
+}
+_FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
+
+
+def block_parts(block: nn.Module) -> dict[str, nn.Module]:
+    """Parts of a block beside its linear layers, by role; those that it lacks are left out. Two
+    norms behind one another are told apart by the norm before the feed-forward part.
+    """
+    names, found = dict(block.named_modules()), {}
+    for role, candidates in _PARTS.items():
+        name = next((name for name in candidates if name in names), None)
+        if name is not None:
+            found[role] = names[name]
+    roles = block_roles(block)
+    for role in ("attention_norm", "feedforward_norm"):
+        if role in roles:
+            found[role] = names[roles[role]]
+    if found.get("attention_post_norm") is found.get("feedforward_norm"):
+        found.pop("attention_post_norm", None)
+    return found
+
+
+def final_norm(decoder: nn.Module) -> nn.Module | None:
+    """The norm behind the last block of a decoder."""
+    return next((getattr(decoder, name) for name in _FINAL_NORMS if hasattr(decoder, name)), None)

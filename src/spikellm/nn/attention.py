@@ -148,11 +148,7 @@ class SpikingAttention(PreparedModule):
         """Pairs of channels of each head through its map, or through the inverse."""
         if not self.settings.balance:
             return x
-        if self._maps is None or self.written():
-            self.forget()
-            both = self.key_map, torch.linalg.inv(self.key_map.double()).float()
-            self._maps = tuple(_entries(one) for one in both)
-        maps = self._maps[1 if inverse else 0]
+        maps = self.maps()[1 if inverse else 0]
         shared = x.shape[-3] // len(self.key_map)
         first, mixed, second = (
             one if shared == 1 else one.repeat_interleave(shared, dim=0) for one in maps
@@ -160,6 +156,20 @@ class SpikingAttention(PreparedModule):
         half = self.key_map.shape[1]
         left, right, odd = x.float().split([half, half, x.shape[-1] - 2 * half], -1)
         return torch.cat([left * first + right * mixed, left * mixed + right * second, odd], -1)
+
+    def maps(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The entries of the maps of K, and of their inverses, for Q: three each, ``(heads, 1,
+        channels / 2)``.
+        """
+        self.forget_if_written()
+        if self._maps is None:
+            both = self.key_map, torch.linalg.inv(self.key_map.double()).float()
+            self._maps = tuple(_entries(one) for one in both)
+        return self._maps
+
+    def turned_mean(self) -> Tensor:
+        """The mean of K as K is coded, ``(heads, channels)``."""
+        return self._turned(self._mapped(self.key_mean.unsqueeze(1)).squeeze(1))
 
     def center_scores(self, query: Tensor) -> Tensor | float:
         """What every key's score lost when K was centered: products of a query, as it is coded,
@@ -173,7 +183,7 @@ class SpikingAttention(PreparedModule):
         """
         if not self.settings.center:
             return 0.0
-        mean = self._turned(self._mapped(self.key_mean.unsqueeze(1)).squeeze(1)).to(query.dtype)
+        mean = self.turned_mean().to(query.dtype)
         mean = mean.repeat_interleave(query.shape[1] // len(mean), dim=0)
         return (query * mean.unsqueeze(1)).sum(-1, keepdim=True)
 
@@ -184,6 +194,10 @@ class SpikingAttention(PreparedModule):
     def value_coder(self) -> HeadCoder:
         """Coder of V, by key-value head."""
         return self._coder("value", self.value_group, "token")
+
+    def query_coder(self) -> HeadCoder:
+        """Coder of Q, one for all heads."""
+        return self._coder("query", self._group("query"), "token")
 
     def specs(self) -> dict[str, Spec]:
         """What kernels are asked for: the coder of each part that is coded, and the rotation of
@@ -213,9 +227,7 @@ class SpikingAttention(PreparedModule):
             return x
         coder = (self._coders or {}).get(name)
         if coder is None:
-            channels = x.shape[-1] if name == "query" else 1
-            group = torch.zeros(1, channels, dtype=torch.uint8, device=x.device)
-            coder = self._coder(name, group, "token")
+            coder = self._coder(name, self._group(name), "token")
         return self._through(name, coder, x)
 
     def code_key_value(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,9 +273,9 @@ class SpikingAttention(PreparedModule):
         return torch.zeros(1, channels, dtype=torch.uint8, device=self.key_group.device)
 
     def _coder(self, name: str, group: Tensor, axis: str) -> HeadCoder:
+        self.forget_if_written()
         coders = self._coders
-        if coders is None or self.written():
-            self.forget()
+        if coders is None:
             coders = self._coders = {}
         if name not in coders:
             settings, beyond = getattr(self.settings, name), self._buffers.get(f"{name}_threshold")

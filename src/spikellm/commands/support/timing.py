@@ -17,6 +17,7 @@ from spikellm.core.memory import peak_memory
 from spikellm.kernels.base import describe as describe_kernels
 from spikellm.models.families import longest_window
 from spikellm.profiling.powercap import Meter
+from spikellm.runtime.decoder_step.summary import step_in_words, tried_step
 
 
 class Work(NamedTuple):
@@ -69,7 +70,7 @@ def run_apart(name: str, work: Work, trust_remote_code: bool = False) -> Run:
 
 @torch.no_grad()
 def run_once(name: str, work: Work, trust_remote_code: bool = False) -> Run:
-    """One turn, in this process: a short pass to warm up, the prompt, then token after token from
+    """One turn, in this process: short passes to warm up, the prompt, then token after token from
     the cache.
 
     Raises:
@@ -99,7 +100,7 @@ def run_once(name: str, work: Work, trust_remote_code: bool = False) -> Run:
         first,
         decode,
         peak_memory() - bare,
-        describe_kernels() if converted else "torch",
+        f"{describe_kernels()}; decoder step {step_in_words(model)}" if converted else "torch",
         prefill_joules,
         decode_joules,
         converted,
@@ -112,6 +113,7 @@ def _timed(model: Any, work: Work, meter: Meter | None) -> tuple[float, float, l
         0, model.config.vocab_size, (1, work.prompt), generator=torch.Generator().manual_seed(0)
     )
     model(tokens[:, :2], use_cache=False)
+    tried_step(model)
     readings = [meter.read()] if meter else []
     started = time.perf_counter()
     output = model(tokens, use_cache=True, logits_to_keep=1)

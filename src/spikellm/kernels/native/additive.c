@@ -1,110 +1,21 @@
-/* A linear layer of ternary weights on 16- or 32-bit inputs, by additions alone.
+/* A linear layer of ternary weights on 16- or 32-bit inputs, by additions alone. See additive.h. */
+#include "additive.h"
 
-   Three columns have 27 ternary combinations; the sum of each is added up once a token, in a table of 32. A word holds six such combinations of one output, 5 bits each, so an
-   output takes a look into a table and an addition for every three columns and step. No product with a weight is made; one scaling a row and segment ends the sum. */
-#include <stdint.h>
-#include <stdlib.h>
-#include "floats.h"
-#if defined(__AVX512VNNI__)
-#include <immintrin.h>
-#endif
-
-#define OUTPUTS 64 /* that are worked on at a time, and that stand side by side in memory */
-#define ENTRIES 32
-#define TRIPLES 6 /* in a word */
-#define AHEAD 8192 /* bytes that the second cache is asked for in advance */
-
-typedef struct { int32_t in, out, segments, scales, words; } Header;
-typedef struct { int32_t start, stop, weight_group, planes, first_word, plane_words; } Segment;
-
-/* Tables of a segment: entry d0 + 3·d1 + 9·d2 is (d0−1)·a + (d1−1)·b + (d2−1)·c, added up in this order. */
-static void fill_tables(const float *x, const int32_t *source, const Segment *part, float *tables) {
-    for (int32_t triple = 0; triple < part->plane_words * TRIPLES; triple++, tables += ENTRIES) {
-        float v[3];
-        for (int i = 0; i < 3; i++) {
-            int32_t column = part->start + triple * 3 + i;
-            v[i] = column < part->stop ? x[source[column]] : 0.0f;
-        }
-        const float a[3] = {0.0f - v[0], 0.0f, v[0]}, b[3] = {0.0f - v[1], 0.0f, v[1]}, c[3] = {0.0f - v[2], 0.0f, v[2]};
-        for (int k = 0; k < 3; k++)
-            for (int j = 0; j < 3; j++)
-                for (int i = 0; i < 3; i++) tables[i + 3 * j + 9 * k] = a[i] + b[j] + c[k];
-        for (int i = 27; i < ENTRIES; i++) tables[i] = 0.0f;
-    }
-}
-
-/* Sums of 64 outputs over one plane of one segment, added to `sums`. */
-static void add_plane(const uint32_t *words, int32_t count, const float *tables, float *sums) {
-#if defined(__AVX512VNNI__)
-    __m512 acc[OUTPUTS / 16];
-    for (int o = 0; o < OUTPUTS / 16; o++) acc[o] = _mm512_loadu_ps(sums + 16 * o);
-    for (int32_t w = 0; w < count; w++, words += OUTPUTS) {
-        __m512i index[OUTPUTS / 16];
-        for (int o = 0; o < OUTPUTS / 16; o++) {
-            _mm_prefetch((const char *)((uintptr_t)(words + 16 * o) + AHEAD), _MM_HINT_T1);
-            index[o] = _mm512_loadu_si512(words + 16 * o);
-        }
-        for (int triple = 0; triple < TRIPLES; triple++, tables += ENTRIES) {
-            const __m512 low = _mm512_loadu_ps(tables), high = _mm512_loadu_ps(tables + 16);
-            for (int o = 0; o < OUTPUTS / 16; o++) {
-                acc[o] = _mm512_add_ps(acc[o], _mm512_permutex2var_ps(low, index[o], high)); /* looks at five bits alone */
-                index[o] = _mm512_srli_epi32(index[o], 5);
-            }
-        }
-    }
-    for (int o = 0; o < OUTPUTS / 16; o++) _mm512_storeu_ps(sums + 16 * o, acc[o]);
-#else
-    for (int32_t w = 0; w < count; w++, words += OUTPUTS, tables += TRIPLES * ENTRIES)
-        for (int o = 0; o < OUTPUTS; o++)
-            for (int triple = 0; triple < TRIPLES; triple++) sums[o] += tables[triple * ENTRIES + ((words[o] >> (5 * triple)) & 31)];
-#endif
-}
-
-/* Returns 0, or 1 where memory ran out.
-
-   x: (tokens, in); plan: header, segments, then the channel of every stored column; words: (blocks of 64 outputs, words, 64); scale: (out, scales); bias: (out) or null; type: of x and y, see floats.h. */
+/* Returns 0, or 1 where memory ran out.   x: (tokens, in); y: (tokens, out); type: of x and y, see floats.h. */
 int32_t spikellm_additive_linear(const void *x, int64_t tokens, const int32_t *plan, const uint32_t *words, const float *scale, const float *bias, void *y, int32_t type,
                                  int32_t threads) {
-    const Header *head = (const Header *)plan;
-    const Segment *segments = (const Segment *)(plan + sizeof(Header) / sizeof(int32_t));
-    const int32_t *source = plan + (sizeof(Header) + (size_t)head->segments * sizeof(Segment)) / sizeof(int32_t);
-    if (tokens == 0 || head->out == 0) return 0;
-    size_t size = 0;
-    for (int32_t s = 0; s < head->segments; s++) size += (size_t)segments[s].plane_words * TRIPLES * ENTRIES;
-    float *tables = aligned_alloc(64, sizeof(float) * (size + ENTRIES)); /* a multiple of 64, as every table is */
-    float *room = malloc(sizeof(float) * ((size_t)head->in + 1));
-    if (!tables || !room) {
-        free(tables);
-        free(room);
-        return 1;
-    }
-    const int32_t blocks = (head->out + OUTPUTS - 1) / OUTPUTS;
-    for (int64_t n = 0; n < tokens; n++) {
-        const float *row = load_row(x, type, n, head->in, room);
-        size_t at = 0;
-        for (int32_t s = 0; s < head->segments; s++) {
-            fill_tables(row, source, &segments[s], tables + at);
-            at += (size_t)segments[s].plane_words * TRIPLES * ENTRIES;
-        }
+    const Additive layer = read_additive(plan, words, scale, bias);
+    const int32_t in = layer.head->in, out = layer.head->out;
+    if (tokens == 0 || out == 0) return 0;
+    float *tables = aligned_alloc(64, sizeof(float) * (table_size(&layer) + ENTRIES)); /* a multiple of 64, as every table is */
+    float *room = malloc(sizeof(float) * ((size_t)in + 1));
+    const int32_t failed = !tables || !room;
+    for (int64_t n = 0; n < tokens && !failed; n++) {
+        fill_tables(&layer, load_row(x, type, n, in, room), tables);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-        for (int32_t block = 0; block < blocks; block++) {
-            const int32_t first = block * OUTPUTS, count = head->out - first < OUTPUTS ? head->out - first : OUTPUTS;
-            const uint32_t *own = words + (int64_t)block * head->words * OUTPUTS;
-            float total[OUTPUTS] = {0};
-            size_t table = 0;
-            for (int32_t s = 0; s < head->segments; s++) {
-                const Segment *part = &segments[s];
-                float sums[OUTPUTS] = {0};
-                for (int32_t t = 0; t < part->planes; t++)
-                    add_plane(own + ((int64_t)part->first_word + (int64_t)t * part->plane_words) * OUTPUTS, part->plane_words, tables + table, sums);
-                for (int32_t o = 0; o < count; o++) total[o] += sums[o] * scale[(int64_t)(first + o) * head->scales + part->weight_group];
-                table += (size_t)part->plane_words * TRIPLES * ENTRIES;
-            }
-            for (int32_t o = 0; o < count; o++) total[o] = total[o] + (bias ? bias[first + o] : 0.0f);
-            store_row(y, type, n * head->out + first, total, count);
-        }
+        for (int32_t block = 0; block < blocks_of(&layer); block++) run_block(&layer, block, tables, y, type, n * out);
     }
     free(tables);
     free(room);
-    return 0;
+    return failed;
 }

@@ -27,7 +27,7 @@ from spikellm.core.errors import DependencyError
 LEVELS = ("portable", "avx2", "avx512")
 _FLAGS = {
     "portable": (),
-    "avx2": ("-mavx2",),
+    "avx2": ("-mavx2", "-mfma"),
     "avx512": (
         "-mavx512f",
         "-mavx512bw",
@@ -37,7 +37,7 @@ _FLAGS = {
         "-mavx512vbmi",
     ),
 }
-COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off")
+COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-pthread")
 _TIMEOUT = 120
 
 
@@ -131,6 +131,8 @@ def _load(level: str) -> ctypes.CDLL:
     sizes, trained = (ctypes.c_int64, pointer, pointer), [ctypes.c_int32] * 3
     library.spikellm_code_values.argtypes = [pointer, *sizes, pointer, *trained]
     library.spikellm_code_gradients.argtypes = [*[pointer] * 2, *sizes, *[pointer] * 2, *trained]
+    library.spikellm_attend.argtypes = [*[pointer] * 6, *[ctypes.c_float] * 2]
+    library.spikellm_step.argtypes = [pointer, pointer]
     strided = (pointer, ctypes.c_int64, ctypes.c_int64)
     library.spikellm_sum_by_channel.argtypes = [*strided * 3, pointer, ctypes.c_int32]
     for mix in (library.spikellm_mix, library.spikellm_mix_double):
