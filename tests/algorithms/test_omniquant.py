@@ -264,7 +264,7 @@ def test_resumed_gives_the_same_bytes(text_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("preset", "setting", "message"),
     [
-        ("rtn-w4a4", "algorithm.epochs=3", "epochs is an option of 'omniquant'"),
+        ("rtn-w4a4", "algorithm.epochs=3", "epochs is an option of 'block-ap' and 'omniquant'"),
         ("omniquant-w4a4", "omniquant={let: false, lwc: false}", "nothing is left of omniquant"),
         ("omniquant-w4a4", "algorithm.epochs=0", "lwc is learned"),
         ("omniquant-w4a4", "algorithm.pairs=[up]", "value-output"),

@@ -203,7 +203,7 @@ def test_output_projection_of_an_algorithm_that_learns_is_rounded_and_said(
             "rtn-w4a4",
             "weights: {format: ternary}",
             "'rtn' fits weight codes of kind affine, and lm_head asks for format 'ternary',"
-            " which has kind 'ternary'; set algorithm to gptq, or",
+            " which has kind 'ternary'; set algorithm to block-ap or gptq, or",
         ),
         (
             "omniquant-w2a16",

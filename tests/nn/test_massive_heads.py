@@ -46,7 +46,8 @@ def massive_coder(
     settings = settings.model_copy(update={"token_steps": min(5, most)})
     beyond = width.transpose(0, 1).flatten(1).median(1).values
     beyond[2] = torch.inf
-    return MassiveHeadCoder(settings, group, beyond, settings.spikes), plain, x
+    share = plain.spec.share
+    return MassiveHeadCoder(settings, group, beyond, settings.spikes, share), plain, x
 
 
 @given(CODERS, st.sampled_from([24, 25, 64]), st.integers(0, 10**6))
