@@ -25,7 +25,10 @@ static int32_t count_up(void *work, int64_t first, int64_t last) {
     return 0;
 }
 
-static int32_t fail_once(void *work, int64_t first, int64_t last) { (void)work; return first <= 7 && 7 < last; }
+static int32_t fail_once(void *work, int64_t first, int64_t last) {
+    (void)work;
+    return first <= 7 && 7 < last;
+}
 
 static void *caller(void *result) {
     for (int64_t round = 0; round < 400; round++) {

@@ -44,6 +44,7 @@ class StepState:
         self.step: DecoderStep | None = None
         self.reason: str | None = None
         self.watch: Watch | None = None
+        self.expected: tuple[int, int] = (0, 0)  # cache, and its tokens when a generation goes on
 
     def __deepcopy__(self, _: Any) -> StepState:
         return StepState()
@@ -110,7 +111,8 @@ def _asks_for_step(model: Any, asked: dict[str, Any]) -> bool:
 def _step_or(library: Callable[[], Any], model: Any, asked: dict[str, Any]) -> Any:
     """A native step, or the library's pass where there is none."""
     state: StepState = model.__dict__[_STATE]
-    if state.watch is not None and not state.watch.unchanged():
+    now = (id(asked["past_key_values"]), asked["past_key_values"].get_seq_length())
+    if state.watch is not None and not state.watch.unchanged(continues=now == state.expected):
         state.step, state.reason, state.watch = None, None, None
     if state.reason is not None or observed():
         return library()
@@ -129,6 +131,7 @@ def _step_or(library: Callable[[], Any], model: Any, asked: dict[str, Any]) -> A
             _log.info("spikellm: no native decoder step: %s", found)
         state.watch = Watch(model)  # kernels were prepared meanwhile
         return output
+    state.expected = (now[0], now[1] + given.tokens.shape[1])
     keep = asked.get("logits_to_keep") or 0
     logits = state.step.run(given.tokens, given.positions, given.mask, given.cache)
     return state.step.kind(

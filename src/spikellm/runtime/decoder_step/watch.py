@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from spikellm.kernels import select
 from spikellm.kernels.base import choice
@@ -39,47 +40,69 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class Watch:
-    """The state of a model when its step was made."""
+    """The state of a model when its step was made.
+
+    What kernels read is looked at before every step, and so are hooks, modules and forward passes;
+    what kernels were prepared from, and forgot, before the first step of a generation.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._empty: list[dict[int, Any]] = []  # hooks
-        self._few: list[tuple[dict[int, Any], int]] = []
+        self._hooks: list[dict[int, Any]] = []
         self._parents: list[dict[str, nn.Module | None]] = []
         self._own: list[dict[str, Any]] = []
         self._layers: list[dict[str, Any]] = []
-        counted: list[Tensor] = []
+        read: list[Tensor | None] = []
+        counted: list[Tensor | None] = []
         for module in model.modules():
-            for hooks in (getattr(module, name) for name in _HOOKS):
-                if hooks:
-                    self._few.append((hooks, len(hooks)))
-                else:
-                    self._empty.append(hooks)
+            self._hooks += [getattr(module, name) for name in _HOOKS]
             if module._modules:
                 self._parents.append(module._modules)
             if module is not model:
                 self._own.append(module.__dict__)
             if isinstance(module, SpikingLinear):
                 self._layers.append(module.__dict__)
-            held = (*module._parameters.values(), *module._buffers.values())
-            counted += [one for one in held if one is not None and not one.is_inference()]
-        self._counted = counted
-        self._before = self._now()
+                kernels = module._kernels.chosen if module._kernels is not None else None
+                pointed = {
+                    one.data_ptr() for one in getattr(kernels, "operands", ()) if one is not None
+                }
+                held = [one for one in module.buffers(recurse=False) if one.data_ptr() in pointed]
+                read += [*held, module.bias]
+            else:
+                read += module._parameters.values()
+            counted += [*module._parameters.values(), *module._buffers.values()]
+        self._read, self._counted = (
+            [one for one in tensors if one is not None and not one.is_inference()]
+            for tensors in (read, counted)
+        )
+        self._registered = RemovableHandle.next_id
+        self._every, self._first = self._now(), self._all_writes()
 
-    def unchanged(self) -> bool:
-        """Whether everything is as it was."""
-        if replaced_method() is not None or any(self._empty):
+    def unchanged(self, *, continues: bool) -> bool:
+        """Whether everything is as it was.
+
+        Args:
+            continues: this is the next token of a generation.
+        """
+        if replaced_method() is not None or any(map(_HAS_FORWARD, self._own)):
             return False
-        if any(len(hooks) != count for hooks, count in self._few):
+        if RemovableHandle.next_id != self._registered:  # somebody hooked into some module
+            if [len(hooks) for hooks in self._hooks] != self._first[1]:
+                return False
+            self._registered = RemovableHandle.next_id
+        if self._now() != self._every:
             return False
-        return not any(map(_HAS_FORWARD, self._own)) and self._now() == self._before
+        return continues or self._all_writes() == self._first
 
     def _now(self) -> tuple[Any, ...]:
         return (
-            sum(map(_VERSION, self._counted)),
+            sum(map(_VERSION, self._read)),
             [own["_kernels"] for own in self._layers],
             [[*children.values()] for children in self._parents],
             os.environ.get("SPIKELLM_KERNELS"),
         )
+
+    def _all_writes(self) -> tuple[int, list[int]]:
+        return sum(map(_VERSION, self._counted)), [len(hooks) for hooks in self._hooks]
 
 
 def replaced_method() -> str | None:
