@@ -5,6 +5,7 @@ where the call asks for nothing else.
 from __future__ import annotations
 
 import logging
+import time
 import types
 from collections.abc import Callable
 from functools import wraps
@@ -131,6 +132,8 @@ def _step_or(library: Callable[[], Any], model: Any, asked: dict[str, Any]) -> A
             _log.info("spikellm: no native decoder step: %s", found)
         state.watch = Watch(model)  # kernels were prepared meanwhile
         return output
+    if state.watch is not None:
+        state.watch.finished = time.thread_time()
     state.expected = (now[0], now[1] + given.tokens.shape[1])
     keep = asked.get("logits_to_keep") or 0
     logits = state.step.run(given.tokens, given.positions, given.mask, given.cache)
