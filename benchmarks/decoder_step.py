@@ -97,7 +97,8 @@ def main() -> None:
     print(f"library's pass {library:.2f} ms, native step {native:.2f} ms: {library / native:.2f}×")
     print(f"first step, with its check, {first * 1e3:.0f} ms; native call {whole:.2f} ms")
     for kind, own in found.most_common():
-        print(f"{kind:10} {own:8.2f} ms")
+        if own > 0.05:
+            print(f"{kind:10} {own:8.2f} ms")
 
 
 if __name__ == "__main__":

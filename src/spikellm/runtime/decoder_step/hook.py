@@ -113,7 +113,13 @@ def _step_or(library: Callable[[], Any], model: Any, asked: dict[str, Any]) -> A
     """A native step, or the library's pass where there is none."""
     state: StepState = model.__dict__[_STATE]
     now = (id(asked["past_key_values"]), asked["past_key_values"].get_seq_length())
-    if state.watch is not None and not state.watch.unchanged(continues=now == state.expected):
+    continues, state.expected = (
+        now == state.expected,
+        (now[0], now[1] + asked["input_ids"].shape[1]),
+    )
+    if continues and state.reason is not None:
+        return library()
+    if state.watch is not None and not state.watch.unchanged(continues=continues):
         state.step, state.reason, state.watch = None, None, None
     if state.reason is not None or observed():
         return library()
@@ -132,11 +138,10 @@ def _step_or(library: Callable[[], Any], model: Any, asked: dict[str, Any]) -> A
             _log.info("spikellm: no native decoder step: %s", found)
         state.watch = Watch(model)  # kernels were prepared meanwhile
         return output
-    if state.watch is not None:
-        state.watch.finished = time.thread_time()
-    state.expected = (now[0], now[1] + given.tokens.shape[1])
     keep = asked.get("logits_to_keep") or 0
     logits = state.step.run(given.tokens, given.positions, given.mask, given.cache)
+    if state.watch is not None:
+        state.watch.finished = time.thread_time()
     return state.step.kind(
         logits=logits[:, -keep:] if keep else logits, past_key_values=given.cache
     )

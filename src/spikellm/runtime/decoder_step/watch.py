@@ -71,8 +71,9 @@ class Watch:
     """The state of a model when its step was made.
 
     All of it is looked at before the first step of a generation. Before later ones, which follow
-    within a few milliseconds of its thread: whether any hook was registered, any kernel forgotten; and one part
-    of the modules, each in turn, for the memory of all has to be fetched anew every time.
+    within a few milliseconds of their thread: whether any hook was registered, any kernel
+    forgotten; and one part of the modules, each in turn, for the memory of all has to be fetched
+    anew every time.
     """
 
     def __init__(self, model: nn.Module) -> None:
