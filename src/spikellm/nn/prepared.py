@@ -25,6 +25,7 @@ class PreparedModule(nn.Module):
         watched: other attributes that it is made from.
     """
 
+    forgotten: ClassVar[int] = 0  # how often any module was let go of what it had prepared
     prepared: ClassVar[tuple[str, ...]]
     _sources: tuple[Tensor, ...]  # whose count of writes in place is kept
     _writes: int  # of all of them, before anything was prepared
@@ -37,6 +38,7 @@ class PreparedModule(nn.Module):
     def forget(self) -> None:
         """Let everything be prepared anew at its next use."""
         self.__dict__.update(self._nothing())
+        PreparedModule.forgotten += 1
 
     def written(self) -> bool:
         """Whether an operation wrote into what was prepared from, in place.

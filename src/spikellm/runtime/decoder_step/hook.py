@@ -5,6 +5,7 @@ where the call asks for nothing else.
 from __future__ import annotations
 
 import logging
+import time
 import types
 from collections.abc import Callable
 from functools import wraps
@@ -44,6 +45,7 @@ class StepState:
         self.step: DecoderStep | None = None
         self.reason: str | None = None
         self.watch: Watch | None = None
+        self.expected: tuple[int, int] = (0, 0)  # cache, and its tokens when a generation goes on
 
     def __deepcopy__(self, _: Any) -> StepState:
         return StepState()
@@ -110,7 +112,14 @@ def _asks_for_step(model: Any, asked: dict[str, Any]) -> bool:
 def _step_or(library: Callable[[], Any], model: Any, asked: dict[str, Any]) -> Any:
     """A native step, or the library's pass where there is none."""
     state: StepState = model.__dict__[_STATE]
-    if state.watch is not None and not state.watch.unchanged():
+    now = (id(asked["past_key_values"]), asked["past_key_values"].get_seq_length())
+    continues, state.expected = (
+        now == state.expected,
+        (now[0], now[1] + asked["input_ids"].shape[1]),
+    )
+    if continues and state.reason is not None:
+        return library()
+    if state.watch is not None and not state.watch.unchanged(continues=continues):
         state.step, state.reason, state.watch = None, None, None
     if state.reason is not None or observed():
         return library()
@@ -131,6 +140,8 @@ def _step_or(library: Callable[[], Any], model: Any, asked: dict[str, Any]) -> A
         return output
     keep = asked.get("logits_to_keep") or 0
     logits = state.step.run(given.tokens, given.positions, given.mask, given.cache)
+    if state.watch is not None:
+        state.watch.finished = time.thread_time()
     return state.step.kind(
         logits=logits[:, -keep:] if keep else logits, past_key_values=given.cache
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from spikellm.kernels.native.step_run import StepInput, entries, run_step
+from spikellm.kernels.native.step_structs import Cached
 from spikellm.models.decoder_capture import Captured, position_embeddings
 from spikellm.models.families import decoder_of
 from spikellm.runtime.decoder_step.blocks import Built
@@ -74,9 +75,39 @@ class DecoderStep:
         return self.finish(found)
 
 
-def entries_of(cache: Cache, new: int) -> Any:
-    """Caches of all layers with room for new tokens."""
-    return entries([layer.entry(new) for layer in cache.layers])
+def entries_of(cache: Any, new: int) -> Any:
+    """Caches of all layers with room for new tokens, as an array of pointers.
+
+    It is kept at the cache for the tokens that there is room for, as long as nobody but native
+    steps touches the layers.
+    """
+    known: _Entries | None = getattr(cache, _ENTRIES, None)
+    now = [getattr(layer, "_entry", None) for layer in cache.layers]
+    if known is not None and known.left >= new and now == known.entries:
+        setattr(cache, _ENTRIES, known._replace(left=known.left - new))
+        return known.array
+    found = [layer.entry(new) for layer in cache.layers]
+    left = min(one.room - one.first - one.past for one in found) - new
+    array = entries(found)
+    setattr(cache, _ENTRIES, _Entries(array, found, left))
+    return array
+
+
+class _Entries(NamedTuple):
+    """Entries of a cache's layers, also as an array of pointers, and how many tokens fit in."""
+
+    array: Any
+    entries: list[Cached]
+    left: int
+
+    def __deepcopy__(self, _: Any) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+_ENTRIES = "_spikellm_entries"
 
 
 def embedding_of(

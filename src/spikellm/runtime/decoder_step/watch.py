@@ -1,15 +1,16 @@
-"""What a native step relies on staying as it was: modules, their hooks and their weights. Asked
-before every step, so it takes a few dozen microseconds.
-"""
+"""What a native step relies on staying as it was: modules, their hooks and their weights."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
 from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from spikellm.kernels import select
 from spikellm.kernels.base import choice
@@ -18,6 +19,7 @@ from spikellm.models.cache import SpikingLayer, SpikingSlidingLayer
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.head_codec import HeadCoder
 from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.prepared import PreparedModule
 from spikellm.nn.rotation import Rotation
 
 _METHODS = {
@@ -34,52 +36,71 @@ _METHODS = {
 }
 """What the module path calls, whose place somebody may have taken to look on."""
 _OWN = {before_attention, before_decoder}
-_VERSION, _HAS_FORWARD = attrgetter("_version"), methodcaller("__contains__", "forward")
+_VERSION, _FORWARD = attrgetter("_version"), methodcaller("get", "forward")
+_PARTS = 16
+_SOON = 0.005  # seconds of this thread after a step within which the next is of the same loop
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class Watch:
-    """The state of a model when its step was made."""
+class _Part:
+    """Some of a model's modules: their hooks, children, forward passes and tensors."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._empty: list[dict[int, Any]] = []  # hooks
-        self._few: list[tuple[dict[int, Any], int]] = []
-        self._parents: list[dict[str, nn.Module | None]] = []
-        self._own: list[dict[str, Any]] = []
-        self._layers: list[dict[str, Any]] = []
-        counted: list[Tensor] = []
-        for module in model.modules():
-            for hooks in (getattr(module, name) for name in _HOOKS):
-                if hooks:
-                    self._few.append((hooks, len(hooks)))
-                else:
-                    self._empty.append(hooks)
-            if module._modules:
-                self._parents.append(module._modules)
-            if module is not model:
-                self._own.append(module.__dict__)
-            if isinstance(module, SpikingLinear):
-                self._layers.append(module.__dict__)
-            held = (*module._parameters.values(), *module._buffers.values())
-            counted += [one for one in held if one is not None and not one.is_inference()]
-        self._counted = counted
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._hooks = [getattr(module, name) for module in modules for name in _HOOKS]
+        self._children = [module._modules for module in modules if module._modules]
+        self._own = [module.__dict__ for module in modules]
+        self._layers = [one.__dict__ for one in modules if isinstance(one, SpikingLinear)]
+        held = [one for m in modules for one in (*m._parameters.values(), *m._buffers.values())]
+        self._counted = [one for one in held if one is not None and not one.is_inference()]
         self._before = self._now()
 
     def unchanged(self) -> bool:
-        """Whether everything is as it was."""
-        if replaced_method() is not None or any(self._empty):
-            return False
-        if any(len(hooks) != count for hooks, count in self._few):
-            return False
-        return not any(map(_HAS_FORWARD, self._own)) and self._now() == self._before
+        return self._now() == self._before
 
     def _now(self) -> tuple[Any, ...]:
         return (
             sum(map(_VERSION, self._counted)),
             [own["_kernels"] for own in self._layers],
-            [[*children.values()] for children in self._parents],
-            os.environ.get("SPIKELLM_KERNELS"),
+            [[*children.values()] for children in self._children],
+            [*map(_FORWARD, self._own)],
+            [*map(len, self._hooks)],
         )
+
+
+class Watch:
+    """The state of a model when its step was made.
+
+    All of it is looked at before the first step of a generation. Before later ones, which follow
+    within a few milliseconds of their thread: whether any hook was registered, any kernel
+    forgotten; and one part of the modules, each in turn, for the memory of all has to be fetched
+    anew every time.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._parts = [_Part(modules[first::_PARTS]) for first in range(_PARTS)]
+        self._turn, self._quick = 0, self._events()
+        self.finished = 0.0
+
+    def unchanged(self, *, continues: bool) -> bool:
+        """Whether everything is as it was.
+
+        Args:
+            continues: this is the next token of a generation.
+        """
+        if replaced_method() is not None:
+            return False
+        events = self._events()
+        if continues and events == self._quick and 0 <= time.thread_time() - self.finished < _SOON:
+            self._turn = (self._turn + 1) % _PARTS
+            return self._parts[self._turn].unchanged()
+        self._quick = events
+        return all(part.unchanged() for part in self._parts)
+
+    @staticmethod
+    def _events() -> tuple[int, int, str | None]:
+        kernels = os.environ.get("SPIKELLM_KERNELS")
+        return RemovableHandle.next_id, PreparedModule.forgotten, kernels
 
 
 def replaced_method() -> str | None:
