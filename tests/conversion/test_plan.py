@@ -38,7 +38,8 @@ def refusal(algorithm: str, *settings: str) -> str:
 def test_algorithms_that_take_the_codes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(algorithms._entries, "other", TernaryToo)
     assert refusal("rtn", "weights={format: ternary}").endswith(
-        "which has kind 'ternary'; set algorithm to block-ap or gptq or other, or choose another format"
+        "which has kind 'ternary'; set algorithm to block-ap or gptq or other, or choose another"
+        " format"
     )
 
 
