@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from spikellm.models.decoder_capture import capture
 from spikellm.models.growing_cache import make_growing
 from spikellm.nn.execution import set_execution_mode
 from spikellm.nn.hooks import SpikeTrain, observe_spikes
+from spikellm.nn.vocabulary import CodedHead
 from spikellm.runtime.decoder_step.check import copied
 from spikellm.runtime.decoder_step.hook import StepState, step_state
 from spikellm.runtime.decoder_step.step import entries_of
@@ -39,6 +40,7 @@ TURNED = (
     "attention={query: {bits: 4}, key: {bits: 4}, value: {bits: 4}, rotate: true, center: true,"
     " balance: true}"
 )
+VOCABULARY = "vocabulary={bits: 8, group_size: 16}"
 CONFIGS: dict[str, Any] = {
     **{name: FAMILIES[name] for name in ("llama", "qwen2", "qwen3", "mistral", "gemma3")},
     **{name: FAMILIES[name] for name in ("phi3", "opt", "gpt2", "gpt_neox", "phi", "stablelm")},
@@ -52,13 +54,18 @@ CONFIGS: dict[str, Any] = {
 
 
 def converted(family: str, text_file: Path, *settings: str, dtype: torch.dtype) -> Any:
-    torch.manual_seed(0)
-    made = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
-    model = randomized(made).to(dtype)
-    tokenizer = spikellm.load(Path(spikellm.__file__).parent / "assets" / "stdlib-2m")[1]
     given = ["activations.saliency=first-order", *settings]
+    return with_recipe("w4a4-t2", CONFIGS[family](), text_file, given, dtype)
+
+
+def with_recipe(
+    recipe: str, config: Any, text_file: Path, settings: Sequence[str], dtype: torch.dtype
+) -> Any:
+    torch.manual_seed(0)
+    model = randomized(transformers.AutoModelForCausalLM.from_config(config)).to(dtype)
+    tokenizer = spikellm.load(Path(spikellm.__file__).parent / "assets" / "stdlib-2m")[1]
     spikellm.convert(
-        model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=16, settings=given
+        model, tokenizer, recipe, str(text_file), samples=2, seqlen=16, settings=settings
     )
     return model
 
@@ -179,6 +186,62 @@ def test_the_same_tokens_are_generated(
         wanted = generated(model)
     assert torch.equal(generated(model), wanted)
     assert is_native(model), step_in_words(model)
+
+
+@pytest.mark.parametrize(
+    ("family", "recipe", "tied", "dtype"),
+    [
+        ("llama", "w4a4-t2", False, torch.float32),
+        ("llama", "w4a4-t2", True, torch.bfloat16),
+        ("phi", "w4a16", False, torch.bfloat16),
+        ("gemma3", "w4a16", True, torch.float32),
+    ],
+)
+def test_weights_on_inputs_that_are_not_coded(
+    family: str, recipe: str, tied: bool, dtype: torch.dtype, text_file: Path
+) -> None:
+    """Embedding and output projection of codes, the latter with a bias in one family; layers of
+    weights alone.
+    """
+    config = CONFIGS[family]()
+    config.tie_word_embeddings = tied
+    model = with_recipe(recipe, config, text_file, [VOCABULARY], dtype)
+    head = model.get_output_embeddings()
+    assert isinstance(head, CodedHead)
+    assert head.shared is tied
+    with library_path(model):
+        wanted = generated(model, 8)
+    assert torch.equal(generated(model, 8), wanted)
+    assert is_native(model), step_in_words(model)
+    step = state(model).step
+    assert state(model).reason is None
+    assert step is not None
+    built = step.built
+    hidden = torch.randn(2, 3, head.in_features, generator=torch.Generator().manual_seed(0))
+    given = step.given(hidden.to(dtype), torch.arange(3).expand(2, 3).contiguous(), None, None)
+    span = (built.starts[-1], built.program.length)
+    _, (x, y) = run_step(built.program, given, span, forced=[torch.zeros(6, head.out_features)])
+    with torch.no_grad():
+        assert torch.equal(y, head(x.to(dtype)).float())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_write_into_a_coded_table_is_seen(threads: int, text_file: Path) -> None:
+    model = with_recipe("w4a4-t2", CONFIGS["llama"](), text_file, [VOCABULARY], torch.float32)
+    table, before = model.get_output_embeddings().table, torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        first = generated(model, 8)
+        assert is_native(model), step_in_words(model)
+        with torch.no_grad():
+            table.weight_scale.copy_(table.weight_scale.flip(0))
+        second = generated(model, 8)
+        assert is_native(model), step_in_words(model)
+        with library_path(model):
+            assert torch.equal(generated(model, 8), second)
+    finally:
+        torch.set_num_threads(before)
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize(

@@ -126,13 +126,17 @@ class CodedTable(PreparedModule):
 
     def product(self, x: Tensor) -> Tensor:
         """Sums of inputs ``(..., columns)`` over every row: ``(..., rows)``, in their type."""
-        self.forget_if_written()
         if torch.compiler.is_compiling():
             return backends[REFERENCE].prepare_linear(self.spec(), self)(x)
+        return self.kernel()(x)
+
+    def kernel(self) -> PreparedLinear:
+        """What takes these sums, prepared."""
+        self.forget_if_written()
         if self._product is None:
             spec = self.spec()
             self._product = select(spec, self.weight_codes.device).prepare_linear(spec, self)
-        return self._product(x)
+        return self._product
 
 
 class CodedEmbedding(nn.Module):

@@ -5,6 +5,7 @@
 #include "step_attention.h"
 #include "step_values.h"
 #include "team.h"
+#include "weight_products.h"
 
 #define WORTH 32768 /* bytes of weights that are worth a thread */
 
@@ -163,6 +164,23 @@ static int32_t run_dense(Pass *pass, const Op *op) {
     return 0;
 }
 
+/* data: plan, packed, scale, zero, bias. */
+static int32_t run_weight_only(Pass *pass, const Op *op) {
+    const float *x = at(pass, view_of(pass, op->in), 0, 0);
+    float *y = at(pass, view_of(pass, op->out), 0, 0);
+    const WeightSizes size = weight_sizes(op->data[0]);
+    show(pass, x, size.in);
+    const size_t bytes = sizeof(float) * (size_t)(pass->tokens * size.buffer);
+    if (!room_for(&pass->codes, bytes)) return 1;
+    float *placed = memset(pass->codes.memory, 0, bytes);
+    for (int64_t n = 0; n < pass->tokens; n++) place_weight_inputs(op->data[0], x + n * size.in, placed + n * size.buffer);
+    WeightOnly layer = {op->data[0], op->data[1], op->data[3], op->data[2], op->data[4], placed, y, pass->tokens, FLOAT32};
+    share_work(run_weight_strips, &layer, size.strips, threads_for(pass, size.out * size.row_bytes * pass->tokens));
+    round_to_type(y, pass->tokens * size.out, pass->program->type);
+    show_output(pass, y, size.out);
+    return 0;
+}
+
 static int32_t run_heads(void *work, int64_t first, int64_t last) {
     const Attending *task = work;
     int32_t failed = 0;
@@ -207,22 +225,9 @@ static int32_t run(Pass *pass, const Op *op) {
     case LINEAR: return run_linear(pass, op);
     case ADDITIVE: return run_additive(pass, op);
     case DENSE: return run_dense(pass, op);
+    case WEIGHT_ONLY: return run_weight_only(pass, op);
     case ATTEND: return run_attention(pass, op);
     default: run_values(pass, op); return 0;
-    }
-}
-
-/* New tokens count as held, all at once: nobody ever sees a cache that only some layers have written to. */
-static void hold_new_tokens(const Program *program, const Call *call) {
-    for (int64_t i = 0; i < program->count; i++) {
-        if (program->ops[i].kind != ATTEND) continue;
-        Cached *cached = call->cached[((const Attention *)program->ops[i].data[0])->layer];
-        cached->past += call->queries;
-        cached->total += call->queries;
-        if (cached->keep && cached->past > cached->keep) {
-            cached->first += cached->past - cached->keep;
-            cached->past = cached->keep;
-        }
     }
 }
 

@@ -6,7 +6,7 @@
 #define SPIKELLM_STEP_H
 #include <stdint.h>
 
-enum { NORM, LINEAR, ADDITIVE, DENSE, ROTATE, ROPE, SCALE, ATTEND, ACTIVATE, ADD };
+enum { NORM, LINEAR, ADDITIVE, DENSE, WEIGHT_ONLY, ROTATE, ROPE, SCALE, ATTEND, ACTIVATE, ADD };
 enum { RMS, RMS_WIDE, LAYER_NORM };       /* times the weight after rounding, or before it; with a mean and a bias */
 enum { SILU, GELU, GELU_TANH, GELU_STEPS, RELU }; /* GELU_STEPS: by one operator after the other, each rounded */
 

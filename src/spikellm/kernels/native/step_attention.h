@@ -149,4 +149,18 @@ static inline int attend_to_numbers(const Attending *task, int64_t sequence, int
     free(query);
     return done;
 }
+
+/* New tokens count as held, all at once: nobody ever sees a cache that only some layers have written to. */
+static inline void hold_new_tokens(const Program *program, const Call *call) {
+    for (int64_t i = 0; i < program->count; i++) {
+        if (program->ops[i].kind != ATTEND) continue;
+        Cached *cached = call->cached[((const Attention *)program->ops[i].data[0])->layer];
+        cached->past += call->queries;
+        cached->total += call->queries;
+        if (cached->keep && cached->past > cached->keep) {
+            cached->first += cached->past - cached->keep;
+            cached->past = cached->keep;
+        }
+    }
+}
 #endif

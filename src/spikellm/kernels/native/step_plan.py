@@ -25,11 +25,13 @@ from spikellm.kernels.native.step_structs import (
     Program,
     View,
 )
+from spikellm.kernels.native.weight_only import NativeWeightOnly
 from spikellm.quantization import hadamard
 
 INPUT, OUTPUT = 0, 1
 _LANES = {"AVX512": 16, "AVX2": 8}  # of torch's vectors of float32
 _ALIGNED = 16
+_LINEAR = ("linear", "additive", "dense", "weight_only")
 
 
 class Place(NamedTuple):
@@ -129,7 +131,7 @@ class StepProgram:
         self._ops.append(
             Op(KINDS.index(kind), source.view, where, into.view, a, b, c, d, x, y, full)
         )
-        if kind in ("linear", "additive", "dense"):
+        if kind in _LINEAR:
             self._shown += [source.size, into.size]
         self._shown_until.append(len(self._shown))
         self._packed = None
@@ -170,6 +172,13 @@ class StepProgram:
         """A layer of 16- or 32-bit weights, ``(out, in)``."""
         data = [weight, None if bias is None else bias.float().contiguous()]
         self._add("dense", into, source, None, data, (ops.TYPES[weight.dtype],))
+
+    def weight_only(
+        self, into: Place, source: Place, layer: NativeWeightOnly, bias: Tensor | None
+    ) -> None:
+        """A layer of integer weights whose inputs are not coded; ``bias`` where it has none."""
+        own = layer.operands[4] if bias is None else bias.detach().float().contiguous()
+        self._add("weight_only", into, source, None, [*layer.operands[:4], own])
 
     def rotate(
         self,

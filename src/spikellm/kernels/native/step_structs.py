@@ -10,6 +10,7 @@ KINDS = (
     "linear",
     "additive",
     "dense",
+    "weight_only",
     "rotate",
     "rope",
     "scale",

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include "floats.h"
 #include "weight_only.h"
+#include "weight_products.h"
 
 #define ROWS 4    /* that are worked on at a time */
 #define TOKENS 4
@@ -94,6 +95,49 @@ static void sums_of_one(int bits, const Plan *plan, const Tile *tile, float *sum
 static __attribute__((noinline)) void sums_of_one(int bits, const Plan *plan, const Tile *tile, float *sums) { sums_of(bits, 1, plan, tile, sums); }
 #endif
 
+WeightSizes weight_sizes(const int32_t *plan) {
+    const Header head = read_plan(plan).head;
+    return (WeightSizes){head.in, head.out, head.buffer, head.row_bytes, (head.out + STRIP - 1) / STRIP};
+}
+
+void place_weight_inputs(const int32_t *words, const float *x, float *placed) {
+    const Plan plan = read_plan(words);
+    place_inputs(&plan, x, placed);
+}
+
+static void run_strip(const WeightOnly *layer, const Plan *plan, int64_t strip) {
+    const Header *head = &plan->head;
+    const int32_t first = (int32_t)strip * STRIP, count = head->out - first < STRIP ? head->out - first : STRIP;
+    for (int64_t n = 0; n < layer->tokens; n += TOKENS) {
+        const int32_t some = (int32_t)(layer->tokens - n < TOKENS ? layer->tokens - n : TOKENS);
+        float own[TOKENS][STRIP], sums[TOKENS * ROWS];
+        Tile tile;
+        for (int t = 0; t < TOKENS; t++) tile.x[t] = layer->placed + (n + (t < some ? t : 0)) * head->buffer;
+        for (int32_t o = 0; o < count; o += ROWS) {
+            for (int r = 0; r < ROWS; r++) { /* rows beyond the last repeat it */
+                const int64_t row = first + (o + r < count ? o + r : count - 1);
+                tile.row[r] = layer->packed + row * head->row_bytes;
+                tile.zero[r] = layer->zero + row * head->scales;
+                tile.scale[r] = layer->scale + row * head->scales;
+            }
+            (some == 1 ? sums_of_one : sums_of_some)(head->bits, plan, &tile, sums);
+            for (int32_t t = 0; t < some; t++)
+                for (int32_t r = 0; r < ROWS && o + r < count; r++) own[t][o + r] = sums[t * ROWS + r];
+        }
+        for (int32_t t = 0; t < some; t++) {
+            for (int32_t o = 0; layer->bias && o < count; o++) own[t][o] += layer->bias[first + o];
+            store_row(layer->y, layer->type, (n + t) * head->out + first, own[t], count);
+        }
+    }
+}
+
+int32_t run_weight_strips(void *work, int64_t first, int64_t last) {
+    const WeightOnly *layer = work;
+    const Plan plan = read_plan(layer->plan);
+    for (int64_t strip = first; strip < last; strip++) run_strip(layer, &plan, strip);
+    return 0;
+}
+
 /* Returns 0, or 1 where memory ran out.
 
    x: (tokens, in); packed: (out, row_bytes); scale, zero: (out, scales); bias: (out) or null; y: (tokens, out); type: of x and y, see floats.h. */
@@ -103,37 +147,13 @@ int32_t spikellm_weight_only_linear(const void *x, int64_t tokens, const int32_t
     const Header *head = &plan.head;
     if (tokens == 0 || head->out == 0) return 0;
     float *placed = calloc((size_t)tokens * (size_t)head->buffer + 1, sizeof *placed), *room = malloc(sizeof(float) * ((size_t)head->in + 1));
-    int32_t failed = !placed || !room;
+    const int32_t failed = !placed || !room, strips = failed ? 0 : (head->out + STRIP - 1) / STRIP;
     for (int64_t n = 0; !failed && n < tokens; n++) place_inputs(&plan, load_row(x, type, n, head->in, room), placed + n * head->buffer);
     free(room);
-    const int32_t strips = (head->out + STRIP - 1) / STRIP;
+    const WeightOnly layer = {words, packed, zero, scale, bias, placed, y, tokens, type};
     if (threads > strips) threads = strips;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (int32_t strip = 0; strip < strips; strip++) {
-        if (failed) continue;
-        const int32_t first = strip * STRIP, count = head->out - first < STRIP ? head->out - first : STRIP;
-        for (int64_t n = 0; n < tokens; n += TOKENS) {
-            const int32_t some = (int32_t)(tokens - n < TOKENS ? tokens - n : TOKENS);
-            float own[TOKENS][STRIP], sums[TOKENS * ROWS];
-            Tile tile;
-            for (int t = 0; t < TOKENS; t++) tile.x[t] = placed + (n + (t < some ? t : 0)) * head->buffer;
-            for (int32_t o = 0; o < count; o += ROWS) {
-                for (int r = 0; r < ROWS; r++) { /* rows beyond the last repeat it */
-                    const int64_t row = first + (o + r < count ? o + r : count - 1);
-                    tile.row[r] = packed + row * head->row_bytes;
-                    tile.zero[r] = zero + row * head->scales;
-                    tile.scale[r] = scale + row * head->scales;
-                }
-                (some == 1 ? sums_of_one : sums_of_some)(head->bits, &plan, &tile, sums);
-                for (int32_t t = 0; t < some; t++)
-                    for (int32_t r = 0; r < ROWS && o + r < count; r++) own[t][o + r] = sums[t * ROWS + r];
-            }
-            for (int32_t t = 0; t < some; t++) {
-                for (int32_t o = 0; bias && o < count; o++) own[t][o] += bias[first + o];
-                store_row(y, type, (n + t) * head->out + first, own[t], count);
-            }
-        }
-    }
+    for (int32_t strip = 0; strip < strips; strip++) run_strip(&layer, &plan, strip);
     free(placed);
     return failed;
 }

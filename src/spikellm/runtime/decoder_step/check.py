@@ -16,9 +16,11 @@ from transformers.cache_utils import Cache
 
 from spikellm.kernels.native.step_plan import INPUT, OUTPUT
 from spikellm.kernels.native.step_run import run_step
+from spikellm.kernels.native.weight_only import MOST_TOKENS
 from spikellm.models.decoder_capture import Captured, capture
 from spikellm.models.families import is_linear
 from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.vocabulary import CodedHead
 from spikellm.runtime.decoder_step.blocks import Built, Reading, build
 from spikellm.runtime.decoder_step.parts import UndescribedError
 from spikellm.runtime.decoder_step.step import DecoderStep, embedding_of, entries_of, finish_of
@@ -48,7 +50,8 @@ def checked_step(model: Any, given: Pass, run: Any) -> tuple[DecoderStep | str, 
     else why there is none. The output of that pass, too.
     """
     before = copied(given.cache)
-    layers = {one for one in model.modules() if isinstance(one, SpikingLinear) or is_linear(one)}
+    kinds = (SpikingLinear, CodedHead)
+    layers = {one for one in model.modules() if isinstance(one, kinds) or is_linear(one)}
     seen = capture(model, run, layers)
     reason = "it has no blocks"
     for reading in _READINGS:
@@ -110,7 +113,9 @@ def _differing(layer: nn.Module, x: Tensor, y: Tensor, seen: Captured) -> str | 
         return "the input of a layer is not the library's"
     spikes = isinstance(layer, SpikingLinear) and layer.neuron is not None
     if torch.equal(x, wanted.float()):
-        same = torch.equal(y, output.float().reshape(y.shape)) if spikes else _close(y, output)
+        coded = isinstance(layer, CodedHead) and len(x) <= MOST_TOKENS
+        exact = spikes or coded
+        same = torch.equal(y, output.float().reshape(y.shape)) if exact else _close(y, output)
         return None if same else "a layer gives something else"
     if isinstance(layer, SpikingLinear) and spikes:
         mine, its = layer.encode(x.to(wanted.dtype))[0], layer.encode(wanted)[0]

@@ -14,9 +14,11 @@ from spikellm.kernels.native.linear import NativeAdditive, NativeLinear
 from spikellm.kernels.native.step_plan import Place, StepProgram
 from spikellm.kernels.native.step_run import StepInput, run_step
 from spikellm.kernels.native.step_structs import ACTIVATIONS
+from spikellm.kernels.native.weight_only import NativeWeightOnly
 from spikellm.models.families import is_linear, weight_and_bias
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import Rotated, Rotation
+from spikellm.nn.vocabulary import CodedHead
 
 _TOKENS, _CHANNELS = 3, 200
 _CLOSE = 2.0**-6  # of the largest value: more than rounding in bfloat16 makes
@@ -124,8 +126,15 @@ def add_linear(
             program.linear(into, source, kernel, shared=_alike(program, source, before, kernel))
         elif isinstance(kernel, NativeAdditive):
             program.additive(into, source, kernel, shared=_alike(program, source, before, kernel))
+        elif isinstance(kernel, NativeWeightOnly):
+            program.weight_only(into, source, kernel, None)
         else:
             raise UndescribedError(f"{module} runs on {type(kernel).__name__}")
+    elif isinstance(module, CodedHead):
+        kernel = module.table.kernel()
+        if not isinstance(kernel, NativeWeightOnly):
+            raise UndescribedError(f"{module} runs on {type(kernel).__name__}")
+        program.weight_only(into, source, kernel, module.bias)
     elif is_linear(module):
         weight, bias = weight_and_bias(module)
         kept = weight.detach().contiguous()

@@ -21,12 +21,15 @@ from spikellm.nn.head_codec import HeadCoder
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.prepared import PreparedModule
 from spikellm.nn.rotation import Rotation
+from spikellm.nn.vocabulary import CodedHead, CodedTable
 
 _METHODS = {
     (kind, name): getattr(kind, name)
     for kind, names in (
         (SpikingLinear, ("forward", "encode")),
         (Rotation, ("forward",)),
+        (CodedHead, ("forward",)),
+        (CodedTable, ("product",)),
         (SpikingAttention, ("code", "turned_key", "turned_query")),
         (HeadCoder, ("to_rows", "store", "fake_quantize")),
         (SpikingLayer, ("update",)),
@@ -52,6 +55,7 @@ class _Part:
         self._layers = [one.__dict__ for one in modules if isinstance(one, SpikingLinear)]
         held = [one for m in modules for one in (*m._parameters.values(), *m._buffers.values())]
         self._counted = [one for one in held if one is not None and not one.is_inference()]
+        self._tables = [one.__dict__ for one in modules if isinstance(one, CodedTable)]
         self._before = self._now()
 
     def unchanged(self) -> bool:
@@ -61,6 +65,7 @@ class _Part:
         return (
             sum(map(_VERSION, self._counted)),
             [own["_kernels"] for own in self._layers],
+            [own["_product"] for own in self._tables],
             [[*children.values()] for children in self._children],
             [*map(_FORWARD, self._own)],
             [*map(len, self._hooks)],
