@@ -187,7 +187,11 @@ def weight_only_calls() -> Iterator[Call]:
             found = select(spec, "cpu").prepare_rows(spec, layer)(rows, dtype)
             yield "spikellm_weight_only_rows", [In(rows), 4, *stored, Out(found), kind]
         places = make_weight_only_plan(layer.spec()).order
-        k = nn.functional.pad(layer.integer_weights().float(), (0, 1))[:, places]
+        k, strip = torch.empty(outputs, len(places)), build.load_library()
+        pointers = [plan.data_ptr(), codes.data_ptr(), None, zero.data_ptr()]
+        strip.spikellm_weight_only_strip(*pointers, 0, outputs, k.data_ptr(), 1)
+        real = places < columns  # at others inputs are zero
+        assert torch.equal(k[:, real], layer.integer_weights().float()[:, places[real]])
         yield "spikellm_weight_only_strip", [*stored[:2], None, stored[3], 0, outputs, Out(k)]
 
 
