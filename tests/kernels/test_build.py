@@ -356,6 +356,7 @@ print("clean")
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_sources_compile_without_a_warning(tmp_path: Path) -> None:
     folder = Path(build.__file__).parent
     for tool in filter(None, (shutil.which("gcc"), shutil.which("clang"))):
