@@ -21,12 +21,7 @@ from spikellm.evaluation.perplexity import text_windows
 from spikellm.profiling.operations import count_operations
 from spikellm.profiling.plots.canvas import GRID, INK, SERIES, axes, label, write_svg
 
-RECIPES: tuple[tuple[str, str, str | None], ...] = (
-    ("w4a4-t2", "w4a4-t2", None),
-    ("best-w4a4", "best-w4a4", None),
-    ("best-w4a8", "best-w4a8", None),
-    *((f"sparse {budget}", "sparse-w4a4", f"activations.spikes={budget}") for budget in (0.6, 0.9)),
-)
+RECIPES = "w4a4-t2", "best-w4a4", "best-w4a8"
 TRAINS = {
     "published": "of the code, as SpikeLLM fires",
     "binary": "about the baseline, both signs",
@@ -65,8 +60,8 @@ def measure(found: dict[str, Any], options: argparse.Namespace) -> None:
             model, tokenizer, options.perplexity, **window
         ).value
     known = {row["recipe"] for row in found["rows"]}
-    for name, recipe, setting in RECIPES:
-        if name in known:
+    for recipe in RECIPES:
+        if recipe in known:
             continue
         model, tokenizer = spikellm.load(options.model)
         spikellm.convert(
@@ -76,7 +71,6 @@ def measure(found: dict[str, Any], options: argparse.Namespace) -> None:
             options.calibration,
             samples=options.samples,
             seqlen=options.seqlen,
-            settings=[setting] if setting else [],
         )
         value = spikellm.perplexity(model, tokenizer, options.perplexity, **window).value
         windows = text_windows(model, tokenizer, options.perplexity, **window)
@@ -89,7 +83,7 @@ def measure(found: dict[str, Any], options: argparse.Namespace) -> None:
         }
         spikes = {train: counts[train] / linear.codes for train in TRAINS}
         ratio = value / found["original"]
-        found["rows"].append({"recipe": name, "ratio": ratio, "spikes": spikes})
+        found["rows"].append({"recipe": recipe, "ratio": ratio, "spikes": spikes})
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
 
