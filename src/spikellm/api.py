@@ -18,7 +18,7 @@ from spikellm.algorithms import algorithms
 from spikellm.checkpoint.config import SpikeConfig
 from spikellm.checkpoint.load import load
 from spikellm.checkpoint.save import mark_converted, save, spike_config
-from spikellm.checkpoint.training import train, train_by
+from spikellm.checkpoint.training import train, train_by, training_windows
 from spikellm.checkpoint.vocabulary import stored_vocabulary
 from spikellm.conversion.fingerprint import identity_of
 from spikellm.conversion.loop import convert_blocks
@@ -173,7 +173,8 @@ def convert(
     }
     _mark(model, resolved, record)
     if resolved.training is not None:
-        train_by(model, tokenizer, resolved, run.journal, options)
+        trained_on = training_windows(model, tokenizer, resolved)
+        train_by(model, resolved, trained_on, run.journal, options)
     return Conversion(resolved, records, summarize(model))
 
 

@@ -63,13 +63,11 @@ def train(
     require_known_keywords("train", options, ("calibration", *TrainOptions.__annotations__))
     recipe = training_recipe(model, calibration, options.get("steps"), options.get("settings", ()))
     device = find_device(options.get("device") or next(model.parameters()).device)
-    journal = None
+    text, journal = training_windows(model, tokenizer, recipe), None
     if (folder := options.get("journal")) is not None:
-        identity = identity_of(
-            model, training_windows(model, tokenizer, recipe).windows, recipe, device
-        )
+        identity = identity_of(model, text.windows, recipe, device)
         journal = Journal(Path(folder), identity, replaces=options.get("replaces", False))
-    return train_by(model, tokenizer, recipe, journal, {**options, "original": original})
+    return train_by(model, recipe, text, journal, {**options, "original": original})
 
 
 def training_recipe(
@@ -109,7 +107,7 @@ def training_windows(model: Any, tokenizer: Any, recipe: Recipe) -> TrainingText
 
 
 def train_by(
-    model: Any, tokenizer: Any, recipe: Recipe, journal: Journal | None, options: Any
+    model: Any, recipe: Recipe, text: TrainingText, journal: Journal | None, options: Any
 ) -> TrainingRecord | None:
     """Train a converted model, and let it know how."""
     config = spike_config(model)
@@ -120,7 +118,7 @@ def train_by(
         model,
         lambda: original_of(model, options.get("original"), trust_remote_code=trust),
         recipe.training,
-        training_windows(model, tokenizer, recipe),
+        text,
         TrainingRun(
             find_device(options.get("device") or next(model.parameters()).device),
             journal,

@@ -167,15 +167,13 @@ def _run(
         x.data_ptr(),
         key.data_ptr(),
         value.data_ptr(),
-        None if seen is None else seen.data_ptr(),
+        ops.pointer(seen),
         found.data_ptr(),
         ctypes.addressof(sizes),
         scaling,
         softcap or 0.0,
     )
-    if failed:
-        raise MemoryError("a kernel found no memory for its work")
-    return found.transpose(1, 2).to(query.dtype).contiguous()
+    return ops.unless(failed, found).transpose(1, 2).to(query.dtype).contiguous()
 
 
 def _with_whole_rows(x: Tensor) -> Tensor:

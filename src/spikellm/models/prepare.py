@@ -34,6 +34,18 @@ def evaluating(model: nn.Module, *, stays: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient; afterwards each does as before."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+
+
+@contextmanager
 def prepared(model: Any, *, attention: bool) -> Iterator[None]:
     """Split experts and, where attention is to spike, compute it through the library's interface;
     after an error undo both, and the conversion.

@@ -18,6 +18,7 @@ from spikellm.core.errors import NumericalError, RequestError
 from spikellm.data.shards import WindowShard
 from spikellm.models.families import decoder_of, is_linear, weight_and_bias
 from spikellm.models.next_token import loss_backward
+from spikellm.models.prepare import frozen
 
 _TOKENS = 2048  # four times as many move 0 to 6% of the steps that are shared out
 
@@ -42,7 +43,6 @@ def output_sensitivity(
         RequestError: the backward pass does not fit into memory.
     """
     sums: dict[str, Tensor] = {}
-    frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
     device = next(model.parameters()).device
 
     def watch(name: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -69,8 +69,7 @@ def output_sensitivity(
     stride = max(1, -(-part.whole // _TOKENS))
     chosen = part.windows[-(part.before // part.windows.shape[1]) % stride :: stride].to(device)
     try:
-        model.requires_grad_(False)
-        with torch.enable_grad():
+        with frozen(model), torch.enable_grad():
             for window in chosen.split(1):
                 loss_backward(model, window)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -81,8 +80,6 @@ def output_sensitivity(
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, required in frozen.items():
-            parameter.requires_grad_(required)
     found, tokens = {}, sum_scalar(chosen.numel())
     hidden = int(decoder_of(model).config.hidden_size)
     for name, layer in layers.items():

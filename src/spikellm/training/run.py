@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from spikellm.conversion.journal import Journal
 from spikellm.conversion.record import TrainingRecord
-from spikellm.models.prepare import evaluating
+from spikellm.models.prepare import evaluating, frozen
 from spikellm.recipe.training import StageOptions
 from spikellm.training.base import Stage, Trainable, stages
 from spikellm.training.journal import TrainingJournal
@@ -79,7 +79,7 @@ def train_model(
         return None
     stage = stages[options.name]()
     teacher = original() if stage.needs_original else None
-    with _on(run.device, model, teacher), evaluating(model), _frozen(model):
+    with _on(run.device, model, teacher), evaluating(model), frozen(model):
         trained = stage.parameters(model, options)
         starts = [one.tensor.detach().clone() for one in trained]
         try:
@@ -146,15 +146,3 @@ def _on(device: torch.device, *models: Any) -> Iterator[None]:
         for model, home in zip(present, homes, strict=True):
             if home != device:
                 model.to(home)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient; afterwards each does as before."""
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, required in before.items():
-            parameter.requires_grad_(required)

@@ -72,7 +72,7 @@ def _spike_linear(  # noqa: PLR0913  torch custom operators take tensors one by 
         scale.data_ptr(),
         zero.data_ptr(),
         column_sums.data_ptr(),
-        _pointer(bias),
+        pointer(bias),
         y.data_ptr(),
         counts.data_ptr() if shown else None,
         baselines.data_ptr() if shown else None,
@@ -107,7 +107,7 @@ def _additive_linear(
         plan.data_ptr(),
         words.data_ptr(),
         scale.data_ptr(),
-        _pointer(bias),
+        pointer(bias),
         y.data_ptr(),
         TYPES[x.dtype],
         torch.get_num_threads(),
@@ -211,7 +211,8 @@ def unless(failed: int, found: Tensor) -> Tensor:
     return found
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
+def pointer(tensor: Tensor | None) -> int | None:
+    """Where a tensor's data lie; None for none."""
     return None if tensor is None else tensor.data_ptr()
 
 

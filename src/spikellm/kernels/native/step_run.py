@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.native import build
+from spikellm.kernels.native.ops import pointer, unless
 from spikellm.kernels.native.processors import step_threads
 from spikellm.kernels.native.step_plan import OUTPUT, StepProgram
 from spikellm.kernels.native.step_structs import Cached, Call
@@ -78,25 +79,20 @@ def run_step(
         ctypes.addressof(given.cached) if given.cached is not None else None,
         ctypes.addressof(cos),
         ctypes.addressof(sin),
-        _pointer(given.positions),
-        _pointer(given.mask),
+        pointer(given.positions),
+        pointer(given.mask),
         0 if given.mask is None else given.mask.shape[1],
-        _pointer(seen),
-        _pointer(instead),
+        pointer(seen),
+        pointer(instead),
         step_threads(),
         int(commit),
         result,
         0,
     )
     step = build.load_library().spikellm_step
-    if step(ctypes.byref(program.pack()), ctypes.byref(call)):
-        raise MemoryError("a kernel found no memory for its work")
+    unless(step(ctypes.byref(program.pack()), ctypes.byref(call)), output)
     shown = [] if seen is None else list(seen.split([tokens * width for width in widths]))
     return output, [one.view(tokens, -1) for one in shown]
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def pointers(tensors: Sequence[Tensor]) -> Any:

@@ -70,7 +70,7 @@ def _linear(  # noqa: PLR0913  torch custom operators take tensors one by one
         codes.data_ptr(),
         scale.data_ptr(),
         zero.data_ptr(),
-        None if bias is None else bias.data_ptr(),
+        ops.pointer(bias),
         y.data_ptr(),
         ops.TYPES[x.dtype],
         torch.get_num_threads(),
