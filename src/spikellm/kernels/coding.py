@@ -13,7 +13,7 @@ from torch import Tensor
 from spikellm.kernels.base import choice, plain
 from spikellm.kernels.native import backend, build
 from spikellm.kernels.native.linear_plan import make_plan, misfit
-from spikellm.kernels.native.ops import TYPES
+from spikellm.kernels.native.ops import TYPES, unless
 from spikellm.kernels.spec import LinearSpec
 from spikellm.kernels.torch.linear import encode
 from spikellm.quantization.ste import share_gradient, within_share
@@ -54,19 +54,17 @@ class InputCoding:
             return self._values(x, shares).to(dtype)
         assert self._plan is not None
         x, shares, found = x.contiguous(), shares.contiguous(), x.new_empty(x.shape, dtype=dtype)
-        _unless(
-            build.load_library().spikellm_code_values(
-                x.data_ptr(),
-                len(x),
-                self._plan.data_ptr(),
-                shares.data_ptr(),
-                found.data_ptr(),
-                TYPES[x.dtype],
-                TYPES[dtype],
-                torch.get_num_threads(),
-            )
+        failed = build.load_library().spikellm_code_values(
+            x.data_ptr(),
+            len(x),
+            self._plan.data_ptr(),
+            shares.data_ptr(),
+            found.data_ptr(),
+            TYPES[x.dtype],
+            TYPES[dtype],
+            torch.get_num_threads(),
         )
-        return found
+        return unless(failed, found)
 
     def gradients(self, x: Tensor, gradient: Tensor, shares: Tensor) -> CodedGradients:
         """Gradients, from that of the values, ``(tokens, in)`` in stored order.
@@ -81,21 +79,19 @@ class InputCoding:
         assert self._plan is not None
         x, gradient, shares = x.contiguous(), gradient.contiguous(), shares.contiguous()
         by_input, by_share = torch.empty_like(x), shares.new_empty(len(x), len(shares))
-        _unless(
-            build.load_library().spikellm_code_gradients(
-                x.data_ptr(),
-                gradient.data_ptr(),
-                len(x),
-                self._plan.data_ptr(),
-                shares.data_ptr(),
-                by_input.data_ptr(),
-                by_share.data_ptr(),
-                TYPES[x.dtype],
-                TYPES[gradient.dtype],
-                torch.get_num_threads(),
-            )
+        failed = build.load_library().spikellm_code_gradients(
+            x.data_ptr(),
+            gradient.data_ptr(),
+            len(x),
+            self._plan.data_ptr(),
+            shares.data_ptr(),
+            by_input.data_ptr(),
+            by_share.data_ptr(),
+            TYPES[x.dtype],
+            TYPES[gradient.dtype],
+            torch.get_num_threads(),
         )
-        return CodedGradients(by_input, by_share.sum(0))
+        return CodedGradients(unless(failed, by_input), by_share.sum(0))
 
     def _runs_native(self, x: Tensor, dtype: torch.dtype) -> bool:
         known = x.dtype in TYPES and dtype in TYPES
@@ -134,8 +130,3 @@ class InputCoding:
         if self._order is None:
             return values
         return torch.empty_like(values).index_copy_(1, self._order, values)
-
-
-def _unless(failed: int) -> None:
-    if failed:
-        raise MemoryError("a kernel found no memory for its work")
