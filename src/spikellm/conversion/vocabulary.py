@@ -29,8 +29,9 @@ def code_vocabulary(
         module = model.get_submodule(name)
         weight = module.weight if name == sites.embedding else weight_and_bias(module)[0]
         table = CodedTable.like(weight, settings)
-        coded = code_table(weight.detach(), settings.bits, table.groups)
-        table.set_weights(coded)
+        for first in range(0, table.rows, _ROWS):
+            part = weight.detach()[first : first + _ROWS]
+            table.set_weights(code_table(part, settings.bits, table.groups), first)
         tables[name] = table
         modules = dict.fromkeys(sites.modules if sites.shared else [name], table)
         fitted = FittedBlock({}, notes=[f"{name}: the difference is that of its weights"])

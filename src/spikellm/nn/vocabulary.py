@@ -58,10 +58,11 @@ class CodedTable(PreparedModule):
         return cls(weight.shape[0], weight.shape[1], settings, weight.device)
 
     @torch.no_grad()
-    def set_weights(self, weights: AffineWeights) -> None:
-        """Take over codes whose zero-points are in the middle."""
-        self.weight_codes.copy_(pack(weights.codes, self.settings.bits))
-        self.weight_scale.copy_(weights.scale)
+    def set_weights(self, weights: AffineWeights, first: int = 0) -> None:
+        """Take over codes whose zero-points are in the middle, of rows from the ``first`` on."""
+        rows = slice(first, first + len(weights.codes))
+        self.weight_codes[rows] = pack(weights.codes, self.settings.bits)
+        self.weight_scale[rows] = weights.scale
         self.forget()
 
     @property

@@ -12,11 +12,10 @@ from spikellm.quantization.affine import AffineWeights, code_in_range, dequantiz
 _SHARES = tuple(share / 64 for share in range(64, 47, -1))
 """Parts of a row's range that are tried, the whole of it first, until no row gains."""
 
-_ROWS = 1 << 12  # at a time
-
 
 def code_table(table: Tensor, bits: int, groups: list[tuple[int, int]]) -> AffineWeights:
-    """Codes of a table, ``(rows, columns)`` of any float type, finite.
+    """Codes of a table, ``(rows, columns)`` of any float type, finite; of a long one, a few
+    thousand rows at a time take little memory, and have the same codes.
 
     Of each row and group that share of its range is taken whose squared error is least; of equal
     ones the largest.
@@ -25,11 +24,7 @@ def code_table(table: Tensor, bits: int, groups: list[tuple[int, int]]) -> Affin
         bits: 2 to 8.
         groups: columns that share a scale.
     """
-    parts = [_code(part.float(), bits, groups) for part in table.split(_ROWS)]
-    return AffineWeights(*(torch.cat(found) for found in zip(*parts, strict=True)))
-
-
-def _code(rows: Tensor, bits: int, groups: list[tuple[int, int]]) -> AffineWeights:
+    rows = table.float()
     low, high = weight_range(rows, groups)
     reach, tops = torch.maximum(high, -low), [2**bits - 1] * len(groups)
     codes, scale, zero = code_in_range(rows, tops, groups, -reach, reach, symmetric=True)
@@ -52,5 +47,5 @@ def _code(rows: Tensor, bits: int, groups: list[tuple[int, int]]) -> AffineWeigh
 
 def _errors(rows: Tensor, coded: AffineWeights, groups: list[tuple[int, int]]) -> Tensor:
     """Squared error of each row and group, ``(rows, groups)``."""
-    lost = (dequantize(coded, groups) - rows).square_()
+    lost = dequantize(coded, groups).sub_(rows).square_()
     return torch.stack([lost[:, start:stop].sum(1) for start, stop in groups], 1)
