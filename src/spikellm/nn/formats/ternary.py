@@ -79,7 +79,8 @@ class TernaryFormat(WeightFormat):
             len(planes[0][0]), layer.shape.columns, dtype=torch.int16, device=steps.device
         )
         for t, (plus, minus) in enumerate(planes):
-            total[:, steps > t] += plus.to(torch.int16) - minus.to(torch.int16)
+            spikes = (plus.view(torch.int8) - minus.view(torch.int8)).to(torch.int16)
+            total.index_add_(1, (steps > t).nonzero().flatten(), spikes)
         return total
 
     def planes(self, layer: Stored, rows: slice = slice(None)) -> list[tuple[Tensor, Tensor]]:
