@@ -52,7 +52,7 @@ class LearnableLayer:
         self._layer, settings = layer, layer.settings.weights
         layout, self._ternary = layer.layout(), layer.format.coding == "ternary"
         self._order, tops = layout.order, [settings.top(steps) for steps in layout.weight_steps]
-        scale = layer.weight_scale[:, : len(tops)].clone()
+        scale = layer.weight_scale[:, : len(tops)].float().clone()
         device = scale.device
         self._grid = CodeGrid.of(
             layout.weight_groups,
@@ -65,7 +65,7 @@ class LearnableLayer:
         self._top = torch.tensor(tops, dtype=torch.float32, device=device)
         self._zero = torch.zeros_like(scale)
         if not self._ternary:
-            self._zero = layer.get_buffer("weight_zero")[:, : len(tops)].float()
+            self._zero = layer.packed_codes().zero[:, : len(tops)].float()
         levels, reach = layer.integer_weights().float(), 0.5 - _MARGIN
         stored = weight if layout.order is None else weight.index_select(1, layout.order)
         place = stored.float() / self._grid.spread(scale)

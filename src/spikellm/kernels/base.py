@@ -44,7 +44,7 @@ class LinearWeights(Protocol):
     """Weights of a layer as a backend reads them.
 
     Attributes:
-        weight_scale: float32, ``(out, weight groups)``.
+        weight_scale: float32 or bfloat16, ``(out, weight groups)``; products are in float32.
         bias: ``(out,)``, any float type; None if there is none.
     """
 

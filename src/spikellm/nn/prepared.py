@@ -82,11 +82,11 @@ class PreparedModule(nn.Module):
         return {**dict.fromkeys(self.prepared), "_sources": (), "_writes": 0}
 
     def _apply(self: M, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> M:
-        exact = {name: one for name, one in self._buffers.items() if _is_float32(one)}
+        exact = {name: one for name, one in self._buffers.items() if _is_float(one)}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in exact.items():
             after = self._buffers[name]
-            if before is not None and after is not None and after.dtype != torch.float32:
+            if before is not None and after is not None and after.dtype != before.dtype:
                 self._buffers[name] = before.to(after.device)
         self.forget()
         return self
@@ -96,5 +96,5 @@ class PreparedModule(nn.Module):
         self.forget()
 
 
-def _is_float32(buffer: Tensor | None) -> bool:
-    return buffer is not None and buffer.dtype == torch.float32
+def _is_float(buffer: Tensor | None) -> bool:
+    return buffer is not None and buffer.is_floating_point()

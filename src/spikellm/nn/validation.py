@@ -29,6 +29,7 @@ _STORED = {  # names of types in safetensors' headers
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.bfloat16: "BF16",
 }
 
 

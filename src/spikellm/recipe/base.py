@@ -154,6 +154,7 @@ class WeightOptions(PartOptions):
         bits: of an ordinary column's code; every format has it, as a field or a property.
         symmetric: whether the zero-point is fixed in the middle.
         group_size: columns that share a scale; None for the whole row.
+        scale_bits: of a scale.
         salient_rate, salient_steps, saliency, invert: columns whose weights take several steps.
         budget, allocation: average steps of all columns, and over what they are spent.
     """
@@ -184,6 +185,9 @@ class WeightOptions(PartOptions):
         def group_size(self) -> int | None: ...
 
         @property
+        def scale_bits(self) -> int: ...
+
+        @property
         def salient_rate(self) -> float: ...
 
         @property
@@ -211,6 +215,7 @@ class WeightOptions(PartOptions):
 _ABSENT = {
     "symmetric": False,
     "group_size": None,
+    "scale_bits": 32,
     "salient_rate": 0.0,
     "salient_steps": 1,
     "saliency": "second-order",

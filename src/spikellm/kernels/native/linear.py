@@ -91,7 +91,7 @@ class NativeLinear(NativeLayer):
         self.operands = (
             make_plan(spec),
             codes.contiguous(),
-            weights.weight_scale.contiguous(),
+            weights.weight_scale.float().contiguous(),
             zero.contiguous(),
             torch.cat(sums, 1).contiguous(),
             float_bias(weights),
@@ -119,7 +119,7 @@ class NativeAdditive(NativeLayer):
         self.operands = (
             plan,
             torch.cat([words for _, words in made]),
-            weights.weight_scale.contiguous(),
+            weights.weight_scale.float().contiguous(),
             float_bias(weights),
         )
         super().__init__(library.spikellm_additive_linear, spec, list(self.operands))

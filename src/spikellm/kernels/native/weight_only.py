@@ -196,5 +196,5 @@ def _operands(
     spec: LinearSpec, weights: LinearWeights
 ) -> tuple[PlacedPlan, Tensor, Tensor, Tensor]:
     codes, zero = weights.packed_codes()
-    scale = weights.weight_scale.contiguous()
+    scale = weights.weight_scale.float().contiguous()
     return make_weight_only_plan(spec), codes.contiguous(), scale, zero.contiguous()

@@ -64,7 +64,7 @@ class TorchLinear:
             )
 
     def _spiking(self, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        spec, scale = self.spec, self._weights.weight_scale
+        spec, scale = self.spec, self._weights.weight_scale.float()
         neuron = cast(SoftResetNeuron, spec.neuron)
         codes, thresholds = encode(spec, tokens)
         y = torch.zeros(tokens.shape[0], spec.rows, dtype=torch.float32, device=tokens.device)
@@ -99,7 +99,7 @@ class TorchLinear:
             )
 
     def _by_products(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        scale = self._weights.weight_scale
+        scale = self._weights.weight_scale.float()
         parts = [
             tokens[:, s.start : s.stop]
             @ weights[:, s.start : s.stop].float().T
@@ -109,14 +109,14 @@ class TorchLinear:
         return cast(Tensor, sum(parts))
 
     def _by_additions(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        parts = []
+        parts, scale = [], self._weights.weight_scale.float()
         for start, stop, _, weight_group in self.spec.segments:
             part, q = tokens[:, start:stop], weights[:, start:stop]
             charge = tokens.new_zeros(tokens.shape[0], self.spec.rows)
             for t in range(self.spec.weight_steps[weight_group]):
                 charge += sum_of_chosen(part, q > t)
                 charge -= sum_of_chosen(part, -q > t)
-            parts.append(charge * self._weights.weight_scale[:, weight_group])
+            parts.append(charge * scale[:, weight_group])
         return cast(Tensor, sum(parts))
 
 

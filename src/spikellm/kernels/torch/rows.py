@@ -23,7 +23,7 @@ class TorchRows:
         if not torch.compiler.is_compiling():
             self._require_there(own)
         codes = unpack(packed[own], spec.weight_bits, spec.columns).float()
-        scale, zero = self._weights.weight_scale[own], zero[own].float()
+        scale, zero = self._weights.weight_scale[own].float(), zero[own].float()
         for start, stop, _, group in spec.segments:
             codes[:, start:stop] -= zero[:, group : group + 1]
             codes[:, start:stop] *= scale[:, group : group + 1]

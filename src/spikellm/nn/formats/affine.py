@@ -22,12 +22,14 @@ from spikellm.quantization.packing import pack, packed_length, unpack
 from spikellm.saliency import salient_count
 
 _ROWS = 1 << 21  # weights that are repacked at a time
+_SCALES = {32: torch.float32, 16: torch.bfloat16}
 
 
 @register
 class AffineFormat(WeightFormat):
     """Buffers: ``weight_codes`` (uint8, packed, ``(out, bytes)``), ``weight_scale`` (float32,
-    ``(out, weight groups)``) and ``weight_zero`` (uint8, the same shape).
+    ``(out, weight groups)``) and ``weight_zero`` (uint8, the same shape). With scales of 16 bits
+    ``weight_scale`` is in bfloat16, and zero-points are packed in as many bits as a code.
 
     Where columns take several steps also ``salient_codes`` (uint8, packed) and ``column_steps``
     (uint8, ``(in,)``).
@@ -51,8 +53,8 @@ class AffineFormat(WeightFormat):
         )  # unused ones stay 1 and 0
         return [
             *found,
-            Buffer("weight_scale", (rows, groups), torch.float32, 1),
-            Buffer("weight_zero", (rows, groups), byte, 0),
+            Buffer("weight_scale", (rows, groups), _SCALES[weights.scale_bits], 1),
+            Buffer("weight_zero", (rows, self._zero_bytes(shape, groups)), byte, 0),
         ]
 
     def salient_columns(self, shape: LayerShape) -> int:
@@ -70,21 +72,27 @@ class AffineFormat(WeightFormat):
             layer.get_buffer("salient_codes").copy_(pack(weights.codes[:, fine], bits.salient_bits))
         used = weights.scale.shape[1]
         layer.weight_scale[:, :used] = weights.scale
-        layer.get_buffer("weight_zero")[:, :used] = weights.zero
+        zero = torch.zeros_like(layer.weight_scale, dtype=torch.uint8)
+        zero[:, :used] = weights.zero
+        packed = zero if bits.scale_bits == 32 else pack(zero, self.kernel_bits(layer))
+        layer.get_buffer("weight_zero").copy_(packed)
 
     def integer_weights(self, layer: Stored, rows: slice) -> Tensor:
         codes = self._codes(layer, rows).to(torch.int16)
-        zero = layer.get_buffer("weight_zero")
+        zero = self._zeros(layer)
         for group, (start, stop) in enumerate(layer.layout().weight_groups):
             codes[:, start:stop] -= zero[rows, group : group + 1]
         return codes
 
     def kernel_bits(self, layer: Stored) -> int:
-        settings = layer.shape.settings.weights
-        return settings.salient_bits if self.salient_columns(layer.shape) else settings.bits
+        return self._widest(layer.shape)
+
+    def _widest(self, shape: LayerShape) -> int:
+        weights = shape.settings.weights
+        return weights.salient_bits if self.salient_columns(shape) else weights.bits
 
     def packed_codes(self, layer: Stored) -> PackedCodes:
-        zero = layer.get_buffer("weight_zero")
+        zero = self._zeros(layer)
         if not self.salient_columns(layer.shape):
             return PackedCodes(layer.get_buffer("weight_codes"), zero)
         return PackedCodes(repacked(self, layer, zero), zero)
@@ -98,9 +106,23 @@ class AffineFormat(WeightFormat):
                 " the recipe says"
             )
         top = weights.top(weights.salient_steps)
-        if int(layer.get_buffer("weight_zero").max()) > top:
+        if int(self._zeros(layer).max()) > top:
             return f"weight_zero exceeds the largest code, {top}"
         return None
+
+    def _zero_bytes(self, shape: LayerShape, groups: int) -> int:
+        """Bytes that the zero-points of a row take."""
+        weights = shape.settings.weights
+        if weights.scale_bits == 32:
+            return groups
+        return packed_length(groups, self._widest(shape))
+
+    def _zeros(self, layer: Stored) -> Tensor:
+        """Zero-points, uint8 ``(out, weight groups)``."""
+        stored = layer.get_buffer("weight_zero")
+        if layer.shape.settings.weights.scale_bits == 32:
+            return stored
+        return unpack(stored, self.kernel_bits(layer), layer.weight_scale.shape[1])
 
     def _codes(self, layer: Stored, rows: slice) -> Tensor:
         settings, shape = layer.shape.settings.weights, layer.shape

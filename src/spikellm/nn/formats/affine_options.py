@@ -28,3 +28,7 @@ class AffineOptions(SalientColumnOptions):
         description="columns that share a scale; null for the whole row",
         strict=True,
     )
+    scale_bits: Literal[32, 16] = Field(
+        32,
+        description="bits of a scale; at 16 (bfloat16) zero-points are packed as well",
+    )
