@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from spikellm.nn.formats.salient_columns import SalientColumnOptions
-from spikellm.recipe.base import register_options
+from spikellm.recipe.base import GrownSection, register_options
 
 
 @register_options
-class AffineOptions(SalientColumnOptions):
+class AffineOptions(SalientColumnOptions, GrownSection):
     """Integers with a zero-point; salient columns take several steps (SpikeLLM)."""
 
+    added: ClassVar[tuple[str, ...]] = ("scale_bits",)
     format: Literal["affine"] = "affine"
     bits: int = Field(4, ge=2, le=8, description="bits of a weight code", strict=True)
     symmetric: bool = Field(
