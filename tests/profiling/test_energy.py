@@ -214,7 +214,7 @@ def test_additions_take_less_than_the_original(text_file: Path) -> None:
         ),
         ("name: a\npicojoules: {fp16_add: 1}\n", r"source: Field required"),
         ("name: a\nsource: b\npicojoules: {fp16_multiply: -1}\n", r"greater than 0"),
-        ("name: a\nsource: b\nhops: 0\npicojoules: {}\n", r"hops: .*greater than 0"),
+        ("name: a\nsource: b\nhops: 0.5\npicojoules: {}\n", r"hops: .*greater than or equal to 1"),
         ("name: a\nsource: b\npicojoules: {fp16_multiply: .inf}\n", r"finite number"),
         ("name: a\nsource: b\npicojoules: {fp16_add: true}\n", r"fp16_add: .*not true or false"),
         (

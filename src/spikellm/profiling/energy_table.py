@@ -85,7 +85,7 @@ class EnergyTable(_Section):
 
     name: str = Field(max_length=100)
     source: str = Field(max_length=1000)
-    hops: float = Field(1.0, gt=0, le=1e6)
+    hops: float = Field(1.0, ge=1, le=1e6)
     picojoules: Picojoules
 
     @field_validator("name", "source")
