@@ -1,6 +1,6 @@
 """Compile the native kernels on first use and load them.
 
-A library is one level (portable, avx2, avx512): the same sources with other flags, in the user's
+A library is one level (portable, avx2, avx512, amx): the same sources with other flags, in the user's
 cache under a name made from sources, flags and compiler. It is written to a temporary name and
 renamed, so two processes do not disturb each other. Only a library in a folder of the user's own,
 which others cannot write to, is loaded.
@@ -24,18 +24,13 @@ import platformdirs
 
 from spikellm.core.errors import DependencyError
 
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "amx")
+_AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni", "vbmi"))
 _FLAGS = {
     "portable": (),
     "avx2": ("-mavx2", "-mfma"),
-    "avx512": (
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512vl",
-        "-mavx512dq",
-        "-mavx512vnni",
-        "-mavx512vbmi",
-    ),
+    "avx512": _AVX512,
+    "amx": (*_AVX512, "-mamx-tile", "-mamx-int8"),
 }
 COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-pthread")
 _TIMEOUT = 120

@@ -6,13 +6,14 @@
 #include "dot.h"
 #include "encode.h"
 #include "floats.h"
+#include "tiles.h"
 
 #define STRIP 32 /* rows of weights that are unpacked at a time: with their columns they fit into a second-level cache */
 
 /* A layer, its tensors, and what its tokens were coded to.
 
    packed: (out, row_bytes); scale, zero: (out, scales); column_sums: (segments, out), Σ (code − zero); bias: (out) or null; spikes: (tokens, buffer), zero where no column
-   stands; thresholds: (tokens, groups); totals: (tokens, segments). */
+   stands; thresholds: (tokens, groups); totals: (tokens, segments); tiled: `spikes` has room for whole tiles of tokens, see tiles_pay. */
 typedef struct {
     Plan plan;
     const uint8_t *packed, *zero;
@@ -21,8 +22,21 @@ typedef struct {
     int64_t tokens;
     uint8_t *spikes;
     Threshold *thresholds;
-    int32_t *totals;
+    int32_t *totals, tiled;
 } Linear;
+
+/* Whether so many tokens are worth the processor's tiles, if it has some. */
+static inline int tiles_pay(int64_t tokens) {
+#if defined(__AMX_INT8__)
+    return tokens >= FEWEST;
+#else
+    (void)tokens;
+    return 0;
+#endif
+}
+
+/* Tokens that `spikes` has room for. */
+static inline int64_t room_of(int64_t tokens) { return tiles_pay(tokens) ? (tokens + TILED - 1) / TILED * TILED : tokens; }
 
 /* What rows of weights share in one segment and token. */
 typedef struct { const int32_t *column_sums; const float *scale; const uint8_t *zero; float theta; int64_t baseline, total, lifted; } Ending;
@@ -45,6 +59,38 @@ static inline void end_sums(const Ending *end, int32_t scales, int32_t row, int3
     }
 }
 
+/* What rows of a strip have of their own in one segment; rows beyond the last repeat it. */
+typedef struct { uint32_t zero[STRIP]; int32_t column_sums[STRIP]; float scale[STRIP]; } Rows;
+
+static inline void find_rows(const Linear *layer, int32_t segment, int32_t first, int32_t count, Rows *rows) {
+    const Plan *plan = &layer->plan;
+    for (int32_t i = 0; i < STRIP; i++) {
+        const int64_t row = first + (i < count ? i : count - 1), at = row * plan->head.scales + plan->segments[segment].weight_group;
+        rows->zero[i] = layer->zero[at];
+        rows->column_sums[i] = layer->column_sums[(int64_t)segment * plan->head.out + row];
+        rows->scale[i] = layer->scale[at];
+    }
+}
+
+#define NARROW 33000 /* columns of a segment whose charges, at most 255 · 255 each, fit 32 bits; terms of them may wrap around */
+
+/* As end_sums for all rows of a strip. */
+static inline void end_strip(const Ending *end, const Rows *rows, int32_t columns, const int32_t *sums, float *y) {
+    const uint32_t lifted = (uint32_t)end->lifted, total = (uint32_t)end->total, baseline = (uint32_t)end->baseline;
+    const float theta = end->theta;
+    if (columns <= NARROW) {
+        for (int32_t i = 0; i < STRIP; i++) {
+            const uint32_t charge = (uint32_t)sums[i] + lifted - rows->zero[i] * total - baseline * (uint32_t)rows->column_sums[i];
+            y[i] += (float)(int32_t)charge * theta * rows->scale[i];
+        }
+        return;
+    }
+    for (int32_t i = 0; i < STRIP; i++) {
+        const int64_t charge = sums[i] + end->lifted - rows->zero[i] * end->total - end->baseline * rows->column_sums[i];
+        y[i] += (float)charge * theta * rows->scale[i];
+    }
+}
+
 static inline int64_t strips_of(const Header *head) { return (head->out + STRIP - 1) / STRIP; }
 
 /* Unpacked bytes of a row, in the longest segment. */
@@ -61,29 +107,53 @@ static inline void place_token(const Linear *layer, const void *x, int32_t type,
                  layer->totals + n * head->segments);
 }
 
-/* Outputs of a strip from the tokens that a tile covers at a time: weights are unpacked once. */
+/* Bytes that run_strip needs for unpacked weights: those of a strip, and for tiles once more. */
+static inline size_t unpacked_bytes(const Linear *layer) { return (size_t)STRIP * (size_t)stride_of(&layer->plan) * (layer->tiled ? 2 : 1) + 1; }
+
+/* Sums of the tokens that dot_tile covers at a time with the rows of a strip: (tokens, rows). */
+static inline void sums_of_dots(const Linear *layer, const Segment *part, int64_t first, int32_t some, const int8_t *unpacked, int32_t stride, int32_t *sums) {
+    const uint8_t *q[TOKENS];
+    for (int t = 0; t < TOKENS; t++) q[t] = layer->spikes + (first + (t < some ? t : 0)) * layer->plan.head.buffer + part->offset;
+    for (int32_t o = 0; o < STRIP; o += ROWS) {
+        int32_t tile[TOKENS * ROWS];
+        dot_tile(q, some, unpacked + (int64_t)o * stride, stride, part->blocks * layer->plan.head.block, tile);
+        for (int32_t t = 0; t < some; t++) memcpy(sums + t * STRIP + o, tile + t * ROWS, sizeof(int32_t) * ROWS);
+    }
+}
+
+/* Outputs of a strip from the tokens that are covered at a time: weights are unpacked once. */
 static inline void strip_of_many(const Linear *layer, int32_t first, int32_t count, int8_t *unpacked, float *outputs) {
     const Header *head = &layer->plan.head;
-    const int32_t stride = stride_of(&layer->plan);
+    const int32_t stride = stride_of(&layer->plan), tokens = layer->tiled ? TILED : TOKENS;
+    if (layer->tiled) open_tiles();
     for (int32_t s = 0; s < head->segments; s++) {
         const Segment *part = &layer->plan.segments[s];
+        int32_t sums[TILED * STRIP];
+        Rows rows;
+        find_rows(layer, s, first, count, &rows);
         for (int32_t o = 0; o < STRIP; o++) /* rows beyond the last repeat it */
             unpack_row(layer->packed + (int64_t)(first + (o < count ? o : count - 1)) * head->row_bytes, head->row_bytes, head->bits, head->in, part->first_block, part->blocks,
                        unpacked + (int64_t)o * stride);
-        for (int64_t n = 0; n < layer->tokens; n += TOKENS) {
-            const int32_t some = (int32_t)(layer->tokens - n < TOKENS ? layer->tokens - n : TOKENS);
-            const uint8_t *q[TOKENS];
-            Ending ends[TOKENS];
-            for (int t = 0; t < TOKENS; t++) q[t] = layer->spikes + (n + (t < some ? t : 0)) * head->buffer + part->offset;
-            for (int32_t t = 0; t < some; t++) ends[t] = ending_of(layer, n + t, s);
-            for (int32_t o = 0; o < count; o += ROWS) {
-                int32_t tile[TOKENS * ROWS];
-                dot_tile(q, some, unpacked + (int64_t)o * stride, stride, part->blocks * head->block, tile);
-                for (int32_t t = 0; t < some; t++)
-                    end_sums(&ends[t], head->scales, first + o, count - o < ROWS ? count - o : ROWS, tile + t * ROWS, outputs + (n + t) * STRIP + o);
+#if defined(__AMX_INT8__)
+        int8_t *tiles = unpacked + (int64_t)STRIP * stride;
+        const int32_t steps = part->blocks * head->block / BYTES;
+        if (layer->tiled) tiles_of_strip(unpacked, stride, steps, tiles);
+#endif
+        for (int64_t n = 0; n < layer->tokens; n += tokens) {
+            const int32_t some = (int32_t)(layer->tokens - n < tokens ? layer->tokens - n : tokens);
+#if defined(__AMX_INT8__)
+            if (layer->tiled)
+                sums_of_tiles(layer->spikes + n * head->buffer + part->offset, head->buffer, tiles, steps, sums);
+            else
+#endif
+                sums_of_dots(layer, part, n, some, unpacked, stride, sums);
+            for (int32_t t = 0; t < some; t++) {
+                const Ending end = ending_of(layer, n + t, s);
+                end_strip(&end, &rows, part->stop - part->start, sums + t * STRIP, outputs + (n + t) * STRIP);
             }
         }
     }
+    if (layer->tiled) close_tiles();
 }
 
 /* Outputs of a strip of one token, straight from the packed rows; 0 is returned where they have to be unpacked first. */
@@ -100,7 +170,7 @@ static inline int strip_of_one(const Linear *layer, int32_t first, int32_t count
     return 1;
 }
 
-/* A strip for all tokens into y, (tokens, out); unpacked: STRIP · stride bytes; outputs: STRIP · tokens floats. */
+/* A strip for all tokens into y, (tokens, out); unpacked: unpacked_bytes; outputs: STRIP · tokens floats. */
 static inline void run_strip(const Linear *layer, int64_t strip, int8_t *unpacked, float *outputs, void *y, int32_t type) {
     const Header *head = &layer->plan.head;
     const int32_t first = (int32_t)strip * STRIP, count = head->out - first < STRIP ? head->out - first : STRIP;

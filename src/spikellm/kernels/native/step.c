@@ -64,7 +64,7 @@ typedef struct { const Linear *layer; float *y; } Strips;
 static int32_t run_strips(void *work, int64_t first, int64_t last) {
     const Strips *own = work;
     const size_t floats = STRIP * (size_t)own->layer->tokens;
-    float *room = malloc(sizeof(float) * floats + STRIP * (size_t)stride_of(&own->layer->plan) + 1);
+    float *room = malloc(sizeof(float) * floats + unpacked_bytes(own->layer));
     for (int64_t strip = first; room && strip < last; strip++) run_strip(own->layer, strip, (int8_t *)(room + floats), room, own->y, FLOAT32);
     free(room);
     return !room;
