@@ -21,8 +21,8 @@ from spikellm.core.errors import RequestError, UnsupportedModelError
 from spikellm.models.attention_product import (
     Attention,
     attend_in_blocks,
+    fused_attention,
     kept_attention,
-    trained_attention,
     wants_no_weights,
     wants_output_only,
 )
@@ -154,14 +154,15 @@ def _attended(
         query, key, value = _coded(module, attend.spikes, query, key, value)
     if (watcher := _watcher.get()) is not None:
         watcher(module, query, key, value)
-    if wants_output_only() and not observed() and attend.by_blocks(key, value):
+    output, unseen = None, not observed() and wants_no_weights(module)
+    if attend.is_plain(key, value):
+        output = fused_attention(attend, query, key, value, mask)
+    elif unseen and wants_output_only() and attend.by_blocks(key, value):
         output = attend_in_blocks(attend, query, key, value, mask)
+    if output is not None and unseen:
         return output.transpose(1, 2).to(dtype).contiguous(), None
-    trains = torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value))
-    if trains and wants_no_weights() and not observed() and attend.by_training(key, value):
-        output = trained_attention(attend, query, key, value, mask)
-        return output.transpose(1, 2).to(dtype).contiguous(), None
-    output, weights = attend(query, key, value, mask)
+    whole, weights = attend(query, key, value, mask)
+    output = whole if output is None else output  # looking on changes no bit
     if (observer := _observer.get()) is not None:
         observer(module, Observation(query, key, value, weights, output))
     return output.transpose(1, 2).to(dtype).contiguous(), weights.to(dtype)

@@ -56,9 +56,27 @@ def output_only() -> Iterator[None]:
         _output_only.reset(token)
 
 
-def wants_no_weights() -> bool:
-    """Whether :func:`output_only` holds."""
-    return _output_only.get()
+def wants_no_weights(module: nn.Module) -> bool:
+    """Whether nobody would see probabilities of an attention module: :func:`output_only` holds, or
+    the library collects none, and no hook of anybody else's is shown what the module gives.
+    """
+    if _output_only.get():
+        return True
+    if torch.compiler.is_compiling() or _collects_attentions():
+        return False
+    return all(map(_is_librarys, module._forward_hooks.values()))
+
+
+def _collects_attentions() -> bool:
+    try:
+        from transformers.utils.output_capturing import _active_collector
+    except ImportError:  # no public name tells; without it probabilities are always computed
+        return True
+    return "attentions" in (_active_collector.get() or ())
+
+
+def _is_librarys(hook: object) -> bool:
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
 def wants_output_only() -> bool:
@@ -113,8 +131,8 @@ class Attention(NamedTuple):
         weights = nn.functional.dropout(weights, p=self.dropout, training=self.dropout > 0)
         return _value_sums(weights, value), weights
 
-    def by_training(self, key: Tensor, value: Tensor) -> bool:
-        """Whether :func:`trained_attention` may stand for it: nothing is done to probabilities."""
+    def is_plain(self, key: Tensor, value: Tensor) -> bool:
+        """Whether :func:`fused_attention` may stand for it: nothing is done to probabilities."""
         spikes = self.spikes
         coded = spikes is not None and spikes.settings.probabilities.spiking
         return not coded and self.by_blocks(key, value)
@@ -125,11 +143,11 @@ class Attention(NamedTuple):
         return plain and rows_of(key) is None and rows_of(value) is None
 
 
-def trained_attention(
+def fused_attention(
     attend: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """The output of ``attend``, ``(batch, heads, queries, channels)``, up to the order of sums; no
-    probabilities are kept for its gradients.
+    """The output of ``attend``, ``(batch, heads, queries, channels)``, up to the order of sums, by
+    torch's own function: no probabilities are kept, not for gradients either.
 
     Arguments as for :func:`attend_in_blocks`.
     """
