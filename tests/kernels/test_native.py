@@ -29,7 +29,7 @@ def layers(draw: st.DrawFn) -> tuple[SpikingLinear, Tensor]:
     columns, outputs, tokens = (
         draw(st.integers(1, 300)),
         draw(st.integers(1, 70)),
-        draw(st.integers(0, 9)),
+        draw(st.one_of(st.integers(0, 9), st.integers(15, 70))),  # more than a tile, and fewer
     )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     activations = draw(activation_recipes(st.integers(2, 6), st.booleans()))
@@ -114,6 +114,7 @@ def test_what_is_not_finite_stays_visible(level: str, value: float) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("level", build.LEVELS, indirect=True)
 def test_extreme_codes(level: str) -> None:
     """The largest counts on the largest weights, in every width."""
     if not level:
@@ -128,10 +129,29 @@ def test_extreme_codes(level: str) -> None:
         layer.weight_codes.fill_(255)
         if 257 * bits % 8:  # what is beyond the last code stays zero
             layer.weight_codes[:, -1] = 2 ** (257 * bits % 8) - 1
-        x = torch.ones(6, 257)
-        x[:, ::2] = -1
-        found, expected = both(layer, x)
-        assert torch.equal(found, expected)
+        for tokens in (6, 40):
+            x = torch.ones(tokens, 257)
+            x[:, ::2] = -1
+            found, expected = both(layer, x)
+            assert torch.equal(found, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("level", build.LEVELS, indirect=True)
+def test_the_largest_charges(level: str) -> None:
+    """Just within 32 bits; terms of them are beyond."""
+    if not level:
+        return
+    columns = 32_000
+    recipe = LinearRecipe(weights={"bits": 8}, activations=ActivationRecipe(bits=8))
+    layer = fit(nn.Linear(columns, 3, bias=False), recipe)
+    layer.weight_codes.fill_(255)
+    layer.weight_zero.fill_(0)
+    x = torch.ones(3, columns)
+    found, expected = both(layer, x)
+    assert torch.equal(found, expected)
+    charge = float(found[0, 0] / layer.weight_scale[0, 0] * 255)
+    assert 2**30 < charge < 2**31
 
 
 @needs_compiler

@@ -72,22 +72,13 @@ static inline void find_rows(const Linear *layer, int32_t segment, int32_t first
     }
 }
 
-#define NARROW 33000 /* columns of a segment whose charges, at most 255 · 255 each, fit 32 bits; terms of them may wrap around */
-
-/* As end_sums for all rows of a strip. */
-static inline void end_strip(const Ending *end, const Rows *rows, int32_t columns, const int32_t *sums, float *y) {
+/* As end_sums for all rows of a strip. A layer is taken only if no charge exceeds 32 bits (linear_plan.py); terms of them may wrap around. */
+static inline void end_strip(const Ending *end, const Rows *rows, const int32_t *sums, float *y) {
     const uint32_t lifted = (uint32_t)end->lifted, total = (uint32_t)end->total, baseline = (uint32_t)end->baseline;
     const float theta = end->theta;
-    if (columns <= NARROW) {
-        for (int32_t i = 0; i < STRIP; i++) {
-            const uint32_t charge = (uint32_t)sums[i] + lifted - rows->zero[i] * total - baseline * (uint32_t)rows->column_sums[i];
-            y[i] += (float)(int32_t)charge * theta * rows->scale[i];
-        }
-        return;
-    }
     for (int32_t i = 0; i < STRIP; i++) {
-        const int64_t charge = sums[i] + end->lifted - rows->zero[i] * end->total - end->baseline * rows->column_sums[i];
-        y[i] += (float)charge * theta * rows->scale[i];
+        const uint32_t charge = (uint32_t)sums[i] + lifted - rows->zero[i] * total - baseline * (uint32_t)rows->column_sums[i];
+        y[i] += (float)(int32_t)charge * theta * rows->scale[i];
     }
 }
 
@@ -149,7 +140,7 @@ static inline void strip_of_many(const Linear *layer, int32_t first, int32_t cou
                 sums_of_dots(layer, part, n, some, unpacked, stride, sums);
             for (int32_t t = 0; t < some; t++) {
                 const Ending end = ending_of(layer, n + t, s);
-                end_strip(&end, &rows, part->stop - part->start, sums + t * STRIP, outputs + (n + t) * STRIP);
+                end_strip(&end, &rows, sums + t * STRIP, outputs + (n + t) * STRIP);
             }
         }
     }
