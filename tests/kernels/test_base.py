@@ -14,7 +14,8 @@ from layers import fit
 from native import additive, forget, needs_compiler, runs_on
 from spikellm.core.errors import DependencyError
 from spikellm.kernels import Backend, LinearSpec, MixSpec, backends, describe, reasons, select
-from spikellm.kernels.base import LinearWeights, Observed, register
+from spikellm.kernels.base import register
+from spikellm.kernels.prepared import LinearWeights, Observed
 from spikellm.kernels.spec import Spec
 from spikellm.kernels.torch.backend import TorchBackend
 from spikellm.kernels.torch.linear import TorchLinear

@@ -91,3 +91,29 @@ def test_equal_rotations_of_one_tensor_are_computed_once() -> None:
     x += 1
     assert second(x) is not turned
     assert torch.equal(second(x), Rotation.of(signs)(x.clone())), "a tensor that was written anew"
+
+
+@needs_compiler
+@given(
+    channels=st.integers(1, 90),
+    tokens=st.integers(0, 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    centered=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_one_pass_gives_the_bits_of_one_operation_after_the_other(
+    channels: int, tokens: int, dtype: torch.dtype, centered: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(1, 3, (channels,), generator=generator).to(torch.uint8)
+    offset = torch.randn(channels, generator=generator) if centered else None
+    x = (torch.randn(2, tokens, channels, generator=generator) * 100).to(dtype)
+    found = []
+    for kernels in ("native", "torch"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SPIKELLM_KERNELS", kernels)
+            made = Rotation(channels, centered=centered)
+            made.set_signs(signs, offset)
+            found.append(made(x.clone()))
+    assert found[0].dtype == dtype
+    assert torch.equal(*found)

@@ -14,141 +14,26 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from spikellm.core.errors import DependencyError
 from spikellm.core.registry import Registry
+from spikellm.kernels.prepared import (
+    LinearWeights,
+    PreparedHeads,
+    PreparedLinear,
+    PreparedRotation,
+    PreparedRows,
+    Transform,
+)
 from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
 
 REFERENCE = "torch"
 """Name of the backend that runs everything, and that all others must equal."""
-
-
-class PackedCodes(NamedTuple):
-    """Weight codes of one width, ``k = code − zero``.
-
-    Attributes:
-        codes: uint8, packed, ``(out, bytes)``, columns in stored order.
-        zero: uint8, ``(out, weight groups)``.
-    """
-
-    codes: Tensor
-    zero: Tensor
-
-
-class LinearWeights(Protocol):
-    """Weights of a layer as a backend reads them.
-
-    Attributes:
-        weight_scale: float32 or bfloat16, ``(out, weight groups)``; products are in float32.
-        bias: ``(out,)``, any float type; None if there is none.
-    """
-
-    @property
-    def weight_scale(self) -> Tensor: ...
-
-    @property
-    def bias(self) -> Tensor | None: ...
-
-    def integer_weights(self, rows: slice = ...) -> Tensor:
-        """Integers of some outputs, int16 ``(out, in)``, columns in stored order."""
-        ...
-
-    def packed_codes(self) -> PackedCodes:
-        """Codes of ``LinearSpec.weight_bits`` bits each."""
-        ...
-
-    def dense_weight(self) -> Tensor:
-        """Float32 ``(out, in)``, columns in their original order."""
-        ...
-
-
-class Observed(NamedTuple):
-    """What a layer gave, and the codes of its inputs.
-
-    Attributes:
-        y: ``(..., out)``, bias included, in the type of the input.
-        codes: int32 or uint8 ``(tokens, in)`` in stored order; None where inputs are not coded.
-        baseline: z of every code, integers that broadcast to ``codes``; None where it is to be
-            found from the inputs.
-    """
-
-    y: Tensor
-    codes: Tensor | None = None
-    baseline: Tensor | None = None
-
-
-def by_column(groups: Sequence[Tensor], bounds: Sequence[tuple[int, int]]) -> Tensor:
-    """What activation groups have, ``(tokens,)`` or ``(1,)`` each, for every stored column:
-    ``(tokens, in)``, or ``(tokens, 1)`` where there is one group.
-    """
-    if len(groups) == 1:
-        return groups[0].unsqueeze(1)
-    tokens = max(map(len, groups))
-    parts = [
-        one.unsqueeze(1).expand(tokens, stop - start)
-        for one, (start, stop) in zip(groups, bounds, strict=True)
-    ]
-    return torch.cat(parts, dim=1)
-
-
-class PreparedLinear(Protocol):
-    """A linear layer, ready to run."""
-
-    def __call__(self, x: Tensor, /) -> Tensor:
-        """``(..., in)`` → ``(..., out)``, bias included, in the type of ``x``."""
-        ...
-
-    def observed(self, x: Tensor, /) -> Observed:
-        """The same, with codes."""
-        ...
-
-
-class PreparedHeads(Protocol):
-    """A coder of attention heads, ready to run.
-
-    Attributes:
-        most_queries: new tokens up to which products with packed rows are taken; 0 where this
-            backend takes none.
-    """
-
-    @property
-    def most_queries(self) -> int: ...
-
-    def fake_quantize(self, x: Tensor, /) -> Tensor:
-        """Values of ``(batch, heads, tokens, channels)`` after coding, float32."""
-        ...
-
-    def to_rows(self, x: Tensor, /) -> Tensor:
-        """Packed rows, uint8 ``(batch, heads, tokens, row bytes)``."""
-        ...
-
-    def key_scores(self, query: Tensor, rows: Tensor, /) -> Tensor:
-        """``query @ keys.T`` for ``(batch, heads, queries, channels)``."""
-        ...
-
-    def value_sums(self, weights: Tensor, rows: Tensor, /) -> Tensor:
-        """``weights @ values`` for ``(batch, heads, queries, tokens)``."""
-        ...
-
-
-class PreparedRows(Protocol):
-    """Rows of weights, ready to be looked up."""
-
-    def __call__(self, rows: Tensor, dtype: torch.dtype, /) -> Tensor:
-        """Integer ``(...)`` → ``(..., in)``, channels in their order.
-
-        Raises:
-            IndexError: there is no such row.
-        """
-        ...
-
-
-Transform = Callable[[Tensor], Tensor]
 
 
 class Backend(ABC):
@@ -187,6 +72,15 @@ class Backend(ABC):
     def prepare_mix(self, spec: MixSpec) -> Transform:
         """:func:`spikellm.quantization.hadamard.mix`, ready to run."""
         raise self._unprepared("prepare_mix", spec)
+
+    def prepare_rotation(self, signs: Tensor, offset: Tensor | None) -> PreparedRotation | None:
+        """``mix(x · signs) − offset`` of all channels of a supported rotation in one pass; None
+        where that is no faster than one operation after the other.
+
+        Args:
+            signs, offset: float32 ``(channels,)``.
+        """
+        return None
 
     def _unprepared(self, method: str, spec: Spec) -> DependencyError:
         return DependencyError(

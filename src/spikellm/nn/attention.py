@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import Transform
+from spikellm.kernels.prepared import Transform
 from spikellm.kernels.spec import MixSpec, Spec
 from spikellm.kernels.torch.heads import HeadCodes
 from spikellm.neurons.price import whole_price

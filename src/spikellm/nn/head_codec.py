@@ -7,7 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import PreparedHeads, select
+from spikellm.kernels.base import select
+from spikellm.kernels.prepared import PreparedHeads
 from spikellm.kernels.spec import HeadSpec
 from spikellm.kernels.torch.heads import HeadCodes, TorchHeads
 from spikellm.nn.wide_rows import MassiveValues, WideRows

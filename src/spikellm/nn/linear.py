@@ -22,15 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core.errors import RequestError
-from spikellm.kernels.base import (
-    REFERENCE,
-    PackedCodes,
-    PreparedLinear,
-    backends,
-    by_column,
-    select,
-)
+from spikellm.kernels.base import REFERENCE, backends, select
 from spikellm.kernels.coding import InputCoding
+from spikellm.kernels.prepared import PackedCodes, PreparedLinear, by_column
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.linear import encode
 from spikellm.neurons.price import whole_price

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import PreparedHeads
+from spikellm.kernels.prepared import PreparedHeads
 from spikellm.nn.wide_rows import MassiveValues
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from spikellm.kernels.base import Transform, select
+from spikellm.kernels.base import plain, select
+from spikellm.kernels.prepared import PreparedRotation, Transform
 from spikellm.kernels.spec import MixSpec
 from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization import hadamard
@@ -21,13 +22,14 @@ ROTATION, LINEAR = (
 
 
 class _Plan(NamedTuple):
-    """Channels that are rotated (None: all), their signs, what rotates them, and all signs as
-    bytes: equal rotations have equal ones.
+    """Channels that are rotated (None: all), their signs, what rotates them, what does all in one
+    pass where there is such, and all signs as bytes: equal rotations have equal ones.
     """
 
     channels: Tensor | None
     signs: Tensor
     mix: Transform
+    whole: PreparedRotation | None
     key: bytes
 
 
@@ -97,31 +99,43 @@ class Rotation(PreparedModule):
         """
         if self._plan is None or self.written():
             self.forget()
-            chosen = self.signs.nonzero().squeeze(1)
-            self._plan = _Plan(
-                None if len(chosen) == len(self.signs) else chosen,
-                3 - 2 * self.signs[chosen].float(),
-                prepare_mix(len(chosen), self.signs.device),
-                _bytes(self.signs) + (b"" if self.offset is None else _bytes(self.offset)),
-            )
-        channels, signs, mix, key = self._plan
+            self._plan = self._prepared()
+        channels, signs, mix, whole, key = self._plan
         if len(signs) == 0 and self.offset is None:
             return x
         shares = not (torch.compiler.is_compiling() or x.is_inference())
         last: _Shared | None = getattr(x, _SHARED, None) if shares else None
         if last is not None and last.key == key and last.version == x._version:
             return last.rotated
-        wide = x if x.dtype == torch.float64 else x.float()
-        rotated = wide
-        if len(signs) > 0:
-            part = mix((wide if channels is None else wide.index_select(-1, channels)) * signs)
-            rotated = part if channels is None else wide.index_copy(-1, channels, part)
-        if self.offset is not None:
-            rotated = rotated - self.offset
-        rotated = rotated.to(x.dtype)
+        differentiates = x.requires_grad and torch.is_grad_enabled()
+        if whole is not None and not differentiates and plain(x) and x.dtype in whole.dtypes:
+            rotated = whole(x)
+        else:
+            wide = x if x.dtype == torch.float64 else x.float()
+            rotated = wide
+            if len(signs) > 0:
+                part = mix((wide if channels is None else wide.index_select(-1, channels)) * signs)
+                rotated = part if channels is None else wide.index_copy(-1, channels, part)
+            if self.offset is not None:
+                rotated = rotated - self.offset
+            rotated = rotated.to(x.dtype)
         if shares:
             setattr(x, _SHARED, _Shared(key, x._version, rotated))
         return rotated
+
+    def _prepared(self) -> _Plan:
+        chosen, device = self.signs.nonzero().squeeze(1), self.signs.device
+        signs, whole = 3 - 2 * self.signs[chosen].float(), None
+        if 0 < len(chosen) == len(self.signs):
+            backend = select(MixSpec(len(chosen)), device)
+            whole = backend.prepare_rotation(signs, self.offset)
+        return _Plan(
+            None if len(chosen) == len(self.signs) else chosen,
+            signs,
+            prepare_mix(len(chosen), device),
+            whole,
+            _bytes(self.signs) + (b"" if self.offset is None else _bytes(self.offset)),
+        )
 
     def extra_repr(self) -> str:
         centered = "" if self.offset is None else ", centered"

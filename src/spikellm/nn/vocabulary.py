@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.kernels import LinearSpec, RowSpec, Segment, select
-from spikellm.kernels.base import REFERENCE, PackedCodes, PreparedLinear, PreparedRows, backends
+from spikellm.kernels.base import REFERENCE, backends
+from spikellm.kernels.prepared import PackedCodes, PreparedLinear, PreparedRows
 from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization.affine import AffineWeights, column_groups
 from spikellm.quantization.packing import pack, packed_length, unpack

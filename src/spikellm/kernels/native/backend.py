@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from spikellm.core.errors import DependencyError
-from spikellm.kernels.base import Backend, LinearWeights, Transform, choice, plain, register
+from spikellm.kernels.base import Backend, choice, plain, register
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.head_plan import head_misfit, make_head_plan
 from spikellm.kernels.native.linear import NativeAdditive, NativeLayer, NativeLinear
 from spikellm.kernels.native.linear_plan import misfit
+from spikellm.kernels.native.rotation import NativeRotation
 from spikellm.kernels.native.weight_only import NativeRows, NativeWeightOnly
 from spikellm.kernels.native.weight_only_plan import weight_only_misfit
+from spikellm.kernels.prepared import LinearWeights, Transform
 from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
 from spikellm.quantization import hadamard
 
@@ -65,6 +67,9 @@ class NativeBackend(Backend):
     def prepare_mix(self, spec: MixSpec) -> Transform:
         return native_mix
 
+    def prepare_rotation(self, signs: Tensor, offset: Tensor | None) -> NativeRotation:
+        return NativeRotation(signs, offset)
+
     def describe(self) -> str:
         return f"native, {build.level_of(build.load_library())}"
 
@@ -100,7 +105,7 @@ class NativeHeads:
         self._scores, self._sums = library.spikellm_key_scores, library.spikellm_value_sums
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        """See :class:`spikellm.kernels.base.PreparedHeads`, as for the methods below."""
+        """See :class:`spikellm.kernels.prepared.PreparedHeads`, as for the methods below."""
         return self._run(x.float(), 0)
 
     def to_rows(self, x: Tensor) -> Tensor:

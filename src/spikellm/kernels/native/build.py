@@ -133,6 +133,13 @@ def _load(level: str) -> ctypes.CDLL:
     for mix in (library.spikellm_mix, library.spikellm_mix_double):
         lengths = [ctypes.c_int64] * 3
         mix.argtypes = [pointer, *lengths, ctypes.c_double, pointer, pointer, ctypes.c_int32]
+    library.spikellm_rotate.argtypes = [
+        pointer,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_double,
+        *[pointer] * 4,
+        *[ctypes.c_int32] * 2,
+    ]
     for product in (library.spikellm_key_scores, library.spikellm_value_sums):
         product.argtypes = [
             pointer,

@@ -11,10 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import LinearWeights, Observed, by_column, plain
+from spikellm.kernels.base import plain
 from spikellm.kernels.native import ops
 from spikellm.kernels.native.additive_plan import OUTPUTS, make_additive_plan
 from spikellm.kernels.native.linear_plan import make_plan
+from spikellm.kernels.prepared import LinearWeights, Observed, by_column
 from spikellm.kernels.spec import LinearSpec
 
 _CHUNK = 1 << 21  # weights that are unpacked at a time
@@ -67,7 +68,7 @@ class NativeLayer(ABC):
         return self.observed(x)[0]
 
     def observed(self, x: Tensor) -> Observed:
-        """Output, codes and baselines, see :class:`spikellm.kernels.base.PreparedLinear`."""
+        """Output, codes and baselines, see :class:`spikellm.kernels.prepared.PreparedLinear`."""
         tokens = x.reshape(-1, self._columns)
         y, codes, z = self._operate(tokens if x.dtype in ops.TYPES else tokens.float())
         return Observed(y.to(x.dtype).reshape(*x.shape[:-1], self._rows), codes, z)

@@ -11,10 +11,11 @@ import ctypes
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import LinearWeights, Observed, plain
+from spikellm.kernels.base import plain
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.linear import NativeLayer, float_bias
 from spikellm.kernels.native.weight_only_plan import PlacedPlan, make_weight_only_plan
+from spikellm.kernels.prepared import LinearWeights, Observed
 from spikellm.kernels.spec import LinearSpec
 
 MOST_TOKENS = 20
@@ -178,7 +179,7 @@ class NativeWeightOnly(NativeLayer):
 
 
 class NativeRows:
-    """Rows of integer weights, as :class:`spikellm.kernels.base.PreparedRows` says."""
+    """Rows of integer weights, as :class:`spikellm.kernels.prepared.PreparedRows` says."""
 
     def __init__(self, spec: LinearSpec, weights: LinearWeights) -> None:
         placed, codes, scale, zero = _operands(spec, weights)

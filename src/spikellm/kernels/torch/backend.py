@@ -4,7 +4,8 @@ equal it in integers.
 
 from __future__ import annotations
 
-from spikellm.kernels.base import REFERENCE, Backend, LinearWeights, Transform, register
+from spikellm.kernels.base import REFERENCE, Backend, register
+from spikellm.kernels.prepared import LinearWeights, Transform
 from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
 from spikellm.kernels.torch.heads import TorchHeads
 from spikellm.kernels.torch.linear import TorchLinear

@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import LinearWeights, Observed, by_column
+from spikellm.kernels.prepared import LinearWeights, Observed, by_column
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.product import integer_product, sum_of_chosen
 from spikellm.neurons import SoftResetNeuron
@@ -38,7 +38,7 @@ class TorchLinear:
         return self.observed(x).y
 
     def observed(self, x: Tensor) -> Observed:
-        """Output, codes and baselines, see :class:`spikellm.kernels.base.PreparedLinear`."""
+        """Output, codes and baselines, see :class:`spikellm.kernels.prepared.PreparedLinear`."""
         spec, bias = self.spec, self._weights.bias
         tokens = x.reshape(-1, spec.columns)
         codes = z = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import LinearWeights
+from spikellm.kernels.prepared import LinearWeights
 from spikellm.kernels.spec import LinearSpec
 from spikellm.quantization.packing import unpack
 
@@ -17,7 +17,7 @@ class TorchRows:
         self._spec, self._weights = spec, weights
 
     def __call__(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """See :class:`spikellm.kernels.base.PreparedRows`."""
+        """See :class:`spikellm.kernels.prepared.PreparedRows`."""
         spec, (packed, zero) = self._spec, self._weights.packed_codes()
         own = rows.reshape(-1).long()
         if not torch.compiler.is_compiling():

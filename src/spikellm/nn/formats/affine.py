@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import PackedCodes
+from spikellm.kernels.prepared import PackedCodes
 from spikellm.nn.formats.base import (
     Buffer,
     LayerShape,

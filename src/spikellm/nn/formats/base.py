@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spikellm.core.registry import Registry
-from spikellm.kernels.base import PackedCodes
+from spikellm.kernels.prepared import PackedCodes
 from spikellm.kernels.spec import IntegerForm
 from spikellm.nn.layout import Layout
 from spikellm.recipe import LinearRecipe

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spikellm.core.errors import RequestError
-from spikellm.kernels.base import PackedCodes
+from spikellm.kernels.prepared import PackedCodes
 from spikellm.nn.formats.base import Buffer, LayerShape, Stored, WeightFormat, register
 from spikellm.nn.layout import most_weight_groups
 from spikellm.quantization.packing import pack, packed_length, unpack

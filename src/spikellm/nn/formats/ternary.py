@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spikellm.kernels.base import PackedCodes
+from spikellm.kernels.prepared import PackedCodes
 from spikellm.nn.formats.affine import repacked
 from spikellm.nn.formats.base import Buffer, LayerShape, Stored, WeightFormat, register
 from spikellm.nn.layout import most_weight_groups
