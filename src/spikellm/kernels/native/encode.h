@@ -120,11 +120,21 @@ static void code_priced(const Plan *plan, Group group, const float *ordered, flo
     }
 }
 
-/* Codes of a token and the thresholds of its groups. `ordered` holds `in` floats of room; `shares` are the parts of ranges that groups code, those of the plan where it is null.
+/* Values of a token in stored order: where they are, or gathered into `room`. */
+static inline const float *in_order(const Plan *plan, const float *x, float *room) {
+    const int32_t in = plan->head.in, *source = plan->source;
+    int32_t moved = 0;
+    for (int32_t i = 0; i < in; i++) moved |= source[i] ^ i;
+    if (!moved) return x;
+    for (int32_t i = 0; i < in; i++) room[i] = x[source[i]];
+    return room;
+}
+
+/* Codes of a token and the thresholds of its groups. `room` holds `in` floats; `shares` are the parts of ranges that groups code, those of the plan where it is null.
    Signed counts are raised by their group's top, or by that of massive tokens where there are any, as if that were a baseline. */
-static inline void code_token(const Plan *plan, const float *x, const float *shares, float *ordered, uint8_t *codes, Threshold *thresholds) {
+static inline void code_token(const Plan *plan, const float *x, const float *shares, float *room, uint8_t *codes, Threshold *thresholds) {
     const Header *head = &plan->head;
-    for (int32_t i = 0; i < head->in; i++) ordered[i] = x[plan->source[i]];
+    const float *ordered = in_order(plan, x, room);
     const int massive = is_massive(head, ordered);
     for (int32_t a = 0; a < head->groups; a++) {
         Group group = plan->groups[a];
@@ -158,11 +168,30 @@ static inline void code_token(const Plan *plan, const float *x, const float *sha
     }
 }
 
+/* Spikes of a segment where plan.h says: whole blocks field by field, what is left of others one by one. */
+static inline void place_segment(const Plan *plan, const Segment *part, const uint8_t *codes, uint8_t *spikes) {
+    const int32_t block = plan->head.block, fields = block / 64;
+    uint8_t *out = spikes + part->offset;
+    for (int32_t b = 0; b < part->blocks; b++, out += block) {
+        const int32_t first = (part->first_block + b) * block, last = first + block;
+        const uint8_t *own = codes + first;
+        if (first < part->start || last > part->stop) {
+            for (int32_t i = first > part->start ? first : part->start; i < (last < part->stop ? last : part->stop); i++) spikes[plan->place[i]] = codes[i];
+        } else if (fields == 1) {
+            memcpy(out, own, 64);
+        } else if (fields == 2) {
+            for (int i = 0; i < 64; i++) out[i] = own[2 * i], out[64 + i] = own[2 * i + 1];
+        } else { /* four */
+            for (int i = 0; i < 64; i++) out[i] = own[4 * i], out[64 + i] = own[4 * i + 1], out[128 + i] = own[4 * i + 2], out[192 + i] = own[4 * i + 3];
+        }
+    }
+}
+
 /* Codes a token and places its spikes. `spikes` is zero where no column stands, and stays so; sums of spike counts go to `totals`, one a segment. */
-static inline void encode_token(const Plan *plan, const float *x, float *ordered, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
+static inline void encode_token(const Plan *plan, const float *x, float *room, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
     const Header *head = &plan->head;
-    code_token(plan, x, NULL, ordered, codes, thresholds);
-    for (int32_t i = 0; i < head->in; i++) spikes[plan->place[i]] = codes[i];
+    code_token(plan, x, NULL, room, codes, thresholds);
+    for (int32_t s = 0; s < head->segments; s++) place_segment(plan, &plan->segments[s], codes, spikes);
     for (int32_t s = 0; s < head->segments; s++) {
         int32_t total = 0;
         for (int32_t i = plan->segments[s].start; i < plan->segments[s].stop; i++) total += codes[i];
