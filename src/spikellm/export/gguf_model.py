@@ -1,4 +1,5 @@
-"""Models that are not converted as GGUF files: what llama.cpp reads, to time it beside this package.
+"""Models that are not converted as GGUF files, which llama.cpp reads: to time it beside this
+package.
 
 Weights are quantized value by value, without calibration: a file for speed, not for accuracy. It
 holds no tokenizer.
@@ -116,6 +117,9 @@ def _named(model: Any, family: GgufFamily) -> Iterator[tuple[str, Tensor]]:
     head = model.get_output_embeddings()
     tied = [f"{name}.weight" for name, module in model.named_modules() if module is head]
     left_out = tied if has_tied_head(model) else []
+    turned = {".attn_q.": config.num_attention_heads, ".attn_k.": config.num_key_value_heads}
+    if not family.pairs_adjacent:
+        turned = {}
     for key, value in model.state_dict().items():
         if key in left_out:
             continue
@@ -124,11 +128,8 @@ def _named(model: Any, family: GgufFamily) -> Iterator[tuple[str, Tensor]]:
             raise UnsupportedModelError(
                 f"no GGUF file of {type(model).__name__}: its tensor {key} has no name there"
             )
-        if family.pairs_adjacent and ".attn_q." in name:
-            value = adjacent_pairs(value, config.num_attention_heads)
-        elif family.pairs_adjacent and ".attn_k." in name:
-            value = adjacent_pairs(value, config.num_key_value_heads)
-        yield name, value
+        heads = next((count for part, count in turned.items() if part in name), None)
+        yield name, value if heads is None else adjacent_pairs(value, heads)
     factors = _frequency_factors(model)
     if factors is not None:
         if not family.frequency_factors:
@@ -143,7 +144,8 @@ def adjacent_pairs(rows: Tensor, heads: int) -> Tensor:
     """Rows of queries or keys in the order in which channels that are rotated together are
     neighbours; the model library has them half a head apart.
     """
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
+    halves = rows.reshape(heads, 2, -1, *rows.shape[1:])
+    return halves.transpose(1, 2).reshape(rows.shape)
 
 
 def _frequency_factors(model: Any) -> Tensor | None:
@@ -163,7 +165,7 @@ def _frequency_factors(model: Any) -> Tensor | None:
         )
     theta = float(config.rope_parameters["rope_theta"])
     plain = theta ** -(torch.arange(pairs, dtype=torch.float32) / pairs)
-    factors = plain / rotary.inv_freq.float()
+    factors: Tensor = plain / rotary.inv_freq.float()
     return None if torch.allclose(factors, torch.ones(pairs), rtol=1e-5) else factors
 
 
