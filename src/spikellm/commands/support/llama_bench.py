@@ -64,6 +64,8 @@ def peer_beside(
     program = _program(options.llama_bench)
     if options.gguf is not None:
         _require_no_types(options)
+        if not options.gguf.is_file():
+            raise RequestError(f"{options.gguf} is no file; expected a GGUF file of the original")
         yield Peer(program, options.gguf, str(options.gguf), None)
         return
     source = _source(model, original)
