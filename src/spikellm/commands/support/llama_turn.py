@@ -32,7 +32,7 @@ class Peer(NamedTuple):
 
     def turn(self, work: Work) -> Run:
         """One turn: the prompt, then tokens after as long a prompt, each behind a pass to warm up.
-        Memory is that of the whole process. Never on a GPU.
+        Memory is that of the whole process. No layer is put on a GPU.
 
         Raises:
             SpikeLLMError: the program failed, or says something else than expected.
