@@ -28,14 +28,16 @@ def memory_of(process: int) -> int | None:
     """Largest resident memory of another process so far, bytes; where the system does not keep
     that, what is resident now. None where the process has ended.
     """
+    peak = _high_water_mark(str(process)) if sys.platform == "linux" else None
+    if peak is not None:
+        return peak
     import psutil
 
     try:
         found = psutil.Process(process).memory_info()
     except psutil.Error:
         return None
-    peak = _high_water_mark(str(process)) if sys.platform == "linux" else None
-    return peak or int(getattr(found, "peak_wset", found.rss))
+    return int(getattr(found, "peak_wset", found.rss))
 
 
 def _high_water_mark(process: str) -> int | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from spikellm.commands.support.timing import Run, Work
 
 KIND = "llama-bench"
-_LOOK = 0.05  # seconds between two looks at the memory of the program
+_LOOK = 0.25  # seconds between two looks at the memory of the program, which cost it time
 
 
 class Peer(NamedTuple):
