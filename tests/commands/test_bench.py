@@ -48,7 +48,7 @@ def test_rates_are_medians_of_the_turns() -> None:
         Run("Model", first, decode, 100, "torch", 3.0, None)
         for first, decode in ((1.0, 9.0), (2.0, 8.0), (30.0, 70.0))
     ]
-    row = row_of("nowhere", runs, Work(10, 18, None, "bfloat16", energy=True))
+    row = row_of("nowhere", runs, Work(10, 18, None, "bfloat16", energy=True), Path("nowhere"))
     assert row["prefill_tokens_per_second"] == 5
     assert row["decode_tokens_per_second"] == 2
     assert row["prefill_joules_per_token"] == pytest.approx(0.3)
@@ -98,7 +98,7 @@ def test_a_type_is_of_originals_alone(
             {
                 "work": Work(1, 1, None, "float32", energy=False)._asdict(),
                 "energy_meter": None,
-                "rows": [{**row, "kernels": "torch", "converted": converted}],
+                "rows": [{**row, "kernels": "torch", "converted": converted, "kind": "Model"}],
             }
         )
         assert ("an original in float32" in capsys.readouterr().out) != converted

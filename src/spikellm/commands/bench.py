@@ -1,17 +1,20 @@
 """The verb ``bench``: how fast a model runs here and what memory it takes, beside its 16-bit
-original in the same run.
+original and llama.cpp in the same run.
 
-The models take turns, each in a process of its own; medians over the turns are compared.
+They take turns, each in a process of its own; medians over the turns are compared.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from spikellm.commands.support.llama_bench import LlamaBenchOptions, peer_beside
+from spikellm.commands.support.llama_turn import KIND
 from spikellm.commands.support.options import Model, Trust
 from spikellm.commands.support.verb import Option, verbs
 from spikellm.core import console
@@ -21,12 +24,12 @@ if TYPE_CHECKING:
     from spikellm.commands.support.timing import Run, Work
 
 COMPARED = ("prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory", "disk_bytes")
-"""Figures whose ratio to the original is given."""
+"""Figures of which ratios are given."""
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions:
+class BenchOptions(LlamaBenchOptions):
     """What is run.
 
     Attributes:
@@ -64,13 +67,16 @@ def bench(model: Model, options: BenchOptions = _DEFAULT) -> dict[str, Any]:
     Returns:
         ``{"work", "energy_meter", "rows": [{"model", "kind", "converted", "first_token_seconds",
         "prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory", "disk_bytes",
-        "kernels", "prefill_joules_per_token", "decode_joules_per_token"}], "ratio": {…}}``;
-        ``ratio`` is the first row over the second, with an original.
+        "kernels", "prefill_joules_per_token", "decode_joules_per_token"}], "ratio": {…},
+        "ratio_llama_cpp": {…}}``; ``ratio`` is the first row over that of an original,
+        ``ratio_llama_cpp`` over that of llama.cpp, whose ``kind`` is ``llama-bench``. Peak memory
+        is beyond that of the bare process, of llama.cpp that of the whole process.
 
     Raises:
         RequestError: a number below 1, an unknown type, a type where nothing is an original, a
             model beside itself, more tokens than the model can attend to, whatever
-            :func:`spikellm.load` raises.
+            :func:`spikellm.load` and
+            :func:`spikellm.commands.support.llama_bench.peer_beside` raise.
         SpikeLLMError: a process died, for want of memory for example.
     """
     from spikellm.commands.support.timing import Work, run_apart
@@ -85,22 +91,34 @@ def bench(model: Model, options: BenchOptions = _DEFAULT) -> dict[str, Any]:
         options.dtype or _DTYPES[0],
         options.energy,
     )
-    runs: dict[str, list[Run]] = {name: [] for name in names}
-    for turn in range(options.repeat):
-        for name, done in runs.items():
-            console.note(f"{name}: turn {turn + 1} of {options.repeat}")
-            done.append(run_apart(name, work, options.trust_remote_code))
-    rows = [row_of(name, found, work) for name, found in runs.items()]
+    turns: dict[str, Callable[[], Run]] = {
+        name: partial(run_apart, name, work, options.trust_remote_code) for name in names
+    }
+    with peer_beside(model, options.original, options, options.trust_remote_code) as peer:
+        if peer is not None:
+            turns[peer.name] = partial(peer.turn, work)
+        runs: dict[str, list[Run]] = {name: [] for name in turns}
+        for turn in range(options.repeat):
+            for name, run in turns.items():
+                console.note(f"{name}: turn {turn + 1} of {options.repeat}")
+                runs[name].append(run())
+        files = {name: Path(name) for name in names}
+        files |= {peer.name: peer.file} if peer else {}
+        rows = [row_of(name, found, work, files[name]) for name, found in runs.items()]
     result: dict[str, Any] = {
         "work": work._asdict(),
         "energy_meter": (Meter().missing or "powercap") if options.energy else None,
         "rows": rows,
     }
-    if len(rows) == 2:
-        result["ratio"] = {
-            key: rows[0][key] / rows[1][key] for key in COMPARED if rows[0][key] and rows[1][key]
-        }
+    if options.original is not None:
+        result["ratio"] = _ratio(rows[0], rows[1])
+    if peer is not None:
+        result["ratio_llama_cpp"] = _ratio(rows[0], rows[-1])
     return result
+
+
+def _ratio(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    return {key: one[key] / other[key] for key in COMPARED if one[key] and other[key]}
 
 
 def _require_sense(names: Sequence[str], options: BenchOptions) -> None:
@@ -124,8 +142,10 @@ def _require_sense(names: Sequence[str], options: BenchOptions) -> None:
         )
 
 
-def row_of(name: str, runs: Sequence[Run], work: Work) -> dict[str, Any]:
-    """A row of the table from the turns of one model: medians, and rates from them."""
+def row_of(name: str, runs: Sequence[Run], work: Work, where: Path) -> dict[str, Any]:
+    """A row of the table from the turns of one model, which lies in a folder or a file: medians,
+    and rates from them.
+    """
     first = statistics.median(run.first_token for run in runs)
     decode = statistics.median(run.decode for run in runs)
     return {
@@ -135,8 +155,8 @@ def row_of(name: str, runs: Sequence[Run], work: Work) -> dict[str, Any]:
         "first_token_seconds": first,
         "prefill_tokens_per_second": work.prompt / first,
         "decode_tokens_per_second": work.new / decode,
-        "peak_memory": statistics.median(run.peak_memory for run in runs),
-        "disk_bytes": _disk(name),
+        "peak_memory": _median([run.peak_memory for run in runs], 1),
+        "disk_bytes": _disk(where),
         "kernels": runs[0].kernels,
         "prefill_joules_per_token": _median([run.prefill_joules for run in runs], work.prompt),
         "decode_joules_per_token": _median([run.decode_joules for run in runs], work.new),
@@ -149,12 +169,11 @@ def _median(values: Sequence[float | None], tokens: int) -> float | None:
     return statistics.median(known) / tokens if known else None
 
 
-def _disk(name: str) -> int | None:
-    """Bytes of the weights in a folder; None of a name on the hub."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return None
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def _disk(where: Path) -> int | None:
+    """Bytes of a file, or of the weights in a folder; None of a name on the hub."""
+    if where.is_dir():
+        return sum(path.stat().st_size for path in where.glob("*.safetensors"))
+    return where.stat().st_size if where.is_file() else None
 
 
 def show(result: dict[str, Any]) -> None:
@@ -163,12 +182,13 @@ def show(result: dict[str, Any]) -> None:
     columns = ["model", "first token", "prefill", "decode", "peak memory", "weights on disk"]
     columns += ["kernels", *(["prefill, measured", "decode, measured"] if metered else [])]
     rows = [_cells(row, metered=metered) for row in result["rows"]]
-    if ratio := result.get("ratio"):
-        cells = [f"{ratio[key]:.2f}×" if key in ratio else "-" for key in COMPARED]
-        rows.append(["first over second", "-", *cells, *["-"] * (len(columns) - 6)])
+    for key, words in (("ratio", "original"), ("ratio_llama_cpp", "llama.cpp")):
+        if ratio := result.get(key):
+            cells = [f"{ratio[key]:.2f}×" if key in ratio else "-" for key in COMPARED]
+            rows.append([f"first over {words}", "-", *cells, *["-"] * (len(columns) - 6)])
     work = result["work"]
     threads = f", {work['threads']} thread(s)" if work["threads"] else ""
-    originals = not all(row["converted"] for row in result["rows"])
+    originals = not all(row["converted"] or row["kind"] == KIND for row in result["rows"])
     dtype = f"; an original in {work['dtype']}" if originals else ""
     console.table(
         f"{work['prompt']} tokens of prompt, {work['new']} new{threads}{dtype}", columns, rows
@@ -183,11 +203,12 @@ def _cells(row: dict[str, Any], *, metered: bool) -> list[str]:
         f"{row['first_token_seconds'] * 1e3:.1f} ms",
         f"{row['prefill_tokens_per_second']:.1f} tokens/s",
         f"{row['decode_tokens_per_second']:.2f} tokens/s",
-        console.size(row["peak_memory"]),
+        console.size(row["peak_memory"]) if row["peak_memory"] else "-",
         console.size(row["disk_bytes"]) if row["disk_bytes"] else "-",
         row["kernels"],
     ]
     if metered:
-        cells.append(f"{row['prefill_joules_per_token']:.3g} J/token")
-        cells.append(f"{row['decode_joules_per_token']:.3g} J/token")
+        for part in ("prefill", "decode"):
+            joules = row[f"{part}_joules_per_token"]
+            cells.append("-" if joules is None else f"{joules:.3g} J/token")
     return cells

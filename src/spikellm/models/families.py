@@ -259,3 +259,27 @@ def block_parts(block: nn.Module) -> dict[str, nn.Module]:
 def final_norm(decoder: nn.Module) -> nn.Module | None:
     """The norm behind the last block of a decoder."""
     return next((getattr(decoder, name) for name in _FINAL_NORMS if hasattr(decoder, name)), None)
+
+
+class GgufFamily(NamedTuple):
+    """How llama.cpp reads a family whose tensors have one counterpart each.
+
+    Attributes:
+        architecture: its name there.
+        pairs_adjacent: channels that are rotated together are neighbours there.
+        frequency_factors: it reads factors of rotary frequencies.
+    """
+
+    architecture: str
+    pairs_adjacent: bool = False
+    frequency_factors: bool = False
+
+
+_INTERLEAVED = GgufFamily("llama", pairs_adjacent=True, frequency_factors=True)
+GGUF_FAMILIES = {
+    "llama": _INTERLEAVED,
+    "mistral": _INTERLEAVED,
+    "qwen2": GgufFamily("qwen2"),
+    "qwen3": GgufFamily("qwen3"),
+}
+"""By ``model_type`` of the model library's configuration."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from spikellm.kernels.base import describe as describe_kernels
 from spikellm.models.families import longest_window
 from spikellm.profiling.powercap import Meter
 from spikellm.runtime.decoder_step.summary import step_in_words, tried_step
+
+R = TypeVar("R")
 
 
 class Work(NamedTuple):
@@ -39,13 +42,13 @@ class Work(NamedTuple):
 
 class Run(NamedTuple):
     """One turn of one model: seconds to the first token and for all later ones, bytes beyond those
-    of the bare process, joules by phase.
+    of the bare process (None where that could not be read), joules by phase.
     """
 
     kind: str
     first_token: float
     decode: float
-    peak_memory: int
+    peak_memory: int | None
     kernels: str
     prefill_joules: float | None
     decode_joules: float | None
@@ -58,12 +61,21 @@ def run_apart(name: str, work: Work, trust_remote_code: bool = False) -> Run:
     Raises:
         SpikeLLMError: the process died, for want of memory for example.
     """
+    return apart(name, run_once, name, work, trust_remote_code)
+
+
+def apart(what: str, function: Callable[..., R], *arguments: Any) -> R:
+    """What a function returns in a process of its own that ends with it.
+
+    Raises:
+        SpikeLLMError: the process died, for want of memory for example.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(run_once, name, work, trust_remote_code).result()
+            return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             raise SpikeLLMError(
-                f"the process that ran {name} was ended by the system, most likely for want of"
+                f"the process that ran {what} was ended by the system, most likely for want of"
                 " memory; free some, or ask for fewer tokens"
             ) from None
 
