@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -22,9 +23,11 @@ from spikellm.core.errors import DependencyError
 from spikellm.kernels import MixSpec, RowSpec, describe, select
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.backend import NativeHeads
+from spikellm.kernels.native.rotation import NativeRotation
 from spikellm.kernels.native.weight_only_plan import make_weight_only_plan
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.packed_kv import PackedKV
+from spikellm.quantization import hadamard
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
@@ -89,6 +92,27 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         build.load_library()
 
 
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiler_that_knows_no_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if best_level() < build.LEVELS.index("amx"):
+        return
+    own, fake = build.compiler(), tmp_path / "cc"
+    fake.write_text(f"""#!/bin/sh
+case "$*" in *amx*) echo unknown option >&2; exit 1;; esac
+exec {own} "$@" -O0
+""")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CC", str(fake))
+    monkeypatch.setenv("SPIKELLM_CACHE", str(tmp_path / "cache"))
+    forget()
+    assert build.level_of(build.load_library()) == "avx512"
+    forget()
+    monkeypatch.setenv("SPIKELLM_KERNELS_LEVEL", "amx")
+    with pytest.raises(DependencyError, match="fails on the kernels"):
+        build.load_library()
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("SPIKELLM_KERNELS", "fast"), ("SPIKELLM_KERNELS_LEVEL", "sse")]
 )
@@ -144,6 +168,8 @@ def linear_calls() -> Iterator[Call]:
         (257, 31, 13, 8),
         (77, 9, 3, 5),
         (300, 40, 1, 2),
+        (130, 70, 33, 4),
+        (257, 31, 40, 8),
     ]
     for columns, outputs, tokens, bits in sizes:
         activations = ActivationRecipe(bits=4, salient_rate=0.2, salient_steps=2, saliency="rms")
@@ -274,6 +300,26 @@ def head_calls() -> Iterator[Call]:
             )
 
 
+def rotation_calls() -> Iterator[Call]:
+    """Inputs of either type, with and without what is taken away."""
+    generator = torch.Generator().manual_seed(3)
+    for channels, tokens, dtype in [(1, 1, torch.float32), (70, 3, torch.bfloat16)]:
+        signs, offset = torch.ones(channels), torch.randn(channels, generator=generator)
+        x = torch.randn(tokens, channels, generator=generator).to(dtype)
+        power = hadamard.largest_power(channels)
+        for taken in (None, offset):
+            yield (
+                "spikellm_rotate",
+                [
+                    *(In(x), tokens, channels, power, math.sqrt(power)),
+                    *(In(hadamard.shapiro(power)), In(signs)),
+                    None if taken is None else In(taken),
+                    Out(NativeRotation(signs, taken)(x)),
+                    ops.TYPES[dtype],
+                ],
+            )
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", build.LEVELS)
@@ -294,7 +340,7 @@ def test_no_byte_is_read_or_written_out_of_bounds(
     runtime = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    calls = [*linear_calls(), *weight_only_calls(), *head_calls()]
+    calls = [*linear_calls(), *weight_only_calls(), *head_calls(), *rotation_calls()]
     for index, (_, arguments) in enumerate(calls):
         arrays = {
             str(place): (
@@ -308,7 +354,7 @@ def test_no_byte_is_read_or_written_out_of_bounds(
         (
             function,
             [
-                one if isinstance(one, (int, type(None))) else type(one).__name__
+                one if isinstance(one, (int, float, type(None))) else type(one).__name__
                 for one in arguments
             ],
         )
@@ -318,6 +364,7 @@ def test_no_byte_is_read_or_written_out_of_bounds(
     script = f"""
 import ctypes, json, numpy as np
 library = ctypes.CDLL({str(library)!r})
+library.spikellm_best_level()  # asks the system for tiles
 for index, (function, arguments) in enumerate(json.load(open({str(tmp_path / "calls.json")!r}))):
     with np.load(f"{tmp_path}/{{index}}.npz") as file:
         arrays = {{int(key): file[key] for key in file.files}}
@@ -331,6 +378,8 @@ for index, (function, arguments) in enumerate(json.load(open({str(tmp_path / "ca
             if isinstance(kind, str)
             else None
             if kind is None
+            else ctypes.c_double(kind)
+            if isinstance(kind, float)
             else ctypes.c_int64(kind)
         )
     assert getattr(library, function)(*passed, ctypes.c_int32(2)) == 0

@@ -83,7 +83,14 @@ def load_library() -> ctypes.CDLL:
             f"SPIKELLM_KERNELS_LEVEL is {wanted}, but this processor has {best} at most"
         )
     level = wanted or best
-    return portable if level == "portable" else _load(level)
+    if level == "portable":
+        return portable
+    try:
+        return _load(level)
+    except DependencyError:
+        if wanted is not None or level != "amx":
+            raise
+        return _load("avx512")  # of compilers that know no tiles
 
 
 def level_of(library: ctypes.CDLL) -> str:

@@ -5,6 +5,7 @@
 #include <float.h>
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 #include "plan.h"
 
 #define LANES 16
@@ -130,11 +131,10 @@ static inline const float *in_order(const Plan *plan, const float *x, float *roo
     return room;
 }
 
-/* Codes of a token and the thresholds of its groups. `room` holds `in` floats; `shares` are the parts of ranges that groups code, those of the plan where it is null.
+/* Codes of a token and the thresholds of its groups. `ordered`: its values in stored order; `shares` are the parts of ranges that groups code, those of the plan where it is null.
    Signed counts are raised by their group's top, or by that of massive tokens where there are any, as if that were a baseline. */
-static inline void code_token(const Plan *plan, const float *x, const float *shares, float *room, uint8_t *codes, Threshold *thresholds) {
+static inline void code_token(const Plan *plan, const float *ordered, const float *shares, uint8_t *codes, Threshold *thresholds) {
     const Header *head = &plan->head;
-    const float *ordered = in_order(plan, x, room);
     const int massive = is_massive(head, ordered);
     for (int32_t a = 0; a < head->groups; a++) {
         Group group = plan->groups[a];
@@ -190,7 +190,7 @@ static inline void place_segment(const Plan *plan, const Segment *part, const ui
 /* Codes a token and places its spikes. `spikes` is zero where no column stands, and stays so; sums of spike counts go to `totals`, one a segment. */
 static inline void encode_token(const Plan *plan, const float *x, float *room, uint8_t *codes, uint8_t *spikes, Threshold *thresholds, int32_t *totals) {
     const Header *head = &plan->head;
-    code_token(plan, x, NULL, room, codes, thresholds);
+    code_token(plan, in_order(plan, x, room), NULL, codes, thresholds);
     for (int32_t s = 0; s < head->segments; s++) place_segment(plan, &plan->segments[s], codes, spikes);
     for (int32_t s = 0; s < head->segments; s++) {
         int32_t total = 0;

@@ -3,11 +3,12 @@
 #include "encode.h"
 #include "floats.h"
 
-typedef struct { float *row, *ordered, *values; uint8_t *codes; Threshold *thresholds; } Room;
+/* stored: the values of a token in stored order, which may be where they were given. */
+typedef struct { float *row, *ordered, *values; uint8_t *codes; Threshold *thresholds; const float *stored; } Room;
 
 static int make_room(const Header *head, Room *room) {
     const size_t in = (size_t)head->in + 1;
-    *room = (Room){malloc(sizeof(float) * in), malloc(sizeof(float) * in), malloc(sizeof(float) * in), malloc(in), malloc(sizeof(Threshold) * (size_t)(head->groups + 1))};
+    *room = (Room){malloc(sizeof(float) * in), malloc(sizeof(float) * in), malloc(sizeof(float) * in), malloc(in), malloc(sizeof(Threshold) * (size_t)(head->groups + 1)), NULL};
     return room->row && room->ordered && room->values && room->codes && room->thresholds;
 }
 
@@ -21,7 +22,8 @@ static void free_room(Room *room) {
 
 /* What the codes of a token stand for, columns in stored order, into `values`. */
 static void code_row(const Plan *plan, const void *x, int32_t type, int64_t n, const float *shares, Room *room) {
-    code_token(plan, load_row(x, type, n, plan->head.in, room->row), shares, room->ordered, room->codes, room->thresholds);
+    room->stored = in_order(plan, load_row(x, type, n, plan->head.in, room->row), room->ordered);
+    code_token(plan, room->stored, shares, room->codes, room->thresholds);
     for (int32_t a = 0; a < plan->head.groups; a++) {
         const float theta = room->thresholds[a].theta;
         const int32_t z = room->thresholds[a].baseline;
@@ -83,14 +85,14 @@ int32_t spikellm_code_gradients(const void *x, const void *gradient, int64_t tok
                 const Range range = plan.ranges[group.range];
                 const float share = shares ? shares[a] : group.share;
                 float low, high, sums[LANES] = {0}, sum = 0.0f;
-                coded_range(room.ordered + range.start, range.stop - range.start, share, plan.head.by_mean, range.stop - range.start, &low, &high);
+                coded_range(room.stored + range.start, range.stop - range.start, share, plan.head.by_mean, range.stop - range.start, &low, &high);
                 if (plan.head.mode != ASYMMETRIC) high = high > -low ? high : -low, low = -high;
                 int32_t i = group.start;
                 for (int32_t at = i; plan.head.stops && at < group.stop; at++)
-                    if (!(room.ordered[at] >= low && room.ordered[at] <= high)) moved[plan.source[at]] = 0.0f;
+                    if (!(room.stored[at] >= low && room.stored[at] <= high)) moved[plan.source[at]] = 0.0f;
                 for (; i + LANES <= group.stop; i += LANES)
-                    for (int lane = 0; lane < LANES; lane++) sums[lane] += moved_by(g[i + lane], room.values[i + lane], room.ordered[i + lane], low, high);
-                for (; i < group.stop; i++) sums[0] += moved_by(g[i], room.values[i], room.ordered[i], low, high);
+                    for (int lane = 0; lane < LANES; lane++) sums[lane] += moved_by(g[i + lane], room.values[i + lane], room.stored[i + lane], low, high);
+                for (; i < group.stop; i++) sums[0] += moved_by(g[i], room.values[i], room.stored[i], low, high);
                 for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
                 by_share[n * plan.head.groups + a] = sum / share;
             }
