@@ -62,7 +62,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for pair in arguments.pairs:
-        name, _, file = pair.partition("=")
+        name, _, file = pair.rpartition("=")
         model, _ = spikellm.load(name)
         of_model(model, 8, 4)
         print(f"{Path(name).name} beside {Path(file).name}; decoder step {step_in_words(model)}")
