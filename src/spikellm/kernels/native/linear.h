@@ -38,25 +38,14 @@ static inline int tiles_pay(int64_t tokens) {
 /* Tokens that `spikes` has room for. */
 static inline int64_t room_of(int64_t tokens) { return tiles_pay(tokens) ? (tokens + TILED - 1) / TILED * TILED : tokens; }
 
-/* What rows of weights share in one segment and token. */
-typedef struct { const int32_t *column_sums; const float *scale; const uint8_t *zero; float theta; int64_t baseline, total, lifted; } Ending;
+/* What all rows of weights share in one segment and token. */
+typedef struct { float theta; uint32_t baseline, total, lifted; } Ending;
 
 static inline Ending ending_of(const Linear *layer, int64_t token, int32_t segment) {
     const Plan *plan = &layer->plan;
-    const Segment *part = &plan->segments[segment];
-    const Threshold *threshold = layer->thresholds + token * plan->head.groups + part->group;
-    const int64_t total = layer->totals[token * plan->head.segments + segment];
-    return (Ending){layer->column_sums + (int64_t)segment * plan->head.out, layer->scale + part->weight_group, layer->zero + part->weight_group, threshold->theta,
-                    threshold->baseline, total, plan->head.bits == 8 ? 128 * total : 0};
-}
-
-/* Sums of `count` rows from `row` on become outputs, which `y` gathers over the segments. */
-static inline void end_sums(const Ending *end, int32_t scales, int32_t row, int32_t count, const int32_t *sums, float *y) {
-    for (int32_t i = 0; i < count; i++) {
-        const int64_t at = (int64_t)(row + i) * scales;
-        const int64_t charge = sums[i] + end->lifted - end->zero[at] * end->total - end->baseline * end->column_sums[row + i];
-        y[i] += (float)charge * end->theta * end->scale[at];
-    }
+    const Threshold *threshold = layer->thresholds + token * plan->head.groups + plan->segments[segment].group;
+    const uint32_t total = (uint32_t)layer->totals[token * plan->head.segments + segment];
+    return (Ending){threshold->theta, (uint32_t)threshold->baseline, total, plan->head.bits == 8 ? 128 * total : 0};
 }
 
 /* What rows of a strip have of their own in one segment; rows beyond the last repeat it. */
@@ -72,13 +61,12 @@ static inline void find_rows(const Linear *layer, int32_t segment, int32_t first
     }
 }
 
-/* As end_sums for all rows of a strip. A layer is taken only if no charge exceeds 32 bits (linear_plan.py); terms of them may wrap around. */
-static inline void end_strip(const Ending *end, const Rows *rows, const int32_t *sums, float *y) {
-    const uint32_t lifted = (uint32_t)end->lifted, total = (uint32_t)end->total, baseline = (uint32_t)end->baseline;
-    const float theta = end->theta;
+/* Sums of the rows of a strip become outputs, which `y` gathers over the segments. A layer is taken only if no charge exceeds 32 bits (linear_plan.py); terms of them may wrap
+   around. */
+static inline void end_strip(Ending end, const Rows *rows, const int32_t *sums, float *y) {
     for (int32_t i = 0; i < STRIP; i++) {
-        const uint32_t charge = (uint32_t)sums[i] + lifted - rows->zero[i] * total - baseline * (uint32_t)rows->column_sums[i];
-        y[i] += (float)(int32_t)charge * theta * rows->scale[i];
+        const uint32_t charge = (uint32_t)sums[i] + end.lifted - rows->zero[i] * end.total - end.baseline * (uint32_t)rows->column_sums[i];
+        y[i] += (float)(int32_t)charge * end.theta * rows->scale[i];
     }
 }
 
@@ -138,10 +126,7 @@ static inline void strip_of_many(const Linear *layer, int32_t first, int32_t cou
             else
 #endif
                 sums_of_dots(layer, part, n, some, unpacked, stride, sums);
-            for (int32_t t = 0; t < some; t++) {
-                const Ending end = ending_of(layer, n + t, s);
-                end_strip(&end, &rows, sums + t * STRIP, outputs + (n + t) * STRIP);
-            }
+            for (int32_t t = 0; t < some; t++) end_strip(ending_of(layer, n + t, s), &rows, sums + t * STRIP, outputs + (n + t) * STRIP);
         }
     }
     if (layer->tiled) close_tiles();
@@ -150,13 +135,14 @@ static inline void strip_of_many(const Linear *layer, int32_t first, int32_t cou
 /* Outputs of a strip of one token, straight from the packed rows; 0 is returned where they have to be unpacked first. */
 static inline int strip_of_one(const Linear *layer, int32_t first, int32_t count, float *outputs) {
     const Header *head = &layer->plan.head;
-    int32_t sums[STRIP];
+    int32_t sums[STRIP] = {0}; /* of rows beyond the last */
     for (int32_t s = 0; s < head->segments; s++) {
         const Segment *part = &layer->plan.segments[s];
         if (!dot_rows(layer->spikes + part->offset, layer->packed + (int64_t)first * head->row_bytes, head->row_bytes, count, head->bits, part->first_block, part->blocks, sums))
             return 0;
-        const Ending end = ending_of(layer, 0, s);
-        end_sums(&end, head->scales, first, count, sums, outputs);
+        Rows rows;
+        find_rows(layer, s, first, count, &rows);
+        end_strip(ending_of(layer, 0, s), &rows, sums, outputs);
     }
     return 1;
 }

@@ -52,7 +52,7 @@ class NativeLayer(ABC):
         if tokens > self.most_tokens:
             return self._by_operator(x)
         y = x.new_empty((*shape[:-1], self._rows))
-        if self._function(  # type: ignore[operator]
+        failed = self._function(  # type: ignore[operator]
             x.data_ptr(),
             tokens,
             *self._pointers,
@@ -60,9 +60,8 @@ class NativeLayer(ABC):
             *self._shown,
             kind,
             torch.get_num_threads(),
-        ):
-            raise MemoryError("a kernel found no memory for its work")
-        return y
+        )
+        return ops.unless(failed, y)
 
     def _by_operator(self, x: Tensor) -> Tensor:
         return self.observed(x)[0]
