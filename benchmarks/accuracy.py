@@ -80,6 +80,7 @@ REMOVE: dict[str, tuple[str, ...]] = {
     "no centered V": (_without("value-centering"),),
     "no centered inputs": (_with("online-rotation", _BEHIND.replace("}", ", choose: loss}")),),
     "no compensation": ("algorithm.compensate=false",),
+    "no coordinate descent": ("algorithm.descents=0",),
     "no searched ranges of weights": ("algorithm.search_range=false",),
     "with own ranges for 5% of the channels": ("activations.salient_rate=0.05",),
     "with two steps and own ranges for 10%, the same in every layer": (

@@ -148,6 +148,23 @@ def test_coded_inputs_on_ternary_weights_stay_exact(bits: int, form: str, seed: 
     )
 
 
+@given(st.sampled_from([1.0, 1.4]), st.sampled_from([None, 5]), st.sampled_from([4, 16]))
+def test_scales_of_16_bits_are_the_layer_whose_scales_have_these_values(
+    budget: float, size: int | None, bits: int
+) -> None:
+    weights, inputs = {**TERNARY, "budget": budget, "group_size": size}, {"bits": bits}
+    short, _, x = fit({**weights, "scale_bits": 16}, inputs)
+    long, _, _ = fit(weights, inputs)
+    assert torch.equal(short.integer_weights(), long.integer_weights())
+    assert short.weight_scale.dtype == torch.bfloat16
+    assert long.weight_bytes - short.weight_bytes == 2 * short.weight_scale.numel()
+    torch.testing.assert_close(short.weight_scale.float(), long.weight_scale, rtol=2**-8, atol=0)
+    long.weight_scale.copy_(short.weight_scale)
+    long.bias.copy_(short.bias)  # those of dense layers are random
+    assert torch.equal(short(x), long(x))
+    assert torch.equal(short.double().weight_scale, long.weight_scale.bfloat16())
+
+
 def test_feedback_fitting_and_steps_each_lower_the_error() -> None:
     def mean(weights: dict[str, Any], **options: Any) -> float:
         return (
@@ -157,6 +174,8 @@ def test_feedback_fitting_and_steps_each_lower_the_error() -> None:
 
     one = mean(TERNARY, rounds=1)
     assert mean(TERNARY) < one, "scales refitted"
+    assert mean(TERNARY, descents=4) < mean(TERNARY), "codes decided again, given all others"
+    assert mean({"bits": 4}, descents=4) < mean({"bits": 4})
     assert mean({**TERNARY, "budget": 1.4}) < mean(TERNARY)
     assert (
         mean({**TERNARY, "budget": 2.4})

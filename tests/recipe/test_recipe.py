@@ -109,6 +109,7 @@ def test_shared_thresholds_with_equal_steps_are_refused() -> None:
             " 'ternary'",
         ),
         ("pbllm-90", "algorithm.rounds=1", "of format 'partly-binary', only on 'ternary'"),
+        ("pbllm-90", "algorithm.descents=1", "only on 'affine' or 'ternary'"),
         (
             "ternary-1.4",
             "algorithm.search_range=true",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spikellm.algorithms.gptq_coders import ColumnCoder, column_coders
-from spikellm.algorithms.gptq_problem import GPTQProblem, code_by_scale
+from spikellm.algorithms.gptq_problem import GPTQProblem, ScaleCodes
 from spikellm.quantization.affine import AffineWeights, codes_in_range, weight_range
 
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a range, tried where it is searched
@@ -16,7 +16,7 @@ _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a range, tried where it is searched
 class AffineCoder(ColumnCoder):
     """Ranges by row and group from the weights as they came, searched if the recipe says so."""
 
-    options = ("search_range",)
+    options = ("search_range", "descents")
 
     def code(self, problem: GPTQProblem) -> AffineWeights:
         """Coded from ``w + zero·scale``, so that a code is ``w/scale`` rounded."""
@@ -30,9 +30,13 @@ class AffineCoder(ColumnCoder):
         )
         least = [top % 2 if weights.symmetric else 0 for top in tops]
         lifted = problem._replace(weight=problem.weight + (zero * scale)[:, problem.owner])
-        return AffineWeights(
-            code_by_scale(lifted, scale, least, tops).to(torch.uint8), scale, zero.to(torch.uint8)
-        )
+        coded = ScaleCodes(lifted, scale, least, tops)
+        lifted.propagate_error(coded.error)
+        for _ in range(problem.options.descents):
+            if not lifted.descend(coded.codes.T * scale[:, problem.owner], coded.value):
+                break
+        codes = coded.codes.T.contiguous()
+        return AffineWeights(codes.to(torch.uint8), scale, zero.to(torch.uint8))
 
 
 def _searched_range(

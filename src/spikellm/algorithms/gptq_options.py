@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from spikellm.nn.formats import formats
-from spikellm.recipe.base import AlgorithmOptions, register_options
+from spikellm.recipe.base import AlgorithmOptions, GrownSection, register_options
 
 _limited: dict[str, list[str]] = {}  # kinds of codes on which an option has an effect, if not all
 
@@ -20,9 +20,10 @@ def limit_option(option: str, coding: str) -> None:
 
 
 @register_options
-class GptqOptions(AlgorithmOptions):
+class GptqOptions(AlgorithmOptions, GrownSection):
     """How GPTQ fits weights."""
 
+    added: ClassVar[tuple[str, ...]] = ("descents",)
     name: Literal["gptq"] = "gptq"
     percdamp: float = Field(
         0.01,
@@ -67,6 +68,17 @@ class GptqOptions(AlgorithmOptions):
         le=1_000_000,
         description=(
             "fits of ternary codes and scales in turn, at most; stops when they do not improve"
+        ),
+        strict=True,
+    )
+
+    descents: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description=(
+            "sweeps of coordinate descent over affine and ternary codes after error feedback, at"
+            " most; stops when no code changes"
         ),
         strict=True,
     )

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.step_budget import importance_of
-from spikellm.quantization.column_update import CodeColumn, propagate_error
+from spikellm.quantization.column_update import CodeColumn, permuted, propagate_error
+from spikellm.quantization.coordinate_descent import descend
 from spikellm.recipe import LinearRecipe
 
 
@@ -53,31 +54,65 @@ class GPTQProblem(NamedTuple):
             lambda column, w, error: code(places[column], w, error),
         )
 
+    def descend(self, values: Tensor, code: CodeColumn) -> bool:
+        """One sweep of coordinate descent over coded weights ``values``, ``(out, in)`` in stored
+        order, with columns named by their stored place; whether any changed.
+        """
+        places = self.order.tolist()
+        _, changed = descend(
+            self.weight[:, self.order],
+            values[:, self.order],
+            permuted(self.hessian, self.order),
+            lambda column, w, value: code(places[column], w, value),
+            self.options.percdamp,
+        )
+        return changed > 0
+
     def error(self, values: Tensor) -> float:
         """Squared error of the layer's output with these weights in the place of its own."""
         difference = self.weight - values
         return float(((difference @ self.hessian) * difference).sum(dtype=torch.float64))
 
 
-def code_by_scale(problem: GPTQProblem, scale: Tensor, least: list[int], most: list[int]) -> Tensor:
-    """Codes ``clip(round(w/scale), least, most)`` with error feedback, float32 ``(out, in)``,
-    columns in stored order; bounds are one of each group.
+class ScaleCodes:
+    """Codes ``clip(round(w/scale), least, most)`` of the columns of a problem.
+
+    Args:
+        scale: ``(out, groups)``.
+        least, most: of each group.
+
+    Attributes:
+        codes: float32, ``(in, out)``, columns in stored order: a column at a time is contiguous.
     """
-    scales, rates = list(scale.T.contiguous()), list(_inverse(scale).T.contiguous())
-    codes = problem.weight.new_empty(problem.weight.shape[::-1])  # (in, out): a column at a time
-    columns = codes.unbind()
 
-    def code(column: int, w: Tensor, error: Tensor) -> None:
-        group = problem.owner[column]
-        q = (
-            torch.mul(w, rates[group], out=columns[column])
+    def __init__(
+        self, problem: GPTQProblem, scale: Tensor, least: list[int], most: list[int]
+    ) -> None:
+        self._owner, self._least, self._most = problem.owner, least, most
+        self.codes = problem.weight.new_empty(problem.weight.shape[::-1])
+        self.scale(scale)
+
+    def scale(self, scale: Tensor) -> None:
+        """Take other scales, ``(out, groups)``; codes stay."""
+        self._scales = scale.T.contiguous().unbind()
+        self._rates = _inverse(scale).T.contiguous().unbind()
+
+    def error(self, column: int, w: Tensor, error: Tensor) -> None:
+        """Code a column and write what it misses, as error feedback wants it."""
+        group = self._owner[column]
+        torch.addcmul(w, self._code(column, w), self._scales[group], value=-1, out=error)
+
+    def value(self, column: int, w: Tensor, value: Tensor) -> None:
+        """Code a column and write what it holds, as coordinate descent wants it."""
+        torch.mul(self._code(column, w), self._scales[self._owner[column]], out=value)
+
+    def _code(self, column: int, w: Tensor) -> Tensor:
+        group = self._owner[column]
+        return (
+            torch.mul(w, self._rates[group], out=self.codes[column])
             .round_()
-            .clamp_(least[group], most[group])
+            .clamp_(self._least[group], self._most[group])
         )
-        torch.addcmul(w, q, scales[group], value=-1, out=error)
-
-    problem.propagate_error(code)
-    return codes.T.contiguous()
 
 
 def _inverse(scale: Tensor) -> Tensor:

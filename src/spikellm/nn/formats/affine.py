@@ -22,7 +22,7 @@ from spikellm.quantization.packing import pack, packed_length, unpack
 from spikellm.saliency import salient_count
 
 _ROWS = 1 << 21  # weights that are repacked at a time
-_SCALES = {32: torch.float32, 16: torch.bfloat16}
+SCALE_TYPES = {32: torch.float32, 16: torch.bfloat16}
 
 
 @register
@@ -53,7 +53,7 @@ class AffineFormat(WeightFormat):
         )  # unused ones stay 1 and 0
         return [
             *found,
-            Buffer("weight_scale", (rows, groups), _SCALES[weights.scale_bits], 1),
+            Buffer("weight_scale", (rows, groups), SCALE_TYPES[weights.scale_bits], 1),
             Buffer("weight_zero", (rows, self._zero_bytes(shape, groups)), byte, 0),
         ]
 

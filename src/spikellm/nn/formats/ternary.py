@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.prepared import PackedCodes
-from spikellm.nn.formats.affine import repacked
+from spikellm.nn.formats.affine import SCALE_TYPES, repacked
 from spikellm.nn.formats.base import Buffer, LayerShape, Stored, WeightFormat, register
 from spikellm.nn.layout import most_weight_groups
 from spikellm.quantization.affine import AffineWeights
@@ -28,7 +28,8 @@ from spikellm.quantization.packing import pack, packed_length, unpack
 class TernaryFormat(WeightFormat):
     """Buffers: ``spikes_plus`` and ``spikes_minus`` (uint8, ``(out, bytes)``: the planes one after
     the other, each with one bit for every column that takes so many steps, in stored order),
-    ``column_steps`` (uint8, ``(in,)``) and ``weight_scale`` (float32, ``(out, groups)``).
+    ``column_steps`` (uint8, ``(in,)``) and ``weight_scale`` (float32, or bfloat16 with scales of
+    16 bits, ``(out, groups)``).
 
     Sizes are the columns that take at least 1, 2, … steps.
     """
@@ -42,11 +43,12 @@ class TernaryFormat(WeightFormat):
         sizes, rows = _sizes(shape), shape.rows
         length = sum(packed_length(columns, 1) for columns in sizes)
         groups = most_weight_groups(shape.columns, shape.settings, max(2, len(sizes)))
+        scales = SCALE_TYPES[shape.settings.weights.scale_bits]
         return [
             Buffer("spikes_plus", (rows, length), torch.uint8, 0),
             Buffer("spikes_minus", (rows, length), torch.uint8, 0),
             Buffer("column_steps", (shape.columns,), torch.uint8, 1),
-            Buffer("weight_scale", (rows, groups), torch.float32, 1),
+            Buffer("weight_scale", (rows, groups), scales, 1),
         ]
 
     def sizes_of(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:

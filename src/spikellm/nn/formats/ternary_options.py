@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from spikellm.nn.formats.salient_columns import SalientColumnOptions
-from spikellm.recipe.base import register_options
+from spikellm.recipe.base import GrownSection, register_options
 
 
 @register_options
-class TernaryOptions(SalientColumnOptions):
+class TernaryOptions(SalientColumnOptions, GrownSection):
     """Two bits a step, no zero-point; columns take several steps by saliency or from a budget."""
 
+    added: ClassVar[tuple[str, ...]] = ("scale_bits",)
     format: Literal["ternary"] = "ternary"
     group_size: int | None = Field(
         None,
@@ -22,6 +23,7 @@ class TernaryOptions(SalientColumnOptions):
         description="columns that share a scale; null for the whole row",
         strict=True,
     )
+    scale_bits: Literal[32, 16] = Field(32, description="bits of a scale; bfloat16 at 16")
     budget: float | None = Field(
         None,
         ge=1.0,
