@@ -32,7 +32,10 @@ _FLAGS = {
     "avx512": _AVX512,
     "amx": (*_AVX512, "-mamx-tile", "-mamx-int8"),
 }
-COMMON = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-pthread")
+COMMON = (
+    *("-std=c11", "-O3", "-fPIC", "-shared", "-pthread"),
+    *("-ffp-contract=off", "-fopenmp-simd"),
+)
 _TIMEOUT = 120
 
 
@@ -113,6 +116,14 @@ def _load(level: str) -> ctypes.CDLL:
         *[pointer] * 9,
         *[ctypes.c_int32] * 2,
     ]
+    library.spikellm_coded_linear.argtypes = [
+        pointer,
+        ctypes.c_int64,
+        *[pointer] * 8,
+        *[ctypes.c_int32] * 3,
+    ]
+    library.spikellm_coded_bytes.argtypes = [pointer, ctypes.c_int64]
+    library.spikellm_coded_bytes.restype = ctypes.c_int64
     library.spikellm_additive_linear.argtypes = [
         pointer,
         ctypes.c_int64,

@@ -7,11 +7,14 @@
 #include <stddef.h>
 #include <string.h>
 #include "plan.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 #define FAR 1e5f /* beyond every code; keeps the rounding below exact */
 
-/* Nearest integer, ties to even, for |v| < 2**22. */
+/* Nearest integer, ties to even, for |v| < 2**22; beyond, some number as large. */
 static inline float nearest(float v) { return (v + 12582912.0f) - 12582912.0f; }
 
 /* floor(v + 1/2) without the rounding of that sum. */
@@ -27,28 +30,15 @@ static inline float between(float v, float low, float high) {
 
 /* Smallest and largest value of x, zero included; 0 is returned where one is not finite. */
 static inline int range_of(const float *x, int32_t count, float *low, float *high) {
-    float lows[LANES] = {0}, highs[LANES] = {0}, zeros[LANES] = {0};
-    int32_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) {
-            float v = x[i + lane];
-            lows[lane] = v < lows[lane] ? v : lows[lane];
-            highs[lane] = v > highs[lane] ? v : highs[lane];
-            zeros[lane] += v * 0.0f; /* NaN where v is not finite */
-        }
-    for (; i < count; i++) {
-        lows[0] = x[i] < lows[0] ? x[i] : lows[0];
-        highs[0] = x[i] > highs[0] ? x[i] : highs[0];
-        zeros[0] += x[i] * 0.0f;
+    float least = 0.0f, most = 0.0f, zeros = 0.0f; /* NaN where a value is not finite */
+#pragma omp simd reduction(min : least) reduction(max : most) reduction(+ : zeros)
+    for (int32_t i = 0; i < count; i++) {
+        least = x[i] < least ? x[i] : least;
+        most = x[i] > most ? x[i] : most;
+        zeros += x[i] * 0.0f;
     }
-    *low = *high = 0.0f;
-    float sum = 0.0f;
-    for (int lane = 0; lane < LANES; lane++) {
-        *low = lows[lane] < *low ? lows[lane] : *low;
-        *high = highs[lane] > *high ? highs[lane] : *high;
-        sum += zeros[lane];
-    }
-    return sum == 0.0f;
+    *low = least, *high = most;
+    return zeros == 0.0f;
 }
 
 /* Mean magnitude of x, whose largest is given, over `among` channels; in whole parts of the largest, so that the order does not matter. */
@@ -127,7 +117,11 @@ static inline const float *in_order(const Plan *plan, const float *x, float *roo
     int32_t moved = 0;
     for (int32_t i = 0; i < in; i++) moved |= source[i] ^ i;
     if (!moved) return x;
-    for (int32_t i = 0; i < in; i++) room[i] = x[source[i]];
+    int32_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + LANES <= in; i += LANES) _mm512_storeu_ps(room + i, _mm512_i32gather_ps(_mm512_loadu_si512(source + i), x, sizeof(float)));
+#endif
+    for (; i < in; i++) room[i] = x[source[i]];
     return room;
 }
 
@@ -150,20 +144,15 @@ static inline void code_token(const Plan *plan, const float *ordered, const floa
         float theta = threshold.theta, baseline = (float)threshold.baseline;
         if (plan->price.any) {
             code_priced(plan, group, ordered, theta, (float)thresholds[a].baseline, codes);
+        } else if (theta != theta) { /* a value is not finite, and so is no output */
+            memset(codes + group.start, (int32_t)between((float)thresholds[a].baseline, 0.0f, head->mode == SIGNED ? 255.0f : top), (size_t)(group.stop - group.start));
         } else if (head->mode == SIGNED) {
             for (int32_t i = group.start; i < group.stop; i++) {
-                float units = ordered[i] / theta, size = fabsf(units);
-                size = half_up(size > FAR ? FAR : size);
-                size = size > top ? top : size;
-                units = units < 0.0f ? -size : size;
-                codes[i] = (uint8_t)(int32_t)((units == units ? units : 0.0f) + (float)raised);
+                const float units = ordered[i] / theta, size = half_up(fabsf(units));
+                codes[i] = (uint8_t)(int32_t)((units < 0.0f ? -1.0f : 1.0f) * (size > top ? top : size) + (float)raised);
             }
         } else {
-            for (int32_t i = group.start; i < group.stop; i++) {
-                float units = ordered[i] / theta;
-                units = units == units ? units : 0.0f;
-                codes[i] = (uint8_t)(int32_t)between(half_up(between(units, -FAR, FAR)) + baseline, 0.0f, top);
-            }
+            for (int32_t i = group.start; i < group.stop; i++) codes[i] = (uint8_t)(int32_t)between(half_up(ordered[i] / theta) + baseline, 0.0f, top);
         }
     }
 }

@@ -38,6 +38,22 @@ static inline int tiles_pay(int64_t tokens) {
 /* Tokens that `spikes` has room for. */
 static inline int64_t room_of(int64_t tokens) { return tiles_pay(tokens) ? (tokens + TILED - 1) / TILED * TILED : tokens; }
 
+/* Bytes of what so many tokens are coded to: thresholds, totals, spikes. */
+static inline size_t coded_bytes(const Header *head, int64_t tokens) {
+    const size_t each = sizeof(Threshold) * (size_t)head->groups + sizeof(int32_t) * (size_t)head->segments;
+    return (size_t)tokens * each + (size_t)room_of(tokens) * (size_t)head->buffer + 1;
+}
+
+/* Let a layer's tokens be coded to `memory`, coded_bytes of it; it holds them already where `taken`, by a layer that codes alike. */
+static inline void code_to(Linear *layer, void *memory, int taken) {
+    const Header *head = &layer->plan.head;
+    layer->thresholds = memory;
+    layer->totals = (int32_t *)(layer->thresholds + layer->tokens * head->groups);
+    layer->spikes = (uint8_t *)(layer->totals + layer->tokens * head->segments);
+    layer->tiled = tiles_pay(layer->tokens);
+    if (!taken) memset(layer->spikes, 0, (size_t)room_of(layer->tokens) * (size_t)head->buffer);
+}
+
 /* What all rows of weights share in one segment and token. */
 typedef struct { float theta; uint32_t baseline, total, lifted; } Ending;
 

@@ -14,11 +14,13 @@ from torch import Tensor
 from spikellm.kernels.base import plain
 from spikellm.kernels.native import ops
 from spikellm.kernels.native.additive_plan import OUTPUTS, make_additive_plan
+from spikellm.kernels.native.coded import last_coded
 from spikellm.kernels.native.linear_plan import make_plan
 from spikellm.kernels.prepared import LinearWeights, Observed, by_column
 from spikellm.kernels.spec import LinearSpec
 
 _CHUNK = 1 << 21  # weights that are unpacked at a time
+_SHARED_TOKENS = 16  # below, coding costs less than looking
 
 
 class NativeLayer(ABC):
@@ -52,7 +54,11 @@ class NativeLayer(ABC):
         if tokens > self.most_tokens:
             return self._by_operator(x)
         y = x.new_empty((*shape[:-1], self._rows))
-        failed = self._function(  # type: ignore[operator]
+        return ops.unless(self._run(x, y, tokens, kind), y)
+
+    def _run(self, x: Tensor, y: Tensor, tokens: int, kind: int) -> int:
+        """Write outputs into ``y``; not 0 where memory ran out."""
+        failed: int = self._function(  # type: ignore[operator]
             x.data_ptr(),
             tokens,
             *self._pointers,
@@ -61,7 +67,7 @@ class NativeLayer(ABC):
             kind,
             torch.get_num_threads(),
         )
-        return ops.unless(failed, y)
+        return failed
 
     def _by_operator(self, x: Tensor) -> Tensor:
         return self.observed(x)[0]
@@ -78,7 +84,14 @@ class NativeLayer(ABC):
 
 
 class NativeLinear(NativeLayer):
-    """Inputs coded on the way into one integer product."""
+    """Inputs coded on the way into one integer product.
+
+    What many tokens were coded to is left for the next layer that is given the very same tensor,
+    unwritten, and codes alike.
+
+    Attributes:
+        coding: bytes that are equal in layers that code alike.
+    """
 
     def __init__(self, library: ctypes.CDLL, spec: LinearSpec, weights: LinearWeights) -> None:
         codes, zero = weights.packed_codes()
@@ -100,6 +113,31 @@ class NativeLinear(NativeLayer):
         self._shown = (None, None)
         self._lift = _lift(spec)
         self._bounds = spec.bounds
+        self._library = library
+        self.coding = coding_of(self.operands[0])
+
+    def _run(self, x: Tensor, y: Tensor, tokens: int, kind: int) -> int:
+        if tokens < _SHARED_TOKENS or x.is_inference():  # whose writes nobody counts
+            return super()._run(x, y, tokens, kind)
+        memory = last_coded.of(x, self.coding)
+        taken = memory is not None
+        if memory is None:
+            memory = torch.empty(
+                self._library.spikellm_coded_bytes(self._pointers[0], tokens), dtype=torch.uint8
+            )
+        failed: int = self._library.spikellm_coded_linear(
+            x.data_ptr(),
+            tokens,
+            *self._pointers,
+            y.data_ptr(),
+            memory.data_ptr(),
+            int(taken),
+            kind,
+            torch.get_num_threads(),
+        )
+        if not failed and not taken:
+            last_coded.keep(x, self.coding, memory)
+        return failed
 
     def _operate(self, tokens: Tensor) -> Observed:
         y, counts, z = ops.spike_linear(tokens, *self.operands, len(self._bounds))
@@ -126,6 +164,13 @@ class NativeAdditive(NativeLayer):
 
     def _operate(self, tokens: Tensor) -> Observed:
         return Observed(ops.additive_linear(tokens, *self.operands))
+
+
+def coding_of(plan: Tensor) -> bytes:
+    """Bytes of a plan that are equal in layers that code the same input to the same places."""
+    words = plan.clone()
+    words[1] = 0  # outputs
+    return words.numpy().tobytes()
 
 
 def float_bias(weights: LinearWeights) -> Tensor | None:

@@ -48,27 +48,18 @@ int32_t spikellm_best_level(void) {
     return 0;
 }
 
-/* Returns 0, or 1 where memory ran out.
-
-   x: (tokens, in); y: (tokens, out); codes_out: spike counts, (tokens, in), signed ones raised by their top, or null; baselines_out: (tokens, groups), or null; type: of x
-   and y, see floats.h; the others as linear.h has them. */
-int32_t spikellm_spike_linear(const void *x, int64_t tokens, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, const int32_t *column_sums,
-                              const float *bias, void *y, uint8_t *codes_out, int32_t *baselines_out, int32_t type, int32_t threads) {
-    Linear layer = {read_plan(words), packed, zero, scale, bias, column_sums, tokens, NULL, NULL, NULL, tiles_pay(tokens)};
-    const Header *head = &layer.plan.head;
-    if (tokens == 0 || head->out == 0) return 0;
-    layer.spikes = calloc((size_t)room_of(tokens), (size_t)head->buffer + 1);
-    layer.thresholds = malloc(sizeof(Threshold) * (size_t)tokens * (size_t)(head->groups + 1));
-    layer.totals = malloc(sizeof(int32_t) * (size_t)tokens * (size_t)(head->segments + 1));
-    const int allocated = layer.spikes && layer.thresholds && layer.totals;
-    int32_t failed = !allocated;
+/* All tokens coded, where they are not yet, and all strips. codes, baselines: see spikellm_spike_linear. */
+static int32_t run_layer(const Linear *layer, const void *x, void *y, uint8_t *codes_out, int32_t *baselines_out, int32_t type, int taken, int32_t threads) {
+    const Header *head = &layer->plan.head;
+    const int64_t tokens = layer->tokens;
+    int32_t failed = 0;
     if (threads > tokens * head->out) threads = (int32_t)(tokens * head->out);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *room = !allocated ? NULL : malloc(sizeof(float) * 2 * (size_t)(head->in + 1));
-        uint8_t *codes = !allocated ? NULL : malloc((size_t)head->in + 1);
-        int8_t *unpacked = !allocated ? NULL : malloc(unpacked_bytes(&layer));
-        float *outputs = !allocated ? NULL : malloc(sizeof(float) * STRIP * (size_t)tokens); /* of a strip, token by token */
+        float *room = malloc(sizeof(float) * 2 * (size_t)(head->in + 1));
+        uint8_t *codes = malloc((size_t)head->in + 1);
+        int8_t *unpacked = malloc(unpacked_bytes(layer));
+        float *outputs = malloc(sizeof(float) * STRIP * (size_t)tokens); /* of a strip, token by token */
         const int ready = room && codes && unpacked && outputs;
         if (!ready) {
 #pragma omp atomic write
@@ -76,20 +67,47 @@ int32_t spikellm_spike_linear(const void *x, int64_t tokens, const int32_t *word
         }
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < tokens; n++) {
-            if (!ready) continue;
-            place_token(&layer, x, type, n, room, codes_out ? codes_out + n * head->in : codes);
-            for (int32_t a = 0; baselines_out && a < head->groups; a++) baselines_out[n * head->groups + a] = layer.thresholds[n * head->groups + a].baseline;
+            if (!ready || taken) continue;
+            place_token(layer, x, type, n, room, codes_out ? codes_out + n * head->in : codes);
+            for (int32_t a = 0; baselines_out && a < head->groups; a++) baselines_out[n * head->groups + a] = layer->thresholds[n * head->groups + a].baseline;
         }
 #pragma omp for schedule(static)
         for (int64_t strip = 0; strip < strips_of(head); strip++)
-            if (ready) run_strip(&layer, strip, unpacked, outputs, y, type);
+            if (ready) run_strip(layer, strip, unpacked, outputs, y, type);
         free(room);
         free(codes);
         free(unpacked);
         free(outputs);
     }
-    free(layer.spikes);
-    free(layer.thresholds);
-    free(layer.totals);
     return failed;
+}
+
+/* Returns 0, or 1 where memory ran out.
+
+   x: (tokens, in); y: (tokens, out); codes_out: spike counts, (tokens, in), signed ones raised by their top, or null; baselines_out: (tokens, groups), or null; type: of x
+   and y, see floats.h; the others as linear.h has them. */
+int32_t spikellm_spike_linear(const void *x, int64_t tokens, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, const int32_t *column_sums,
+                              const float *bias, void *y, uint8_t *codes_out, int32_t *baselines_out, int32_t type, int32_t threads) {
+    Linear layer = {.plan = read_plan(words), .packed = packed, .zero = zero, .scale = scale, .bias = bias, .column_sums = column_sums, .tokens = tokens};
+    if (tokens == 0 || layer.plan.head.out == 0) return 0;
+    void *memory = malloc(coded_bytes(&layer.plan.head, tokens));
+    if (memory) code_to(&layer, memory, 0);
+    const int32_t failed = !memory || run_layer(&layer, x, y, codes_out, baselines_out, type, 0, threads);
+    free(memory);
+    return failed;
+}
+
+/* Bytes of what so many tokens of a layer are coded to. */
+int64_t spikellm_coded_bytes(const int32_t *words, int64_t tokens) {
+    const Plan plan = read_plan(words);
+    return (int64_t)coded_bytes(&plan.head, tokens);
+}
+
+/* The same, coded to memory of spikellm_coded_bytes that layers coding alike may take over: `taken` says that it holds these tokens already, and x is not read. */
+int32_t spikellm_coded_linear(const void *x, int64_t tokens, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, const int32_t *column_sums,
+                              const float *bias, void *y, void *memory, int32_t taken, int32_t type, int32_t threads) {
+    Linear layer = {.plan = read_plan(words), .packed = packed, .zero = zero, .scale = scale, .bias = bias, .column_sums = column_sums, .tokens = tokens};
+    if (tokens == 0 || layer.plan.head.out == 0) return 0;
+    code_to(&layer, memory, taken);
+    return run_layer(&layer, x, y, NULL, NULL, type, taken, threads);
 }

@@ -92,12 +92,8 @@ static int32_t run_linear(Pass *pass, const Op *op) {
     const int64_t tokens = layer->tokens = pass->tokens;
     show(pass, x, head->in);
     if (!op->a) {
-        const size_t spikes = (size_t)tokens * ((size_t)head->buffer + 1), thresholds = (size_t)tokens * (size_t)(head->groups + 1), totals = (size_t)tokens * (size_t)(head->segments + 1);
-        if (!room_for(&pass->codes, sizeof(Threshold) * thresholds + sizeof(int32_t) * totals + spikes)) return 1;
-        layer->thresholds = pass->codes.memory;
-        layer->totals = (int32_t *)(layer->thresholds + thresholds);
-        layer->spikes = (uint8_t *)(layer->totals + totals);
-        memset(layer->spikes, 0, spikes);
+        if (!room_for(&pass->codes, coded_bytes(head, tokens))) return 1;
+        code_to(layer, pass->codes.memory, 0);
         Coding coding = {layer, x};
         if (share_work(code_tokens, &coding, tokens, threads_for(pass, tokens * head->in * 16))) return 1;
     }

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spikellm.kernels.native.linear import NativeAdditive, NativeLinear
+from spikellm.kernels.native.linear import NativeAdditive, NativeLinear, coding_of
 from spikellm.kernels.native.step_plan import Place, StepProgram
 from spikellm.kernels.native.step_run import StepInput, run_step
 from spikellm.kernels.native.step_structs import ACTIVATIONS
@@ -152,9 +152,7 @@ def _alike(program: StepProgram, source: Place, before: nn.Module | None, kernel
     other = before._kernels.chosen if before._kernels is not None else None
     for kind in (NativeLinear, NativeAdditive):
         if isinstance(kernel, kind) and isinstance(other, kind):
-            mine, its = kernel.operands[0].clone(), other.operands[0].clone()
-            mine[1] = its[1] = 0  # outputs
-            return torch.equal(mine, its)
+            return coding_of(kernel.operands[0]) == coding_of(other.operands[0])
     return False
 
 

@@ -1,0 +1,100 @@
+"""What a tensor was coded to serves the next layer that reads it, and nothing else does."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layers import fit
+from native import needs_compiler
+from spikellm.kernels.native import build
+from spikellm.kernels.native.coded import last_coded
+from spikellm.nn.linear import SpikingLinear
+from spikellm.recipe import ActivationRecipe, LinearRecipe
+
+pytestmark = [pytest.mark.usefixtures("native_kernels"), needs_compiler]
+TAKEN = 10  # place of the argument that says so
+
+
+def layer_of(outputs: int, bits: int = 4, weights: int = 4) -> SpikingLinear:
+    chosen = {"salient_rate": 0.2, "salient_steps": 2, "saliency": "rms"}
+    recipe = LinearRecipe(
+        weights={"bits": weights},
+        activations=ActivationRecipe.model_validate({"bits": bits, **chosen}),
+    )
+    sample = torch.randn(30, 90, generator=torch.Generator().manual_seed(0))
+    return fit(nn.Linear(90, outputs), recipe, sample=sample)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What calls of the library say about who coded."""
+    found, library = list[int](), build.load_library()
+
+    def linear(*arguments: Any) -> int:
+        found.append(arguments[TAKEN])
+        return int(library.spikellm_coded_linear(*arguments))
+
+    watched = SimpleNamespace(
+        spikellm_coded_linear=linear,
+        spikellm_coded_bytes=library.spikellm_coded_bytes,
+        spikellm_spike_linear=library.spikellm_spike_linear,
+    )
+    monkeypatch.setattr("spikellm.kernels.native.backend.build.load_library", lambda: watched)
+    return found
+
+
+def alone(layer: SpikingLinear, x: Tensor) -> Tensor:
+    return layer(x.clone())  # a tensor that nobody has seen
+
+
+@pytest.mark.parametrize("tokens", [16, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_read_one_tensor_code_it_once(
+    tokens: int, dtype: torch.dtype, taken: list[int]
+) -> None:
+    layers, x = [layer_of(rows) for rows in (33, 7, 64)], torch.randn(2, tokens // 2, 90).to(dtype)
+    expected = [alone(layer, x) for layer in layers]
+    assert taken == [0, 0, 0]
+    assert all(torch.equal(layer(x), y) for layer, y in zip(layers, expected, strict=True))
+    assert taken[3:] == [0, 1, 1]
+
+
+def test_a_write_another_coding_and_another_tensor_are_seen(taken: list[int]) -> None:
+    first, second, x = layer_of(8), layer_of(8), torch.randn(20, 90)
+    first(x)
+    x[3, 5] += 9
+    assert torch.equal(second(x), alone(second, x))
+    for other in (layer_of(8, bits=3), layer_of(8, weights=3)):
+        first(x)
+        assert torch.equal(other(x), alone(other, x))
+    first(x)
+    assert torch.equal(second(x[:18]), alone(second, x[:18]))
+    assert 1 not in taken
+    first(x)
+    second(x)
+    assert taken[-2:] == [0, 1]
+    with torch.inference_mode():  # writes are not counted there
+        y = torch.randn(20, 90)
+        first(y)
+        y.mul_(2)
+        assert torch.equal(second(y), alone(second, y))
+
+
+def test_it_goes_with_the_tensor_and_stays_in_its_thread(taken: list[int]) -> None:
+    layer, x = layer_of(8), torch.randn(20, 90)
+    kernels = layer._prepare().chosen
+    layer(x)
+    coding = kernels.coding  # type: ignore[attr-defined]
+    assert last_coded.of(x, coding) is not None
+    other = threading.Thread(target=layer, args=(x,))
+    other.start()
+    other.join()
+    assert taken == [0, 0]
+    del x
+    assert last_coded._kept is None
