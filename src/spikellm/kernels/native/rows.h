@@ -4,58 +4,92 @@
 #define SPIKELLM_ROWS_H
 #include "heads.h"
 
-/* Code one token of a head. Every float operation is that of kernels/torch/heads.py, in the same order. */
+/* θ and z of a channel, from those of the two ranges. */
+static inline HeadThreshold channel_threshold(const HeadPlan *plan, const HeadThreshold *found, int32_t i) {
+    HeadThreshold own = found[0];
+    if (plan->head.ranges > 1) {
+        const float first = plan->range[i] == 0 ? 1.0f : 0.0f, second = 1.0f - first;
+        own.theta = found[0].theta * first + found[1].theta * second;
+        own.baseline = found[0].baseline * first + found[1].baseline * second;
+    }
+    return (HeadThreshold){own.theta / plan->fineness[i], own.baseline * plan->fineness[i]};
+}
+
+/* Codes as they are stored into `codes`, which holds values in units of θ, and what they stand for. */
+static inline void raised_codes(const HeadPlan *plan, const HeadThreshold *found, float *values, float *codes) {
+    for (int32_t i = 0; i < plan->head.channels; i++) {
+        const HeadThreshold own = channel_threshold(plan, found, i);
+        const float code = between(half_up(codes[i]) + own.baseline, 0.0f, (float)plan->top[i]);
+        values[i] = own.theta * (code - own.baseline);
+        codes[i] = code;
+    }
+}
+
+/* The same of neurons that fire either sign, whose codes are stored raised by their top. */
+static inline void signed_codes(const HeadPlan *plan, const HeadThreshold *found, float *values, float *codes) {
+    for (int32_t i = 0; i < plan->head.channels; i++) {
+        const HeadThreshold own = channel_threshold(plan, found, i);
+        const float top = (float)plan->top[i], size = half_up(fabsf(codes[i])), kept = size > top ? top : size, code = codes[i] < 0.0f ? -kept : kept;
+        values[i] = own.theta * (code - own.baseline);
+        codes[i] = code + top;
+    }
+}
+
+/* Codes of a section, numbers from 0 on, into its bytes, which are zero. */
+static inline void pack_section(const Section *section, const float *codes, uint8_t *row) {
+    const int32_t bits = section->bits, each = 8 / bits;
+    int32_t i = 0;
+    if (bits == 4)
+        for (; i + each <= section->count; i += each) row[i / each] = (uint8_t)((int32_t)codes[i] | (int32_t)codes[i + 1] << 4);
+    else if (bits == 8)
+        for (; i < section->count; i++) row[i] = (uint8_t)(int32_t)codes[i];
+    for (; i < section->count; i++) {
+        const uint32_t stored = (uint32_t)(int32_t)codes[i];
+        const int32_t at = i * bits, shift = at & 7;
+        row[at >> 3] |= (uint8_t)(stored << shift);
+        if (shift + bits > 8) row[(at >> 3) + 1] |= (uint8_t)(stored >> (8 - shift));
+    }
+}
+
+/* Code one token of a head. Every float operation is that of kernels/torch/heads.py, in the same order. ordered, masked: room for the channels each. */
 static inline void code_head(const HeadPlan *plan, const float *x, float *ordered, float *masked, uint8_t *row, float *values) {
     const HeadHeader *head = &plan->head;
+    const int32_t channels = head->channels, is_signed = head->mode == SIGNED;
     HeadThreshold found[RANGES] = {{0.0f, 0.0f}};
-    for (int32_t i = 0; i < head->channels; i++) ordered[i] = x[plan->channel[i]];
+    for (int32_t i = 0; i < channels; i++) ordered[i] = x[plan->channel[i]];
     for (int32_t r = 0; r < head->ranges; r++) {
         const float *own = ordered;
         float low, high;
-        int32_t among = head->channels;
+        int32_t among = channels;
         if (head->ranges > 1) {
-            for (int32_t i = among = 0; i < head->channels; i++) {
+            for (int32_t i = among = 0; i < channels; i++) {
                 masked[i] = ordered[i] * (plan->range[i] == r ? 1.0f : 0.0f);
                 among += plan->range[i] == r;
             }
             own = masked;
         }
-        const int finite = coded_range(own, head->channels, head->share, head->by_mean, among > 0 ? among : 1, &low, &high);
+        const int finite = coded_range(own, channels, head->share, head->by_mean, among > 0 ? among : 1, &low, &high);
         found[r] = head_threshold(low, high, finite, head);
     }
-    if (row) memset(row, 0, (size_t)head->row_bytes);
-    uint8_t *section_row = row;
-    for (int32_t s = 0, i = 0; s < SECTIONS; s++) {
-        const Section *section = &head->sections[s];
-        for (int32_t within = 0; within < section->count; within++, i++) {
-            HeadThreshold own = found[0];
-            if (head->ranges > 1) {
-                const float first = plan->range[i] == 0 ? 1.0f : 0.0f, second = 1.0f - first;
-                own.theta = found[0].theta * first + found[1].theta * second;
-                own.baseline = found[0].baseline * first + found[1].baseline * second;
-            }
-            const float theta = own.theta / plan->fineness[i], baseline = own.baseline * plan->fineness[i], top = (float)plan->top[i];
-            float units = ordered[i] / theta, code;
-            units = units == units ? units : 0.0f;
-            if (plan->price.any) units = worth(&plan->price, units, head->mode == SIGNED);
-            if (head->mode == SIGNED) {
-                const float size = half_up(between(fabsf(units), 0.0f, FAR));
-                code = size > top ? top : size;
-                code = units < 0.0f ? -code : code;
-            } else {
-                code = between(half_up(between(units, -FAR, FAR)) + baseline, 0.0f, top);
-            }
-            if (values) values[plan->channel[i]] = theta * (code - baseline);
-            if (row) {
-                const uint32_t stored = (uint32_t)(int32_t)(code + (head->mode == SIGNED ? top : 0.0f));
-                const int32_t at = within * section->bits, shift = at & 7;
-                section_row[at >> 3] |= (uint8_t)(stored << shift);
-                if (shift + section->bits > 8) section_row[(at >> 3) + 1] |= (uint8_t)(stored >> (8 - shift));
-            }
-        }
-        if (row) section_row += section->bytes;
+    for (int32_t i = 0; i < channels; i++) {
+        const float units = ordered[i] / channel_threshold(plan, found, i).theta;
+        masked[i] = units == units ? units : 0.0f;
     }
-    for (int32_t r = 0; row && r < head->ranges; r++) {
+    for (int32_t i = 0; plan->price.any && i < channels; i++) masked[i] = worth(&plan->price, masked[i], is_signed);
+    if (is_signed)
+        signed_codes(plan, found, ordered, masked);
+    else
+        raised_codes(plan, found, ordered, masked);
+    for (int32_t i = 0; values && i < channels; i++) values[plan->channel[i]] = ordered[i];
+    if (!row) return;
+    memset(row, 0, (size_t)head->row_bytes);
+    const float *codes = masked;
+    uint8_t *section_row = row;
+    for (int32_t s = 0; s < SECTIONS; s++) {
+        pack_section(&head->sections[s], codes, section_row);
+        codes += head->sections[s].count, section_row += head->sections[s].bytes;
+    }
+    for (int32_t r = 0; r < head->ranges; r++) {
         uint32_t bits;
         memcpy(&bits, &found[r].theta, sizeof bits);
         section_row[2 * r] = (uint8_t)(bits >> 16);
