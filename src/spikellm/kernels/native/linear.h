@@ -35,8 +35,8 @@ static inline int tiles_pay(int64_t tokens) {
 #endif
 }
 
-/* Tokens that `spikes` has room for. */
-static inline int64_t room_of(int64_t tokens) { return tiles_pay(tokens) ? (tokens + TILED - 1) / TILED * TILED : tokens; }
+/* Tokens that `spikes` has room for, whole tiles of them. */
+static inline int64_t room_of(int64_t tokens) { return tiles_pay(tokens) ? (tokens + TILE - 1) / TILE * TILE : tokens; }
 
 /* Bytes of what so many tokens are coded to: thresholds, totals, spikes. */
 static inline size_t coded_bytes(const Header *head, int64_t tokens) {
@@ -138,7 +138,7 @@ static inline void strip_of_many(const Linear *layer, int32_t first, int32_t cou
             const int32_t some = (int32_t)(layer->tokens - n < tokens ? layer->tokens - n : tokens);
 #if defined(__AMX_INT8__)
             if (layer->tiled)
-                sums_of_tiles(layer->spikes + n * head->buffer + part->offset, head->buffer, tiles, steps, sums);
+                sums_of_tiles(layer->spikes + n * head->buffer + part->offset, head->buffer, some, tiles, steps, sums);
             else
 #endif
                 sums_of_dots(layer, part, n, some, unpacked, stride, sums);

@@ -3,11 +3,11 @@
 #define SPIKELLM_TILES_H
 #include "dot.h"
 
-#define TILED 32   /* tokens and rows of weights */
-#define FEWEST 16  /* tokens below which tiles do not pay */
+#define TILE 16   /* rows of a tile, of 64 bytes each */
+#define TILED 32  /* tokens and rows of weights */
+#define FEWEST 5  /* tokens below which tiles do not pay */
 
 #if defined(__AMX_INT8__)
-#define TILE 16    /* rows of a tile, of 64 bytes each */
 
 static inline void open_tiles(void) {
     struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } wanted = {.palette = 1};
@@ -50,8 +50,9 @@ static inline void tiles_of_strip(const int8_t *rows, int64_t stride, int32_t bl
     }
 }
 
-/* Sums of 32 tokens, whose counts stand `between` bytes apart: (tokens, rows). */
-static inline void sums_of_tiles(const uint8_t *counts, int64_t between, const int8_t *tiles, int32_t blocks, int32_t *sums) {
+/* Sums of up to 32 tokens, whose counts stand `between` bytes apart: (tokens, rows); of the first 16 alone where there are no more. */
+static inline void sums_of_tiles(const uint8_t *counts, int64_t between, int32_t tokens, const int8_t *tiles, int32_t blocks, int32_t *sums) {
+    const int both = tokens > TILE;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -62,12 +63,14 @@ static inline void sums_of_tiles(const uint8_t *counts, int64_t between, const i
         _tile_dpbusd(0, 4, 6);
         _tile_loadd(7, tiles + TILE * BYTES, BYTES);
         _tile_dpbusd(1, 4, 7);
+        if (!both) continue;
         _tile_loadd(5, counts + TILE * between, between);
         _tile_dpbusd(2, 5, 6);
         _tile_dpbusd(3, 5, 7);
     }
     _tile_stored(0, sums, TILED * sizeof(int32_t));
     _tile_stored(1, sums + TILE, TILED * sizeof(int32_t));
+    if (!both) return;
     _tile_stored(2, sums + TILE * TILED, TILED * sizeof(int32_t));
     _tile_stored(3, sums + TILE * TILED + TILE, TILED * sizeof(int32_t));
 }
