@@ -52,7 +52,7 @@ def main() -> None:
     sizes = [1, *map(int, arguments.batches.split(","))]
     begun = {size: ready(model, size, arguments.past) for size in sizes}
     spent: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(arguments.repeat + 2):  # the first are checked, or warm nothing yet
+    for _ in range(arguments.repeat + 2):  # the first check the step and fill caches
         for size, (cache, token) in begun.items():
             spent[size].append(step(model, cache, token))
     found = {size: statistics.median(seconds[2:]) for size, seconds in spent.items()}

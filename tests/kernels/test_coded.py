@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -86,15 +87,48 @@ def test_a_write_another_coding_and_another_tensor_are_seen(taken: list[int]) ->
         assert torch.equal(second(y), alone(second, y))
 
 
+def test_one_layer_alone_never_takes_what_it_left(taken: list[int]) -> None:
+    """Buffers that are filled anew in ways that torch does not count."""
+    layer, buffer = layer_of(8), np.random.default_rng(0).normal(size=(20, 90)).astype(np.float32)
+    x = torch.from_numpy(buffer)
+    layer(x)
+    buffer[:] = 3 * buffer[::-1]
+    assert torch.equal(layer(x), alone(layer, x))
+    y = torch.randn(20, 90)
+    for data in (2 * y, torch.randn(40, 90), torch.randn(40, 90).bfloat16()):
+        layer(y)
+        y.data = data
+        assert torch.equal(layer(y), alone(layer, y))
+    assert 1 not in taken
+
+
+def test_other_layers_see_other_data(taken: list[int]) -> None:
+    first, second, y = layer_of(8), layer_of(8), torch.randn(20, 90)
+    first(y)
+    y.data = torch.randn(40, 90)
+    assert torch.equal(second(y), alone(second, y))
+    assert 1 not in taken
+
+
+def test_memory_is_the_processors(taken: list[int]) -> None:
+    layer, x = layer_of(8), torch.randn(20, 90)
+    expected = alone(layer, x)
+    with torch.device("meta"):
+        assert torch.equal(layer(x), expected)
+
+
 def test_it_goes_with_the_tensor_and_stays_in_its_thread(taken: list[int]) -> None:
     layer, x = layer_of(8), torch.randn(20, 90)
     kernels = layer._prepare().chosen
     layer(x)
     coding = kernels.coding  # type: ignore[attr-defined]
-    assert last_coded.of(x, coding) is not None
-    other = threading.Thread(target=layer, args=(x,))
+    other = threading.Thread(target=layer_of(8), args=(x,))
     other.start()
     other.join()
     assert taken == [0, 0]
+    assert last_coded.of(x, coding, "another layer") is not None
+    assert last_coded.of(x, coding, "another layer") is None, "which had it"
+    kept = last_coded._kept
     del x
-    assert last_coded._kept is None
+    assert kept is not None
+    assert kept.memory is None

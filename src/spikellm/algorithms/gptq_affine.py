@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spikellm.algorithms.gptq_coders import ColumnCoder, column_coders
-from spikellm.algorithms.gptq_problem import GPTQProblem, ScaleCodes
+from spikellm.algorithms.gptq_problem import GPTQProblem, ScaleCodes, descend_in_turn
 from spikellm.quantization.affine import AffineWeights, codes_in_range, weight_range
 
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a range, tried where it is searched
@@ -32,11 +32,9 @@ class AffineCoder(ColumnCoder):
         lifted = problem._replace(weight=problem.weight + (zero * scale)[:, problem.owner])
         coded = ScaleCodes(lifted, scale, least, tops)
         lifted.propagate_error(coded.error)
-        for _ in range(problem.options.descents):
-            if not lifted.descend(coded.codes.T * scale[:, problem.owner], coded.value):
-                break
-        codes = coded.codes.T.contiguous()
-        return AffineWeights(codes.to(torch.uint8), scale, zero.to(torch.uint8))
+        descend_in_turn(problem, coded, zero)
+        codes = coded.codes.T.contiguous().to(torch.uint8)
+        return AffineWeights(codes, coded.scale, zero.to(torch.uint8))
 
 
 def _searched_range(

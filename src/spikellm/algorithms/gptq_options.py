@@ -71,14 +71,13 @@ class GptqOptions(AlgorithmOptions, GrownSection):
         ),
         strict=True,
     )
-
     descents: int = Field(
         0,
         ge=0,
         le=1_000_000,
         description=(
             "sweeps of coordinate descent over affine and ternary codes after error feedback, at"
-            " most; stops when no code changes"
+            " most, with scales fitted in between; stops when no code changes"
         ),
         strict=True,
     )

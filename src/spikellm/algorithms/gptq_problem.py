@@ -13,7 +13,10 @@ from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.step_budget import importance_of
 from spikellm.quantization.column_update import CodeColumn, permuted, propagate_error
 from spikellm.quantization.coordinate_descent import descend
+from spikellm.quantization.ternary import refit_scales
 from spikellm.recipe import LinearRecipe
+
+_STILL = 5e-3  # relative change of scales below which they are fitted no more
 
 
 class GPTQProblem(NamedTuple):
@@ -54,20 +57,6 @@ class GPTQProblem(NamedTuple):
             lambda column, w, error: code(places[column], w, error),
         )
 
-    def descend(self, values: Tensor, code: CodeColumn) -> bool:
-        """One sweep of coordinate descent over coded weights ``values``, ``(out, in)`` in stored
-        order, with columns named by their stored place; whether any changed.
-        """
-        places = self.order.tolist()
-        _, changed = descend(
-            self.weight[:, self.order],
-            values[:, self.order],
-            permuted(self.hessian, self.order),
-            lambda column, w, value: code(places[column], w, value),
-            self.options.percdamp,
-        )
-        return changed > 0
-
     def error(self, values: Tensor) -> float:
         """Squared error of the layer's output with these weights in the place of its own."""
         difference = self.weight - values
@@ -83,17 +72,19 @@ class ScaleCodes:
 
     Attributes:
         codes: float32, ``(in, out)``, columns in stored order: a column at a time is contiguous.
+        scale: as given, or by the last :meth:`rescale`.
     """
 
     def __init__(
         self, problem: GPTQProblem, scale: Tensor, least: list[int], most: list[int]
     ) -> None:
         self._owner, self._least, self._most = problem.owner, least, most
-        self.codes = problem.weight.new_empty(problem.weight.shape[::-1])
-        self.scale(scale)
+        self.codes = problem.weight.new_zeros(problem.weight.shape[::-1])
+        self.rescale(scale)
 
-    def scale(self, scale: Tensor) -> None:
-        """Take other scales, ``(out, groups)``; codes stay."""
+    def rescale(self, scale: Tensor) -> None:
+        """Take other scales; codes stay."""
+        self.scale = scale
         self._scales = scale.T.contiguous().unbind()
         self._rates = _inverse(scale).T.contiguous().unbind()
 
@@ -113,6 +104,41 @@ class ScaleCodes:
             .round_()
             .clamp_(self._least[group], self._most[group])
         )
+
+
+def descend_in_turn(problem: GPTQProblem, coded: ScaleCodes, zero: Tensor) -> None:
+    """Coordinate descent on codes and least squares of their scales, in turn.
+
+    Args:
+        problem: whose weights codes ``(q − zero)·scale`` stand for.
+        coded: codes and scales to start from, which the better ones replace.
+        zero: ``(out, groups)``.
+    """
+    order, places = problem.order, problem.order.tolist()
+    hessian = permuted(problem.hessian, order)
+    lift, moves = zero[:, problem.owner], True
+    for _ in range(problem.options.descents):
+        each = coded.scale[:, problem.owner]
+        _, changed = descend(
+            (problem.weight + lift * each)[:, order],
+            (coded.codes.T * each)[:, order],
+            hessian,
+            lambda column, w, value: coded.value(places[column], w, value),
+            problem.options.percdamp,
+        )
+        if not changed:
+            break
+        if moves:
+            before = coded.scale
+            coded.rescale(refitted(problem, coded.codes.T - lift, before))
+            moves = float((coded.scale / before - 1).abs().mean()) > _STILL
+
+
+def refitted(problem: GPTQProblem, codes: Tensor, scale: Tensor) -> Tensor:
+    """Scales fitted by least squares, given codes less their zero-points, ``(out, in)``."""
+    return refit_scales(
+        problem.weight, codes.contiguous(), problem.hessian.float(), problem.groups, scale
+    )
 
 
 def _inverse(scale: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from spikellm.algorithms.gptq_coders import ColumnCoder, column_coders
-from spikellm.algorithms.gptq_problem import GPTQProblem, ScaleCodes
+from spikellm.algorithms.gptq_problem import GPTQProblem, ScaleCodes, descend_in_turn, refitted
 from spikellm.algorithms.step_budget import spend_in_layer
 from spikellm.quantization.affine import AffineWeights
-from spikellm.quantization.ternary import refit_scales, search_scale
+from spikellm.quantization.ternary import search_scale
 from spikellm.recipe.base import WeightOptions
 
 _ENOUGH = 1e-3  # relative gain below which fitting stops
@@ -33,7 +33,7 @@ class TernaryCoder(ColumnCoder):
         return spend_in_layer(weight, importance, settings.budget)
 
     def code(self, problem: GPTQProblem) -> AffineWeights:
-        """From searched scales on; the best pair is kept."""
+        """From searched scales on; the best pair goes on to coordinate descent."""
         problem, importance = problem._replace(hessian=problem.hessian.float()), problem.importance
         scale = torch.cat(
             [
@@ -42,37 +42,22 @@ class TernaryCoder(ColumnCoder):
             ],
             dim=1,
         )
-        least = [-steps for steps in problem.steps]
-        best, best_error = (torch.zeros_like(problem.weight), scale), float("inf")
+        best, best_error = self._coded(problem, scale), float("inf")
         for _ in range(problem.options.rounds):
-            coded = ScaleCodes(problem, scale, least, problem.steps)
+            coded = self._coded(problem, scale)
             problem.propagate_error(coded.error)
-            codes, scale = self._refitted(problem, coded, scale)
-            error = problem.error(codes * scale[:, problem.owner])
+            scale = refitted(problem, coded.codes.T, scale)
+            coded.rescale(scale)
+            error = problem.error(coded.codes.T * scale[:, problem.owner])
             gained = best_error - error
             if gained > 0:
-                best, best_error = (codes, scale), error
+                best, best_error = coded, error
             if gained <= _ENOUGH * error:
                 break
-        codes, scale = self._descended(problem, *best)
-        return AffineWeights(
-            codes.to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.uint8)
-        )
+        zero = torch.zeros_like(best.scale)
+        descend_in_turn(problem, best, zero)
+        codes = best.codes.T.contiguous().to(torch.int8)
+        return AffineWeights(codes, best.scale, zero.to(torch.uint8))
 
-    def _descended(
-        self, problem: GPTQProblem, codes: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Codes and scales after coordinate descent on one and least squares of the other."""
-        coded = ScaleCodes(problem, scale, [-steps for steps in problem.steps], problem.steps)
-        for _ in range(problem.options.descents):
-            if not problem.descend(codes * scale[:, problem.owner], coded.value):
-                break
-            codes, scale = self._refitted(problem, coded, scale)
-            coded.scale(scale)
-        return codes, scale
-
-    def _refitted(
-        self, problem: GPTQProblem, coded: ScaleCodes, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        codes = coded.codes.T.contiguous()
-        return codes, refit_scales(problem.weight, codes, problem.hessian, problem.groups, scale)
+    def _coded(self, problem: GPTQProblem, scale: Tensor) -> ScaleCodes:
+        return ScaleCodes(problem, scale, [-steps for steps in problem.steps], problem.steps)

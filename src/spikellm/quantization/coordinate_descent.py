@@ -31,7 +31,7 @@ def descend(
         weight: ``(out, in)``, columns in the order of coding.
         values: the coded weights so far, likewise; not changed.
         hessian: ``XᵀX`` up to a factor, ``(in, in)``, likewise; a column that never fires (zero on
-            the diagonal) keeps its codes' nearest values.
+            the diagonal) stays, or is rounded to nearest where the Hessian is damped.
         recode: codes one column.
         damping: added to the Hessian's diagonal, as a share of its mean, as error feedback does.
 

@@ -1,5 +1,9 @@
-"""What a tensor was last coded to, for layers that read the very same tensor: query, key and value;
-gate and up.
+"""What a tensor was last coded to, for the other layers that read the very same tensor: query, key
+and value; gate and up.
+
+A write that torch does not count (through ``.data``, numpy or another library) is not seen between
+two different layers of one pass. The same layer never takes what was left twice, so a buffer that
+is filled anew for every pass is coded anew.
 """
 
 from __future__ import annotations
@@ -8,14 +12,36 @@ import threading
 import weakref
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
-class _Kept(NamedTuple):
-    source: weakref.ref[Tensor]
+class _Source(NamedTuple):
+    """A tensor as it was, but for its values."""
+
     version: int
-    coding: bytes
-    memory: Tensor
+    address: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Source:
+        return cls(x._version, x.data_ptr(), x.shape, x.dtype)
+
+
+class _Kept:
+    def __init__(self, x: Tensor, coding: bytes, memory: Tensor) -> None:
+        self.source, self.coding = _Source.of(x), coding
+        self.memory: Tensor | None = memory
+        self.users: set[int] = set()  # layers that had it
+        own = weakref.ref(self)  # no cycle, which would keep the memory
+
+        def forget(_: object) -> None:
+            kept = own()
+            if kept is not None:
+                kept.memory = None
+
+        self.tensor = weakref.ref(x, forget)
 
 
 class LastCoded(threading.local):
@@ -24,21 +50,22 @@ class LastCoded(threading.local):
     def __init__(self) -> None:
         self._kept: _Kept | None = None
 
-    def of(self, x: Tensor, coding: bytes) -> Tensor | None:
-        """What a tensor was coded to by a layer that codes alike; None if that was not the last."""
+    def of(self, x: Tensor, coding: bytes, layer: object) -> Tensor | None:
+        """What a tensor was coded to by another layer that codes alike; None if that was not the
+        last, or if ``layer`` had it before.
+        """
         kept = self._kept
-        if kept is None or kept.source() is not x or kept.version != x._version:
+        if kept is None or kept.tensor() is not x or kept.coding != coding:
             return None
-        return kept.memory if kept.coding == coding else None
+        if kept.source != _Source.of(x) or id(layer) in kept.users:
+            return None
+        kept.users.add(id(layer))
+        return kept.memory
 
-    def keep(self, x: Tensor, coding: bytes, memory: Tensor) -> None:
-        """Leave what a tensor was coded to for the next layer."""
-        self._kept = _Kept(weakref.ref(x, self._forget), x._version, coding, memory)
-
-    def _forget(self, source: weakref.ref[Tensor]) -> None:
-        kept = self._kept
-        if kept is not None and kept.source is source:
-            self._kept = None
+    def keep(self, x: Tensor, coding: bytes, layer: object, memory: Tensor) -> None:
+        """Leave what a tensor was coded to for other layers."""
+        self._kept = _Kept(x, coding, memory)
+        self._kept.users.add(id(layer))
 
 
 last_coded = LastCoded()

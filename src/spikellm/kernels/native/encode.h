@@ -144,7 +144,7 @@ static inline void code_token(const Plan *plan, const float *ordered, const floa
         float theta = threshold.theta, baseline = (float)threshold.baseline;
         if (plan->price.any) {
             code_priced(plan, group, ordered, theta, (float)thresholds[a].baseline, codes);
-        } else if (theta != theta) { /* a value is not finite, and so is no output */
+        } else if (theta != theta) { /* nor is any output finite then */
             memset(codes + group.start, (int32_t)between((float)thresholds[a].baseline, 0.0f, head->mode == SIGNED ? 255.0f : top), (size_t)(group.stop - group.start));
         } else if (head->mode == SIGNED) {
             for (int32_t i = group.start; i < group.stop; i++) {

@@ -119,12 +119,11 @@ class NativeLinear(NativeLayer):
     def _run(self, x: Tensor, y: Tensor, tokens: int, kind: int) -> int:
         if tokens < _SHARED_TOKENS or x.is_inference():  # whose writes nobody counts
             return super()._run(x, y, tokens, kind)
-        memory = last_coded.of(x, self.coding)
+        memory = last_coded.of(x, self.coding, self)
         taken = memory is not None
         if memory is None:
-            memory = torch.empty(
-                self._library.spikellm_coded_bytes(self._pointers[0], tokens), dtype=torch.uint8
-            )
+            size = self._library.spikellm_coded_bytes(self._pointers[0], tokens)
+            memory = x.new_empty(size, dtype=torch.uint8)
         failed: int = self._library.spikellm_coded_linear(
             x.data_ptr(),
             tokens,
@@ -136,7 +135,7 @@ class NativeLinear(NativeLayer):
             torch.get_num_threads(),
         )
         if not failed and not taken:
-            last_coded.keep(x, self.coding, memory)
+            last_coded.keep(x, self.coding, self, memory)
         return failed
 
     def _operate(self, tokens: Tensor) -> Observed:
