@@ -12,7 +12,7 @@ from torch import Tensor
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.step_budget import importance_of
 from spikellm.quantization.column_update import CodeColumn, permuted, propagate_error
-from spikellm.quantization.coordinate_descent import descend
+from spikellm.quantization.coordinate_descent import descend, pull_of
 from spikellm.quantization.ternary import refit_scales
 from spikellm.recipe import LinearRecipe
 
@@ -114,17 +114,18 @@ def descend_in_turn(problem: GPTQProblem, coded: ScaleCodes, zero: Tensor) -> No
         coded: codes and scales to start from, which the better ones replace.
         zero: ``(out, groups)``.
     """
+    if not problem.options.descents:
+        return
     order, places = problem.order, problem.order.tolist()
-    hessian = permuted(problem.hessian, order)
+    pull = pull_of(permuted(problem.hessian, order), problem.options.percdamp)
     lift, moves = zero[:, problem.owner], True
     for _ in range(problem.options.descents):
         each = coded.scale[:, problem.owner]
         _, changed = descend(
             (problem.weight + lift * each)[:, order],
             (coded.codes.T * each)[:, order],
-            hessian,
+            pull,
             lambda column, w, value: coded.value(places[column], w, value),
-            problem.options.percdamp,
         )
         if not changed:
             break

@@ -22,26 +22,34 @@ weights into ``value``; called once for each column, in the order of coding.
 """
 
 
-def descend(
-    weight: Tensor, values: Tensor, hessian: Tensor, recode: Recode, damping: float = 0.0
-) -> tuple[Tensor, int]:
+def pull_of(hessian: Tensor, damping: float = 0.0) -> Tensor:
+    """What an error in column i asks of column j, float32 ``[j, i]``: ``H_ji / H_jj``.
+
+    Args:
+        hessian: ``XᵀX`` up to a factor, ``(in, in)``, columns in the order of coding; a column that
+            never fires (zero on the diagonal) stays, or is rounded to nearest where the Hessian is
+            damped.
+        damping: added to the Hessian's diagonal, as a share of its mean, as error feedback does.
+    """
+    diagonal = hessian.diagonal().float()
+    power = diagonal + damping * (diagonal[diagonal > 0].mean() if bool(diagonal.any()) else 1.0)
+    pull = hessian.float() / power.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+    pull.diagonal().copy_((power > 0).float())
+    return pull
+
+
+def descend(weight: Tensor, values: Tensor, pull: Tensor, recode: Recode) -> tuple[Tensor, int]:
     """One sweep over all columns.
 
     Args:
         weight: ``(out, in)``, columns in the order of coding.
         values: the coded weights so far, likewise; not changed.
-        hessian: ``XᵀX`` up to a factor, ``(in, in)``, likewise; a column that never fires (zero on
-            the diagonal) stays, or is rounded to nearest where the Hessian is damped.
+        pull: see :func:`pull_of`.
         recode: codes one column.
-        damping: added to the Hessian's diagonal, as a share of its mean, as error feedback does.
 
     Returns:
         The coded weights, ``(out, in)``, and how many of them changed.
     """
-    diagonal = hessian.diagonal().float()
-    power = diagonal + damping * (diagonal[diagonal > 0].mean() if bool(diagonal.any()) else 1.0)
-    pull = hessian.float() / power.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
-    pull.diagonal().copy_((power > 0).float())  # [j, i]: what an error in column i asks of j
     coded = values.float().T.contiguous()  # (in, out)
     errors = weight.float().T - coded
     changed = 0

@@ -50,21 +50,23 @@ class NativeLayer(ABC):
             or not (plain(x) and x.is_cpu and x.is_contiguous())
         ):
             return self._by_operator(x)
-        tokens = x.numel() // self._columns
-        if tokens > self.most_tokens:
+        if x.numel() // self._columns > self.most_tokens:
             return self._by_operator(x)
         y = x.new_empty((*shape[:-1], self._rows))
-        return ops.unless(self._run(x, y, tokens, kind), y)
+        return ops.unless(self._run(x, y, kind), y)
 
-    def _run(self, x: Tensor, y: Tensor, tokens: int, kind: int) -> int:
+    def _run(self, x: Tensor, y: Tensor, kind: int) -> int:
         """Write outputs into ``y``; not 0 where memory ran out."""
-        failed: int = self._function(  # type: ignore[operator]
+        return self._call(self._function, x, y, (*self._shown, kind))
+
+    def _call(self, function: object, x: Tensor, y: Tensor, behind: tuple[int | None, ...]) -> int:
+        """A function of the library; ``behind``: what it takes between y and the threads."""
+        failed: int = function(  # type: ignore[operator]
             x.data_ptr(),
-            tokens,
+            x.numel() // self._columns,
             *self._pointers,
             y.data_ptr(),
-            *self._shown,
-            kind,
+            *behind,
             torch.get_num_threads(),
         )
         return failed
@@ -116,24 +118,17 @@ class NativeLinear(NativeLayer):
         self._library = library
         self.coding = coding_of(self.operands[0])
 
-    def _run(self, x: Tensor, y: Tensor, tokens: int, kind: int) -> int:
+    def _run(self, x: Tensor, y: Tensor, kind: int) -> int:
+        tokens = x.numel() // self._columns
         if tokens < _SHARED_TOKENS or x.is_inference():  # whose writes nobody counts
-            return super()._run(x, y, tokens, kind)
+            return super()._run(x, y, kind)
         memory = last_coded.of(x, self.coding, self)
         taken = memory is not None
         if memory is None:
             size = self._library.spikellm_coded_bytes(self._pointers[0], tokens)
             memory = x.new_empty(size, dtype=torch.uint8)
-        failed: int = self._library.spikellm_coded_linear(
-            x.data_ptr(),
-            tokens,
-            *self._pointers,
-            y.data_ptr(),
-            memory.data_ptr(),
-            int(taken),
-            kind,
-            torch.get_num_threads(),
-        )
+        behind = memory.data_ptr(), int(taken), kind
+        failed = self._call(self._library.spikellm_coded_linear, x, y, behind)
         if not failed and not taken:
             last_coded.keep(x, self.coding, self, memory)
         return failed

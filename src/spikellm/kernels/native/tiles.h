@@ -8,7 +8,6 @@
 #define FEWEST 5  /* tokens below which tiles do not pay */
 
 #if defined(__AMX_INT8__)
-
 static inline void open_tiles(void) {
     struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } wanted = {.palette = 1};
     for (int i = 0; i < 8; i++) wanted.bytes[i] = BYTES, wanted.rows[i] = TILE;
