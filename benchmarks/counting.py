@@ -3,7 +3,8 @@
     python benchmarks/counting.py MODEL --text test.txt [--seqlen 512] [--threads 1] [--repeat 5]
 
 Both passes run a window in turn, after one of each that is not timed; processor time, the least of
-each. The untimed pass finds the fan-out of every layer, which is kept; it is printed apart.
+each. The untimed pass finds what counting needs to know of every layer (its fan-out above all),
+which is kept; it is printed apart.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import spikellm
 from spikellm.evaluation.perplexity import text_windows
 from spikellm.models.prepare import evaluating
 from spikellm.nn.execution import spiking_linears
-from spikellm.profiling.fan_out import fan_out
+from spikellm.profiling.counted_layer import counted_layer
 from spikellm.profiling.operations import count_operations
 
 
@@ -47,13 +48,13 @@ def main() -> None:
     def counted() -> None:
         count_operations(model, [window])
 
-    once = _seconds(lambda: [fan_out(layer) for layer in spiking_linears(model).values()])
+    once = _seconds(lambda: [counted_layer(layer) for layer in spiking_linears(model).values()])
     forward()
     counted()
     times = [(_seconds(forward), _seconds(counted)) for _ in range(options.repeat)]
     plain, with_counts = (min(column) for column in zip(*times, strict=True))
     print(f"forward {plain:.3f} s, counted {with_counts:.3f} s, {with_counts / plain:.2f}×")
-    print(f"fan-out, once a model {once:.3f} s")
+    print(f"facts of layers, once a model {once:.3f} s")
 
 
 if __name__ == "__main__":

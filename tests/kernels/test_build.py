@@ -236,8 +236,9 @@ def calls_of(function: str, layer: SpikingLinear, x: Tensor) -> Iterator[Call]:
             plan = layer._kernels.chosen.operands[0]
             size = build.load_library().spikellm_coded_bytes(plan.data_ptr(), len(x))
             memory = [In(torch.full((size,), 255, dtype=torch.uint8)), 0]
-            shared = [In(values), len(x), *operands, Out(y.detach()), *memory, kind]
-            yield "spikellm_coded_linear", shared
+            counts += [None, 0]
+            shared = [In(values), len(x), *operands, Out(y.detach()), None, None, *memory, kind]
+            yield function, shared
         yield function, [In(values), len(x), *operands, Out(y.detach()), *counts, kind]
 
 

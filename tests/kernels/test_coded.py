@@ -15,11 +15,14 @@ from layers import fit
 from native import needs_compiler
 from spikellm.kernels.native import build
 from spikellm.kernels.native.coded import last_coded
+from spikellm.kernels.prepared import by_column
+from spikellm.nn.hooks import SpikeTrain, observe_spikes
 from spikellm.nn.linear import SpikingLinear
+from spikellm.profiling.firing import LastFired
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 pytestmark = [pytest.mark.usefixtures("native_kernels"), needs_compiler]
-TAKEN = 10  # place of the argument that says so
+TAKEN = 12  # place of the argument that says so
 
 
 def layer_of(outputs: int, bits: int = 4, weights: int = 4) -> SpikingLinear:
@@ -38,13 +41,13 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found, library = list[int](), build.load_library()
 
     def linear(*arguments: Any) -> int:
-        found.append(arguments[TAKEN])
-        return int(library.spikellm_coded_linear(*arguments))
+        if arguments[TAKEN - 1] is not None:  # memory that is left for others
+            found.append(arguments[TAKEN])
+        return int(library.spikellm_spike_linear(*arguments))
 
     watched = SimpleNamespace(
-        spikellm_coded_linear=linear,
+        spikellm_spike_linear=linear,
         spikellm_coded_bytes=library.spikellm_coded_bytes,
-        spikellm_spike_linear=library.spikellm_spike_linear,
     )
     monkeypatch.setattr("spikellm.kernels.native.backend.build.load_library", lambda: watched)
     return found
@@ -131,4 +134,41 @@ def test_it_goes_with_the_tensor_and_stays_in_its_thread(taken: list[int]) -> No
     kept = last_coded._kept
     del x
     assert kept is not None
-    assert kept.memory is None
+    assert kept.coded is None
+
+
+@pytest.mark.parametrize("bits", [4, 1])
+def test_who_observes_is_shown_the_same_codes_by_all(bits: int, taken: list[int]) -> None:
+    layers, x = [layer_of(rows, bits) for rows in (33, 7)], torch.randn(20, 90)
+    expected, trains = [alone(layer, x) for layer in layers], list[SpikeTrain]()
+    taken.clear()
+    layers[1](x)  # what nobody observed is coded again
+    with observe_spikes(trains.append):
+        found = [layer(x) for layer in layers]
+        layers[1](x.clone())
+    assert taken == [0, 0, 1, 0]
+    assert all(map(torch.equal, found, expected))
+    first, second, apart = trains
+    assert first.shown is second.shown
+    assert first.shown_baseline is second.shown_baseline
+    for train in (second, apart):
+        codes, thresholds = layers[1].encode(x)
+        assert torch.equal(train.codes, codes)
+        z = by_column([z.flatten() for _, z in thresholds], layers[1].spec().bounds)
+        assert torch.equal(train.baseline.expand_as(codes), z.int().expand_as(codes))
+
+
+def test_a_train_that_layers_share_is_counted_once() -> None:
+    layers, x = [layer_of(rows) for rows in (33, 7)], torch.randn(20, 90)
+    trains, fired = list[SpikeTrain](), LastFired()
+    with observe_spikes(trains.append):
+        for layer in layers:
+            layer(x)
+        layers[0](x.clone())
+    one, other, apart = map(fired.of, trains)
+    assert one is other
+    assert apart is not one
+    assert torch.equal(apart.spikes, one.spikes)
+    assert apart.firing.spikes == one.firing.spikes
+    more = trains[0]._replace(steps=trains[0].steps + 1)
+    assert fired.of(trains[0]).firing.slots < fired.of(more).firing.slots

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from layers import fit
-from spikellm.profiling.fan_out import count_by_column, fan_out
+from spikellm.profiling.counted_layer import counted_layer
+from spikellm.profiling.fan_out import count_by_column
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 
@@ -19,12 +20,13 @@ def test_weights_of_zero_are_no_synapses_and_written_layers_are_counted_anew() -
     dense = torch.nn.Linear(12, 5)
     dense.weight.data[:2, :3] = 0
     layer = fit(dense, recipe)
-    found = fan_out(layer)
-    assert found is fan_out(layer), "found once"
+    found = counted_layer(layer).reach
+    assert counted_layer(layer) is counted_layer(layer), "found once"
     expected = (layer.integer_weights() != 0).sum(0)
     assert torch.equal(found, expected.unsqueeze(1))
     assert int(found.sum()) < 60
     with torch.no_grad():
         layer.weight_zero.add_(1)
-    assert torch.equal(fan_out(layer)[:, 0], (layer.integer_weights() != 0).sum(0))
-    assert not torch.equal(fan_out(layer), found)
+    written = counted_layer(layer).reach
+    assert torch.equal(written[:, 0], (layer.integer_weights() != 0).sum(0))
+    assert not torch.equal(written, found)

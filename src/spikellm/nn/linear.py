@@ -42,12 +42,13 @@ from spikellm.recipe import LinearRecipe
 
 class _Kernels(NamedTuple):
     """What runs a layer: the chosen backend's state, and the reference's; what both were made
-    from.
+    from; steps of every stored column for whoever observes.
     """
 
     chosen: PreparedLinear
     reference: PreparedLinear
     spec: LinearSpec
+    steps: Tensor
 
 
 class SpikingLinear(LinearFacts):
@@ -208,7 +209,9 @@ class SpikingLinear(LinearFacts):
         Args:
             x: ``(..., in)``.
         """
-        steps, massive = self.stored(self.channel_steps).long(), self.massive
+        return self._with_massive(x, self.stored(self.channel_steps).long(), self.massive)
+
+    def _with_massive(self, x: Tensor, steps: Tensor, massive: MassiveTokens | None) -> Tensor:
         if massive is None:
             return steps
         tokens = x.detach().reshape(-1, self.in_features).float()
@@ -262,11 +265,13 @@ class SpikingLinear(LinearFacts):
         if observer is None:
             return run(x)
         y, codes, z = run.observed(x)
-        if codes is not None and self.neuron is not None:
+        spec = kernels.spec
+        if codes is not None and spec.neuron is not None:
             if z is None:
                 thresholds = self.encode(x.reshape(-1, self.in_features))[1]
-                z = by_column([one.flatten() for _, one in thresholds], kernels.spec.bounds)
-            observer(SpikeTrain(self, "input", codes, z, self.steps_of(x), self.neuron))
+                z = by_column([one.flatten() for _, one in thresholds], spec.bounds)
+            steps = self._with_massive(x, kernels.steps, spec.massive)
+            observer(SpikeTrain(self, "input", codes, z, steps, spec.neuron))
         return y
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -277,7 +282,8 @@ class SpikingLinear(LinearFacts):
         chosen, own = select(spec, self.weight_scale.device), reference
         if chosen.name != REFERENCE:
             own = chosen.prepare_linear(spec, self)
-        self._kernels = _Kernels(own, reference, spec)
+        steps = self.stored(self.channel_steps).long()
+        self._kernels = _Kernels(own, reference, spec, steps)
         return self._kernels
 
     def extra_repr(self) -> str:

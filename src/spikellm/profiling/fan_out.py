@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
-
 import torch
 from torch import Tensor
 
-from spikellm.nn.layout import Layout
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.counts import EXECUTION_MODES
-
-_Known = tuple[Layout, Tensor]
-_found: weakref.WeakKeyDictionary[SpikingLinear, _Known] = weakref.WeakKeyDictionary()
 
 
 def fan_out(layer: SpikingLinear) -> Tensor:
     """Synapses of every stored column by execution mode, int64 ``(in, modes)``, or ``(in, 1)``
     where they are the same in all: the column's weights that are not zero, or its weight spikes
     where weights are spikes; all outputs where weights are no integers.
-
-    Found once, until the layer is written into.
     """
-    layout = layer.layout()  # made anew whenever the layer is
-    known = _found.get(layer)
-    if known is None or known[0] is not layout:
-        known = _found[layer] = layout, _fan_out(layer)
-    return known[1]
-
-
-def _fan_out(layer: SpikingLinear) -> Tensor:
     if layer.format.integer_form == "none":
         return torch.full(
             (layer.in_features, 1), layer.out_features, device=layer.channel_group.device

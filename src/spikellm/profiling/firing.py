@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikellm.kernels.sums import sum_by_channel
+from spikellm.kernels.sums import Lookup, sum_by_channel
 from spikellm.neurons import Recoding
 from spikellm.neurons.phase import digits_that_fire
 from spikellm.nn.hooks import SpikeTrain
@@ -21,14 +21,47 @@ class Fired(NamedTuple):
     """Non-zero spikes of a train.
 
     Attributes:
-        total: by execution mode.
-        binary: binary spikes of every channel, int64 ``(channels,)``.
-        reached: synapses that they reach, by execution mode; nothing where none were given.
+        firing: of all channels together.
+        spikes: of every channel by execution mode, int64 ``(channels, modes)``.
+        from_zero: the same if the train were that of the codes themselves.
     """
 
-    total: dict[str, int]
-    binary: Tensor
-    reached: dict[str, int]
+    firing: Firing
+    spikes: Tensor
+    from_zero: Tensor
+
+    def synapses(self, reach: Tensor) -> tuple[dict[str, int], dict[str, int]]:
+        """Synapses that spikes reach by execution mode, and those that they would from zero.
+
+        Args:
+            reach: of a spike of every channel by execution mode, int64 ``(channels, modes)``.
+        """
+        both = torch.stack((self.spikes, self.from_zero)).mul_(reach).sum(1).tolist()
+        own, zero = (dict(zip(EXECUTION_MODES, one, strict=True)) for one in both)
+        return own, zero
+
+
+class LastFired:
+    """Counts trains; layers that were shown one and the same are counted once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[SpikeTrain, Fired] | None = None
+
+    def of(self, train: SpikeTrain) -> Fired:
+        """Spikes of a train."""
+        if self._last is None or not _same(self._last[0], train):
+            self._last = train, fired_by(train)
+        return self._last[1]
+
+
+def _same(one: SpikeTrain, other: SpikeTrain) -> bool:
+    return (
+        one.shown is other.shown
+        and one.shown_baseline is other.shown_baseline
+        and one.part == other.part
+        and one.neuron == other.neuron
+        and torch.equal(one.steps, other.steps)
+    )
 
 
 def count_spikes(counts: Tensor, levels: int, recoding: Recoding = "binary") -> dict[str, Tensor]:
@@ -70,24 +103,20 @@ def spikes_by_size(most: int, levels: int, recoding: Recoding) -> Tensor:
     return torch.stack([found[mode] for mode in EXECUTION_MODES], 1)
 
 
-def firings(train: SpikeTrain, reach: Tensor | None = None) -> tuple[Fired, Fired]:
-    """Spikes of a train, and those that it had if it were of the codes themselves.
-
-    Args:
-        reach: synapses of every channel by execution mode, int64 ``(channels, modes)``.
-    """
-    own, zero = _by_channel(train)
-    found = _fired(own, reach)
-    return found, found if zero is own else _fired(zero, reach)
-
-
-def _fired(spikes: Tensor, reach: Tensor | None) -> Fired:
-    """Of spikes by channel and execution mode, int64 ``(channels, modes)``."""
-    sums = [spikes.sum(0), *(() if reach is None else [(spikes * reach).sum(0)])]
-    total, *reached = (
-        dict(zip(EXECUTION_MODES, one, strict=True)) for one in torch.stack(sums).tolist()
-    )
-    return Fired(total, spikes[:, EXECUTION_MODES.index("binary")], *reached or ({},))
+def fired_by(train: SpikeTrain) -> Fired:
+    """Spikes of a train."""
+    spikes, from_zero = _by_channel(train)
+    totals = torch.stack((spikes.sum(0), from_zero.sum(0))).tolist()
+    own, zero = (dict(zip(EXECUTION_MODES, one, strict=True)) for one in totals)
+    steps = train.steps.expand(*train.steps.shape[:-1], train.shown.shape[-1])
+    repeats = train.shown.numel() // steps.numel()
+    slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * repeats
+    binary, most = spikes[:, EXECUTION_MODES.index("binary")], slots * train.neuron.levels
+    if train.part == "probabilities":  # their channels are keys, whose number grows with the tokens
+        binary, most = binary.sum(0, keepdim=True), most.sum(0, keepdim=True)
+    rates = (binary / most.clamp(min=1)).float()
+    firing = Firing(train.shown.numel(), int(slots.sum()), own, rates, zero)
+    return Fired(firing, spikes, from_zero)
 
 
 def _by_channel(train: SpikeTrain) -> tuple[Tensor, Tensor]:
@@ -98,8 +127,7 @@ def _by_channel(train: SpikeTrain) -> tuple[Tensor, Tensor]:
     baseline = train.shown_baseline if neuron.centered else None
     if codes.is_cpu and codes.numel():
         most = max(neuron.levels * int(train.steps.max()), _BYTE)
-        table = spikes_by_size(most, neuron.levels, neuron.recoding)
-        found = sum_by_channel(codes, baseline, table)
+        found = sum_by_channel(codes, baseline, _lookup(most, neuron.levels, neuron.recoding))
         if found is not None:
             return found
     spikes = [
@@ -109,18 +137,6 @@ def _by_channel(train: SpikeTrain) -> tuple[Tensor, Tensor]:
     return spikes[0], spikes[-1]
 
 
-def firing_of(train: SpikeTrain, fired: Fired, from_zero: Fired) -> Firing:
-    """Counts and rates of one train, of what :func:`firings` gives."""
-    steps = train.steps.expand(*train.steps.shape[:-1], train.shown.shape[-1])
-    repeats = train.shown.numel() // steps.numel()
-    slots = steps.reshape(-1, steps.shape[-1]).sum(0, dtype=torch.int64) * repeats
-    binary, most = fired.binary, slots * train.neuron.levels
-    if train.part == "probabilities":  # their channels are keys, whose number grows with the tokens
-        binary, most = binary.sum(0, keepdim=True), most.sum(0, keepdim=True)
-    return Firing(
-        codes=train.shown.numel(),
-        slots=int(slots.sum()),
-        spikes=fired.total,
-        rates=(binary / most.clamp(min=1)).float(),
-        from_zero=from_zero.total,
-    )
+@lru_cache(maxsize=64)
+def _lookup(most: int, levels: int, recoding: Recoding) -> Lookup:
+    return Lookup.of(spikes_by_size(most, levels, recoding))

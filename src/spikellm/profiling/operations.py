@@ -43,11 +43,11 @@ from spikellm.profiling.attention_products import (
     products_of_attention,
 )
 from spikellm.profiling.before_coding import operations_before_coding, operations_of_rotation
-from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Firing, Operations
-from spikellm.profiling.fan_out import fan_out
-from spikellm.profiling.firing import Fired, firing_of, firings
+from spikellm.profiling.counted_layer import counted_layer
+from spikellm.profiling.counts import DENSE_BITS, EXECUTION_MODES, Counts, Operations
+from spikellm.profiling.firing import Fired, LastFired
 from spikellm.profiling.linear_products import products_of
-from spikellm.profiling.shifts import shifts_of_layer, shifts_of_product
+from spikellm.profiling.shifts import doublings, shifts_of_product
 from spikellm.profiling.work_counter import WorkCounter
 
 
@@ -78,11 +78,13 @@ class OperationCounter:
         self._last_rotated: Callable[[], Tensor | None] = lambda: None
         self._rotations = [module for module in self._names if isinstance(module, Rotation)]
         self._trains: dict[tuple[nn.Module, str], SpikeTrain] = {}
+        self._fired = LastFired()
         self._work = WorkCounter(lambda: self._counts)
 
     def take(self) -> Counts:
         """Counts since the last call."""
         found, self._counts = self._counts, Counts(0)
+        self._fired = LastFired()
         return found
 
     def __enter__(self) -> OperationCounter:
@@ -136,26 +138,31 @@ class OperationCounter:
             macs = tokens * weights
             entry.add(Operations(macs, Counter({(DENSE_BITS, bits): macs}), operands=weights))
             return
+        facts = counted_layer(module)
         self._work.linear(module, tokens)
         macs = tokens * module.in_features * module.out_features
         train = self._trains.pop((module, "input"), None)
-        products = products_of(module, train)
+        products = products_of(module, train) if facts.massive else facts.products
         executed = Counter({bits: round(macs * share) for bits, share in products.items()})
-        counted = module.format.average_steps(module)  # of itself, beyond what is executed
+        counted = facts.average_steps  # of the format itself, beyond what is executed
         extra = 0.0 if counted is None else macs * counted - executed.total()
-        additions, operands = module.additive_share * executed.total(), macs // max(tokens, 1)
+        additions, operands = facts.additive_share * executed.total(), macs // max(tokens, 1)
         entry.add(Operations(macs, executed, additions, extra_steps=extra, operands=operands))
-        reach = fan_out(module)
         if train is not None:
-            fired, firing = self._fire(entry, f"{self._names[module]}.input", train, reach)
-            self._work.fired(train, firing)
-            entry.shifts += shifts_of_layer(module, train)
-            for mode, spikes in firing.spikes.items():
+            fired = self._fire(entry, f"{self._names[module]}.input", train)
+            self._work.fired(train, fired.firing)
+            doubled = facts.doublings * tokens
+            if facts.massive:
+                segments = facts.layout.segments
+                doubled = int(doublings(train.neuron, train.steps, segments).sum())
+            entry.shifts += doubled * module.out_features
+            for mode, spikes in fired.firing.spikes.items():
                 entry.reached[mode] += spikes * module.out_features
-            for sops, found in zip((entry.sops, entry.sops_from_zero), fired, strict=True):
-                sops.update(found.reached)
+            own, zero = fired.synapses(facts.reach)
+            entry.sops.update(own)
+            entry.sops_from_zero.update(zero)
         elif module.format.unrolls:
-            sums = (tokens * reach.sum(0)).expand(len(EXECUTION_MODES)).tolist()
+            sums = (tokens * facts.reach.sum(0)).expand(len(EXECUTION_MODES)).tolist()
             each = dict(zip(EXECUTION_MODES, sums, strict=True))
             entry.sops.update(each)
             entry.sops_from_zero.update(each)
@@ -188,38 +195,32 @@ class OperationCounter:
         self, entry: Operations, name: str, product: AttentionProduct, spikes: SpikingAttention
     ) -> None:
         """Count the spikes of both operands, and what one of them sets off."""
-        driving: tuple[str, SpikeTrain, tuple[Fired, Fired], Firing] | None = None
+        driving: SpikeTrain | None = None
         for part in (product.cached, product.arriving):
             train = self._trains.pop((spikes, part), None)
             if train is not None:
                 # The operand that arrives drives the other one, where it spikes.
-                driving = part, train, *self._fire(entry, f"{name}.{part}", train)
+                driving, firing = train, self._fire(entry, f"{name}.{part}", train).firing
         if driving is None:
             return
-        part, train, fired, firing = driving
-        self._work.fired(train, firing)
-        entry.shifts += shifts_of_product(product, part, train, spikes)
-        each = product.fan_out[part]
-        for sops, found in zip((entry.sops, entry.sops_from_zero), fired, strict=True):
-            sops.update({mode: spikes * each for mode, spikes in found.total.items()})
-        entry.reached.update({mode: spikes * each for mode, spikes in firing.spikes.items()})
+        self._work.fired(driving, firing)
+        entry.shifts += shifts_of_product(product, driving, spikes)
+        each = product.fan_out[driving.part]
+        own = {mode: spikes * each for mode, spikes in firing.spikes.items()}
+        entry.sops.update(own)
+        entry.reached.update(own)
+        entry.sops_from_zero.update({m: spikes * each for m, spikes in firing.from_zero.items()})
 
-    def _fire(
-        self,
-        entry: Operations,
-        name: str,
-        train: SpikeTrain,
-        reach: Tensor | None = None,
-    ) -> tuple[tuple[Fired, Fired], Firing]:
-        """Count a train's spikes, as it is and from zero, and what they reach."""
-        found = firings(train, reach)
-        firing = firing_of(train, *found)
+    def _fire(self, entry: Operations, name: str, train: SpikeTrain) -> Fired:
+        """Count a train's spikes."""
+        fired = self._fired.of(train)
+        firing = fired.firing
         entry.slots += firing.slots
         entry.codes += firing.codes
         entry.spikes.update(firing.spikes)
         entry.spikes_from_zero.update(firing.from_zero)
         self._counts.add(Counts(0, firing={name: firing}))
-        return found, firing
+        return fired
 
 
 def count_operations(

@@ -10,14 +10,16 @@ a scale; it is doubled once less than its columns have moments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from spikellm.kernels.spec import Segment
 from spikellm.neurons import SoftResetNeuron
 from spikellm.neurons.phase import places
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain
-from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.attention_products import AttentionProduct
 
 
@@ -32,23 +34,25 @@ def moments_of(neuron: SoftResetNeuron, steps: Tensor) -> Tensor:
     return table[steps.long()]
 
 
-def shifts_of_layer(layer: SpikingLinear, train: SpikeTrain) -> int:
-    """Doublings of a layer's accumulators in one call."""
-    steps = train.steps
-    each = torch.stack(
-        [steps[..., part.start : part.stop].amax(-1) for part in layer.layout().segments]
-    )
-    repeats = 1 if steps.dim() > 1 else len(train.shown)
-    doubled = (moments_of(train.neuron, each) - 1).clamp(min=0)
-    return int(doubled.sum()) * repeats * layer.out_features
+def doublings(neuron: SoftResetNeuron, steps: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """Doublings of the accumulators of one output, in its segments together.
+
+    Args:
+        steps: T of every stored column, ``(…, in)``.
+
+    Returns:
+        int64 ``(…)``.
+    """
+    each = torch.stack([steps[..., part.start : part.stop].amax(-1) for part in segments])
+    return (moments_of(neuron, each) - 1).clamp(min=0).sum(0)
 
 
 def shifts_of_product(
-    product: AttentionProduct, part: str, train: SpikeTrain, spikes: SpikingAttention
+    product: AttentionProduct, train: SpikeTrain, spikes: SpikingAttention
 ) -> int:
     """Doublings of the accumulators of one product of attention, one for each range of the part
-    that drives it, of as many moments as its largest T asks for.
+    whose train drives it, of as many moments as its largest T asks for.
     """
-    ranges = len(set(getattr(spikes.settings, part).group_ranges))
+    ranges = len(set(getattr(spikes.settings, train.part).group_ranges))
     moments = int(moments_of(train.neuron, train.steps.max()))
     return product.outputs * ranges * max(moments - 1, 0)

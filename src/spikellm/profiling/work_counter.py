@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -13,6 +12,7 @@ from spikellm.models.plain_attention import Operands
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain
 from spikellm.nn.linear import SpikingLinear
+from spikellm.profiling.counted_layer import counted_layer
 from spikellm.profiling.counts import DENSE, EXECUTION_MODES, Counts, Firing
 from spikellm.profiling.elementary import Work
 from spikellm.profiling.work import (
@@ -40,7 +40,6 @@ class WorkCounter:
     def __init__(self, counts: Callable[[], Counts]) -> None:
         self._counts = counts
         self._rotary = 0  # channels of a head that are rotated, as the model said last
-        self._coders: dict[nn.Module, Coder] = {}
 
     def handles(self, model: nn.Module) -> list[RemovableHandle]:
         """Hooks on the norms and rotary embeddings of a model."""
@@ -73,34 +72,23 @@ class WorkCounter:
 
     def linear(self, layer: SpikingLinear, tokens: int) -> None:
         """Coding and scaling of a converted layer."""
-        counts, layout = self._counts(), layer.layout()
+        counts, facts = self._counts(), counted_layer(layer)
+        coder, layout = facts.coder, facts.layout
         outputs = tokens * layer.out_features
-        if layer.neuron is None:
+        if coder is None:
             groups = len(layout.weight_groups)
             scaled = work_of_scaling(outputs, groups, baseline=False, coded=False)
             counts.add_work("scaling", scaled)
         else:
-            coder = self._coders.get(layer) or self._coder_of(layer)
             coded = work_of_coding(tokens * layer.in_features, tokens * coder.ranges, coder)
             counts.add_work("coding", coded)
+            segments = len(layout.segments)
+            scaled_as = {
+                charged: work_of_scaling(outputs, segments, baseline=charged)
+                for charged in {coder.charges(mode) for mode in EXECUTION_MODES}
+            }
             for mode in EXECUTION_MODES:
-                charged = coder.charges(mode)
-                scaled = work_of_scaling(outputs, len(layout.segments), baseline=charged)
-                counts.add_work("scaling", scaled, mode)
-
-    def _coder_of(self, layer: SpikingLinear) -> Coder:
-        assert layer.neuron is not None
-        bounds = layer.layout().bounds
-        groups = sum(start < stop for start, stop in pairwise(bounds))
-        activations = layer.settings.activations
-        self._coders[layer] = coder_of(
-            layer.neuron,
-            groups,
-            symmetric=activations.symmetric,
-            shared=activations.search_range,
-            by_mean=activations.threshold_from == "mean",
-        )
-        return self._coders[layer]
+                counts.add_work("scaling", scaled_as[coder.charges(mode)], mode)
 
     def fired(self, train: SpikeTrain, firing: Firing) -> None:
         """Neurons that fire a train, and its spikes on their way to their receivers."""

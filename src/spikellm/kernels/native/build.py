@@ -113,13 +113,7 @@ def _load(level: str) -> ctypes.CDLL:
     library.spikellm_spike_linear.argtypes = [
         pointer,
         ctypes.c_int64,
-        *[pointer] * 9,
-        *[ctypes.c_int32] * 2,
-    ]
-    library.spikellm_coded_linear.argtypes = [
-        pointer,
-        ctypes.c_int64,
-        *[pointer] * 8,
+        *[pointer] * 10,
         *[ctypes.c_int32] * 3,
     ]
     library.spikellm_coded_bytes.argtypes = [pointer, ctypes.c_int64]

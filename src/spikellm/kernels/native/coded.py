@@ -16,6 +16,19 @@ import torch
 from torch import Tensor
 
 
+class Coded(NamedTuple):
+    """What a tensor was coded to.
+
+    Attributes:
+        memory: as kernels read it.
+        shown: codes and baselines for whoever observes, see
+            :class:`spikellm.kernels.prepared.Observed`; None where nobody did.
+    """
+
+    memory: Tensor
+    shown: tuple[Tensor, Tensor] | None = None
+
+
 class _Source(NamedTuple):
     """A tensor as it was, but for its values."""
 
@@ -30,16 +43,16 @@ class _Source(NamedTuple):
 
 
 class _Kept:
-    def __init__(self, x: Tensor, coding: bytes, memory: Tensor) -> None:
+    def __init__(self, x: Tensor, coding: bytes, coded: Coded) -> None:
         self.source, self.coding = _Source.of(x), coding
-        self.memory: Tensor | None = memory
+        self.coded: Coded | None = coded
         self.users: set[int] = set()  # layers that had it
         own = weakref.ref(self)  # no cycle, which would keep the memory
 
         def forget(_: object) -> None:
             kept = own()
             if kept is not None:
-                kept.memory = None
+                kept.coded = None
 
         self.tensor = weakref.ref(x, forget)
 
@@ -50,21 +63,23 @@ class LastCoded(threading.local):
     def __init__(self) -> None:
         self._kept: _Kept | None = None
 
-    def of(self, x: Tensor, coding: bytes, layer: object) -> Tensor | None:
+    def of(self, x: Tensor, coding: bytes, layer: object, shown: bool = False) -> Coded | None:
         """What a tensor was coded to by another layer that codes alike; None if that was not the
-        last, or if ``layer`` had it before.
+        last, if ``layer`` had it before, or if codes are to be ``shown`` and were not.
         """
         kept = self._kept
         if kept is None or kept.tensor() is not x or kept.coding != coding:
             return None
         if kept.source != _Source.of(x) or id(layer) in kept.users:
             return None
+        if kept.coded is None or (shown and kept.coded.shown is None):
+            return None
         kept.users.add(id(layer))
-        return kept.memory
+        return kept.coded
 
-    def keep(self, x: Tensor, coding: bytes, layer: object, memory: Tensor) -> None:
+    def keep(self, x: Tensor, coding: bytes, layer: object, coded: Coded) -> None:
         """Leave what a tensor was coded to for other layers."""
-        self._kept = _Kept(x, coding, memory)
+        self._kept = _Kept(x, coding, coded)
         self._kept.users.add(id(layer))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from spikellm.kernels.base import plain
 from spikellm.kernels.native import ops
 from spikellm.kernels.native.additive_plan import OUTPUTS, make_additive_plan
-from spikellm.kernels.native.coded import last_coded
+from spikellm.kernels.native.coded import Coded, last_coded
 from spikellm.kernels.native.linear_plan import make_plan
 from spikellm.kernels.prepared import LinearWeights, Observed, by_column
 from spikellm.kernels.spec import LinearSpec
@@ -39,29 +39,27 @@ class NativeLayer(ABC):
         self._function, self._columns, self._rows = function, spec.columns, spec.rows
         self._between = between
         self._pointers = [None if one is None else one.data_ptr() for one in between]
-        self._shown: tuple[None, ...] = ()  # arguments beside y that stay empty
+        self._behind: tuple[int | None, ...] = ()  # arguments behind y that stay the same
 
     def __call__(self, x: Tensor) -> Tensor:
-        kind = ops.TYPES.get(x.dtype)
-        shape = x.shape
-        if (
-            kind is None
-            or shape[-1] != self._columns
-            or not (plain(x) and x.is_cpu and x.is_contiguous())
-        ):
+        kind = self._kind_of(x)
+        if kind is None or x.numel() // self._columns > self.most_tokens:
             return self._by_operator(x)
-        if x.numel() // self._columns > self.most_tokens:
-            return self._by_operator(x)
-        y = x.new_empty((*shape[:-1], self._rows))
+        y = x.new_empty((*x.shape[:-1], self._rows))
         return ops.unless(self._run(x, y, kind), y)
+
+    def _kind_of(self, x: Tensor) -> int | None:
+        """The library's number of the type of inputs that it can read where they are."""
+        as_it_is = plain(x) and x.is_cpu and x.is_contiguous()
+        return ops.TYPES.get(x.dtype) if as_it_is and x.shape[-1] == self._columns else None
 
     def _run(self, x: Tensor, y: Tensor, kind: int) -> int:
         """Write outputs into ``y``; not 0 where memory ran out."""
-        return self._call(self._function, x, y, (*self._shown, kind))
+        return self._call(x, y, (*self._behind, kind))
 
-    def _call(self, function: object, x: Tensor, y: Tensor, behind: tuple[int | None, ...]) -> int:
-        """A function of the library; ``behind``: what it takes between y and the threads."""
-        failed: int = function(  # type: ignore[operator]
+    def _call(self, x: Tensor, y: Tensor, behind: tuple[int | None, ...]) -> int:
+        """The library's function; ``behind``: what it takes between y and the threads."""
+        failed: int = self._function(  # type: ignore[operator]
             x.data_ptr(),
             x.numel() // self._columns,
             *self._pointers,
@@ -112,33 +110,58 @@ class NativeLinear(NativeLayer):
             float_bias(weights),
         )
         super().__init__(library.spikellm_spike_linear, spec, list(self.operands))
-        self._shown = (None, None)
+        self._behind = (None, None, None, 0)
         self._lift = _lift(spec)
         self._bounds = spec.bounds
-        self._library = library
+        self._coded_bytes = library.spikellm_coded_bytes
         self.coding = coding_of(self.operands[0])
 
     def _run(self, x: Tensor, y: Tensor, kind: int) -> int:
-        tokens = x.numel() // self._columns
-        if tokens < _SHARED_TOKENS or x.is_inference():  # whose writes nobody counts
+        if not self._shares(x):
             return super()._run(x, y, kind)
-        memory = last_coded.of(x, self.coding, self)
-        taken = memory is not None
-        if memory is None:
-            size = self._library.spikellm_coded_bytes(self._pointers[0], tokens)
-            memory = x.new_empty(size, dtype=torch.uint8)
-        behind = memory.data_ptr(), int(taken), kind
-        failed = self._call(self._library.spikellm_coded_linear, x, y, behind)
-        if not failed and not taken:
-            last_coded.keep(x, self.coding, self, memory)
-        return failed
+        return self._run_shared(x, y, kind)[0]
+
+    def observed(self, x: Tensor) -> Observed:
+        kind = self._kind_of(x)
+        if kind is None or not self._shares(x):
+            return super().observed(x)
+        y = x.new_empty((*x.shape[:-1], self._rows))
+        failed, coded = self._run_shared(x, y, kind, shown=True)
+        return Observed(ops.unless(failed, y), *coded.shown or ())
+
+    def _shares(self, x: Tensor) -> bool:
+        """Whether codes are left for other layers; nobody counts writes of inference tensors."""
+        return x.numel() // self._columns >= _SHARED_TOKENS and not x.is_inference()
+
+    def _run_shared(
+        self, x: Tensor, y: Tensor, kind: int, shown: bool = False
+    ) -> tuple[int, Coded]:
+        """Write outputs into ``y`` from what another layer left, or leave it."""
+        coded = last_coded.of(x, self.coding, self, shown)
+        if coded is not None:
+            return self._call(x, y, (None, None, coded.memory.data_ptr(), 1, kind)), coded
+        tokens = x.numel() // self._columns
+        size = self._coded_bytes(self._pointers[0], tokens)
+        memory = x.new_empty(size, dtype=torch.uint8)
+        counts = memory.new_empty(tokens, self._columns) if shown else None
+        z = x.new_empty((tokens, len(self._bounds)), dtype=torch.int32) if shown else None
+        given = ops.pointer(counts), ops.pointer(z), memory.data_ptr(), 0, kind
+        failed = self._call(x, y, given)
+        coded = Coded(memory, None if counts is None or z is None else self._signed(counts, z))
+        if not failed:
+            last_coded.keep(x, self.coding, self, coded)
+        return failed, coded
 
     def _operate(self, tokens: Tensor) -> Observed:
         y, counts, z = ops.spike_linear(tokens, *self.operands, len(self._bounds))
+        return Observed(y, *self._signed(counts, z))
+
+    def _signed(self, counts: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and baselines of what the kernel gives."""
         if not isinstance(self._lift, int):  # signed: raised, and without a baseline
-            return Observed(y, counts.to(torch.int32) - self._lift, z.new_zeros(1, 1))
+            return counts.to(torch.int32) - self._lift, z.new_zeros(1, 1)
         # Baselines fit a byte as codes do, which saves whoever counts both a few passes.
-        return Observed(y, counts, by_column(z.to(torch.uint8).unbind(1), self._bounds))
+        return counts, by_column(z.to(torch.uint8).unbind(1), self._bounds)
 
 
 class NativeAdditive(NativeLayer):

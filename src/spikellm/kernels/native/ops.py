@@ -76,6 +76,8 @@ def _spike_linear(  # noqa: PLR0913  torch custom operators take tensors one by 
         y.data_ptr(),
         counts.data_ptr() if shown else None,
         baselines.data_ptr() if shown else None,
+        None,  # no memory that other layers could take over
+        0,
         TYPES[x.dtype],
         torch.get_num_threads(),
     )

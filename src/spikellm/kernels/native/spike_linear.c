@@ -82,32 +82,25 @@ static int32_t run_layer(const Linear *layer, const void *x, void *y, uint8_t *c
     return failed;
 }
 
-/* Returns 0, or 1 where memory ran out.
-
-   x: (tokens, in); y: (tokens, out); codes_out: spike counts, (tokens, in), signed ones raised by their top, or null; baselines_out: (tokens, groups), or null; type: of x
-   and y, see floats.h; the others as linear.h has them. */
-int32_t spikellm_spike_linear(const void *x, int64_t tokens, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, const int32_t *column_sums,
-                              const float *bias, void *y, uint8_t *codes_out, int32_t *baselines_out, int32_t type, int32_t threads) {
-    Linear layer = {.plan = read_plan(words), .packed = packed, .zero = zero, .scale = scale, .bias = bias, .column_sums = column_sums, .tokens = tokens};
-    if (tokens == 0 || layer.plan.head.out == 0) return 0;
-    void *memory = malloc(coded_bytes(&layer.plan.head, tokens));
-    if (memory) code_to(&layer, memory, 0);
-    const int32_t failed = !memory || run_layer(&layer, x, y, codes_out, baselines_out, type, 0, threads);
-    free(memory);
-    return failed;
-}
-
 /* Bytes of what so many tokens of a layer are coded to. */
 int64_t spikellm_coded_bytes(const int32_t *words, int64_t tokens) {
     const Plan plan = read_plan(words);
     return (int64_t)coded_bytes(&plan.head, tokens);
 }
 
-/* The same, coded to memory of spikellm_coded_bytes that layers coding alike may take over: `taken` says that it holds these tokens already, and x is not read. */
-int32_t spikellm_coded_linear(const void *x, int64_t tokens, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, const int32_t *column_sums,
-                              const float *bias, void *y, void *memory, int32_t taken, int32_t type, int32_t threads) {
+/* Returns 0, or 1 where memory ran out.
+
+   x: (tokens, in); y: (tokens, out); codes_out: spike counts, (tokens, in), signed ones raised by their top, or null; baselines_out: (tokens, groups), or null; memory:
+   spikellm_coded_bytes that layers coding alike may take over, or null for none; taken: whether it holds these tokens already: x is not read then, and nothing but y written;
+   type: of x and y, see floats.h; the others as linear.h has them. */
+int32_t spikellm_spike_linear(const void *x, int64_t tokens, const int32_t *words, const uint8_t *packed, const float *scale, const uint8_t *zero, const int32_t *column_sums,
+                              const float *bias, void *y, uint8_t *codes_out, int32_t *baselines_out, void *memory, int32_t taken, int32_t type, int32_t threads) {
     Linear layer = {.plan = read_plan(words), .packed = packed, .zero = zero, .scale = scale, .bias = bias, .column_sums = column_sums, .tokens = tokens};
     if (tokens == 0 || layer.plan.head.out == 0) return 0;
-    code_to(&layer, memory, taken);
-    return run_layer(&layer, x, y, NULL, NULL, type, taken, threads);
+    void *const own = memory ? NULL : malloc(coded_bytes(&layer.plan.head, tokens));
+    if (!memory && !own) return 1;
+    code_to(&layer, memory ? memory : own, taken);
+    const int32_t failed = run_layer(&layer, x, y, codes_out, baselines_out, type, taken, threads);
+    free(own);
+    return failed;
 }
