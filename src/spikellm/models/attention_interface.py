@@ -67,7 +67,7 @@ _watcher: ContextVar[Watcher | None] = ContextVar("spikellm_heads_watcher", defa
 
 @contextmanager
 def watching_heads(watcher: Watcher) -> Iterator[None]:
-    """While this holds, ``watcher`` is shown the attention module and Q, K and V as they are
+    """While this holds, ``watcher`` is shown the attention module and Q, K and V as they were
     multiplied, ``(batch, heads, tokens, channels)``: an observer that takes less time.
     """
     token = _watcher.set(watcher)
@@ -152,20 +152,34 @@ def _attended(
     dtype = query.dtype
     if attend.spikes is not None:
         query, key, value = _coded(module, attend.spikes, query, key, value)
+    output, weights = _computed(module, attend, query, key, value, mask)
     if (watcher := _watcher.get()) is not None:
         watcher(module, query, key, value)
-    output, unseen = None, not observed() and wants_no_weights(module)
+    output = output.transpose(1, 2).to(dtype).contiguous()
+    return output, None if weights is None else weights.to(dtype)
+
+
+def _computed(
+    module: nn.Module,
+    attend: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Output and, if somebody wants them, probabilities of coded Q, K and V."""
+    output, unseen = None, _observer.get() is None and wants_no_weights(module)
     if attend.is_plain(key, value):
         output = fused_attention(attend, query, key, value, mask)
-    elif unseen and wants_output_only() and attend.by_blocks(key, value):
+    elif unseen and not observed() and wants_output_only() and attend.by_blocks(key, value):
         output = attend_in_blocks(attend, query, key, value, mask)
     if output is not None and unseen:
-        return output.transpose(1, 2).to(dtype).contiguous(), None
+        return output, None
     whole, weights = attend(query, key, value, mask)
     output = whole if output is None else output  # looking on changes no bit
     if (observer := _observer.get()) is not None:
         observer(module, Observation(query, key, value, weights, output))
-    return output.transpose(1, 2).to(dtype).contiguous(), weights.to(dtype)
+    return output, weights
 
 
 def _coded(

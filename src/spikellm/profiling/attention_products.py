@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from spikellm.models.attention_interface import Observation
 from spikellm.models.plain_attention import Operands
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain
@@ -36,9 +35,7 @@ class AttentionProduct(NamedTuple):
     fan_out: dict[str, int]
 
 
-def products_of_attention(
-    seen: Operands | Observation,
-) -> tuple[AttentionProduct, AttentionProduct]:
+def products_of_attention(seen: Operands) -> tuple[AttentionProduct, AttentionProduct]:
     """Scores and values of one call of an attention module."""
     batch, heads, queries, channels = seen.query.shape
     shared, keys, outputs = seen.key.shape[1], seen.key.shape[2], seen.value.shape[-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from spikellm.models.attention_interface import Observation
 from spikellm.models.plain_attention import Operands
 from spikellm.nn.rotation import Rotation
 from spikellm.profiling.counts import DENSE_BITS, Operations
@@ -21,9 +20,7 @@ def operations_of_rotation(rotation: Rotation, vectors: int) -> Iterator[Operati
         yield _additions(vectors * len(rotation.signs))
 
 
-def operations_before_coding(
-    seen: Operands | Observation, settings: AttentionRecipe
-) -> Iterator[Operations]:
+def operations_before_coding(seen: Operands, settings: AttentionRecipe) -> Iterator[Operations]:
     """Of what centers, maps and rotates Q and K, once for every new token."""
     batch, heads, queries, channels = seen.query.shape
     keys = batch * queries * seen.key.shape[1]

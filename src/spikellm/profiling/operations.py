@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from spikellm.models.attention_interface import (
     IMPLEMENTATION,
-    Observation,
-    observing,
     use_interface,
+    watching_heads,
 )
 from spikellm.models.families import decoder_of, is_linear, weight_and_bias
 from spikellm.models.next_token import piecewise_outputs
@@ -103,7 +102,7 @@ class OperationCounter:
         ]
         self._handles += self._work.handles(self._model)
         self._handles.append(embedding.register_forward_hook(self._tokens))
-        self._contexts += [observing(self._attention), observe_spikes(self._spikes)]
+        self._contexts += [watching_heads(self._heads), observe_spikes(self._spikes)]
         for context in self._contexts:
             context.__enter__()
         return self
@@ -146,8 +145,11 @@ class OperationCounter:
         executed = Counter({bits: round(macs * share) for bits, share in products.items()})
         counted = facts.average_steps  # of the format itself, beyond what is executed
         extra = 0.0 if counted is None else macs * counted - executed.total()
-        additions, operands = facts.additive_share * executed.total(), macs // max(tokens, 1)
-        entry.add(Operations(macs, executed, additions, extra_steps=extra, operands=operands))
+        entry.macs += macs
+        entry.by_bits.update(executed)
+        entry.additions += facts.additive_share * executed.total()
+        entry.extra_steps += extra
+        entry.operands += macs // max(tokens, 1)
         if train is not None:
             fired = self._fire(entry, f"{self._names[module]}.input", train)
             self._work.fired(train, fired.firing)
@@ -176,7 +178,10 @@ class OperationCounter:
             for operations in operations_of_rotation(module, output.shape[:-1].numel()):
                 entry.add(operations)
 
-    def _attention(self, module: nn.Module, seen: Operands | Observation) -> None:
+    def _heads(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> None:
+        self._attention(module, Operands(query, key, value))
+
+    def _attention(self, module: nn.Module, seen: Operands) -> None:
         name, child = self._names[module], getattr(module, "spikes", None)
         spikes = child if isinstance(child, SpikingAttention) else None
         if spikes is not None and (spikes.settings.rotate or spikes.settings.center):

@@ -6,6 +6,7 @@ Numbers that are not coded count as numbers of 16 bits, whatever type they are c
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from spikellm.neurons import SoftResetNeuron
@@ -63,6 +64,7 @@ def coder_of(
     return Coder(ranges, not neuron.signed, placed, shared, neuron.centered, by_mean)
 
 
+@lru_cache(maxsize=256)  # many layers are alike; what is given is not written into
 def work_of_coding(values: int, thresholds: int, coder: Coder) -> Work:
     """Coding of values by so many thresholds (see :mod:`spikellm.quantization.thresholds`).
 
@@ -103,6 +105,7 @@ def work_of_firing(mode: str, firing: Firing, levels: int) -> Work:
     return +Work(update=fired, idle=moments - fired)
 
 
+@lru_cache(maxsize=256)
 def work_of_scaling(outputs: int, segments: int, *, baseline: bool, coded: bool = True) -> Work:
     """Scaling of integer sums: θ and the scale of the weights for each segment, and the baseline's
     charge taken off; where inputs are not coded, the scale of the weights alone.

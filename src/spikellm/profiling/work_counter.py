@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from spikellm.models.attention_interface import Observation
 from spikellm.models.plain_attention import Operands
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.hooks import SpikeTrain
@@ -98,7 +97,7 @@ class WorkCounter:
                 self._counts().add_work("firing", work, mode)
                 self._counts().add_work("routing", Work(spike=work["update"]), mode)
 
-    def attention(self, seen: Operands | Observation, spikes: SpikingAttention | None) -> None:
+    def attention(self, seen: Operands, spikes: SpikingAttention | None) -> None:
         """Softmax and rotary embedding of one call, and where attention spikes, coding of what is
         new and scaling of both products.
         """
