@@ -1,7 +1,7 @@
 """Compile the native kernels on first use and load them.
 
-A library is one level (portable, avx2, avx512, amx): the same sources with other flags, in the
-user's cache under a name made from sources, flags and compiler. It is written to a temporary name
+A library is one level (portable, avx2, avx512, amx; on Arm portable, dotprod): the same sources
+with other flags, in the user's cache under a name made from sources, flags and compiler. It is written to a temporary name
 and renamed, so two processes do not disturb each other. Only a library in a folder of the user's
 own, which others cannot write to, is loaded.
 """
@@ -24,13 +24,16 @@ import platformdirs
 
 from spikellm.core.errors import DependencyError
 
-LEVELS = ("portable", "avx2", "avx512", "amx")
+_ON_ARM = platform.machine().lower() in ("aarch64", "arm64")
+LEVELS = ("portable", "dotprod") if _ON_ARM else ("portable", "avx2", "avx512", "amx")
+"""Of this kind of processor, each more than the one before."""
 _AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni", "vbmi"))
 _FLAGS = {
     "portable": (),
     "avx2": ("-mavx2", "-mfma"),
     "avx512": _AVX512,
     "amx": (*_AVX512, "-mamx-tile", "-mamx-int8"),
+    "dotprod": ("-march=armv8.2-a+dotprod",),
 }
 COMMON = (
     *("-std=c11", "-O3", "-fPIC", "-shared", "-pthread"),

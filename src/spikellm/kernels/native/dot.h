@@ -7,6 +7,8 @@
 #include <string.h>
 #if defined(__AVX512VNNI__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #endif
 
 #define ROWS 4
@@ -235,6 +237,71 @@ static inline int dot_packed(const uint8_t *q, const uint8_t *row, int32_t row_b
         }
     }
     *sum = sum_of(acc);
+    return 1;
+}
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+/* Sum of spike counts. */
+static inline uint32_t sum_of_counts(const uint8_t *q, int32_t length) {
+    const uint8x16_t ones = vdupq_n_u8(1);
+    uint32x4_t acc = vdupq_n_u32(0);
+    for (int32_t i = 0; i < length; i += 16) acc = vdotq_u32(acc, vld1q_u8(q + i), ones);
+    return vaddvq_u32(acc);
+}
+
+/* Products of unsigned bytes: weights are raised by 128, which sums of spike counts pay for. */
+static inline __attribute__((always_inline)) void dot_some(const uint8_t *const *q, const int tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+    const uint8x16_t raised = vdupq_n_u8(0x80);
+    uint32x4_t acc[TOKENS][ROWS];
+    UNROLLED for (int t = 0; t < tokens; t++) UNROLLED for (int r = 0; r < ROWS; r++) acc[t][r] = vdupq_n_u32(0);
+    for (int32_t i = 0; i < length; i += 16) {
+        uint8x16_t weights[ROWS];
+        UNROLLED for (int r = 0; r < ROWS; r++) weights[r] = veorq_u8(vld1q_u8((const uint8_t *)w + (int64_t)r * stride + i), raised);
+        UNROLLED for (int t = 0; t < tokens; t++) {
+            const uint8x16_t spikes = vld1q_u8(q[t] + i);
+            UNROLLED for (int r = 0; r < ROWS; r++) acc[t][r] = vdotq_u32(acc[t][r], spikes, weights[r]);
+        }
+    }
+    UNROLLED for (int t = 0; t < tokens; t++) {
+        const uint32_t charge = 128 * sum_of_counts(q[t], length);
+        UNROLLED for (int r = 0; r < ROWS; r++) sums[t * ROWS + r] = (int32_t)(vaddvq_u32(acc[t][r]) - charge);
+    }
+}
+
+static inline void dot_tile(const uint8_t *const *q, int32_t tokens, const int8_t *w, int32_t stride, int32_t length, int32_t *sums) {
+    if (tokens > TOKENS / 2)
+        dot_some(q, TOKENS, w, stride, length, sums); /* those beyond repeat the first and are not looked at */
+    else if (tokens > 1)
+        dot_some(q, TOKENS / 2, w, stride, length, sums);
+    else
+        dot_some(q, 1, w, stride, length, sums);
+}
+
+static inline int dot_packed(const uint8_t *q, const uint8_t *row, int32_t row_bytes, int32_t bits, int32_t first, int32_t blocks, int32_t *sum) {
+    if (bits != 2 && bits != 4 && bits != 8) return 0;
+    const int32_t fields = 8 / bits;
+    const uint8x16_t mask = vdupq_n_u8((uint8_t)((1u << bits) - 1u));
+    const uint8_t *const counts = q;
+    uint32x4_t acc[4] = {vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0)};
+    for (int32_t b = 0; b < blocks; b++, q += fields * BYTES) {
+        const int64_t at = (int64_t)(first + b) * BYTES;
+        uint8_t tail[BYTES];
+        const uint8_t *block = row + at;
+        if (row_bytes - at < BYTES) {
+            load_block(row, row_bytes, at, tail);
+            block = tail;
+        }
+        for (int part = 0; part < BYTES; part += 16) {
+            const uint8x16_t w = vld1q_u8(block + part);
+            for (int32_t field = 0; field < fields; field++) {
+                const uint8x16_t codes = vandq_u8(vshlq_u8(w, vdupq_n_s8((int8_t)(-field * bits))), mask);
+                acc[field] = vdotq_u32(acc[field], vld1q_u8(q + field * BYTES + part), codes);
+            }
+        }
+    }
+    const uint32_t total = vaddvq_u32(vaddq_u32(vaddq_u32(acc[0], acc[1]), vaddq_u32(acc[2], acc[3])));
+    *sum = (int32_t)(total - (bits == 8 ? 128 * sum_of_counts(counts, blocks * BYTES) : 0));
     return 1;
 }
 

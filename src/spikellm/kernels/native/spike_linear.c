@@ -7,14 +7,17 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 #include "linear.h"
 
-/* Which instructions this file was compiled for. */
+/* Which instructions this file was compiled for: the place in the list of this kind of processor, see build.py. */
 int32_t spikellm_level(void) {
-#if defined(__AMX_INT8__)
+#if defined(__ARM_FEATURE_DOTPROD)
+    return 1;
+#elif defined(__AMX_INT8__)
     return 3;
 #elif defined(__AVX512VNNI__)
     return 2;
@@ -44,6 +47,10 @@ int32_t spikellm_best_level(void) {
         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
         return has_tiles() ? 3 : 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    return 1; /* all of them multiply bytes */
+#elif defined(__aarch64__) && defined(__linux__)
+    if (getauxval(AT_HWCAP) & 1ul << 20 /* HWCAP_ASIMDDP */) return 1;
 #endif
     return 0;
 }
