@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 THOROUGH := --hypothesis-profile=thorough
+TRITON := triton==3.9.0
 
-.PHONY: demo test test-slow test-slow-only lint clean
+.PHONY: demo test test-slow test-slow-only test-triton lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spikellm demo
@@ -17,6 +18,13 @@ test-slow: $(VENV)/.installed-dev
 
 test-slow-only: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(THOROUGH) -m "(slow or hypothesis) and not long"
+
+# Kernels for GPUs, interpreted on the CPU; Triton lies apart, so that nothing else sees it.
+test-triton: $(VENV)/.installed-dev $(VENV)/triton
+	PYTHONPATH=$(VENV)/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest $(THOROUGH) tests/gpu
+
+$(VENV)/triton: | $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(TRITON)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from native import additive
 from spikellm.models.rounding import fit_layer
 from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, salient_columns
 from spikellm.nn.linear import SpikingLinear
@@ -95,3 +96,48 @@ def activation_recipes(
     if kind.get("neuron") in ELASTIC or (kind["train"] == "published" and not signed):
         kind |= NOT_PRICED
     return ActivationRecipe.model_validate({**kind, **chosen})
+
+
+@st.composite
+def coded_layers(draw: st.DrawFn) -> tuple[SpikingLinear, Tensor]:
+    """Any layer that codes its inputs, and any inputs, extreme ones too."""
+    columns, outputs, tokens = (
+        draw(st.integers(1, 300)),
+        draw(st.integers(1, 70)),
+        draw(st.one_of(st.integers(0, 9), st.integers(15, 70))),  # more than a tile, and fewer
+    )
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    activations = draw(activation_recipes(st.integers(2, 6), st.booleans()))
+    bias, kind = draw(st.booleans()), draw(st.sampled_from(["affine", "steps", "ternary"]))
+    if kind == "ternary":
+        steps = torch.randint(1, draw(st.integers(1, 4)) + 1, (columns,), generator=generator).to(
+            torch.uint8
+        )
+        layer: SpikingLinear = additive(
+            columns, outputs, steps, generator, bias=bias, activations=activations
+        )
+    else:
+        group = draw(st.sampled_from([None, 16, 100])) if kind == "affine" else None
+        several = (
+            {"salient_rate": 0.2, "salient_steps": draw(st.integers(2, 4)), "saliency": "rms"}
+            if kind == "steps"
+            else {}
+        )
+        bits = draw(st.integers(2, 6 if several else 8))
+        weights = {
+            "bits": bits,
+            "symmetric": draw(st.booleans()),
+            "group_size": group,
+            **several,
+        }
+        dense = nn.Linear(columns, outputs, bias=bias)
+        nn.init.normal_(dense.weight, generator=generator)
+        layer = fit(
+            dense,
+            LinearRecipe(weights=weights, activations=activations),
+            sample=torch.randn(40, columns, generator=generator),
+        )
+    x = torch.randn(tokens, columns, generator=generator) * 10.0 ** draw(st.integers(-4, 4))
+    if tokens and draw(st.booleans()):
+        x[0] = draw(st.sampled_from([0.0, 1.0, -2.5, 3e38, -3e38, 1e-44]))
+    return layer, x

@@ -37,7 +37,11 @@ def layer_of(weights: int = 4, activations: int = 4, steps: int = 1) -> SpikingL
 @needs_compiler
 def test_reasons_against_native() -> None:
     good = layer_of()
-    assert reasons(good.spec(), "cpu") == {"native": None, "torch": None}
+    assert reasons(good.spec(), "cpu") == {
+        "native": None,
+        "triton": "SPIKELLM_KERNELS is native",
+        "torch": None,
+    }
     assert runs_on(good) == "native"
     assert reasons(good.spec(), "cuda:1")["native"] == "it runs on cpu, not on cuda"
     assert select(good.spec(), "meta").name == "torch"

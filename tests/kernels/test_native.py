@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import spikellm
 from budget import examples
-from layers import activation_recipes, fit
+from layers import coded_layers, fit
 from native import additive, anew, best_level, both, forget, needs_compiler, runs_on
 from spikellm.kernels.native import build, ops
 from spikellm.neurons.base import keeps
@@ -23,53 +23,8 @@ from spikellm.recipe import ActivationRecipe, LinearRecipe
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
 
-@st.composite
-def layers(draw: st.DrawFn) -> tuple[SpikingLinear, Tensor]:
-    """Any layer that codes its inputs, and any inputs, extreme ones too."""
-    columns, outputs, tokens = (
-        draw(st.integers(1, 300)),
-        draw(st.integers(1, 70)),
-        draw(st.one_of(st.integers(0, 9), st.integers(15, 70))),  # more than a tile, and fewer
-    )
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    activations = draw(activation_recipes(st.integers(2, 6), st.booleans()))
-    bias, kind = draw(st.booleans()), draw(st.sampled_from(["affine", "steps", "ternary"]))
-    if kind == "ternary":
-        steps = torch.randint(1, draw(st.integers(1, 4)) + 1, (columns,), generator=generator).to(
-            torch.uint8
-        )
-        layer: SpikingLinear = additive(
-            columns, outputs, steps, generator, bias=bias, activations=activations
-        )
-    else:
-        group = draw(st.sampled_from([None, 16, 100])) if kind == "affine" else None
-        several = (
-            {"salient_rate": 0.2, "salient_steps": draw(st.integers(2, 4)), "saliency": "rms"}
-            if kind == "steps"
-            else {}
-        )
-        bits = draw(st.integers(2, 6 if several else 8))
-        weights = {
-            "bits": bits,
-            "symmetric": draw(st.booleans()),
-            "group_size": group,
-            **several,
-        }
-        dense = nn.Linear(columns, outputs, bias=bias)
-        nn.init.normal_(dense.weight, generator=generator)
-        layer = fit(
-            dense,
-            LinearRecipe(weights=weights, activations=activations),
-            sample=torch.randn(40, columns, generator=generator),
-        )
-    x = torch.randn(tokens, columns, generator=generator) * 10.0 ** draw(st.integers(-4, 4))
-    if tokens and draw(st.booleans()):
-        x[0] = draw(st.sampled_from([0.0, 1.0, -2.5, 3e38, -3e38, 1e-44]))
-    return layer, x
-
-
 @needs_compiler
-@given(drawn=layers())
+@given(drawn=coded_layers())
 @pytest.mark.parametrize("level_name", build.LEVELS)
 def test_the_same_bits_as_torch(level_name: str, drawn: tuple[SpikingLinear, Tensor]) -> None:
     if build.LEVELS.index(level_name) > best_level():

@@ -1,9 +1,9 @@
 """Compile the native kernels on first use and load them.
 
 A library is one level (portable, avx2, avx512, amx; on Arm portable, dotprod): the same sources
-with other flags, in the user's cache under a name made from sources, flags and compiler. It is written to a temporary name
-and renamed, so two processes do not disturb each other. Only a library in a folder of the user's
-own, which others cannot write to, is loaded.
+with other flags, in the user's cache under a name made from sources, flags and compiler. It is
+written to a temporary name and renamed, so two processes do not disturb each other. Only a library
+in a folder of the user's own, which others cannot write to, is loaded.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.native.price_plan import bits_of, own_coding, price_words
+from spikellm.kernels.placing import place_columns
 from spikellm.kernels.spec import LinearSpec
 
-_BYTES = 64  # of a block of a packed row
 MODES = {"asymmetric": 0, "symmetric": 1, "signed": 2}
 
 
@@ -43,28 +43,10 @@ def misfit(spec: LinearSpec) -> str | None:
     return None
 
 
-def block_columns(bits: int) -> int:
-    """Columns of a block."""
-    return _BYTES * 8 // bits if bits in (2, 4) else _BYTES
-
-
 def make_plan(spec: LinearSpec) -> Tensor:
     """The array, int32, of a layer that fits."""
     bits, spans = spec.weight_bits, list(dict.fromkeys(spec.ranges))
-    block = block_columns(bits)
-    fields = 8 // bits if bits in (2, 4) else 1
-    segments: list[int] = []
-    place = torch.empty(spec.columns, dtype=torch.int32)
-    offset = 0
-    for part in spec.segments:
-        first, last = part.start // block, -(-part.stop // block)
-        column = torch.arange(part.start, part.stop) - first * block
-        within = column % block
-        place[part.start : part.stop] = (
-            offset + column // block * block + within % fields * _BYTES + within // fields
-        ).int()
-        segments += [*part, offset, first, last - first]
-        offset += (last - first) * block
+    placed = place_columns(spec)
     groups = [
         word
         for group, (top, (start, stop), span) in enumerate(
@@ -82,10 +64,10 @@ def make_plan(spec: LinearSpec) -> Tensor:
         len(spec.tops),
         len(spans),
         len(spec.segments),
-        offset,
+        placed.width,
         (spec.columns * bits + 7) // 8,
         spec.scales,
-        block,
+        placed.block,
         int(spec.threshold_source == "mean"),
         int(spec.neuron is not None and spec.neuron.stops_gradients),
         spec.massive_top,
@@ -96,7 +78,7 @@ def make_plan(spec: LinearSpec) -> Tensor:
         torch.arange(spec.columns, dtype=torch.int32) if spec.order is None else spec.order.int()
     )
     words = torch.tensor(
-        [*header, *groups, *(word for span in spans for word in span), *segments],
+        [*header, *groups, *(word for part in (*spans, *placed.segments) for word in part)],
         dtype=torch.int32,
     )
-    return torch.cat([words, source.cpu(), place, price.table])
+    return torch.cat([words, source.cpu(), placed.place, price.table])

@@ -1,0 +1,66 @@
+"""The Triton backend: merged execution on a GPU, the same integers as in torch."""
+
+from __future__ import annotations
+
+import torch
+
+from spikellm.kernels.base import Backend, register
+from spikellm.kernels.native.linear_plan import misfit
+from spikellm.kernels.prepared import LinearWeights, PreparedLinear
+from spikellm.kernels.spec import LinearSpec, Spec
+from spikellm.kernels.triton.presence import interpreting, problem
+
+_MOST_WEIGHT_BITS = 8
+
+
+@register
+class TritonBackend(Backend):
+    """Layers on CUDA devices; everything else that they run goes through torch."""
+
+    name = "triton"
+    preference = 5
+    devices = frozenset({"cuda", "cpu"}) if interpreting() else frozenset({"cuda"})
+
+    def missing(self) -> str | None:
+        return problem()
+
+    def supports(self, spec: Spec) -> str | None:
+        if not isinstance(spec, LinearSpec):
+            return "it runs linear layers alone"
+        if spec.execution != "merged":
+            return f"it runs merged spikes, not {spec.execution} ones"
+        if spec.neuron is None:
+            return weight_only_misfit(spec)
+        return misfit(spec) or coding_misfit(spec)
+
+    def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> PreparedLinear:
+        from spikellm.kernels.triton.linear import TritonLinear, TritonWeightOnly
+
+        return (TritonWeightOnly if spec.neuron is None else TritonLinear)(spec, weights)
+
+    def describe(self) -> str:
+        import triton
+
+        where = "interpreted" if interpreting() else torch.cuda.get_device_name()
+        return f"triton {triton.__version__}, {where}"
+
+
+def coding_misfit(spec: LinearSpec) -> str | None:
+    """Why inputs cannot be coded by the kernel; None if they can."""
+    neuron = spec.neuron
+    if neuron is not None and (neuron.price != 0 or neuron.levels_of(1) is not None):
+        return "its spikes have a price, or levels of their own"
+    if spec.threshold_source == "mean":
+        return "its thresholds follow the mean magnitude"
+    return None
+
+
+def weight_only_misfit(spec: LinearSpec) -> str | None:
+    """Why a layer whose inputs are not coded cannot be run; None if it can."""
+    if spec.weights == "none":
+        return "its weights have no integer form"
+    if spec.weight_bits > _MOST_WEIGHT_BITS:
+        return f"weight codes of {spec.weight_bits} bits do not fit into a byte"
+    if spec.columns == 0:
+        return "it has no inputs"
+    return None

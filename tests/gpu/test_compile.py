@@ -1,0 +1,113 @@
+"""Kernels compiled for two generations of GPUs, without one: products of spikes use integer tensor
+cores and round no sum otherwise, and those that only add multiply nothing but by scales.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from spikellm.kernels.triton.presence import interpreting
+
+if not interpreting() or find_spec("triton") is None:
+    pytest.skip("needs triton and TRITON_INTERPRET=1", allow_module_level=True)
+
+POINTERS = {
+    "code_inputs": {
+        **dict.fromkeys(("thetas", "shares"), "*fp32"),
+        **{"x": "*bf16", "counts": "*i8", "massive_beyond": "fp32"},
+    },
+    "spike_product": {
+        **dict.fromkeys(("thetas", "scales", "bias"), "*fp32"),
+        **{"counts": "*i8", "weights": "*u8", "zeros": "*u8", "y": "*bf16"},
+    },
+    "weight_product": {
+        **dict.fromkeys(("scales", "bias"), "*fp32"),
+        **{"x": "*bf16", "weights": "*u8", "zeros": "*u8", "y": "*bf16"},
+    },
+}
+"""Types of arguments other than ``*i32`` for arrays and ``i32`` for numbers."""
+NUMBERS = {
+    *("columns", "width", "group_count", "segment_count", "massive_top", "lift"),
+    *("tokens", "rows", "row_bytes", "scale_count"),
+}
+SCRIPT = """
+import json, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from spikellm.kernels.triton import coding, products
+
+for name, constants, pointers, numbers, warps, capability in json.loads(sys.argv[1]):
+    kernel = getattr(coding, name, None) or getattr(products, name)
+    signature = {
+        argument: "constexpr" if argument in constants else pointers.get(
+            argument, "i32" if argument in numbers else "*i32"
+        )
+        for argument in kernel.arg_names
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    options = {"enable_fp_fusion": False, "num_warps": warps}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    print(json.dumps({"ptx": compiled.asm["ptx"], "shared": compiled.metadata.shared}))
+"""
+Variant = tuple[str, dict[str, int | bool], int]
+
+
+def product(bits: int, tokens: int, rows: int) -> dict[str, int | bool]:
+    fields = 8 // bits if bits in (2, 4) else 1
+    tile = {"BLOCK_TOKENS": tokens, "BLOCK_ROWS": rows}
+    return {"BITS": bits, "FIELDS": fields, "HAS_BIAS": True, **tile}
+
+
+def compiled(capability: int, variants: list[Variant]) -> list[dict[str, str | int]]:
+    told = [
+        (name, constants, POINTERS[name], sorted(NUMBERS), warps, capability)
+        for name, constants, warps in variants
+    ]
+    surroundings = {name: value for name, value in os.environ.items() if "TRITON_" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(told)],
+        env=surroundings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("capability", "most_shared"), [(80, 163 << 10), (90, 227 << 10)])
+def test_kernels_compile(capability: int, most_shared: int) -> None:
+    tiles = [(16, 32, 4), (64, 64, 4), (128, 128, 8)]
+    variants: list[Variant] = [
+        ("code_inputs", {"HAS_MASSIVE": massive, "MODE": mode, "BLOCK": 1024}, 4)
+        for mode, massive in ((0, False), (1, True), (2, False))
+    ]
+    variants += [
+        ("spike_product", product(bits, *tile[:2]), tile[2])
+        for bits in (2, 3, 4, 8)
+        for tile in tiles
+    ]
+    variants += [
+        ("weight_product", {**product(4, *tile[:2]), "ADDITIVE": False}, tile[2]) for tile in tiles
+    ]
+    variants += [("weight_product", {**product(2, 1, 32), "ADDITIVE": True}, 4)]
+    found = compiled(capability, variants)
+    assert len(found) == len(variants)
+    for (name, constants, _), one in zip(variants, found, strict=True):
+        ptx = str(one["ptx"])
+        assert int(one["shared"]) <= most_shared, (name, constants)
+        assert "fma.rn.f32" not in ptx or name == "weight_product", "sums would round otherwise"
+        if name == "spike_product":
+            assert "mma" in ptx
+            assert "s8" in ptx
+        if constants.get("ADDITIVE"):
+            assert "mma" not in ptx
+            products = ptx.count("mul.f32") + ptx.count("mul.rn.f32") + ptx.count("fma.rn.f32")
+            assert products <= 8, "a scale for each output of a program"
