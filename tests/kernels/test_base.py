@@ -39,7 +39,7 @@ def test_reasons_against_native() -> None:
     good = layer_of()
     assert reasons(good.spec(), "cpu") == {
         "native": None,
-        "triton": "SPIKELLM_KERNELS is native",
+        "triton": "it runs on cuda, not on cpu",
         "torch": None,
     }
     assert runs_on(good) == "native"
