@@ -30,21 +30,28 @@ POINTERS = {
         **dict.fromkeys(("scales", "bias"), "*fp32"),
         **{"x": "*bf16", "weights": "*u8", "zeros": "*u8", "y": "*bf16"},
     },
+    "code_heads": {
+        **dict.fromkeys(("x", "fineness", "values", "thetas", "baselines"), "*fp32"),
+        **{"codes": "*u8", "share": "fp32", "top": "fp32"},
+    },
+    "walsh": {**dict.fromkeys(("x", "y", "signs"), "*fp32"), "root": "fp32"},
 }
 """Types of arguments other than ``*i32`` for arrays and ``i32`` for numbers."""
 NUMBERS = {
     *("columns", "width", "group_count", "segment_count", "massive_top", "lift"),
     *("tokens", "rows", "row_bytes", "scale_count"),
+    *("heads", "channels", "plan_heads", "size", "offset"),
 }
 SCRIPT = """
 import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from spikellm.kernels.triton import coding, products
+from spikellm.kernels.triton.jit import coding, heads, mixing, products
 
 for name, constants, pointers, numbers, warps, capability in json.loads(sys.argv[1]):
-    kernel = getattr(coding, name, None) or getattr(products, name)
+    modules = coding, heads, mixing, products
+    kernel = next(getattr(one, name) for one in modules if hasattr(one, name))
     signature = {
         argument: "constexpr" if argument in constants else pointers.get(
             argument, "i32" if argument in numbers else "*i32"
@@ -98,6 +105,13 @@ def test_kernels_compile(capability: int, most_shared: int) -> None:
         ("weight_product", {**product(4, *tile[:2]), "ADDITIVE": False}, tile[2]) for tile in tiles
     ]
     variants += [("weight_product", {**product(2, 1, 32), "ADDITIVE": True}, 4)]
+    variants += [
+        ("code_heads", {"RANGES": ranges, "MODE": mode, "VALUES": values, "BLOCK": 64}, 1)
+        for ranges, mode, values in ((1, 0, True), (2, 0, False), (2, 1, True), (1, 2, False))
+    ]
+    variants += [
+        ("walsh", {"SIGNED": signed, "POWER": 512, "STAGES": 9}, 4) for signed in (False, True)
+    ]
     found = compiled(capability, variants)
     assert len(found) == len(variants)
     for (name, constants, _), one in zip(variants, found, strict=True):

@@ -60,12 +60,12 @@ def mix(x: Tensor, transform: Callable[[Tensor], Tensor] = walsh) -> Tensor:
     size = x.shape[-1]
     power = largest_power(size)
     y = x.reshape(-1, size)
+    root = x.new_full((), math.sqrt(power))  # CUDA multiplies by the reciprocal of a number
     if power == size:
-        return (transform(y) / math.sqrt(size)).reshape(x.shape)
-    y = torch.cat([transform(y[:, :power]) / math.sqrt(power), y[:, power:]], 1)
-    last = transform(
-        y[:, size - power :] * shapiro(power).to(device=x.device, dtype=x.dtype)
-    ) / math.sqrt(power)
+        return (transform(y) / root).reshape(x.shape)
+    y = torch.cat([transform(y[:, :power]) / root, y[:, power:]], 1)
+    signs = shapiro(power).to(device=x.device, dtype=x.dtype)
+    last = transform(y[:, size - power :] * signs) / root
     return torch.cat([y[:, : size - power], last], 1).reshape(x.shape)
 
 

@@ -133,6 +133,8 @@ def threshold_for_range(
     Returns:
         ``Threshold(theta, baseline)`` of the shape of ``low``, broadcast to ``top``.
     """
+    if not isinstance(top, Tensor):  # divided by a number, CUDA multiplies by its reciprocal
+        top = low.new_full((), top)
     if signed or symmetric:
         reach = torch.maximum(high, -low)
         middle = 0 if signed else top // 2
@@ -142,7 +144,7 @@ def threshold_for_range(
         theta = high / top - low / top  # not (high - low) / top: the difference may overflow
         baseline = torch.minimum(
             half_up(-low / theta).nan_to_num(0.0, 0.0, 0.0),
-            torch.as_tensor(top, dtype=theta.dtype, device=theta.device),
+            top.to(theta.dtype),
         )
     theta = torch.where(theta < torch.finfo(torch.float32).tiny, 1.0, theta)
     return Threshold(theta.masked_fill(~torch.isfinite(theta), float("nan")), baseline)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 
 from spikellm.kernels.base import Backend, register
+from spikellm.kernels.native.head_plan import head_misfit
 from spikellm.kernels.native.linear_plan import misfit
-from spikellm.kernels.prepared import LinearWeights, PreparedLinear
-from spikellm.kernels.spec import LinearSpec, Spec
+from spikellm.kernels.prepared import LinearWeights, PreparedHeads, PreparedLinear, Transform
+from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
 from spikellm.kernels.triton.presence import interpreting, problem
 
 _MOST_WEIGHT_BITS = 8
+_MOST_MIXED = 1 << 15  # channels of a row that a program holds
 
 
 @register
 class TritonBackend(Backend):
-    """Layers on CUDA devices; everything else that they run goes through torch."""
+    """Layers, coding of heads and rotations on CUDA devices; the rest there goes through torch."""
 
     name = "triton"
     preference = 5
@@ -25,8 +27,12 @@ class TritonBackend(Backend):
         return problem()
 
     def supports(self, spec: Spec) -> str | None:
-        if not isinstance(spec, LinearSpec):
-            return "it runs linear layers alone"
+        if isinstance(spec, MixSpec):
+            return None if spec.channels <= _MOST_MIXED else "its rows are too long for a program"
+        if isinstance(spec, HeadSpec):
+            return head_misfit(spec) or coding_misfit(spec)
+        if isinstance(spec, RowSpec):
+            return "rows are looked up in torch"
         if spec.execution != "merged":
             return f"it runs merged spikes, not {spec.execution} ones"
         if spec.neuron is None:
@@ -38,6 +44,16 @@ class TritonBackend(Backend):
 
         return (TritonWeightOnly if spec.neuron is None else TritonLinear)(spec, weights)
 
+    def prepare_heads(self, spec: HeadSpec) -> PreparedHeads:
+        from spikellm.kernels.triton.heads import TritonHeads
+
+        return TritonHeads(spec)
+
+    def prepare_mix(self, spec: MixSpec) -> Transform:
+        from spikellm.kernels.triton.rotation import rotated
+
+        return rotated
+
     def describe(self) -> str:
         import triton
 
@@ -45,8 +61,8 @@ class TritonBackend(Backend):
         return f"triton {triton.__version__}, {where}"
 
 
-def coding_misfit(spec: LinearSpec) -> str | None:
-    """Why inputs cannot be coded by the kernel; None if they can."""
+def coding_misfit(spec: LinearSpec | HeadSpec) -> str | None:
+    """Why kernels cannot code so; None if they can."""
     neuron = spec.neuron
     if neuron is not None and (neuron.price != 0 or neuron.levels_of(1) is not None):
         return "its spikes have a price, or levels of their own"

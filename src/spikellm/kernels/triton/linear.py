@@ -11,12 +11,12 @@ from torch import Tensor
 from spikellm.kernels.placing import Placing, fields_of, place_columns
 from spikellm.kernels.prepared import LinearWeights, Observed, by_column
 from spikellm.kernels.spec import LinearSpec
-from spikellm.kernels.triton.coding import code_inputs
+from spikellm.kernels.triton.jit.coding import code_inputs
+from spikellm.kernels.triton.jit.products import spike_product, weight_product
+from spikellm.kernels.triton.launch import MODES, current
 from spikellm.kernels.triton.presence import interpreting
-from spikellm.kernels.triton.products import spike_product, weight_product
 from spikellm.quantization.packing import unpack
 
-_MODES = {"asymmetric": 0, "symmetric": 1, "signed": 2}
 _SIGNED_BYTE, _LIFT = 127, 128
 _CHUNK = 1 << 22  # weights that are unpacked at a time
 _MOST_CODED = 1024  # columns that a program codes at a time
@@ -133,17 +133,24 @@ class TritonLinear(_Weights):
         totals = tokens.new_empty((count, segments), dtype=torch.int32)
         y = self.outputs_for(tokens)
         if count:
+            self._launch(tokens, counts, thetas, baselines, totals, y)
+        return y.to(x.dtype).reshape(*x.shape[:-1], spec.rows), counts, baselines
+
+    def _launch(self, tokens: Tensor, counts: Tensor, *written: Tensor) -> None:
+        spec, (thetas, baselines, totals, y) = self.spec, written
+        count, groups, segments = len(tokens), len(spec.tops), len(self.segments)
+        tile = _tile_for(count)
+        with current(tokens):
             code_inputs[(count,)](
                 *(tokens, self.order, self.source, self._groups, self._shares, self.segments),
                 *(counts, thetas, baselines, totals),
                 *(spec.columns, self.placing.width, groups, segments),
                 *(self._massive_beyond, spec.massive_top, self._lift),
                 HAS_MASSIVE=spec.massive_top > 0,
-                MODE=_MODES[spec.thresholds or "asymmetric"],
+                MODE=MODES[spec.thresholds or "asymmetric"],
                 BLOCK=self._block,
                 enable_fp_fusion=False,
             )
-            tile = _tile_for(count)
             spike_product[_blocks(count, tile.tokens), _blocks(spec.rows, tile.rows)](
                 *(counts, thetas, baselines, totals, self.codes, self.scale, self.zero),
                 *(self._lifted, self._column_sums, self.bias, self.segments, y),
@@ -155,7 +162,6 @@ class TritonLinear(_Weights):
                 num_warps=tile.warps,
                 enable_fp_fusion=False,
             )
-        return y.to(x.dtype).reshape(*x.shape[:-1], spec.rows), counts, baselines
 
     def _raised_by(self) -> Tensor:
         """By how much counts of signed neurons are raised, ``(in,)`` in stored order."""
@@ -180,6 +186,12 @@ class TritonWeightOnly(_Weights):
         additive = self._additive and count <= _ADDITIVE_TOKENS
         tile = _tile_for(count)._replace(tokens=1) if additive else _tile_for(count)
         if count:
+            self._launch(tokens, y, tile, additive)
+        return y.to(x.dtype).reshape(*x.shape[:-1], spec.rows)
+
+    def _launch(self, tokens: Tensor, y: Tensor, tile: _Tile, additive: bool) -> None:
+        spec, count = self.spec, len(tokens)
+        with current(tokens):
             weight_product[_blocks(count, tile.tokens), _blocks(spec.rows, tile.rows)](
                 *(tokens, self.source, self.codes, self.scale, self.zero, self.bias),
                 *(self.segments, y, count, spec.rows, spec.columns, self.codes.shape[1]),
@@ -191,7 +203,6 @@ class TritonWeightOnly(_Weights):
                 num_warps=tile.warps,
                 enable_fp_fusion=False,
             )
-        return y.to(x.dtype).reshape(*x.shape[:-1], spec.rows)
 
     def observed(self, x: Tensor) -> Observed:
         """See :class:`spikellm.kernels.prepared.PreparedLinear`."""

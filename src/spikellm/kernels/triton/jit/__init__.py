@@ -1,0 +1,1 @@
+"""Functions that Triton compiles; each module imports ``triton``."""
