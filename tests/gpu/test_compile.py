@@ -34,6 +34,14 @@ POINTERS = {
         **dict.fromkeys(("x", "fineness", "values", "thetas", "baselines"), "*fp32"),
         **{"codes": "*u8", "share": "fp32", "top": "fp32"},
     },
+    "key_scores": {
+        **dict.fromkeys(("query", "scores"), "*fp32"),
+        **{"rows": "*u8", "top": "fp32"},
+    },
+    "value_sums": {
+        **dict.fromkeys(("weights", "sums"), "*fp32"),
+        **{"rows": "*u8", "top": "fp32"},
+    },
     "walsh": {**dict.fromkeys(("x", "y", "signs"), "*fp32"), "root": "fp32"},
 }
 """Types of arguments other than ``*i32`` for arrays and ``i32`` for numbers."""
@@ -41,16 +49,19 @@ NUMBERS = {
     *("columns", "width", "group_count", "segment_count", "massive_top", "lift"),
     *("tokens", "rows", "row_bytes", "scale_count"),
     *("heads", "channels", "plan_heads", "size", "offset"),
+    *("own_heads", "queries", "codes_bytes", "part"),
 }
+TO_ROUNDING = {"weight_product", "key_scores", "value_sums"}
+"""Kernels that sum floats."""
 SCRIPT = """
 import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from spikellm.kernels.triton.jit import coding, heads, mixing, products
+from spikellm.kernels.triton.jit import coding, heads, mixing, products, rows
 
 for name, constants, pointers, numbers, warps, capability in json.loads(sys.argv[1]):
-    modules = coding, heads, mixing, products
+    modules = coding, heads, mixing, products, rows
     kernel = next(getattr(one, name) for one in modules if hasattr(one, name))
     signature = {
         argument: "constexpr" if argument in constants else pointers.get(
@@ -109,6 +120,12 @@ def test_kernels_compile(capability: int, most_shared: int) -> None:
         ("code_heads", {"RANGES": ranges, "MODE": mode, "VALUES": values, "BLOCK": 64}, 1)
         for ranges, mode, values in ((1, 0, True), (2, 0, False), (2, 1, True), (1, 2, False))
     ]
+    tile = {"BLOCK_QUERIES": 16, "BLOCK_TOKENS": 32, "BLOCK": 128}
+    variants += [
+        (name, {"RANGES": ranges, "SIGNED": ranges == 1, **tile}, 4)
+        for name in ("key_scores", "value_sums")
+        for ranges in (1, 2)
+    ]
     variants += [
         ("walsh", {"SIGNED": signed, "POWER": 512, "STAGES": 9}, 4) for signed in (False, True)
     ]
@@ -117,7 +134,7 @@ def test_kernels_compile(capability: int, most_shared: int) -> None:
     for (name, constants, _), one in zip(variants, found, strict=True):
         ptx = str(one["ptx"])
         assert int(one["shared"]) <= most_shared, (name, constants)
-        assert "fma.rn.f32" not in ptx or name == "weight_product", "sums would round otherwise"
+        assert "fma.rn.f32" not in ptx or name in TO_ROUNDING, "sums would round otherwise"
         if name == "spike_product":
             assert "mma" in ptx
             assert "s8" in ptx

@@ -59,12 +59,10 @@ class PackedKV(NamedTuple):
         """What the model hands from the cache to attention: a tensor of the right shape without
         memory of its own, NaN to whoever computes with it.
         """
-        x = _NAN.expand(*self.rows.shape[:3], self.channels)
+        nothing = torch.full((), torch.nan, device=self.rows.device)
+        x = nothing.expand(*self.rows.shape[:3], self.channels)
         x.spikellm_rows = self  # type: ignore[attr-defined]
         return x
-
-
-_NAN = torch.full((), torch.nan)
 
 
 def rows_of(x: Tensor) -> PackedKV | None:
