@@ -1,4 +1,4 @@
-"""Kernels compiled for two generations of GPUs, without one: products of spikes use integer tensor
+"""Kernels compiled for three kinds of GPUs, without one: products of spikes use integer tensor
 cores and round no sum otherwise, and those that only add multiply nothing but by scales.
 """
 
@@ -34,6 +34,10 @@ POINTERS = {
         **dict.fromkeys(("x", "fineness", "values", "thetas", "baselines"), "*fp32"),
         **{"codes": "*u8", "share": "fp32", "top": "fp32"},
     },
+    "weight_product of float32": {
+        **dict.fromkeys(("x", "y", "scales", "bias"), "*fp32"),
+        **{"weights": "*u8", "zeros": "*u8"},
+    },
     "key_scores": {
         **dict.fromkeys(("query", "scores"), "*fp32"),
         **{"rows": "*u8", "top": "fp32"},
@@ -51,7 +55,7 @@ NUMBERS = {
     *("heads", "channels", "plan_heads", "size", "offset"),
     *("own_heads", "queries", "codes_bytes", "part"),
 }
-TO_ROUNDING = {"weight_product", "key_scores", "value_sums"}
+TO_ROUNDING = {"weight_product", "weight_product of float32", "key_scores", "value_sums"}
 """Kernels that sum floats."""
 SCRIPT = """
 import json, sys
@@ -61,6 +65,7 @@ from triton.compiler import ASTSource
 from spikellm.kernels.triton.jit import coding, heads, mixing, products, rows
 
 for name, constants, pointers, numbers, warps, capability in json.loads(sys.argv[1]):
+    name = name.split(" ")[0]
     modules = coding, heads, mixing, products, rows
     kernel = next(getattr(one, name) for one in modules if hasattr(one, name))
     signature = {
@@ -69,7 +74,12 @@ for name, constants, pointers, numbers, warps, capability in json.loads(sys.argv
         )
         for argument in kernel.arg_names
     }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    divisible = {  # as pointers and most sizes are at a launch
+        (place,): [["tt.divisibility", 16]]
+        for place, argument in enumerate(kernel.arg_names)
+        if signature[argument] not in ("constexpr", "fp32")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
     options = {"enable_fp_fusion": False, "num_warps": warps}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     print(json.dumps({"ptx": compiled.asm["ptx"], "shared": compiled.metadata.shared}))
@@ -81,6 +91,10 @@ def product(bits: int, tokens: int, rows: int) -> dict[str, int | bool]:
     fields = 8 // bits if bits in (2, 4) else 1
     tile = {"BLOCK_TOKENS": tokens, "BLOCK_ROWS": rows}
     return {"BITS": bits, "FIELDS": fields, "HAS_BIAS": True, **tile}
+
+
+def spikes(bits: int, tokens: int, rows: int) -> dict[str, int | bool]:
+    return {**product(bits, tokens, rows), "HAS_LIFT": bits == 8}
 
 
 def compiled(capability: int, variants: list[Variant]) -> list[dict[str, str | int]]:
@@ -100,7 +114,11 @@ def compiled(capability: int, variants: list[Variant]) -> list[dict[str, str | i
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(("capability", "most_shared"), [(80, 163 << 10), (90, 227 << 10)])
+SHARED = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10}
+"""Bytes of shared memory of a program, by compute capability."""
+
+
+@pytest.mark.parametrize(("capability", "most_shared"), list(SHARED.items()))
 def test_kernels_compile(capability: int, most_shared: int) -> None:
     tiles = [(16, 32, 4), (64, 64, 4), (128, 128, 8)]
     variants: list[Variant] = [
@@ -108,12 +126,16 @@ def test_kernels_compile(capability: int, most_shared: int) -> None:
         for mode, massive in ((0, False), (1, True), (2, False))
     ]
     variants += [
-        ("spike_product", product(bits, *tile[:2]), tile[2])
+        ("spike_product", spikes(bits, *tile[:2]), tile[2])
         for bits in (2, 3, 4, 8)
         for tile in tiles
     ]
     variants += [
         ("weight_product", {**product(4, *tile[:2]), "ADDITIVE": False}, tile[2]) for tile in tiles
+    ]
+    variants += [
+        ("weight_product of float32", {**product(4, *tile[:2]), "ADDITIVE": False}, tile[2])
+        for tile in tiles[:2]
     ]
     variants += [("weight_product", {**product(2, 1, 32), "ADDITIVE": True}, 4)]
     variants += [

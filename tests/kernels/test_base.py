@@ -56,6 +56,14 @@ def test_reasons_against_native() -> None:
     assert reasons(coder.spec, "cpu")["native"] == "ranges run over the sequence"
 
 
+def test_what_describes_the_cpu_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine with a GPU and no compiler."""
+    monkeypatch.setattr(type(backends["triton"]), "missing", lambda self: None)
+    monkeypatch.setattr(type(backends["native"]), "missing", lambda self: "no compiler")
+    monkeypatch.delenv("SPIKELLM_KERNELS", raising=False)
+    assert describe() == "torch (no compiler)"
+
+
 @needs_compiler
 def test_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKELLM_KERNELS", "torch")

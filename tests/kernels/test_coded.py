@@ -120,6 +120,19 @@ def test_memory_is_the_processors(taken: list[int]) -> None:
         assert torch.equal(layer(x), expected)
 
 
+def test_nor_what_another_left_after_it(taken: list[int]) -> None:
+    """The second is observed, so it codes anew; the first has had that tensor all the same."""
+    first, second = layer_of(8), layer_of(8)
+    buffer = np.random.default_rng(0).normal(size=(20, 90)).astype(np.float32)
+    x = torch.from_numpy(buffer)
+    first(x)
+    with observe_spikes(lambda train: None):
+        second(x)
+    buffer[:] = 3 * buffer[::-1]
+    assert torch.equal(first(x), alone(first, x))
+    assert 1 not in taken
+
+
 def test_it_goes_with_the_tensor_and_stays_in_its_thread(taken: list[int]) -> None:
     layer, x = layer_of(8), torch.randn(20, 90)
     kernels = layer._prepare().chosen
@@ -142,7 +155,7 @@ def test_who_observes_is_shown_the_same_codes_by_all(bits: int, taken: list[int]
     layers, x = [layer_of(rows, bits) for rows in (33, 7)], torch.randn(20, 90)
     expected, trains = [alone(layer, x) for layer in layers], list[SpikeTrain]()
     taken.clear()
-    layers[1](x)  # what nobody observed is coded again
+    layer_of(5, bits)(x)  # what nobody observed is coded again
     with observe_spikes(trains.append):
         found = [layer(x) for layer in layers]
         layers[1](x.clone())

@@ -168,14 +168,14 @@ def describe() -> str:
     wanted = choice()
     problems: list[str] = []
     for backend in in_order():
-        if wanted in ("auto", backend.name) or backend.name == REFERENCE:
+        on_cpu = backend.devices is None or "cpu" in backend.devices
+        if on_cpu and (wanted in ("auto", backend.name) or backend.name == REFERENCE):
             problem = backend.missing()
             if problem is None:
                 return backend.describe() + "".join(f" ({one})" for one in problems)
             if wanted == backend.name:
                 raise DependencyError(problem)
-            if backend.devices is None or "cpu" in backend.devices:
-                problems.append(problem)
+            problems.append(problem)
     return REFERENCE
 
 

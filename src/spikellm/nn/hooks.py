@@ -17,7 +17,8 @@ from spikellm.neurons.base import SoftResetNeuron
 
 
 class SpikeTrain(NamedTuple):
-    """Spikes of one population of neurons in one forward pass.
+    """Spikes of one population of neurons in one forward pass, to be read: tensors are shared with
+    other trains.
 
     Attributes:
         source: module that coded: a spiking linear layer, or the spikes of an attention module.

@@ -91,6 +91,8 @@ def token_mean(x: Tensor, channels: Tensor | int | None = None) -> Tensor:
     parts = (sizes / largest).nan_to_num(0.0).mul_(_WHOLE).to(torch.int32)
     total = parts.sum(-1, keepdim=True, dtype=torch.int64).double()
     count = x.shape[-1] if channels is None else channels
+    if not isinstance(count, Tensor):  # see threshold_for_range
+        count = total.new_full((), count)
     return (largest.double() * (total / _WHOLE / count)).float()
 
 

@@ -79,8 +79,10 @@ class LastCoded(threading.local):
 
     def keep(self, x: Tensor, coding: bytes, layer: object, coded: Coded) -> None:
         """Leave what a tensor was coded to for other layers."""
-        self._kept = _Kept(x, coding, coded)
+        before, self._kept = self._kept, _Kept(x, coding, coded)
         self._kept.users.add(id(layer))
+        if before is not None and before.tensor() is x and before.coding == coding:
+            self._kept.users |= before.users  # had it, before codes were to be shown
 
 
 last_coded = LastCoded()

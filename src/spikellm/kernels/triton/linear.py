@@ -38,6 +38,10 @@ _TILES = (  # for up to so many tokens
 )
 
 
+_WIDE = _Tile(64, 64, 4)  # the largest for float32 inputs, of which more fill shared memory
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
 def _tile_for(tokens: int) -> _Tile:
     return next(tile for most, tile in _TILES if tokens <= most)
 
@@ -75,9 +79,11 @@ class _Weights:
         return {"BITS": bits, "FIELDS": fields_of(bits), "HAS_BIAS": self.bias is not None}
 
     def tokens_of(self, x: Tensor) -> Tensor:
-        """``(tokens, in)``; the interpreter takes bfloat16 for integers, so it is given float32."""
+        """``(tokens, in)`` of a type that kernels take; the interpreter takes bfloat16 for
+        integers, so it is given float32.
+        """
         tokens = x.reshape(-1, self.spec.columns).contiguous()
-        return tokens.float() if interpreting() else tokens
+        return tokens if tokens.dtype in _TYPES and not interpreting() else tokens.float()
 
     def outputs_for(self, tokens: Tensor) -> Tensor:
         return tokens.new_empty(len(tokens), self.spec.rows)
@@ -107,8 +113,9 @@ class TritonLinear(_Weights):
         self._shares = torch.tensor(shares, dtype=torch.float32, device=self.device)
         longest = max(part.blocks for part in parts) * self.placing.block
         self._block = min(_MOST_CODED, 1 << (longest - 1).bit_length())
-        self._column_sums, self._lifted = _sums(spec, self.placing, self.codes, self.zero)
-        self._lifted *= self._lift
+        self._column_sums, whole = _sums(spec, self.placing, self.codes, self.zero)
+        self._lifted = whole * self._lift if self._lift else None
+        self._place = self.placing.place.to(self.device).long()
         self._raised = self._raised_by() if signed else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -117,8 +124,7 @@ class TritonLinear(_Weights):
     def observed(self, x: Tensor) -> Observed:
         """See :class:`spikellm.kernels.prepared.PreparedLinear`."""
         y, counts, z = self._run(x)
-        place = self.placing.place.to(self.device).long()
-        codes = (counts[:, place].to(torch.int32) + self._lift).to(torch.uint8)
+        codes = (counts[:, self._place].to(torch.int32) + self._lift).to(torch.uint8)
         if self._raised is not None:
             return Observed(y, codes.to(torch.int32) - self._raised, z.new_zeros(1, 1))
         return Observed(y, codes, by_column(z.to(torch.uint8).unbind(1), self.spec.bounds))
@@ -157,6 +163,7 @@ class TritonLinear(_Weights):
                 *(count, spec.rows, self.placing.width, self.codes.shape[1]),
                 *(groups, segments, spec.scales),
                 **self.constants(),
+                HAS_LIFT=self._lifted is not None,
                 BLOCK_TOKENS=tile.tokens,
                 BLOCK_ROWS=tile.rows,
                 num_warps=tile.warps,
@@ -184,7 +191,11 @@ class TritonWeightOnly(_Weights):
         spec, tokens = self.spec, self.tokens_of(x)
         y, count = self.outputs_for(tokens), len(tokens)
         additive = self._additive and count <= _ADDITIVE_TOKENS
-        tile = _tile_for(count)._replace(tokens=1) if additive else _tile_for(count)
+        tile = _tile_for(count)
+        if additive:
+            tile = tile._replace(tokens=1)
+        elif tokens.dtype == torch.float32:
+            tile = min(tile, _WIDE)
         if count:
             self._launch(tokens, y, tile, additive)
         return y.to(x.dtype).reshape(*x.shape[:-1], spec.rows)

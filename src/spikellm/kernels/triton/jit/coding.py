@@ -97,7 +97,7 @@ def code_inputs(
         top = tl.load(own).to(tl.float32)
         raised = top
         if HAS_MASSIVE:
-            raised = massive_top.to(tl.float32)
+            raised = massive_top * 1.0
             top = tl.where(massive, raised, top)
         low, high, finite = range_of(x, order, tl.load(own + 1), tl.load(own + 2), BLOCK)
         share = tl.load(shares + group)

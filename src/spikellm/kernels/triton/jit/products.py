@@ -49,6 +49,7 @@ def spike_product(
     BITS: tl.constexpr,
     FIELDS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_LIFT: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
@@ -80,9 +81,10 @@ def spike_product(
         total = tl.load(totals + token * segment_count + segment, mask=present, other=0)
         scale = tl.load(scales + row * scale_count + weight_group, mask=there, other=0.0)
         zero = tl.load(zeros + row * scale_count + weight_group, mask=there, other=0).to(tl.int32)
-        raised = tl.load(lifted + segment * rows + row, mask=there, other=0)
         column = tl.load(column_sums + segment * rows + row, mask=there, other=0)
-        charge = sums + raised[None, :] + total[:, None] * (lower - zero)[None, :]
+        charge = sums + total[:, None] * (lower - zero)[None, :]
+        if HAS_LIFT:
+            charge += tl.load(lifted + segment * rows + row, mask=there, other=0)[None, :]
         charge -= baseline[:, None] * column[None, :]
         found += charge.to(tl.float32) * theta[:, None] * scale[None, :]
     if HAS_BIAS:
