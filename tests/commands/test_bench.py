@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import BUNDLED
 from spikellm.__main__ import main
@@ -57,7 +58,7 @@ def test_rates_are_medians_of_the_turns() -> None:
 
 
 def test_one_turn_in_this_process() -> None:
-    run = run_once(str(BUNDLED), Work(4, 2, None, "float32", energy=False))
+    run = run_once(str(BUNDLED), Work(4, 2, None, "float32", energy=False, device="cpu"))
     assert min(run.first_token, run.decode) > 0
     assert run.prefill_joules is None
 
@@ -69,6 +70,7 @@ def test_one_turn_in_this_process() -> None:
         (["--threads", "0"], "threads 0: expected at least 1"),
         (["--original", f"{BUNDLED}/."], "is given twice"),
         (["--dtype", "int8"], "expected bfloat16"),
+        (["--device", "nowhere"], "device 'nowhere' is not available"),
         pytest.param(["--prompt-tokens", "100000"], "exceed the maximum", marks=pytest.mark.slow),
         pytest.param(["--original", "./missing/model/here"], "missing", marks=pytest.mark.slow),
     ],
@@ -78,6 +80,15 @@ def test_wrong_requests(
 ) -> None:
     assert main(["bench", str(BUNDLED), "--new-tokens", "1", "--repeat", "1", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_is_of_the_cpu_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spikellm.core.devices.find_device", torch.device)
+    for asked in (["--energy"], ["--llama-bench", "llama-bench"]):
+        assert main(["bench", str(BUNDLED), "--device", "cuda:0", *asked]) == 2
+        assert "are for the CPU" in capsys.readouterr().err
 
 
 def test_a_type_is_of_originals_alone(

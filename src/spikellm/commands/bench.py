@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from spikellm.commands.support.llama_bench import LlamaBenchOptions, peer_beside
 from spikellm.commands.support.llama_turn import KIND
-from spikellm.commands.support.options import Model, Trust
+from spikellm.commands.support.options import Device, Model, Trust
 from spikellm.commands.support.verb import Option, verbs
 from spikellm.core import console
 from spikellm.core.errors import RequestError
@@ -35,6 +35,7 @@ class BenchOptions(LlamaBenchOptions):
     Attributes:
         original: folder or hub name.
         prompt_tokens, new_tokens: the prompt is random.
+        device: of all models; the CPU by default.
         dtype: of an original, bfloat16 by default.
     """
 
@@ -45,6 +46,7 @@ class BenchOptions(LlamaBenchOptions):
     new_tokens: Annotated[int, Option("Tokens decoded after it, one at a time.")] = 64
     repeat: Annotated[int, Option("Turns of each model; medians are shown.")] = 3
     threads: Annotated[int | None, Option("Threads of torch.")] = None
+    device: Device = None
     dtype: Annotated[
         str | None,
         Option("Type that an original runs in: bfloat16 (default), float16, float32."),
@@ -70,12 +72,13 @@ def bench(model: Model, options: BenchOptions = _DEFAULT) -> dict[str, Any]:
         "kernels", "prefill_joules_per_token", "decode_joules_per_token"}], "ratio": {…},
         "ratio_llama_cpp": {…}}``; ``ratio`` is the first row over that of an original,
         ``ratio_llama_cpp`` over that of llama.cpp, whose ``kind`` is ``llama-bench``. Peak memory
-        is beyond that of the bare process, of llama.cpp that of the whole process.
+        is beyond that of the bare process, of llama.cpp that of the whole process; on a CUDA device
+        it is the device's.
 
     Raises:
-        RequestError: a number below 1, an unknown type, a type where nothing is an original, a
-            model beside itself, more tokens than the model can attend to, whatever
-            :func:`spikellm.load` and
+        RequestError: a number below 1, an unknown type or device, a type where nothing is an
+            original, the CPU's measures on another device, a model beside itself, more tokens than
+            the model can attend to, whatever :func:`spikellm.load` and
             :func:`spikellm.commands.support.llama_bench.peer_beside` raise.
         SpikeLLMError: a process died, for want of memory for example.
     """
@@ -90,6 +93,7 @@ def bench(model: Model, options: BenchOptions = _DEFAULT) -> dict[str, Any]:
         options.threads,
         options.dtype or _DTYPES[0],
         options.energy,
+        options.device,
     )
     turns: dict[str, Callable[[], Run]] = {
         name: partial(run_apart, name, work, options.trust_remote_code) for name in names
@@ -123,6 +127,7 @@ def _ratio(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
 
 def _require_sense(names: Sequence[str], options: BenchOptions) -> None:
     from spikellm.checkpoint.config import read_config
+    from spikellm.core.devices import find_device
 
     prompt, new, repeat = options.prompt_tokens, options.new_tokens, options.repeat
     threads, dtype = options.threads, options.dtype
@@ -133,6 +138,12 @@ def _require_sense(names: Sequence[str], options: BenchOptions) -> None:
         )
     if dtype not in (None, *_DTYPES):
         raise RequestError(f"dtype {dtype!r}: expected bfloat16, float16 or float32")
+    device = find_device(options.device or "cpu")
+    if device.type != "cpu" and (options.llama_bench is not None or options.energy):
+        raise RequestError(
+            f"device {device}: llama-bench and the machine's energy counters are for the CPU; leave"
+            " --llama-bench and --energy out, or --device"
+        )
     if len({Path(name).resolve() for name in names}) < len(names):
         raise RequestError(f"{names[0]} is given twice; give another model as --original, or none")
     if dtype is not None and all(read_config(Path(name)) for name in names):

@@ -159,17 +159,17 @@ def _asked(
             yield backend, backend.supports(spec)
 
 
-def describe() -> str:
-    """The kernels in use on the CPU, in words.
+def describe(device: torch.device | str = "cpu") -> str:
+    """The kernels in use on a device, in words.
 
     Raises:
         DependencyError: those that the user asked for cannot be had.
     """
-    wanted = choice()
+    wanted, kind = choice(), torch.device(device).type
     problems: list[str] = []
     for backend in in_order():
-        on_cpu = backend.devices is None or "cpu" in backend.devices
-        if on_cpu and (wanted in ("auto", backend.name) or backend.name == REFERENCE):
+        there = backend.devices is None or kind in backend.devices
+        if there and (wanted in ("auto", backend.name) or backend.name == REFERENCE):
             problem = backend.missing()
             if problem is None:
                 return backend.describe() + "".join(f" ({one})" for one in problems)

@@ -13,6 +13,7 @@ import torch
 
 from spikellm import api
 from spikellm.checkpoint.save import spike_config
+from spikellm.core.devices import find_device
 from spikellm.core.errors import RequestError, SpikeLLMError
 from spikellm.core.memory import peak_memory
 from spikellm.kernels.base import describe as describe_kernels
@@ -31,6 +32,7 @@ class Work(NamedTuple):
         threads: of torch; None leaves them.
         dtype: of an original; converted models run as they are.
         energy: read the machine's counters.
+        device: where it runs; the CPU by default.
     """
 
     prompt: int
@@ -38,11 +40,13 @@ class Work(NamedTuple):
     threads: int | None
     dtype: str
     energy: bool
+    device: str | None = None
 
 
 class Run(NamedTuple):
     """One turn of one model: seconds to the first token and for all later ones, bytes beyond those
-    of the bare process (None where that could not be read), joules by phase.
+    of the bare process (None where that could not be read; on CUDA those of the device), joules by
+    phase.
     """
 
     kind: str
@@ -90,8 +94,9 @@ def run_once(name: str, work: Work, trust_remote_code: bool = False) -> Run:
     """
     if work.threads:
         torch.set_num_threads(work.threads)
+    device = find_device(work.device or "cpu")
     bare = peak_memory()
-    model, _ = api.load(name, trust_remote_code=trust_remote_code)
+    model, _ = api.load(name, device=work.device, trust_remote_code=trust_remote_code)
     converted = spike_config(model) is not None
     if not converted:
         model = model.to(getattr(torch, work.dtype))
@@ -103,6 +108,7 @@ def run_once(name: str, work: Work, trust_remote_code: bool = False) -> Run:
         )
     meter = Meter() if work.energy else None
     first, decode, readings = _timed(model, work, meter)
+    kernels = f"{describe_kernels(device)}; decoder step {step_in_words(model)}"
     prefill_joules = decode_joules = None
     if meter and meter.counters:
         prefill_joules = meter.joules(*readings[:2])
@@ -111,8 +117,8 @@ def run_once(name: str, work: Work, trust_remote_code: bool = False) -> Run:
         type(model).__name__,
         first,
         decode,
-        peak_memory() - bare,
-        f"{describe_kernels()}; decoder step {step_in_words(model)}" if converted else "torch",
+        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory() - bare,
+        kernels if converted else "torch",
         prefill_joules,
         decode_joules,
         converted,
@@ -123,18 +129,29 @@ def _timed(model: Any, work: Work, meter: Meter | None) -> tuple[float, float, l
     """Seconds to the first token and for all later ones; readings before, between and after."""
     tokens = torch.randint(
         0, model.config.vocab_size, (1, work.prompt), generator=torch.Generator().manual_seed(0)
-    )
+    ).to(next(model.parameters()).device)
     model(tokens[:, :2], use_cache=False)
     tried_step(model)
+    if tokens.is_cuda:  # kernels are compiled at their first call, for many tokens and for one
+        warm = model(tokens, use_cache=True, logits_to_keep=1)
+        model(tokens[:, :1], past_key_values=warm.past_key_values, use_cache=True)
+        del warm
     readings = [meter.read()] if meter else []
-    started = time.perf_counter()
+    started = _now(tokens)
     output = model(tokens, use_cache=True, logits_to_keep=1)
-    first = time.perf_counter() - started
+    first = _now(tokens) - started
     readings += [meter.read()] if meter else []
-    started = time.perf_counter()
+    started = _now(tokens)
     for _ in range(work.new):
         tokens = output.logits[:, -1:].argmax(-1)
         output = model(tokens, past_key_values=output.past_key_values, use_cache=True)
-    decode = time.perf_counter() - started
+    decode = _now(tokens) - started
     readings += [meter.read()] if meter else []
     return first, decode, readings
+
+
+def _now(x: torch.Tensor) -> float:
+    """Seconds on a clock, when all work on the device of a tensor is done."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
