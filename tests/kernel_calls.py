@@ -120,6 +120,10 @@ def calls_of(function: str, layer: SpikingLinear, x: Tensor) -> Iterator[Call]:
             size = build.load_library().spikellm_coded_bytes(plan.data_ptr(), len(x))
             memory = [In(torch.full((size,), 255, dtype=torch.uint8)), 0]
             counts += [None, 0]
+            whole = layer.integer_weights().to(torch.int32)
+            sums = torch.stack([whole[:, s.start : s.stop].sum(1) for s in layer.spec().segments])
+            packed = [operands[0], operands[1], operands[3]]
+            yield "spikellm_column_sums", [*packed, Out(sums.to(torch.int32))]
             shared = [In(values), len(x), *operands, Out(y.detach()), None, None, *memory, kind]
             yield function, shared
         yield function, [In(values), len(x), *operands, Out(y.detach()), *counts, kind]

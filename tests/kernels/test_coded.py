@@ -48,6 +48,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     watched = SimpleNamespace(
         spikellm_spike_linear=linear,
         spikellm_coded_bytes=library.spikellm_coded_bytes,
+        spikellm_column_sums=library.spikellm_column_sums,
     )
     monkeypatch.setattr("spikellm.kernels.native.backend.build.load_library", lambda: watched)
     return found

@@ -119,6 +119,7 @@ def _load(level: str) -> ctypes.CDLL:
         *[pointer] * 10,
         *[ctypes.c_int32] * 3,
     ]
+    library.spikellm_column_sums.argtypes = [*[pointer] * 4, ctypes.c_int32]
     library.spikellm_coded_bytes.argtypes = [pointer, ctypes.c_int64]
     library.spikellm_coded_bytes.restype = ctypes.c_int64
     library.spikellm_additive_linear.argtypes = [

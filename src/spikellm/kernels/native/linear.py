@@ -95,18 +95,13 @@ class NativeLinear(NativeLayer):
 
     def __init__(self, library: ctypes.CDLL, spec: LinearSpec, weights: LinearWeights) -> None:
         codes, zero = weights.packed_codes()
-        sums = [
-            torch.stack(
-                [part[:, s.start : s.stop].sum(1, dtype=torch.int32) for s in spec.segments]
-            )
-            for part in _chunks(spec, weights)
-        ]
+        plan, codes, zero = make_plan(spec), codes.contiguous(), zero.contiguous()
         self.operands = (
-            make_plan(spec),
-            codes.contiguous(),
+            plan,
+            codes,
             weights.weight_scale.float().contiguous(),
-            zero.contiguous(),
-            torch.cat(sums, 1).contiguous(),
+            zero,
+            _column_sums(library, spec, plan, codes, zero),
             float_bias(weights),
         )
         super().__init__(library.spikellm_spike_linear, spec, list(self.operands))
@@ -193,6 +188,21 @@ def coding_of(plan: Tensor) -> bytes:
 def float_bias(weights: LinearWeights) -> Tensor | None:
     """The bias as kernels read it."""
     return None if weights.bias is None else weights.bias.detach().float().contiguous()
+
+
+def _column_sums(
+    library: ctypes.CDLL, spec: LinearSpec, plan: Tensor, codes: Tensor, zero: Tensor
+) -> Tensor:
+    """``Σ (code − zero)`` over the columns of every segment, int32 ``(segments, out)``."""
+    sums = codes.new_empty((len(spec.segments), spec.rows), dtype=torch.int32)
+    failed = library.spikellm_column_sums(
+        plan.data_ptr(),
+        codes.data_ptr(),
+        zero.data_ptr(),
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return ops.unless(failed, sums)
 
 
 def _lift(spec: LinearSpec) -> Tensor | int:

@@ -111,3 +111,43 @@ int32_t spikellm_spike_linear(const void *x, int64_t tokens, const int32_t *word
     free(own);
     return failed;
 }
+
+/* Sum of a packed row over one segment, whose counts are one where its columns stand: as if all of them fired once. */
+static int32_t sum_of_row(const Plan *plan, const Segment *part, const uint8_t *ones, const uint8_t *row, int8_t *unpacked) {
+    const Header *head = &plan->head;
+    int32_t sum = 0;
+    if (dot_packed(ones, row, head->row_bytes, head->bits, part->first_block, part->blocks, &sum)) return sum;
+    unpack_row(row, head->row_bytes, head->bits, head->in, part->first_block, part->blocks, unpacked);
+    for (int32_t i = 0; i < part->blocks * head->block; i++) sum += (int32_t)ones[i] * (int32_t)unpacked[i];
+    return sum;
+}
+
+/* Σ (code − zero) over the columns of every segment: sums, (segments, out). Returns 0, or 1 where memory ran out. */
+int32_t spikellm_column_sums(const int32_t *words, const uint8_t *packed, const uint8_t *zero, int32_t *sums, int32_t threads) {
+    const Plan plan = read_plan(words);
+    const Header *head = &plan.head;
+    uint8_t *const codes = malloc((size_t)head->in + 1), *const ones = calloc((size_t)head->buffer + 1, 1);
+    int32_t failed = !codes || !ones;
+    if (!failed) memset(codes, 1, (size_t)head->in);
+    for (int32_t s = 0; !failed && s < head->segments; s++) place_segment(&plan, &plan.segments[s], codes, ones);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        int8_t *unpacked = malloc((size_t)stride_of(&plan) + 1);
+        if (!unpacked) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static)
+        for (int64_t o = 0; o < head->out; o++)
+            for (int32_t s = 0; !failed && s < head->segments; s++) {
+                const Segment *part = &plan.segments[s];
+                const int32_t count = part->stop - part->start, lifted = head->bits == 8 ? 128 : 0;
+                const int32_t sum = sum_of_row(&plan, part, ones + part->offset, packed + o * head->row_bytes, unpacked);
+                sums[(int64_t)s * head->out + o] = sum + (lifted - (int32_t)zero[o * head->scales + part->weight_group]) * count;
+            }
+        free(unpacked);
+    }
+    free(codes);
+    free(ones);
+    return failed;
+}
