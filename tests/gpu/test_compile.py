@@ -8,14 +8,12 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 
-from spikellm.kernels.triton.presence import interpreting
+from interpreted import skip_unless_interpreted
 
-if not interpreting() or find_spec("triton") is None:
-    pytest.skip("needs triton and TRITON_INTERPRET=1", allow_module_level=True)
+skip_unless_interpreted()
 
 POINTERS = {
     "code_inputs": {

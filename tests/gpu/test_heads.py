@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,17 @@ import spikellm
 from budget import examples
 from conftest import first_blocks
 from heads import coder_and_heads
+from interpreted import QUIET, skip_unless_interpreted, triton_kernels
 from native import anew
 from spikellm.kernels import MixSpec, select
 from spikellm.kernels.base import backends
-from spikellm.kernels.triton.presence import interpreting
 from spikellm.nn.packed_kv import PackedKV
 from spikellm.quantization import hadamard
 from spikellm.recipe import ActivationRecipe
 
-if not interpreting() or find_spec("triton") is None:
-    pytest.skip("needs triton and TRITON_INTERPRET=1", allow_module_level=True)
-# numpy, which the interpreter computes with, warns of what GPUs do not
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def triton_kernels() -> Iterator[None]:
-    """Triton's kernels or an error."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPIKELLM_KERNELS", "triton")
-        yield
+skip_unless_interpreted()
+pytestmark = QUIET
+__all__ = ["triton_kernels"]
 
 
 RECIPES: list[dict[str, Any]] = [

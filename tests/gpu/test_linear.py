@@ -4,8 +4,6 @@ torch, and the same bits of what is summed from integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,27 +15,17 @@ from torch import Tensor, nn
 import spikellm
 from budget import examples
 from conftest import first_blocks
+from interpreted import QUIET, skip_unless_interpreted, triton_kernels
 from layers import coded_layers, fit
 from native import additive, anew
 from spikellm.kernels.base import backends, reasons, select
 from spikellm.kernels.prepared import Observed
-from spikellm.kernels.triton.presence import interpreting
 from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
-if not interpreting() or find_spec("triton") is None:
-    pytest.skip("needs triton and TRITON_INTERPRET=1", allow_module_level=True)
-
-# numpy, which the interpreter computes with, warns of what GPUs do not
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def triton_kernels() -> Iterator[None]:
-    """Triton's kernels or an error."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPIKELLM_KERNELS", "triton")
-        yield
+skip_unless_interpreted()
+pytestmark = QUIET
+__all__ = ["triton_kernels"]
 
 
 def both(layer: SpikingLinear, x: Tensor) -> tuple[Observed, Observed]:
