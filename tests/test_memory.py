@@ -68,7 +68,7 @@ def test_perplexity_holds_few_logits(large_vocabulary: Path, text_file: Path) ->
     assert peak <= size_of(large_vocabulary) + BESIDE
 
 
-@pytest.mark.parametrize("recipe", ["w4a4-t2", "best-w4a4"])
+@pytest.mark.parametrize("recipe", ["w4a4-t2", pytest.param("best-w4a4", marks=pytest.mark.long)])
 def test_conversion_holds_the_model_and_little_more(
     large_vocabulary: Path, text_file: Path, tmp_path: Path, recipe: str
 ) -> None:
