@@ -11,6 +11,7 @@ import ast
 import sysconfig
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,7 @@ _EXCLUDED = frozenset(
 _HELD_OUT = 8  # one top-level module in eight is kept for evaluation
 
 
+@cache
 def stdlib_docstrings(split: Split) -> str:
     """Docstrings of the standard library, blank line between them, in a fixed order.
 
