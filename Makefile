@@ -21,7 +21,7 @@ test-slow-only: $(VENV)/.installed-dev
 
 # Kernels for GPUs, interpreted on the CPU; Triton lies apart, so that nothing else sees it.
 test-triton: $(VENV)/.installed-dev $(VENV)/triton
-	PYTHONPATH=$(VENV)/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest $(THOROUGH) tests/gpu
+	PYTHONPATH=$(VENV)/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu
 
 $(VENV)/triton: | $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(TRITON)

@@ -42,7 +42,7 @@ def said(model: Any, rows: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.usefixtures("native_kernels")
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("attention", [pytest.param(False, marks=pytest.mark.long), True])
 def test_ten_prompts(name: str, attention: bool) -> None:
     model, tokenizer = spikellm.load(SHARED / "models" / name)
     settings = ["attention.query.bits=4", "attention.key.bits=4", "attention.value.bits=4"]
