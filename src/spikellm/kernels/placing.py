@@ -16,6 +16,14 @@ from torch import Tensor
 from spikellm.kernels.spec import LinearSpec
 
 BYTES = 64  # of a block of a packed row
+_MOST_BITS = 8
+
+
+def packed_misfit(spec: LinearSpec) -> str | None:
+    """Why kernels cannot read a layer's packed weight codes; None if they can."""
+    if spec.weight_bits > _MOST_BITS:
+        return f"weight codes of {spec.weight_bits} bits do not fit into a byte"
+    return "it has no inputs" if spec.columns == 0 else None
 
 
 class PlacedSegment(NamedTuple):

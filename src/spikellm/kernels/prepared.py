@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from spikellm.kernels.spec import LinearSpec
+
 
 class PackedCodes(NamedTuple):
     """Weight codes of one width, ``k = code − zero``.
@@ -75,6 +77,36 @@ def by_column(groups: Sequence[Tensor], bounds: Sequence[tuple[int, int]]) -> Te
         for one, (start, stop) in zip(groups, bounds, strict=True)
     ]
     return torch.cat(parts, dim=1)
+
+
+def raised_by(spec: LinearSpec) -> Tensor | None:
+    """By how much kernels raise counts of signed neurons, int32 ``(in,)``, columns in stored order;
+    None where counts have no signs.
+    """
+    if spec.neuron is None or not spec.neuron.signed:
+        return None
+    parts = [
+        torch.full((stop - start,), spec.massive_top or top, dtype=torch.int32)
+        for top, (start, stop) in zip(spec.tops, spec.bounds, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def shown_codes(
+    counts: Tensor, z: Tensor, raised: Tensor | None, bounds: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Codes and baselines, see :class:`Observed`, of what a kernel gives.
+
+    Args:
+        counts: uint8 ``(tokens, in)`` in stored order.
+        z: int32 ``(tokens, activation groups)``.
+        raised: see :func:`raised_by`.
+        bounds: stored columns of each activation group.
+    """
+    if raised is not None:  # and then there is no baseline
+        return counts.to(torch.int32) - raised, z.new_zeros(1, 1)
+    # Baselines fit a byte as codes do, which saves whoever counts both a few passes.
+    return counts, by_column(z.to(torch.uint8).unbind(1), bounds)
 
 
 class PreparedLinear(Protocol):

@@ -16,7 +16,7 @@ from spikellm.kernels.native import ops
 from spikellm.kernels.native.additive_plan import OUTPUTS, make_additive_plan
 from spikellm.kernels.native.coded import Coded, last_coded
 from spikellm.kernels.native.linear_plan import make_plan
-from spikellm.kernels.prepared import LinearWeights, Observed, by_column
+from spikellm.kernels.prepared import LinearWeights, Observed, raised_by, shown_codes
 from spikellm.kernels.spec import LinearSpec
 
 _CHUNK = 1 << 21  # weights that are unpacked at a time
@@ -106,7 +106,7 @@ class NativeLinear(NativeLayer):
         )
         super().__init__(library.spikellm_spike_linear, spec, list(self.operands))
         self._behind = (None, None, None, 0)
-        self._lift = _lift(spec)
+        self._raised = raised_by(spec)
         self._bounds = spec.bounds
         self._coded_bytes = library.spikellm_coded_bytes
         self.coding = coding_of(self.operands[0])
@@ -142,21 +142,19 @@ class NativeLinear(NativeLayer):
         z = x.new_empty((tokens, len(self._bounds)), dtype=torch.int32) if shown else None
         given = ops.pointer(counts), ops.pointer(z), memory.data_ptr(), 0, kind
         failed = self._call(x, y, given)
-        coded = Coded(memory, None if counts is None or z is None else self._signed(counts, z))
+        coded = Coded(
+            memory,
+            None
+            if counts is None or z is None
+            else shown_codes(counts, z, self._raised, self._bounds),
+        )
         if not failed:
             last_coded.keep(x, self.coding, self, coded)
         return failed, coded
 
     def _operate(self, tokens: Tensor) -> Observed:
         y, counts, z = ops.spike_linear(tokens, *self.operands, len(self._bounds))
-        return Observed(y, *self._signed(counts, z))
-
-    def _signed(self, counts: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and baselines of what the kernel gives."""
-        if not isinstance(self._lift, int):  # signed: raised, and without a baseline
-            return counts.to(torch.int32) - self._lift, z.new_zeros(1, 1)
-        # Baselines fit a byte as codes do, which saves whoever counts both a few passes.
-        return counts, by_column(z.to(torch.uint8).unbind(1), self._bounds)
+        return Observed(y, *shown_codes(counts, z, self._raised, self._bounds))
 
 
 class NativeAdditive(NativeLayer):
@@ -203,18 +201,6 @@ def _column_sums(
         torch.get_num_threads(),
     )
     return ops.unless(failed, sums)
-
-
-def _lift(spec: LinearSpec) -> Tensor | int:
-    """By how much counts of signed neurons are raised, ``(in,)``, columns in stored order."""
-    if spec.neuron is None or not spec.neuron.signed:
-        return 0
-    return torch.cat(
-        [
-            torch.full((stop - start,), spec.massive_top or top, dtype=torch.int32)
-            for top, (start, stop) in zip(spec.tops, spec.bounds, strict=True)
-        ]
-    )
 
 
 def _chunks(spec: LinearSpec, weights: LinearWeights) -> Iterator[Tensor]:

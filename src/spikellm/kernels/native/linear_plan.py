@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spikellm.kernels.native.price_plan import bits_of, own_coding, price_words
-from spikellm.kernels.placing import place_columns
+from spikellm.kernels.placing import packed_misfit, place_columns
 from spikellm.kernels.spec import LinearSpec
 
 MODES = {"asymmetric": 0, "symmetric": 1, "signed": 2}
@@ -34,10 +34,8 @@ def misfit(spec: LinearSpec) -> str | None:
         return "its weights have no integer form"
     if not 0 < largest <= 255:
         return f"spike counts up to {largest} do not fit into a byte"
-    if spec.weight_bits > 8:
-        return f"weight codes of {spec.weight_bits} bits do not fit into a byte"
-    if spec.columns == 0:
-        return "it has no inputs"
+    if reason := packed_misfit(spec):
+        return reason
     if largest * 2**spec.weight_bits * spec.columns >= 2**31:
         return f"sums over {spec.columns} columns may exceed 32 bits"
     return None

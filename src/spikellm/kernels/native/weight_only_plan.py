@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikellm.kernels.placing import packed_misfit
 from spikellm.kernels.spec import LinearSpec
 
 COLUMNS, _LANES, _CODES = 64, 16, 4  # of a block, and of a lane
-_MOST_BITS = 8
 
 
 class PlacedPlan(NamedTuple):
@@ -32,11 +32,7 @@ def weight_only_misfit(spec: LinearSpec) -> str | None:
     """Why the kernel cannot run a layer whose inputs are not coded; None if it can."""
     if spec.weights != "affine":
         return "inputs are not coded, and weights have no integer form"
-    if spec.weight_bits > _MOST_BITS:
-        return f"weight codes of {spec.weight_bits} bits do not fit into a byte"
-    if spec.columns == 0:
-        return "it has no inputs"
-    return None
+    return packed_misfit(spec)
 
 
 def make_weight_only_plan(spec: LinearSpec) -> PlacedPlan:

@@ -7,11 +7,11 @@ import torch
 from spikellm.kernels.base import Backend, register
 from spikellm.kernels.native.head_plan import head_misfit
 from spikellm.kernels.native.linear_plan import misfit
+from spikellm.kernels.placing import packed_misfit
 from spikellm.kernels.prepared import LinearWeights, PreparedHeads, PreparedLinear, Transform
 from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
 from spikellm.kernels.triton.presence import interpreting, problem
 
-_MOST_WEIGHT_BITS = 8
 _MOST_MIXED = 1 << 15  # channels of a row that a program holds
 
 
@@ -36,7 +36,8 @@ class TritonBackend(Backend):
         if spec.execution != "merged":
             return f"it runs merged spikes, not {spec.execution} ones"
         if spec.neuron is None:
-            return weight_only_misfit(spec)
+            none = spec.weights == "none"
+            return "its weights have no integer form" if none else packed_misfit(spec)
         return misfit(spec) or coding_misfit(spec)
 
     def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> PreparedLinear:
@@ -68,15 +69,4 @@ def coding_misfit(spec: LinearSpec | HeadSpec) -> str | None:
         return "its spikes have a price, or levels of their own"
     if spec.threshold_source == "mean":
         return "its thresholds follow the mean magnitude"
-    return None
-
-
-def weight_only_misfit(spec: LinearSpec) -> str | None:
-    """Why a layer whose inputs are not coded cannot be run; None if it can."""
-    if spec.weights == "none":
-        return "its weights have no integer form"
-    if spec.weight_bits > _MOST_WEIGHT_BITS:
-        return f"weight codes of {spec.weight_bits} bits do not fit into a byte"
-    if spec.columns == 0:
-        return "it has no inputs"
     return None

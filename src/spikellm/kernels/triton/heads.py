@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spikellm.kernels.native.linear_plan import MODES
 from spikellm.kernels.spec import HeadSpec
 from spikellm.kernels.torch.heads import HeadCodes, TorchHeads
 from spikellm.kernels.triton.jit.heads import code_heads
 from spikellm.kernels.triton.jit.rows import key_scores, value_sums
-from spikellm.kernels.triton.launch import MODES, current
+from spikellm.kernels.triton.launch import current
 from spikellm.quantization.packing import packed_length
 
 _LONG = 256  # channels from which a program has more warps

@@ -7,9 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-MODES = {"asymmetric": 0, "symmetric": 1, "signed": 2}
-"""Numbers of :data:`spikellm.kernels.spec.ThresholdMode`."""
-
 
 def current(x: Tensor) -> AbstractContextManager[object]:
     """While this holds, the device of a tensor is the one that kernels are launched on."""

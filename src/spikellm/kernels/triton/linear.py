@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikellm.kernels.native.linear_plan import MODES
 from spikellm.kernels.placing import Placing, fields_of, place_columns
-from spikellm.kernels.prepared import LinearWeights, Observed, by_column
+from spikellm.kernels.prepared import LinearWeights, Observed, raised_by, shown_codes
 from spikellm.kernels.spec import LinearSpec
 from spikellm.kernels.triton.jit.coding import code_inputs
 from spikellm.kernels.triton.jit.products import spike_product, weight_product
-from spikellm.kernels.triton.launch import MODES, current
+from spikellm.kernels.triton.launch import current
 from spikellm.kernels.triton.presence import interpreting
 from spikellm.quantization.packing import unpack
 
@@ -36,10 +37,9 @@ _TILES = (  # for up to so many tokens
     (64, _Tile(64, 64, 4)),
     (math.inf, _Tile(128, 128, 8)),
 )
-
-
 _WIDE = _Tile(64, 64, 4)  # the largest for float32 inputs, of which more fill shared memory
-_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+# of inputs as kernels take them; the interpreter takes bfloat16 for integers
+_TYPES = (torch.float32, *(() if interpreting() else (torch.float16, torch.bfloat16)))
 
 
 def _tile_for(tokens: int) -> _Tile:
@@ -61,7 +61,10 @@ class _Weights:
         bias = weights.bias
         self.bias = None if bias is None else bias.detach().float().contiguous()
         table = [
-            (*part[2:5], part.first_block, part.blocks * self.placing.block, _behind(part))
+            (
+                *(part.activation_group, part.weight_group, part.offset, part.first_block),
+                *(part.blocks * self.placing.block, part.first_block + part.blocks),
+            )
             for part in self.placing.segments
         ]
         self.segments = self._integers(table)
@@ -79,18 +82,12 @@ class _Weights:
         return {"BITS": bits, "FIELDS": fields_of(bits), "HAS_BIAS": self.bias is not None}
 
     def tokens_of(self, x: Tensor) -> Tensor:
-        """``(tokens, in)`` of a type that kernels take; the interpreter takes bfloat16 for
-        integers, so it is given float32.
-        """
+        """``(tokens, in)`` of a type that kernels take."""
         tokens = x.reshape(-1, self.spec.columns).contiguous()
-        return tokens if tokens.dtype in _TYPES and not interpreting() else tokens.float()
+        return tokens if tokens.dtype in _TYPES else tokens.float()
 
     def outputs_for(self, tokens: Tensor) -> Tensor:
         return tokens.new_empty(len(tokens), self.spec.rows)
-
-
-def _behind(part: NamedTuple) -> int:
-    return int(part[5] + part[6])
 
 
 class TritonLinear(_Weights):
@@ -116,7 +113,8 @@ class TritonLinear(_Weights):
         self._column_sums, whole = _sums(spec, self.placing, self.codes, self.zero)
         self._lifted = whole * self._lift if self._lift else None
         self._place = self.placing.place.to(self.device).long()
-        self._raised = self._raised_by() if signed else None
+        raised = raised_by(spec)
+        self._raised = None if raised is None else raised.to(self.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._run(x)[0]
@@ -125,9 +123,7 @@ class TritonLinear(_Weights):
         """See :class:`spikellm.kernels.prepared.PreparedLinear`."""
         y, counts, z = self._run(x)
         codes = (counts[:, self._place].to(torch.int32) + self._lift).to(torch.uint8)
-        if self._raised is not None:
-            return Observed(y, codes.to(torch.int32) - self._raised, z.new_zeros(1, 1))
-        return Observed(y, codes, by_column(z.to(torch.uint8).unbind(1), self.spec.bounds))
+        return Observed(y, *shown_codes(codes, z, self._raised, self.spec.bounds))
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs, counts in their places, and baselines."""
@@ -169,15 +165,6 @@ class TritonLinear(_Weights):
                 num_warps=tile.warps,
                 enable_fp_fusion=False,
             )
-
-    def _raised_by(self) -> Tensor:
-        """By how much counts of signed neurons are raised, ``(in,)`` in stored order."""
-        spec = self.spec
-        parts = [
-            torch.full((stop - start,), spec.massive_top or top, dtype=torch.int32)
-            for top, (start, stop) in zip(spec.tops, spec.bounds, strict=True)
-        ]
-        return torch.cat(parts).to(self.device)
 
 
 class TritonWeightOnly(_Weights):

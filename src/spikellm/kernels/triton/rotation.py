@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -23,8 +24,13 @@ def rotated(x: Tensor) -> Tensor:
     power = hadamard.largest_power(size)
     _transform(x, y, None, 0)
     if power != size:
-        _transform(y, y, hadamard.shapiro(power).to(x.device), size - power)
+        _transform(y, y, _signs(power, x.device), size - power)
     return y
+
+
+@cache
+def _signs(power: int, device: torch.device) -> Tensor:
+    return hadamard.shapiro(power).to(device)
 
 
 def _transform(x: Tensor, y: Tensor, signs: Tensor | None, offset: int) -> None:
