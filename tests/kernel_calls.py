@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from heads import coder_and_heads
 from layers import fit
-from native import additive
+from native import additive, partly_binary
 from spikellm.kernels import RowSpec, select
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.backend import NativeHeads
@@ -65,7 +65,13 @@ def linear_calls() -> Iterator[Call]:
         )
         x = torch.randn(tokens, columns, generator=generator)
         yield from calls_of("spikellm_spike_linear", layer, x)
-    for columns, outputs, tokens in [(1, 1, 1), (19, 65, 2), (90, 64, 1), (55, 130, 3)]:
+    for columns, outputs, tokens in [
+        (1, 1, 1),
+        (19, 65, 2),
+        (90, 64, 1),
+        (55, 130, 3),
+        (55, 130, 37),
+    ]:
         layer = additive(
             columns,
             outputs,
@@ -103,6 +109,18 @@ def weight_only_calls() -> Iterator[Call]:
         real = places < columns  # at others inputs are zero
         assert torch.equal(k[:, real], layer.integer_weights().float()[:, places[real]])
         yield "spikellm_weight_only_strip", [*stored[:2], None, stored[3], 0, outputs, Out(k)]
+
+
+def partly_binary_calls() -> Iterator[Call]:
+    """Partly binary weights: sums and strips."""
+    for columns, outputs, tokens, group in [(1, 1, 1, None), (77, 35, 5, 17), (129, 9, 1, 50)]:
+        layer = partly_binary(columns, outputs, 0.3, group, seed=columns)
+        x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(columns))
+        yield from calls_of("spikellm_partly_binary_linear", layer, x)
+        assert layer._kernels is not None
+        stored = [In(one) for one in layer._kernels.chosen.operands[:-1]]
+        rows = torch.nn.functional.pad(layer.dense_weight(), (0, -columns % 16))
+        yield "spikellm_partly_binary_strip", [*stored, 0, outputs, Out(rows)]
 
 
 def calls_of(function: str, layer: SpikingLinear, x: Tensor) -> Iterator[Call]:
@@ -216,7 +234,8 @@ def rotation_calls() -> Iterator[Call]:
 
 def kernel_calls() -> list[Call]:
     """All of them."""
-    return [*linear_calls(), *weight_only_calls(), *head_calls(), *rotation_calls()]
+    uncoded = (*weight_only_calls(), *partly_binary_calls())
+    return [*linear_calls(), *uncoded, *head_calls(), *rotation_calls()]
 
 
 def array_of(argument: In | Out) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spikellm.kernels import select
 from spikellm.kernels.native import backend, build
+from spikellm.nn.formats.partly_binary import PartlyBinaryWeights
 from spikellm.nn.formats.ternary import plane_sizes
 from spikellm.nn.hooks import spike_observer
 from spikellm.nn.linear import SpikingLinear
@@ -95,4 +96,30 @@ def additive(
     )
     if layer.bias is not None:
         layer.bias.data = torch.randn(outputs, generator=generator)
+    return layer
+
+
+def partly_binary(
+    columns: int, outputs: int, rate: float, group: int | None, seed: int
+) -> SpikingLinear:
+    """A layer of random weights, of which a share is salient."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {"format": "partly-binary", "bits": 8, "salient_rate": 0.1, "group_size": group}
+    settings = LinearRecipe(weights=weights, activations=ActivationRecipe(bits=16))
+    shape = (outputs, columns)
+    salient = torch.rand(shape, generator=generator) < rate
+    layer = SpikingLinear(columns, outputs, settings, sizes=(int(salient.sum()),))
+    groups = layer.layout().weight_groups
+    layer.set_weights(
+        PartlyBinaryWeights(
+            salient,
+            torch.rand(shape, generator=generator) < 0.5,
+            torch.rand(outputs, len(groups), generator=generator) + 0.1,
+            torch.randint(0, 256, shape, generator=generator).to(torch.uint8),
+            torch.rand(outputs, 1, generator=generator) / 50 + 0.001,
+            torch.randint(0, 256, (outputs, 1), generator=generator).to(torch.uint8),
+        )
+    )
+    assert layer.bias is not None
+    layer.bias.copy_(torch.randn(outputs, generator=generator))
     return layer

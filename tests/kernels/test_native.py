@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,46 @@ def test_additions_of_ternary_weights(
 
 
 @needs_compiler
+@given(
+    st.integers(1, 90) | st.integers(1000, 1400),
+    st.integers(1, 140),
+    st.sampled_from([17, 31, 32, 33, 48, 49, 530]),
+    st.integers(1, 4),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_ternary_weights_of_many_tokens(
+    columns: int, outputs: int, tokens: int, most: int, bias: bool, seed: int
+) -> None:
+    """As of few: whole numbers of more digits than a short float has, and of both types."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randint(1, most + 1, (columns,), generator=generator).to(torch.uint8)
+    layer = additive(columns, outputs, steps, generator, bias=bias)
+    whole = torch.randint(-3000, 3000, (tokens, columns), generator=generator).float()
+    for x in (whole, whole.bfloat16()):
+        found, expected = both(layer, x)
+        assert torch.equal(found, expected), "sums of integers are exact in any order"
+    x = torch.randn(tokens, columns, generator=generator)
+    found, expected = both(layer, x)
+    torch.testing.assert_close(
+        found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.abs().max()))
+    )
+
+
+@needs_compiler
+def test_ternary_weights_of_many_tokens_that_are_not_finite() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = additive(40, 70, torch.ones(40, dtype=torch.uint8), generator)
+    x = torch.randn(40, 40, generator=generator)
+    x[3, 5], x[20, 1] = math.inf, math.nan
+    found, _ = both(layer, x)
+    finite = torch.ones(40, dtype=torch.bool)
+    finite[[3, 20]] = False
+    assert not found[~finite].isfinite().all(1).any(), "no number is made of what is none"
+    assert found[finite].isfinite().all(), "and no other token is touched"
+
+
+@needs_compiler
 @pytest.mark.parametrize("code", ["affine", "ternary"])
 def test_every_level_adds_alike(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -156,12 +197,17 @@ def test_every_level_adds_alike(code: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needs_compiler
-def test_threads_change_nothing() -> None:
-    layer = fit(
-        nn.Linear(300, 130),
-        LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4)),
+@pytest.mark.parametrize("code", ["affine", "ternary"])
+def test_threads_change_nothing(code: str) -> None:
+    layer = (
+        additive(300, 130, torch.ones(300, dtype=torch.uint8), torch.Generator().manual_seed(0))
+        if code == "ternary"
+        else fit(
+            nn.Linear(300, 130),
+            LinearRecipe(weights={"bits": 4}, activations=ActivationRecipe(bits=4)),
+        )
     )
-    x, before = torch.randn(7, 300), torch.get_num_threads()
+    x, before = torch.randn(20, 300), torch.get_num_threads()
     try:
         outputs = []
         for threads in (1, 2, 5):

@@ -19,7 +19,7 @@ from functools import cache
 from torch import Tensor, nn
 
 _PAGEOUT = 21
-_LEAST = 1 << 20  # bytes of a tensor that are worth the asking
+_LEAST = 1 << 16  # bytes of a tensor that are worth the asking
 
 
 def release(module: nn.Module) -> None:

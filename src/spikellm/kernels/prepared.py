@@ -49,6 +49,14 @@ class LinearWeights(Protocol):
         """Float32 ``(out, in)``, columns in their original order."""
         ...
 
+    def get_buffer(self, target: str, /) -> Tensor:
+        """What is saved under a name."""
+        ...
+
+    def release_codes(self) -> None:
+        """Say that a backend has a layout of its own, so that what is saved may leave memory."""
+        ...
+
 
 class Observed(NamedTuple):
     """What a layer gave, and the codes of its inputs.

@@ -19,8 +19,10 @@ ExecutionMode = Literal["merged", "stepped", "binary", "phase"]
 product for every power of two, before which sums are doubled.
 """
 
-IntegerForm = Literal["affine", "ternary", "none"]
-"""``k = code − zero``; trains of T spikes of −1, 0 and 1; or no integers at all."""
+IntegerForm = Literal["affine", "ternary", "partly-binary", "none"]
+"""``k = code − zero``; trains of T spikes of −1, 0 and 1; binary weights and 8-bit ones with scales
+of their own, so no integers; or nothing that kernels know of.
+"""
 
 ThresholdMode = Literal["asymmetric", "symmetric", "signed"]
 """Baseline where the range asks for it, in the middle, or none, since spikes have signs."""
@@ -84,6 +86,11 @@ class LinearSpec:
     massive: MassiveTokens | None = None
     shares: tuple[float, ...] = ()
     threshold_source: ThresholdSource = "range"
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether weights have an integer form."""
+        return self.weights in ("affine", "ternary")
 
     def share(self, group: int) -> float:
         """What :func:`spikellm.quantization.thresholds.coded_range` takes for an activation group,

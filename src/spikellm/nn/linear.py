@@ -162,6 +162,10 @@ class SpikingLinear(LinearFacts):
         """Codes of one width for all columns."""
         return self.format.packed_codes(self)
 
+    def release_codes(self) -> None:
+        """Say that the buffers of weights are not needed for a while."""
+        self.format.release(self)
+
     def dense_weight(self) -> Tensor:
         """The weight that the codes stand for, float32, ``(out, in)``, columns in their original
         order.

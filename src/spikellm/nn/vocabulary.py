@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from spikellm.core.offload import offload
 from spikellm.kernels import LinearSpec, RowSpec, Segment, select
 from spikellm.kernels.base import REFERENCE, backends
 from spikellm.kernels.prepared import PackedCodes, PreparedLinear, PreparedRows
@@ -111,6 +112,10 @@ class CodedTable(PreparedModule):
         for group, (start, stop) in enumerate(self.groups):
             weight[:, start:stop] *= self.weight_scale[:, group : group + 1]
         return weight
+
+    def release_codes(self) -> None:
+        """Say that codes are not needed for a while; what is read from a file leaves memory."""
+        offload(self.weight_codes)
 
     def look_up(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows by their numbers ``(...)``: ``(..., columns)``.

@@ -8,6 +8,8 @@ goes through the operators of :mod:`spikellm.kernels.native.ops`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from ctypes import CDLL
 from functools import cache
 
 import torch
@@ -19,14 +21,22 @@ from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.head_plan import head_misfit, make_head_plan
 from spikellm.kernels.native.linear import NativeAdditive, NativeLayer, NativeLinear
 from spikellm.kernels.native.linear_plan import misfit
+from spikellm.kernels.native.partly_binary import NativePartlyBinary
 from spikellm.kernels.native.rotation import NativeRotation
 from spikellm.kernels.native.weight_only import NativeRows, NativeWeightOnly
 from spikellm.kernels.native.weight_only_plan import weight_only_misfit
 from spikellm.kernels.prepared import LinearWeights, Transform
-from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
+from spikellm.kernels.spec import HeadSpec, IntegerForm, LinearSpec, MixSpec, RowSpec, Spec
 from spikellm.quantization import hadamard
 
 _log = logging.getLogger("spikellm")
+
+
+_UNCODED: dict[IntegerForm, Callable[[CDLL, LinearSpec, LinearWeights], NativeLayer]] = {
+    "affine": NativeWeightOnly,
+    "ternary": NativeAdditive,
+    "partly-binary": NativePartlyBinary,
+}
 
 
 @register
@@ -51,11 +61,11 @@ class NativeBackend(Backend):
             return f"it runs merged spikes, not {spec.execution} ones"
         if spec.neuron is not None:
             return misfit(spec)
-        return None if spec.weights == "ternary" else weight_only_misfit(spec)
+        own_kernel = spec.weights in ("ternary", "partly-binary")
+        return None if own_kernel else weight_only_misfit(spec)
 
     def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> NativeLayer:
-        uncoded = NativeAdditive if spec.weights == "ternary" else NativeWeightOnly
-        kind = uncoded if spec.neuron is None else NativeLinear
+        kind = NativeLinear if spec.neuron is not None else _UNCODED[spec.weights]
         return kind(build.load_library(), spec, weights)
 
     def prepare_rows(self, spec: RowSpec, weights: LinearWeights) -> NativeRows:

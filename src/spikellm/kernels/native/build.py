@@ -32,7 +32,7 @@ _FLAGS = {
     "portable": (),
     "avx2": ("-mavx2", "-mfma"),
     "avx512": _AVX512,
-    "amx": (*_AVX512, "-mamx-tile", "-mamx-int8"),
+    "amx": (*_AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
     "dotprod": ("-march=armv8.2-a+dotprod",),
 }
 COMMON = (
@@ -133,6 +133,13 @@ def _load(level: str) -> ctypes.CDLL:
     library.spikellm_weight_only_linear.argtypes = [pointer, wide, *[pointer] * 6, *scalars]
     library.spikellm_weight_only_strip.argtypes = [*[pointer] * 4, wide, wide, pointer, scalars[0]]
     library.spikellm_weight_only_rows.argtypes = [pointer, wide, *[pointer] * 5, *scalars]
+    library.spikellm_partly_binary_linear.argtypes = [pointer, wide, *[pointer] * 10, *scalars]
+    library.spikellm_partly_binary_strip.argtypes = [
+        *[pointer] * 8,
+        *[wide] * 2,
+        pointer,
+        scalars[0],
+    ]
     library.spikellm_code_heads.argtypes = [
         pointer,
         *[ctypes.c_int64] * 3,

@@ -170,6 +170,7 @@ class NativeAdditive(NativeLayer):
             weights.weight_scale.float().contiguous(),
             float_bias(weights),
         )
+        weights.release_codes()
         super().__init__(library.spikellm_additive_linear, spec, list(self.operands))
 
     def _operate(self, tokens: Tensor) -> Observed:

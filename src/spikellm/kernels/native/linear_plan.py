@@ -30,7 +30,7 @@ def misfit(spec: LinearSpec) -> str | None:
         steps += spec.steps
     if spec.neuron is not None and (reason := own_coding(spec.neuron, steps)):
         return reason
-    if spec.weights == "none":
+    if not spec.has_integers:
         return "its weights have no integer form"
     if not 0 < largest <= 255:
         return f"spike counts up to {largest} do not fit into a byte"

@@ -29,10 +29,10 @@ int32_t spikellm_level(void) {
 }
 
 #if defined(__x86_64__) && defined(__linux__)
-/* Whether the processor multiplies bytes in tiles, and the system lets this process use them once it is asked. */
+/* Whether the processor multiplies bytes and bfloat16 in tiles, and the system lets this process use them once it is asked. */
 static int has_tiles(void) {
     uint32_t a, b, c, d;
-    const uint32_t tiles = 1u << 24 | 1u << 25; /* AMX-TILE, AMX-INT8 */
+    const uint32_t tiles = 1u << 22 | 1u << 24 | 1u << 25; /* AMX-BF16, AMX-TILE, AMX-INT8 */
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & tiles) == tiles && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
 }
 #elif defined(__x86_64__)

@@ -42,7 +42,7 @@ class TorchLinear:
         spec, bias = self.spec, self._weights.bias
         tokens = x.reshape(-1, spec.columns)
         codes = z = None
-        if spec.weights == "none":
+        if not spec.has_integers:
             y = self._dense(tokens)
         else:
             weights = self._weights.integer_weights()

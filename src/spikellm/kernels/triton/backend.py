@@ -36,8 +36,8 @@ class TritonBackend(Backend):
         if spec.execution != "merged":
             return f"it runs merged spikes, not {spec.execution} ones"
         if spec.neuron is None:
-            none = spec.weights == "none"
-            return "its weights have no integer form" if none else packed_misfit(spec)
+            known = spec.has_integers
+            return packed_misfit(spec) if known else "its weights have no integer form"
         return misfit(spec) or coding_misfit(spec)
 
     def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> PreparedLinear:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from spikellm.core.offload import offload
 from spikellm.core.registry import Registry
 from spikellm.kernels.prepared import PackedCodes
 from spikellm.kernels.spec import IntegerForm
@@ -124,6 +125,11 @@ class WeightFormat(ABC):
         if layout.order is None:
             return weight
         return torch.empty_like(weight).index_copy_(1, layout.order, weight)
+
+    def release(self, layer: Stored) -> None:
+        """Say that buffers are not needed for a while: what is read from a file leaves memory."""
+        for name, *_ in self.buffers(layer.shape):
+            offload(layer.get_buffer(name))
 
     @abstractmethod
     def kernel_bits(self, layer: Stored) -> int:

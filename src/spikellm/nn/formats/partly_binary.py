@@ -50,7 +50,7 @@ class PartlyBinaryFormat(WeightFormat):
 
     name = "partly-binary"
     coding = "partly-binary"
-    integer_form = "none"
+    integer_form = "partly-binary"
 
     def buffers(self, shape: LayerShape) -> list[Buffer]:
         rows, packed, byte = shape.rows, packed_length(shape.columns, 1), torch.uint8

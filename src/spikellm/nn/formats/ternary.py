@@ -104,7 +104,9 @@ class TernaryFormat(WeightFormat):
     def packed_codes(self, layer: Stored) -> PackedCodes:
         most = max(layer.layout().weight_steps)
         zero = torch.full_like(layer.weight_scale, most, dtype=torch.uint8)
-        return PackedCodes(repacked(self, layer, zero), zero)
+        codes = repacked(self, layer, zero)
+        self.release(layer)
+        return PackedCodes(codes, zero)
 
     def additive_share(self, layer: Stored) -> float:
         return 1.0
@@ -116,6 +118,7 @@ class TernaryFormat(WeightFormat):
                 f"column_steps fits {plane_sizes(steps)} columns by step, config.json says {sizes}"
             )
         overlap = any(bool((plus & minus).any()) for plus, minus in self.planes(layer))
+        self.release(layer)
         return "spikes_plus and spikes_minus fire at once" if overlap else None
 
 
