@@ -25,7 +25,8 @@ def check_folder(folder: Path) -> Shards:
     """
     if not folder.is_dir():
         raise RequestError(
-            f"{folder} is a file, expected a folder with config.json and safetensors shards"
+            f"{folder} is a file, expected a folder with config.json and safetensors shards, or a"
+            " GGUF file"
         )
     if not (folder / "config.json").is_file():
         raise RequestError(

@@ -14,6 +14,13 @@ import torch
 from safetensors import SafetensorError
 
 from spikellm.checkpoint.config import read_config
+from spikellm.checkpoint.foreign import (
+    as_dense,
+    check_gguf,
+    dequantizing,
+    is_gguf,
+    read_gguf,
+)
 from spikellm.checkpoint.integrity import check_folder
 from spikellm.checkpoint.outline import bounded_build, model_class, require_outline
 from spikellm.checkpoint.shards import Shards, headers_read_once
@@ -50,7 +57,7 @@ def load(
     """Load a causal language model and its tokenizer.
 
     Args:
-        source: folder, or name on the hub.
+        source: folder, GGUF file, or name on the hub.
         device: where to put the model; the CPU by default.
         dtype: type of what is not converted; ``"auto"`` as saved.
         trust_remote_code: run Python code that comes with the model.
@@ -62,7 +69,8 @@ def load(
         RequestError: no such folder or device, or not a model.
         CheckpointError: incomplete or damaged.
         DependencyError: the hub cannot be reached.
-        UnsupportedModelError: not a causal language model.
+        UnsupportedModelError: not a causal language model, or its weights are quantized in a way
+            that cannot be undone.
     """
     place = find_device(device or "cpu")
     where = str(source)
@@ -73,11 +81,17 @@ def load(
             " 'organisation/model'"
         )
     with headers_read_once():
-        shards = check_folder(Path(where)) if local else None
+        alone = is_gguf(Path(where))
+        shards = check_folder(Path(where)) if local and not alone else None
         try:
-            with bounded_build(shards, where) if shards else nullcontext():
-                model, info = _read_model(where, shards, dtype, trust_remote_code=trust_remote_code)
-            tokenizer = _tokenizer(where, local=local, trust_remote_code=trust_remote_code)
+            if alone:
+                model, info, tokenizer = read_gguf(Path(where), dtype)
+            else:
+                with bounded_build(shards, where) if shards else nullcontext():
+                    model, info = _read_model(
+                        where, shards, dtype, trust_remote_code=trust_remote_code
+                    )
+                tokenizer = _tokenizer(where, local=local, trust_remote_code=trust_remote_code)
         except SpikeLLMError:
             raise
         except (SafetensorError, EOFError) as error:
@@ -100,6 +114,9 @@ def require_model(source: str) -> None:
     """
     from transformers.utils import cached_file
 
+    if is_gguf(Path(source)):
+        check_gguf(Path(source))
+        return
     if exists(Path(source)):
         check_folder(Path(source))
         return
@@ -118,6 +135,8 @@ def _read_model(
 
     if shards and read_config(Path(where)) is None:  # of a converted model see ``SpikeQuantizer``
         require_outline(where, shards, trust_remote_code=trust_remote_code)
+    saved, _ = transformers.PretrainedConfig.get_config_dict(where)
+    dense = dequantizing(saved, where)
     kind = transformers.AutoModelForCausalLM
     if shards and not trust_remote_code:
         kind = model_class(transformers.AutoConfig.from_pretrained(where))
@@ -128,8 +147,9 @@ def _read_model(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
+        **dense,
     )
-    return found
+    return (as_dense(found[0]), found[1]) if dense else found
 
 
 def _require_complete(where: str, info: dict[str, Any], *, converted: bool) -> None:
