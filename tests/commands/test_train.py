@@ -67,6 +67,15 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(
     assert model.config.quantization_config.record["training"]["best"] == 4
 
 
+def test_original_that_nobody_names_is_asked_for(
+    converted_folder: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(converted_folder), str(tmp_path / "out"), "--calibration", str(text_file)]
+    assert main(["train", *given, *OPTIONS]) == 2
+    assert "give what it was converted from (--original" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_conversion_that_is_killed_while_it_trains_ends_in_the_same_bytes(

@@ -79,6 +79,7 @@ def read_gguf(path: Path, dtype: str | torch.dtype) -> tuple[Any, dict[str, Any]
         dtype=saved if dtype == "auto" else dtype,
         output_loading_info=True,
     )
+    model.name_or_path = model.config._name_or_path = str(path)
     return as_dense(model), info, transformers.AutoTokenizer.from_pretrained(folder, **named)
 
 

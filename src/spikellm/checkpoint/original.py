@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from spikellm.checkpoint.config import read_config
 from spikellm.checkpoint.load import load
 from spikellm.checkpoint.save import spike_config
 from spikellm.conversion.fingerprint import model_fingerprint
@@ -18,7 +19,7 @@ def original_of(
 
     Args:
         original: folder or hub name, or the model itself; None for where the converted one was
-            loaded from.
+            loaded from before its conversion.
 
     Raises:
         RequestError: it is another model, or nobody says where it is.
@@ -28,8 +29,11 @@ def original_of(
     where = "original"
     if original is None or isinstance(original, (str, Path)):
         where = str(original or getattr(model.config, "_name_or_path", ""))
-        if not where:
-            raise RequestError("the original is needed, and was not loaded from a folder; give it")
+        if not where or (original is None and read_config(Path(where)) is not None):
+            raise RequestError(
+                "the original is needed, and a converted model does not say where it is; give what"
+                " it was converted from (--original, original=)"
+            )
         found, _ = load(where, trust_remote_code=trust_remote_code)
     if found is model or spike_config(found) is not None:
         raise RequestError(f"{where} is a converted model; expected the one it was converted from")

@@ -150,8 +150,7 @@ class SpikingLinear(LinearFacts):
         self.forget()
 
     def integer_weights(self, rows: slice = slice(None)) -> Tensor:
-        """Integer weights ``k`` of some outputs, all by default: int16, ``(out, in)``, columns in
-        stored order.
+        """Integer weights ``k`` of some outputs: int16, ``(out, in)``, columns in stored order.
 
         Raises:
             RequestError: the format has no integer form.
@@ -167,9 +166,7 @@ class SpikingLinear(LinearFacts):
         self.format.release(self)
 
     def dense_weight(self) -> Tensor:
-        """The weight that the codes stand for, float32, ``(out, in)``, columns in their original
-        order.
-        """
+        """What the codes stand for, float32, ``(out, in)``, columns in their original order."""
         return self.format.dense_weight(self)
 
     def validation_error(self) -> str | None:

@@ -9,7 +9,10 @@ from typing import Annotated, Any
 from spikellm.commands.support.verb import Argument, Option
 
 Model = Annotated[
-    str, Argument("Folder or hub name of a model, converted or not.", "MODEL", reads="models")
+    str,
+    Argument(
+        "Folder, GGUF file or hub name of a model, converted or not.", "MODEL", reads="models"
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -142,7 +145,8 @@ class TrainFolderOptions(LoadOptions):
     original: Annotated[
         str | None,
         Option(
-            "Folder or hub name of the model that was converted; where it was then by default.",
+            "Folder, GGUF file or hub name of the model that was converted; needed, since a"
+            " converted folder does not say where it came from.",
             "MODEL",
             reads="models",
             filled="a folder or hub name",
