@@ -4,6 +4,7 @@ library can turn back into floating point.
 
 from __future__ import annotations
 
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 
 from spikellm.checkpoint.config import METHOD
 from spikellm.core.errors import CheckpointError, DependencyError, UnsupportedModelError
+from spikellm.core.files import exists
 
 _MAGIC = b"GGUF"
+_TOKENIZER = "tokenizer.ggml.model"
 _AS_SAVED = {0: torch.float32, 1: torch.float16}  # by the file's type; others are quantized
 _DEQUANTIZED = {
     "fp8": "FineGrainedFP8Config",
@@ -25,10 +28,15 @@ _DEQUANTIZED = {
 
 def is_gguf(path: Path) -> bool:
     """Whether this is a file that calls itself GGUF, or begins as one."""
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         return False
-    with path.open("rb") as file:
-        return path.suffix.lower() == ".gguf" or file.read(len(_MAGIC)) == _MAGIC
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def check_gguf(path: Path) -> torch.dtype:
@@ -50,13 +58,17 @@ def check_gguf(path: Path) -> torch.dtype:
     from gguf import GGUFReader
 
     try:
-        field = GGUFReader(path).get_field("general.file_type")
-        return _AS_SAVED.get(int(field.contents()) if field else -1, torch.bfloat16)
+        reader = GGUFReader(path)
+        known = {name: reader.get_field(name) for name in ("general.file_type", _TOKENIZER)}
+        kind, vocabulary = (field and field.contents() for field in known.values())
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{path} cannot be read as a GGUF file ({reason}); fetch it again"
         ) from None
+    if vocabulary in (None, "no_vocab"):
+        raise CheckpointError(f"{path} holds no tokenizer; give a GGUF file that has one")
+    return _AS_SAVED.get(-1 if kind is None else int(kind), torch.bfloat16)
 
 
 def read_gguf(path: Path, dtype: str | torch.dtype) -> tuple[Any, dict[str, Any], Any]:
@@ -70,17 +82,20 @@ def read_gguf(path: Path, dtype: str | torch.dtype) -> tuple[Any, dict[str, Any]
     """
     import transformers
 
-    saved = check_gguf(path)
-    folder, named = str(path.parent), {"gguf_file": path.name}
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        **named,
-        quantization_config=transformers.GgufConfig(dequantize=True),
-        dtype=saved if dtype == "auto" else dtype,
-        output_loading_info=True,
-    )
-    model.name_or_path = model.config._name_or_path = str(path)
-    return as_dense(model), info, transformers.AutoTokenizer.from_pretrained(folder, **named)
+    saved, named = check_gguf(path), {"gguf_file": "model.gguf"}
+    with tempfile.TemporaryDirectory() as folder:  # what lies beside the file is of other models
+        (Path(folder) / named["gguf_file"]).symlink_to(path.resolve())
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            **named,
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            dtype=saved if dtype == "auto" else dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **named)
+    model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(path)
+    return as_dense(model), info, tokenizer
 
 
 def dequantizing(config: dict[str, Any], where: str) -> dict[str, Any]:
@@ -100,9 +115,10 @@ def dequantizing(config: dict[str, Any], where: str) -> dict[str, Any]:
     method = found.get("quant_method") if isinstance(found, dict) else None
     if found is None or method == METHOD:
         return {}
-    if method not in _DEQUANTIZED:
+    if not isinstance(method, str) or method not in _DEQUANTIZED:
+        named = method if isinstance(method, str) else "a method that config.json does not name"
         raise UnsupportedModelError(
-            f"weights of {where} are quantized by {method or 'a method that is not named'}, which"
+            f"weights of {where} are quantized by {named}, which"
             " cannot be turned back into floating point; give the model that they were made from"
         )
     kind = getattr(transformers, _DEQUANTIZED[method])

@@ -5,6 +5,7 @@ it cannot be done.
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from textwrap import shorten
@@ -75,9 +76,10 @@ def load(
     place = find_device(device or "cpu")
     where = str(source)
     local = exists(Path(where))
-    if not local and _is_path(source):
+    if not local and (_is_path(source) or where.lower().endswith(".gguf")):
+        kind = "file" if where.lower().endswith(".gguf") else "folder"
         raise RequestError(
-            f"folder {where} does not exist; give a model folder, or a hub name such as"
+            f"{kind} {where} does not exist; give a model folder, a GGUF file, or a hub name such as"
             " 'organisation/model'"
         )
     with headers_read_once():
@@ -100,7 +102,8 @@ def load(
             Exception
         ) as error:  # whatever a damaged configuration makes the library stumble over
             raise _explain(where, local, error) from None
-    _require_complete(where, info, converted=getattr(model, "is_quantized", False))
+    dense = alone or bool(info.get("dequantized"))
+    _require_complete(where, info, strict=dense or getattr(model, "is_quantized", False))
     return model.to(place).eval(), tokenizer
 
 
@@ -140,30 +143,34 @@ def _read_model(
     kind = transformers.AutoModelForCausalLM
     if shards and not trust_remote_code:
         kind = model_class(transformers.AutoConfig.from_pretrained(where))
-    found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
-        where,
-        dtype=dtype,
-        output_loading_info=True,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        **dense,
-    )
-    return (as_dense(found[0]), found[1]) if dense else found
+    with warnings.catch_warnings():
+        # It takes the saved settings, and from ours that weights are to be dequantized.
+        warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)
+        found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            where,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            **dense,
+        )
+    return (as_dense(found[0]), {**found[1], "dequantized": True}) if dense else found
 
 
-def _require_complete(where: str, info: dict[str, Any], *, converted: bool) -> None:
+def _require_complete(where: str, info: dict[str, Any], *, strict: bool) -> None:
+    """Refuse what lacks tensors or has others; ``strict``: what has more, too."""
     problems = [
         f"{kind.split('_')[0]} {sorted(map(str, info[kind]))[0]}"
         for kind in ("missing_keys", "mismatched_keys")
         if info.get(kind)
     ]
     unexpected = sorted(info.get("unexpected_keys") or ())
-    if problems or (unexpected and converted):
+    if problems or (unexpected and strict):
         problems += [f"unexpected {key}" for key in unexpected[:1]]
         raise CheckpointError(
-            f"weights of {where} do not fit its configuration ({'; '.join(problems)}); restore the"
-            " folder or convert again"
+            f"weights of {where} do not fit its configuration ({'; '.join(problems)}); restore it,"
+            " or make it again"
         )
 
 

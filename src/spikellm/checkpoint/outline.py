@@ -105,6 +105,18 @@ def model_class(config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
+def outline_of(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The causal language model of a configuration as the library builds it, without memory."""
+    import transformers
+
+    keywords = {"trust_remote_code": trust_remote_code}
+    kind, make = model_class(config), "from_config"
+    if kind is not transformers.AutoModelForCausalLM:
+        keywords, make = {}, "_from_config"
+    with torch.device("meta"):
+        return getattr(kind, make)(config, **keywords)
+
+
 def require_outline(where: str, shards: Shards, *, trust_remote_code: bool) -> None:
     """Refuse a folder whose model, built without memory, does not fit its shards.
 
@@ -114,12 +126,7 @@ def require_outline(where: str, shards: Shards, *, trust_remote_code: bool) -> N
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-    keywords = {"trust_remote_code": trust_remote_code}
-    kind, make = model_class(config), "from_config"
-    if kind is not transformers.AutoModelForCausalLM:
-        keywords, make = {}, "_from_config"
-    with torch.device("meta"):
-        outline = getattr(kind, make)(config, **keywords)
+    outline = outline_of(config, trust_remote_code=trust_remote_code)
     packed = getattr(config, "quantization_config", None) is not None
     require_fit(outline, shards, where, packed=packed)
 

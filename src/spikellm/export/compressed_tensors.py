@@ -1,0 +1,189 @@
+"""Integer weights on inputs that are not coded as a compressed-tensors checkpoint, which vLLM,
+SGLang and the model library read.
+
+Codes, zero-points and scales are those of the converted model: ``(code − zero)·scale`` is written
+as ``(q − z)·scale`` with ``q = code − 2^(bits−1)`` and ``z = zero − 2^(bits−1)``, packed into words
+of 32 bits by the format's own package (``pack-quantized``). Scales are in the model's type, for
+that is what readers take; the record says by how much they are rounded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spikellm.checkpoint.outline import outline_of
+from spikellm.checkpoint.save import spike_config
+from spikellm.core.errors import RequestError
+from spikellm.core.extras import require
+from spikellm.core.files import write_atomically
+from spikellm.export.base import Source, exporters
+from spikellm.nn.execution import spiking_linears
+from spikellm.nn.linear import SpikingLinear
+from spikellm.quantization.packing import unpack
+
+NOT_EXPRESSED = ("the recipe and the record of the conversion: the folder holds weights alone",)
+_WEIGHTS = "model.safetensors"
+
+
+@exporters.register("compressed-tensors")
+class CompressedTensorsExporter:
+    """A whole model as ``model.safetensors``, ``config.json`` and its tokenizer."""
+
+    not_expressed: tuple[str, ...] = NOT_EXPRESSED
+
+    def __init__(self) -> None:
+        require("compressed-tensors checkpoints", "compressed", "compressed_tensors")
+
+    def refuses(self, model: Any) -> str | None:
+        config = spike_config(model)
+        layers = spiking_linears(model)
+        if config is None or not layers:
+            return "is not converted; compressed-tensors holds integer weights"
+        if config.attention:
+            return "codes Q, K and V as spikes, which compressed-tensors has no words for"
+        for name, module in model.named_modules():
+            own = type(module).__module__.startswith("spikellm.")
+            if own and not isinstance(module, SpikingLinear):
+                return (
+                    f"has a {type(module).__name__} ({name}), which compressed-tensors has no words"
+                    " for; export a model without transforms and with its vocabulary at 16 bits"
+                )
+        return next(
+            (f"{why} ({name})" for name, one in layers.items() if (why := _unfit(one))), None
+        )
+
+    def export(self, source: Source, folder: Path) -> list[dict[str, Any]]:
+        """See :class:`spikellm.export.base.Exporter`."""
+        model, layers = source.model, spiking_linears(source.model)
+        if source.layers:
+            raise RequestError("compressed-tensors holds whole models; leave --layer out")
+        dense = _linear_names(model)
+        if strange := sorted(set(layers) - dense):
+            raise RequestError(
+                f"{strange[0]} is no torch.nn.Linear in the model library, so readers of"
+                " compressed-tensors would not find it"
+            )
+        tensors: dict[str, Tensor] = {}
+        groups, rounded = defaultdict(list), 0.0
+        for name, layer in layers.items():
+            groups[_scheme_of(layer)].append(name)
+            own, error = _tensors_of(layer, model.dtype)
+            rounded = max(rounded, error)
+            tensors |= {f"{name}.{key}": value for key, value in own.items()}
+            if layer.bias is not None:
+                tensors[f"{name}.bias"] = layer.bias.detach().to(model.dtype)
+        tensors |= _others(model, layers)
+        data = model.config.to_dict()
+        data["quantization_config"] = _configuration(groups, sorted(dense - set(layers)))
+        text = json.dumps(data, indent=2, sort_keys=True, default=str) + "\n"
+        write_atomically(folder / "config.json", lambda path: path.write_text(text, "utf-8"))
+        kept = {key: value.contiguous().cpu() for key, value in tensors.items()}
+        write_atomically(
+            folder / _WEIGHTS, lambda path: save_file(kept, path, metadata={"format": "pt"})
+        )
+        source.tokenizer.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        return [
+            {
+                "file": _WEIGHTS,
+                "layers": len(layers),
+                "bytes": sum(one.nbytes for one in kept.values()),
+                "scales_rounded_by": rounded,
+            }
+        ]
+
+
+def _unfit(layer: SpikingLinear) -> str | None:
+    """Why a layer cannot be written; None if it can."""
+    layout = layer.layout()
+    widths = {stop - start for start, stop in layout.weight_groups}
+    if layer.neuron is not None:
+        return "inputs are spikes, whose thresholds compressed-tensors has no words for"
+    if layer.format.name != "affine":
+        return f"weights are {layer.format.name}, not integers with zero-points"
+    if layout.order is not None or max(layout.weight_steps) > 1:
+        return "columns take different numbers of steps"
+    if len(widths) > 1:
+        return f"{layer.in_features} inputs are no multiple of the group"
+    return None
+
+
+def _scheme_of(layer: SpikingLinear) -> tuple[int, int | None]:
+    """Bits, and columns of a group; None where a row has one scale."""
+    groups = layer.layout().weight_groups
+    width = groups[0][1] - groups[0][0]
+    return layer.settings.weights.bits, width if len(groups) > 1 else None
+
+
+def _tensors_of(layer: SpikingLinear, dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
+    """What is stored of a layer, and the most that a scale was rounded by, as a share of it."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    bits, (codes, zero) = layer.settings.weights.bits, layer.packed_codes()
+    middle, count = 2 ** (bits - 1), len(layer.layout().weight_groups)
+    integers = unpack(codes, bits, layer.in_features).to(torch.int16) - middle
+    zeros = zero[:, :count].to(torch.int16) - middle
+    scale = layer.weight_scale[:, :count].float()
+    kept = scale.to(dtype)
+    return {
+        "weight_packed": pack_to_int32(integers.to(torch.int8), bits),
+        "weight_scale": kept,
+        "weight_zero_point": pack_to_int32(zeros.to(torch.int8), bits, packed_dim=0),
+        "weight_shape": torch.tensor([layer.out_features, layer.in_features]),
+    }, float(((kept.float() - scale).abs() / scale).max())
+
+
+def _others(model: Any, layers: dict[str, SpikingLinear]) -> dict[str, Tensor]:
+    """Parameters and saved buffers of all that is not converted; tied ones once."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    return {
+        key: value
+        for key, value in model.state_dict().items()
+        if key.rpartition(".")[0] not in layers and key not in tied
+    }
+
+
+def _linear_names(model: Any) -> set[str]:
+    """Linear layers of the model as the library builds it."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.__dict__.pop("quantization_config", None)
+    outline = outline_of(config)
+    return {name for name, one in outline.named_modules() if type(one) is nn.Linear}
+
+
+def _configuration(
+    groups: dict[tuple[int, int | None], list[str]], ignored: list[str]
+) -> dict[str, Any]:
+    """What readers go by."""
+    schemes = {
+        f"group_{number}": {
+            "targets": ["Linear"] if len(groups) == 1 else names,
+            "weights": {
+                "num_bits": bits,
+                "type": "int",
+                "symmetric": False,
+                "strategy": "channel" if width is None else "group",
+                "group_size": width,
+                "dynamic": False,
+            },
+            "input_activations": None,
+            "output_activations": None,
+            "format": "pack-quantized",
+        }
+        for number, ((bits, width), names) in enumerate(groups.items())
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": schemes,
+        "ignore": ignored,
+        "kv_cache_scheme": None,
+    }
