@@ -14,8 +14,15 @@ from transformers import LlamaForCausalLM
 
 import spikellm
 from spikellm.checkpoint.load import require_model
-from spikellm.core.errors import CheckpointError, UnsupportedModelError
+from spikellm.core.errors import (
+    CheckpointError,
+    DependencyError,
+    RequestError,
+    UnsupportedModelError,
+)
+from spikellm.export import gguf_model as own
 from spikellm.export.gguf_model import adjacent_pairs
+from spikellm.export.gguf_types import FileTypes
 
 _PLACES = {
     "self_attn.q_proj": "attn_q",
@@ -158,6 +165,59 @@ def test_quantized_weights_become_floating_point(tiny_folder: Path, tmp_path: Pa
             assert ((weight.float() - tensors[name].float()).abs() <= limit).all(), name
     assert not hasattr(model.config, "quantization_config")
     spikellm.convert(model, tokenizer, "w4a4-t2", "stdlib", samples=2, seqlen=16)
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4", "compressed-tensors"])
+def test_scales_that_the_library_does_not_take_are_no_small_matter(
+    method: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """As AutoFP8 names them; without scales weights would be a thousand times too large."""
+    quantized_folder(tiny_folder, tmp_path, method)
+    file = tmp_path / "model.safetensors"
+    tensors = {
+        name.replace("_scale_inv", "_scale" if method == "fp8" else "_scale_inv"): one
+        for name, one in load_file(file).items()
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError):
+        spikellm.load(tmp_path)
+
+
+@pytest.mark.parametrize("given", [[], "fp8", {"quant_method": ["fp8"]}, {}])
+def test_settings_that_say_nothing_are_refused(
+    given: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    quantized_folder(tiny_folder, tmp_path, "fp8")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = given
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises((UnsupportedModelError, CheckpointError)) as caught:
+        spikellm.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_lies_beside_a_gguf_file_is_not_looked_at(tiny_folder: Path, tmp_path: Path) -> None:
+    write_gguf(tiny_folder, tmp_path / "model.gguf", "Q8_0")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    model, tokenizer = spikellm.load(tmp_path / "model.gguf")
+    assert "Bert" not in type(tokenizer).__name__
+    assert model.name_or_path == str(tmp_path / "model.gguf")
+
+
+def test_gguf_file_without_a_tokenizer_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    model, _ = spikellm.load(tiny_folder)
+    own.write_gguf(model, tmp_path / "model.gguf", FileTypes("q8_0", "q8_0"))
+    with pytest.raises(CheckpointError, match="holds no tokenizer"):
+        spikellm.load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "nothere.gguf", "some/nothere.gguf"])
+def test_names_of_nothing(name: str) -> None:
+    with pytest.raises((RequestError, DependencyError)):
+        require_model(name)
+    with pytest.raises((RequestError, DependencyError)):
+        spikellm.load(name)
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])

@@ -364,7 +364,9 @@ def test_index_is_checked(copy: Path) -> None:
 
 
 def test_folders_that_are_no_models(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="does not exist; give a model folder, or a hub name"):
+    with pytest.raises(
+        RequestError, match="does not exist; give a model folder, a GGUF file, or a hub"
+    ):
         spikellm.load(tmp_path / "none")
     with pytest.raises(RequestError, match=r"has no config\.json"):
         spikellm.load(tmp_path)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from native import best_level, both, forget, needs_compiler, partly_binary
+from spikellm.core.errors import RequestError
 from spikellm.kernels.native import build
 
 
@@ -75,3 +76,19 @@ def test_its_operator_is_sound() -> None:
     assert layer._kernels is not None
     operator = torch.ops.spikellm.partly_binary_linear.default
     torch.library.opcheck(operator, (x, *layer._kernels.chosen.operands))
+
+
+@needs_compiler
+def test_bits_behind_the_last_column_are_nobodys() -> None:
+    layer, x = partly_binary(33, 20, 0.4, None, seed=0), torch.randn(5, 33)
+    before = both(layer, x)[0]
+    layer.get_buffer("salient_mask")[:, -1] |= 0xFE
+    assert torch.equal(both(layer, x)[0], before)
+
+
+@needs_compiler
+def test_codes_that_do_not_fit_the_mask_are_refused() -> None:
+    layer = partly_binary(40, 5, 0.3, None, seed=0)
+    layer.get_buffer("salient_mask").fill_(0)
+    with pytest.raises(RequestError, match="codes for 0 salient weights"):
+        both(layer, torch.randn(2, 40))

@@ -79,8 +79,8 @@ def load(
     if not local and (_is_path(source) or where.lower().endswith(".gguf")):
         kind = "file" if where.lower().endswith(".gguf") else "folder"
         raise RequestError(
-            f"{kind} {where} does not exist; give a model folder, a GGUF file, or a hub name such as"
-            " 'organisation/model'"
+            f"{kind} {where} does not exist; give a model folder, a GGUF file, or a hub name such"
+            " as 'organisation/model'"
         )
     with headers_read_once():
         alone = is_gguf(Path(where))

@@ -18,8 +18,8 @@ def original_of(
     """The original of a converted model, in evaluation mode.
 
     Args:
-        original: folder or hub name, or the model itself; None for where the converted one was
-            loaded from before its conversion.
+        original: folder, GGUF file or hub name, or the model itself; None for where the
+            converted one was loaded from before its conversion.
 
     Raises:
         RequestError: it is another model, or nobody says where it is.

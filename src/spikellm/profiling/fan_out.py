@@ -14,7 +14,7 @@ def fan_out(layer: SpikingLinear) -> Tensor:
     where they are the same in all: the column's weights that are not zero, or its weight spikes
     where weights are spikes; all outputs where weights are no integers.
     """
-    if not layer.spec().has_integers:
+    if not layer.format.has_integers:
         return torch.full(
             (layer.in_features, 1), layer.out_features, device=layer.channel_group.device
         )

@@ -22,7 +22,7 @@ def scales_of(model: nn.Module) -> list[Trainable]:
     """Scales of the weights of spiking layers, by row and group; they stay positive."""
     found = []
     for name, layer in spiking_linears(model).items():
-        if layer.spec().has_integers:
+        if layer.format.has_integers:
             found.append(_positive(f"{name}.weight_scale", layer.weight_scale))
     return found
 

@@ -1,5 +1,6 @@
 /* Many tokens of an additive layer in the processor's tiles of bfloat16 (AMX): digits of all planes are added up into tiles once for all tokens, and sums stay those of additive.h up to
-   their order. Inputs of 32 bits are cut into three parts of 8 significant bits, so that nothing of them is lost.
+   their order. Inputs of 32 bits are cut into three parts of 8 significant bits, so that nothing of normal
+   numbers is lost.
 
    A word's 18 columns are 9 pairs of a tile; a segment's pairs are cut into tiles of as many rows as leave fewest empty. */
 #ifndef SPIKELLM_ADDITIVE_TILES_H
@@ -181,6 +182,10 @@ static inline void run_panel(const Additive *layer, const Places *places, int32_
     for (int32_t s = 0; s < head->segments; s++) {
         const AdditiveSegment *part = &layer->segments[s];
         const int64_t apart = (int64_t)tiles_for(part->plane_words, places->rows) * places->rows * SIDE;
+        if (part->planes == 0) { /* nothing was summed */
+            placed += apart * places->parts;
+            continue;
+        }
         for (int32_t w = 0; w < part->plane_words; w += chunk) {
             const int32_t some = part->plane_words - w < chunk ? part->plane_words - w : chunk;
             for (int32_t t = 0; t < part->planes; t++)

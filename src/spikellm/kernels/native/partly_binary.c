@@ -9,7 +9,7 @@
 
 #define TOKENS 4 /* at a time */
 
-/* head: inputs, outputs, groups, bytes of a row of bits; then the columns of every group, first and one beyond the last. */
+/* head: inputs, outputs, groups, bytes of a row of bits, scales of a row; then the columns of every group, first and one beyond the last. */
 typedef struct {
     const int32_t *head, *bounds;
     const uint8_t *mask, *signs, *codes;
@@ -18,7 +18,7 @@ typedef struct {
     const uint8_t *salient_zero;
 } Rows;
 
-static inline int32_t places_of(const Rows *rows) { return (rows->head[0] + LANES - 1) / LANES * LANES; }
+static inline int32_t padded(const Rows *rows) { return (rows->head[0] + LANES - 1) / LANES * LANES; }
 
 /* 16 bits from column c on; nothing is read beyond the row. */
 static inline uint32_t bits_at(const uint8_t *row, int32_t bytes, int32_t c) {
@@ -38,7 +38,7 @@ static void decode_row(const Rows *rows, int64_t row, float *out) {
     const float zero = rows->salient_zero[row], step = rows->salient_scale[row];
     for (int32_t g = 0; g < groups; g++) {
         const int32_t start = rows->bounds[2 * g], stop = rows->bounds[2 * g + 1];
-        const float scale = rows->scale[row * groups + g];
+        const float scale = rows->scale[row * rows->head[4] + g];
         for (int32_t c = start; c < stop; c += LANES) {
             const int32_t count = stop - c < LANES ? stop - c : LANES;
             const uint32_t here = (1u << count) - 1, salient = bits_at(mask, bytes, c) & here, positive = bits_at(signs, bytes, c);
@@ -54,7 +54,7 @@ static void decode_row(const Rows *rows, int64_t row, float *out) {
 #endif
         }
     }
-    for (int32_t c = rows->head[0]; c < places_of(rows); c++) out[c] = 0.0f;
+    for (int32_t c = rows->head[0]; c < padded(rows); c++) out[c] = 0.0f;
 }
 
 /* Products of a row with so many tokens. */
@@ -74,7 +74,7 @@ static inline __attribute__((always_inline)) void meet(int tokens, const float *
 
 static inline Rows read_rows(const int32_t *head, const uint8_t *mask, const uint8_t *signs, const uint8_t *codes, const int64_t *first, const float *scale,
                              const float *salient_scale, const uint8_t *salient_zero) {
-    return (Rows){head, head + 4, mask, signs, codes, first, scale, salient_scale, salient_zero};
+    return (Rows){head, head + 5, mask, signs, codes, first, scale, salient_scale, salient_zero};
 }
 
 /* Rows from `first_row` on for a matrix product of many tokens: y: (count, in rounded up to 16). */
@@ -82,7 +82,7 @@ int32_t spikellm_partly_binary_strip(const int32_t *head, const uint8_t *mask, c
                                      const float *salient_scale, const uint8_t *salient_zero, int64_t first_row, int64_t count, float *y, int32_t threads) {
     const Rows rows = read_rows(head, mask, signs, codes, first, scale, salient_scale, salient_zero);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (int64_t i = 0; i < count; i++) decode_row(&rows, first_row + i, y + i * places_of(&rows));
+    for (int64_t i = 0; i < count; i++) decode_row(&rows, first_row + i, y + i * padded(&rows));
     return 0;
 }
 
@@ -90,7 +90,7 @@ int32_t spikellm_partly_binary_strip(const int32_t *head, const uint8_t *mask, c
 int32_t spikellm_partly_binary_linear(const void *x, int64_t tokens, const int32_t *head, const uint8_t *mask, const uint8_t *signs, const uint8_t *codes, const int64_t *first,
                                       const float *scale, const float *salient_scale, const uint8_t *salient_zero, const float *bias, void *y, int32_t type, int32_t threads) {
     const Rows rows = read_rows(head, mask, signs, codes, first, scale, salient_scale, salient_zero);
-    const int32_t in = head[0], out = head[1], places = places_of(&rows);
+    const int32_t in = head[0], out = head[1], places = padded(&rows);
     if (tokens == 0 || out == 0) return 0;
     float *placed = calloc((size_t)tokens * (size_t)places + 1, sizeof *placed), *room = malloc(sizeof(float) * ((size_t)in + 1));
     int32_t failed = !placed || !room;

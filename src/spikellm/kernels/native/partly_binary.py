@@ -11,6 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from spikellm.core.errors import RequestError
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.linear import NativeLayer, float_bias
 from spikellm.kernels.prepared import LinearWeights, Observed
@@ -29,7 +30,7 @@ _SAVED = (
     "salient_scale",
     "salient_zero",
 )
-_BITS = torch.tensor([byte.bit_count() for byte in range(256)])
+_BITS = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.uint8)
 
 _library = torch.library.Library("spikellm", "FRAGMENT")
 _library.define(
@@ -106,7 +107,9 @@ class NativePartlyBinary(NativeLayer):
     def __init__(self, library: ctypes.CDLL, spec: LinearSpec, weights: LinearWeights) -> None:
         mask, signs, codes, scale, salient_scale, salient_zero = map(weights.get_buffer, _SAVED)
         counts = torch.zeros(spec.rows + 1, dtype=torch.int64)
-        counts[1:] = _BITS[mask.long()].sum(1).cumsum(0)
+        counts[1:] = _marked(mask, spec.columns).cumsum(0)
+        if int(counts[-1]) != len(codes):
+            raise RequestError(f"{len(codes)} codes for {int(counts[-1])} salient weights")
         self.operands = (
             _head(spec, mask.shape[1]),
             *(one.contiguous() for one in (mask, signs, codes)),
@@ -121,7 +124,14 @@ class NativePartlyBinary(NativeLayer):
         return Observed(torch.ops.spikellm.partly_binary_linear.default(tokens, *self.operands))
 
 
+def _marked(mask: Tensor, columns: int) -> Tensor:
+    """Bits that are set in every row, of those that stand for columns."""
+    mask = mask.clone()
+    mask[:, -1] &= 0xFF >> (-columns % 8)
+    return _BITS[mask.int()].sum(1, dtype=torch.int64)
+
+
 def _head(spec: LinearSpec, row_bytes: int) -> Tensor:
     bounds = [place for s in spec.segments for place in (s.start, s.stop)]
-    header = [spec.columns, spec.rows, len(spec.segments), row_bytes]
+    header = [spec.columns, spec.rows, len(spec.segments), row_bytes, spec.scales]
     return torch.tensor([*header, *bounds], dtype=torch.int32)

@@ -80,6 +80,11 @@ class WeightFormat(ABC):
     integer_form: ClassVar[IntegerForm] = "affine"
     unrolls: ClassVar[bool] = False
 
+    @property
+    def has_integers(self) -> bool:
+        """Whether weights have an integer form."""
+        return self.integer_form in ("affine", "ternary")
+
     @abstractmethod
     def buffers(self, shape: LayerShape) -> list[Buffer]:
         """The buffers that hold the weights; ``weight_scale`` is one of them."""
@@ -127,9 +132,10 @@ class WeightFormat(ABC):
         return torch.empty_like(weight).index_copy_(1, layout.order, weight)
 
     def release(self, layer: Stored) -> None:
-        """Say that buffers are not needed for a while: what is read from a file leaves memory."""
+        """Say that codes are not needed for a while: what is read from a file leaves memory."""
         for name, *_ in self.buffers(layer.shape):
-            offload(layer.get_buffer(name))
+            if name != "weight_scale":  # kernels read it where it is
+                offload(layer.get_buffer(name))
 
     @abstractmethod
     def kernel_bits(self, layer: Stored) -> int:
