@@ -109,10 +109,12 @@ def test_gguf_file_is_read(
     assert tokenizer("def f(x):").input_ids == known("def f(x):").input_ids
 
 
-def test_gguf_file_is_converted(tiny_folder: Path, tmp_path: Path, tokens: torch.Tensor) -> None:
+def test_gguf_file_is_converted(
+    tiny_folder: Path, text_file: Path, tmp_path: Path, tokens: torch.Tensor
+) -> None:
     write_gguf(tiny_folder, tmp_path / "model.gguf", "Q8_0")
     model, tokenizer = spikellm.load(tmp_path / "model.gguf")
-    spikellm.convert(model, tokenizer, "w4a4-t2", "stdlib", samples=2, seqlen=16)
+    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=16)
     spikellm.save(model, tokenizer, tmp_path / "out")
     again, _ = spikellm.load(tmp_path / "out")
     with torch.no_grad():
@@ -154,7 +156,9 @@ def quantized_folder(tiny_folder: Path, folder: Path, method: str) -> dict[str, 
     return tensors
 
 
-def test_quantized_weights_become_floating_point(tiny_folder: Path, tmp_path: Path) -> None:
+def test_quantized_weights_become_floating_point(
+    tiny_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
     tensors = quantized_folder(tiny_folder, tmp_path, "fp8")
     model, tokenizer = spikellm.load(tmp_path)
     for name, weight in model.named_parameters():
@@ -164,7 +168,7 @@ def test_quantized_weights_become_floating_point(tiny_folder: Path, tmp_path: Pa
             )
             assert ((weight.float() - tensors[name].float()).abs() <= limit).all(), name
     assert not hasattr(model.config, "quantization_config")
-    spikellm.convert(model, tokenizer, "w4a4-t2", "stdlib", samples=2, seqlen=16)
+    spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=16)
 
 
 @pytest.mark.parametrize("method", ["fp8", "mxfp4", "compressed-tensors"])
