@@ -5,14 +5,14 @@ library can turn back into floating point.
 from __future__ import annotations
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spikellm.checkpoint.config import METHOD
-from spikellm.core.errors import CheckpointError, DependencyError, UnsupportedModelError
+from spikellm.core.errors import CheckpointError, UnsupportedModelError
+from spikellm.core.extras import require
 from spikellm.core.files import exists
 
 _MAGIC = b"GGUF"
@@ -50,15 +50,9 @@ def check_gguf(path: Path) -> torch.dtype:
         DependencyError: the package that reads such files is not installed.
         CheckpointError: it is damaged, or no GGUF file.
     """
-    if find_spec("gguf") is None:
-        raise DependencyError(
-            f"{path} is a GGUF file, and the gguf package is not installed; pip install"
-            " 'spikellm[gguf]'"
-        )
-    from gguf import GGUFReader
-
+    gguf = require("GGUF files", "gguf", "gguf")
     try:
-        reader = GGUFReader(path)
+        reader = gguf.GGUFReader(path)
         known = {name: reader.get_field(name) for name in ("general.file_type", _TOKENIZER)}
         kind, vocabulary = (field and field.contents() for field in known.values())
     except Exception as error:  # whatever a damaged file makes the reader stumble over

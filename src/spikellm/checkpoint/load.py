@@ -76,8 +76,9 @@ def load(
     place = find_device(device or "cpu")
     where = str(source)
     local = exists(Path(where))
-    if not local and (_is_path(source) or where.lower().endswith(".gguf")):
-        kind = "file" if where.lower().endswith(".gguf") else "folder"
+    named_gguf = where.lower().endswith(".gguf")
+    if not local and (_is_path(source) or named_gguf):
+        kind = "file" if named_gguf else "folder"
         raise RequestError(
             f"{kind} {where} does not exist; give a model folder, a GGUF file, or a hub name such"
             " as 'organisation/model'"

@@ -24,6 +24,9 @@ IntegerForm = Literal["affine", "ternary", "partly-binary", "none"]
 of their own, so no integers; or nothing that kernels know of.
 """
 
+WITH_INTEGERS = frozenset[IntegerForm](("affine", "ternary"))
+"""Forms that are integers."""
+
 ThresholdMode = Literal["asymmetric", "symmetric", "signed"]
 """Baseline where the range asks for it, in the middle, or none, since spikes have signs."""
 
@@ -90,7 +93,7 @@ class LinearSpec:
     @property
     def has_integers(self) -> bool:
         """Whether weights have an integer form."""
-        return self.weights in ("affine", "ternary")
+        return self.weights in WITH_INTEGERS
 
     def share(self, group: int) -> float:
         """What :func:`spikellm.quantization.thresholds.coded_range` takes for an activation group,

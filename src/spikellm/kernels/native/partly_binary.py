@@ -14,6 +14,7 @@ from torch import Tensor
 from spikellm.core.errors import RequestError
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.linear import NativeLayer, float_bias
+from spikellm.kernels.native.strips import multiply_strips
 from spikellm.kernels.prepared import LinearWeights, Observed
 from spikellm.kernels.spec import LinearSpec
 
@@ -21,7 +22,6 @@ MOST_TOKENS = 16
 """Tokens up to which decoding a row where it is used is faster."""
 
 _LANES = 16
-_NUMBERS = 1 << 20  # decoded at a time
 _SAVED = (
     "salient_mask",
     "signs",
@@ -69,21 +69,17 @@ def _linear(x: Tensor, head: Tensor, *stored: Tensor) -> Tensor:
 def _many(x: Tensor, head: Tensor, *stored: Tensor) -> Tensor:
     """The same for many tokens."""
     *weights, bias = stored
-    rows, places = len(weights[0]), -(-x.shape[1] // _LANES) * _LANES
-    inputs = torch.nn.functional.pad(x.float(), (0, places - x.shape[1]))
-    y = x.new_empty(len(x), rows)
-    step = max(1, _NUMBERS // places)
-    decoded = inputs.new_empty(min(step, rows), places)
+    pointers = [one.data_ptr() for one in (head, *weights)]
     kernel, threads = build.load_library().spikellm_partly_binary_strip, torch.get_num_threads()
-    for start in range(0, rows, step):
-        part = slice(start, min(start + step, rows))
-        own = decoded[: part.stop - start]
-        pointers = [one.data_ptr() for one in (head, *weights)]
-        kernel(*pointers, start, len(own), own.data_ptr(), threads)
-        with torch.autocast("cpu", enabled=False):
-            sums = inputs @ own.T
-        y[:, part] = sums if bias is None else sums.add_(bias[part])
-    return y
+
+    def decode(first: int, own: Tensor) -> None:
+        kernel(*pointers, first, len(own), own.data_ptr(), threads)
+
+    def end(sums: Tensor, part: slice) -> Tensor:
+        return sums if bias is None else sums.add_(bias[part])
+
+    inputs = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % _LANES))
+    return multiply_strips(inputs, x.new_empty(len(x), len(weights[0])), decode, end)
 
 
 _library.impl("partly_binary_linear", _linear, "CPU")

@@ -14,6 +14,7 @@ from torch import Tensor
 from spikellm.kernels.base import plain
 from spikellm.kernels.native import build, ops
 from spikellm.kernels.native.linear import NativeLayer, float_bias
+from spikellm.kernels.native.strips import multiply_strips
 from spikellm.kernels.native.weight_only_plan import PlacedPlan, make_weight_only_plan
 from spikellm.kernels.prepared import LinearWeights, Observed
 from spikellm.kernels.spec import LinearSpec
@@ -21,7 +22,6 @@ from spikellm.kernels.spec import LinearSpec
 MOST_TOKENS = 20
 """Tokens up to which decoding in registers is faster."""
 
-_NUMBERS = 1 << 20  # decoded at a time
 _NO_ROW = 2  # what the library answers where a row does not exist
 
 _library = torch.library.Library("spikellm", "FRAGMENT")
@@ -91,15 +91,10 @@ def _many(
     Where a row has one scale, sums are of integers, and scaled; else scaled weights are summed.
     """
     codes, scale, zero = weights
-    rows, places, alone = len(codes), len(order), scale.shape[1] == 1
-    inputs = torch.nn.functional.pad(x.float(), (0, 1)).index_select(1, order)
-    y = x.new_empty(len(x), rows)
-    step = max(1, _NUMBERS // max(1, places))
-    decoded = inputs.new_empty(min(step, rows), places)
+    alone = scale.shape[1] == 1
     kernel, threads = build.load_library().spikellm_weight_only_strip, torch.get_num_threads()
-    for first in range(0, rows, step):
-        part = slice(first, min(first + step, rows))
-        own = decoded[: part.stop - first]
+
+    def decode(first: int, own: Tensor) -> None:
         kernel(
             plan.data_ptr(),
             codes.data_ptr(),
@@ -110,12 +105,14 @@ def _many(
             own.data_ptr(),
             threads,
         )
-        with torch.autocast("cpu", enabled=False):
-            sums = inputs @ own.T
+
+    def end(sums: Tensor, part: slice) -> Tensor:
         if alone:
             sums *= scale[part, 0]
-        y[:, part] = sums if bias is None else sums.add_(bias[part])
-    return y
+        return sums if bias is None else sums.add_(bias[part])
+
+    inputs = torch.nn.functional.pad(x.float(), (0, 1)).index_select(1, order)
+    return multiply_strips(inputs, x.new_empty(len(x), len(codes)), decode, end)
 
 
 def _rows(  # noqa: PLR0913  torch custom operators take tensors one by one

@@ -16,7 +16,7 @@ from torch import Tensor
 from spikellm.core.offload import offload
 from spikellm.core.registry import Registry
 from spikellm.kernels.prepared import PackedCodes
-from spikellm.kernels.spec import IntegerForm
+from spikellm.kernels.spec import WITH_INTEGERS, IntegerForm
 from spikellm.nn.layout import Layout
 from spikellm.recipe import LinearRecipe
 from spikellm.recipe.base import WeightOptions
@@ -83,7 +83,7 @@ class WeightFormat(ABC):
     @property
     def has_integers(self) -> bool:
         """Whether weights have an integer form."""
-        return self.integer_form in ("affine", "ternary")
+        return self.integer_form in WITH_INTEGERS
 
     @abstractmethod
     def buffers(self, shape: LayerShape) -> list[Buffer]:
