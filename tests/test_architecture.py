@@ -37,6 +37,7 @@ RANKS = (
     "profiling",
     "evaluation",
     "export",
+    "serving",
     "api",
     "commands",
     "cli",

@@ -190,9 +190,10 @@ static int32_t run_heads(void *work, int64_t first, int64_t last) {
 /* a: layer; data: Attention; in, other: queries and keys. */
 static int32_t run_attention(Pass *pass, const Op *op) {
     const Attention *own = op->data[0];
-    Attending task = {own, pass->call, pass->program, pass->call->cached[own->layer], pass->arena, *view_of(pass, op->in), *view_of(pass, op->other), *view_of(pass, own->value),
+    Attending task = {own, pass->call, pass->program, pass->arena, *view_of(pass, op->in), *view_of(pass, op->other), *view_of(pass, own->value),
                       *view_of(pass, op->out)};
-    const int64_t read = pass->tokens * own->heads * (task.cached->past + 1) * own->key_size;
+    int64_t read = 0;
+    for (int64_t s = 0; s < pass->call->batch; s++) read += pass->call->queries * own->heads * (cache_of(pass->call, own->layer, s)->past + 1) * own->key_size;
     return share_work(run_heads, &task, pass->call->batch * own->kv_heads, threads_for(pass, read));
 }
 
@@ -200,6 +201,7 @@ static int32_t run_attention(Pass *pass, const Op *op) {
 static void run_values(Pass *pass, const Op *op) {
     const int32_t type = pass->program->type, tanhs = pass->program->lanes;
     const View *in = view_of(pass, op->in), *out = view_of(pass, op->out), *other = op->other < 0 ? NULL : view_of(pass, op->other);
+    const int64_t together = pass->call->apart ? pass->call->queries : pass->tokens; /* tokens that the model library has in one tensor */
     for (int64_t n = 0; n < pass->tokens; n++)
         for (int32_t h = 0; h < in->heads; h++) {
             const float *x = at(pass, in, n, h);
@@ -211,7 +213,7 @@ static void run_values(Pass *pass, const Op *op) {
             case ROPE: rope_row(x, pass->call->cos[op->a] + position * op->b, pass->call->sin[op->a] + position * op->b, op->b, type, y); break;
             case SCALE: scale_row(x, in->size, op->x, type, y); break;
             case ADD: add_rows(x, at(pass, other, n, h), in->size, type, y); break;
-            default: activate_row(op, x, other ? at(pass, other, n, h) : NULL, in->size, n, pass->tokens, type, tanhs, y);
+            default: activate_row(op, x, other ? at(pass, other, n, h) : NULL, in->size, n % together, together, type, tanhs, y);
             }
         }
 }

@@ -43,9 +43,10 @@ typedef struct {
 
 typedef struct {
     int64_t batch, queries, first, last; /* sequences, tokens of each; operations that are run */
+    int64_t apart;                       /* layers of each sequence's own cache; 0 where one cache holds all sequences */
     const float *input;                  /* (tokens, columns) of view 0 */
     void *output;                        /* what view `result` holds at the end, in the model's type */
-    Cached **cached;                     /* of every layer */
+    Cached **cached;                     /* of every layer; of the next sequence `apart` further, where that is not 0 */
     const float *const *cos, *const *sin; /* of every table, a row for every position */
     const int64_t *positions;            /* of every token */
     const int64_t *mask;                 /* (batch, mask_tokens), zero for padding; null where there is none */

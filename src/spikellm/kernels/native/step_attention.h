@@ -11,7 +11,6 @@ typedef struct {
     const Attention *own;
     const Call *call;
     const Program *program;
-    const Cached *cached;
     float *arena;
     View query, key, value, out;
 } Attending;
@@ -20,6 +19,11 @@ static inline float *place_of(const Attending *task, const View *view, int64_t t
     const int64_t tokens = task->call->batch * task->call->queries;
     return task->arena + tokens * view->at + token * view->stride + view->first + head * view->apart;
 }
+
+/* Where a layer's rows of a sequence are held: in a cache of its own, or as one of several in the only one. */
+static inline Cached *cache_of(const Call *call, int64_t layer, int64_t sequence) { return call->cached[sequence * call->apart + layer]; }
+
+static inline int64_t row_of_cache(const Attending *task, int64_t sequence, int64_t head) { return (task->call->apart ? 0 : sequence) * task->own->kv_heads + head; }
 
 static inline void round_to_type(float *x, int64_t count, int32_t type) {
     if (type == FLOAT32) return;
@@ -47,7 +51,7 @@ static inline void turn(const Attention *own, const float *map, float *x, int32_
 
 static inline int is_seen(const Attending *task, int64_t sequence, int64_t query, int64_t token) {
     const Call *call = task->call;
-    const int64_t past = task->cached->past, window = task->own->window, at = past + query;
+    const int64_t past = cache_of(call, task->own->layer, sequence)->past, window = task->own->window, at = past + query;
     if (token > at || (window && token <= at - window)) return 0;
     return !call->mask || call->mask[sequence * call->mask_tokens + call->mask_tokens - (past + call->queries) + token] != 0;
 }
@@ -69,16 +73,17 @@ static inline void weigh(const Attending *task, int64_t sequence, int64_t query,
 static inline int attend_to_spikes(const Attending *task, int64_t sequence, int64_t head) {
     const Attention *own = task->own;
     const Call *call = task->call;
+    const Cached *cached = cache_of(call, own->layer, sequence);
     const HeadPlan key = read_head_plan(own->key_plan, head), value = read_head_plan(own->value_plan, head);
-    const int64_t queries = call->queries, shared = own->heads / own->kv_heads, rows = shared * queries, tokens = task->cached->past + queries;
+    const int64_t queries = call->queries, shared = own->heads / own->kv_heads, rows = shared * queries, tokens = cached->past + queries;
     const int32_t size = own->key_size, most = size > own->value_size ? size : own->value_size;
-    uint8_t *keys = (uint8_t *)(uintptr_t)task->cached->keys + (sequence * own->kv_heads + head) * task->cached->key_head + task->cached->first * key.head.row_bytes;
-    uint8_t *values = (uint8_t *)(uintptr_t)task->cached->values + (sequence * own->kv_heads + head) * task->cached->value_head + task->cached->first * value.head.row_bytes;
+    uint8_t *keys = (uint8_t *)(uintptr_t)cached->keys + row_of_cache(task, sequence, head) * cached->key_head + cached->first * key.head.row_bytes;
+    uint8_t *values = (uint8_t *)(uintptr_t)cached->values + row_of_cache(task, sequence, head) * cached->value_head + cached->first * value.head.row_bytes;
     float *room = malloc(sizeof(float) * (size_t)(4 * (int64_t)(most + 1) + rows * (most + tokens)));
     if (!room) return 0;
     float *x = room + 3 * (most + 1), *wanted = x + most + 1, *scores = wanted + rows * most;
     for (int64_t i = 0; i < queries; i++) {
-        const int64_t token = sequence * queries + i, at = task->cached->past + i;
+        const int64_t token = sequence * queries + i, at = cached->past + i;
         memcpy(x, place_of(task, &task->key, token, head), sizeof(float) * (size_t)size);
         for (int32_t c = 0; own->centered && c < size; c++) x[c] -= own->mean[head * size + c];
         turn(own, own->key_map + head * 3 * (size / 2), x, size, room);
@@ -122,17 +127,18 @@ static inline int attend_to_spikes(const Attending *task, int64_t sequence, int6
 static inline int attend_to_numbers(const Attending *task, int64_t sequence, int64_t head) {
     const Attention *own = task->own;
     const Call *call = task->call;
+    const Cached *cached = cache_of(call, own->layer, sequence);
     const int32_t type = task->program->type, bytes = type == FLOAT32 ? 4 : 2, size = own->key_size, wide = own->value_size;
-    const int64_t queries = call->queries, shared = own->heads / own->kv_heads, rows = shared * queries, tokens = task->cached->past + queries;
-    char *keys = (char *)(uintptr_t)task->cached->keys + (sequence * own->kv_heads + head) * task->cached->key_head + task->cached->first * size * bytes;
-    char *values = (char *)(uintptr_t)task->cached->values + (sequence * own->kv_heads + head) * task->cached->value_head + task->cached->first * wide * bytes;
+    const int64_t queries = call->queries, shared = own->heads / own->kv_heads, rows = shared * queries, tokens = cached->past + queries;
+    char *keys = (char *)(uintptr_t)cached->keys + row_of_cache(task, sequence, head) * cached->key_head + cached->first * size * bytes;
+    char *values = (char *)(uintptr_t)cached->values + row_of_cache(task, sequence, head) * cached->value_head + cached->first * wide * bytes;
     const int all = !call->mask && !own->window && queries == 1;
     float *query = malloc(sizeof(float) * (size_t)(rows * (size + wide)) + (all ? 0 : (size_t)(queries * tokens)));
     if (!query) return 0;
     float *out = query + rows * size;
     uint8_t *seen = all ? NULL : (uint8_t *)(out + rows * wide);
     for (int64_t i = 0; i < queries; i++) {
-        const int64_t token = sequence * queries + i, at = task->cached->past + i;
+        const int64_t token = sequence * queries + i, at = cached->past + i;
         store_row(keys, type, at * size, place_of(task, &task->key, token, head), size);
         store_row(values, type, at * wide, place_of(task, &task->value, token, head), wide);
         for (int64_t t = 0; seen && t < tokens; t++) seen[i * tokens + t] = (uint8_t)is_seen(task, sequence, i, t);
@@ -154,12 +160,15 @@ static inline int attend_to_numbers(const Attending *task, int64_t sequence, int
 static inline void hold_new_tokens(const Program *program, const Call *call) {
     for (int64_t i = 0; i < program->count; i++) {
         if (program->ops[i].kind != ATTEND) continue;
-        Cached *cached = call->cached[((const Attention *)program->ops[i].data[0])->layer];
-        cached->past += call->queries;
-        cached->total += call->queries;
-        if (cached->keep && cached->past > cached->keep) {
-            cached->first += cached->past - cached->keep;
-            cached->past = cached->keep;
+        const int64_t layer = ((const Attention *)program->ops[i].data[0])->layer;
+        for (int64_t sequence = 0; sequence < (call->apart ? call->batch : 1); sequence++) {
+            Cached *cached = cache_of(call, layer, sequence);
+            cached->past += call->queries;
+            cached->total += call->queries;
+            if (cached->keep && cached->past > cached->keep) {
+                cached->first += cached->past - cached->keep;
+                cached->past = cached->keep;
+            }
         }
     }
 }

@@ -27,6 +27,8 @@ class StepInput:
         tables: cosine and sine of each table, float32 ``(positions, channels)``.
         mask: int64 ``(batch, tokens)``, zero for padding.
         cached: of every layer, as an array of pointers.
+        apart: how many layers further the cache of the next sequence is; 0 where one cache holds
+            all sequences.
     """
 
     hidden: Tensor
@@ -34,6 +36,7 @@ class StepInput:
     tables: Sequence[tuple[Tensor, Tensor]]
     mask: Tensor | None
     cached: Any
+    apart: int = 0
 
 
 def run_step(
@@ -74,6 +77,7 @@ def run_step(
         queries,
         first,
         last,
+        given.apart,
         given.hidden.data_ptr(),
         output.data_ptr(),
         ctypes.addressof(given.cached) if given.cached is not None else None,

@@ -122,7 +122,7 @@ class Call(ctypes.Structure):
     """One pass."""
 
     _fields_: ClassVar = [
-        *((name, _long) for name in ("batch", "queries", "first", "last")),
+        *((name, _long) for name in ("batch", "queries", "first", "last", "apart")),
         *(
             (name, _pointer)
             for name in ("input", "output", "cached", "cos", "sin", "positions", "mask")

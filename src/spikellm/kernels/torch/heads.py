@@ -134,9 +134,9 @@ class TorchHeads:
         codes = torch.empty_like(ordered).scatter_(
             -1, spec.order[None, :, None].expand_as(ordered), ordered
         )
-        return HeadCodes(
-            codes - self._shift, theta.contiguous().view(torch.bfloat16).float(), baseline.float()
-        )
+        # A copy, since a single row passes for contiguous whatever its stride.
+        theta = theta.clone(memory_format=torch.contiguous_format).view(torch.bfloat16)
+        return HeadCodes(codes - self._shift, theta.float(), baseline.float())
 
     def _thresholds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """θ and z for T = 1: a pair for each token and range, or for each channel where ranges run

@@ -47,6 +47,11 @@ class StepState:
         self.watch: Watch | None = None
         self.expected: tuple[int, int] = (0, 0)  # cache, and its tokens when a generation goes on
 
+    def forget_if_changed(self, *, continues: bool) -> None:
+        """Look for a step anew where the model is not what it was."""
+        if self.watch is not None and not self.watch.unchanged(continues=continues):
+            self.step, self.reason, self.watch = None, None, None
+
     def __deepcopy__(self, _: Any) -> StepState:
         return StepState()
 
@@ -119,8 +124,7 @@ def _step_or(library: Callable[[], Any], model: Any, asked: dict[str, Any]) -> A
     )
     if continues and state.reason is not None:
         return library()
-    if state.watch is not None and not state.watch.unchanged(continues=continues):
-        state.step, state.reason, state.watch = None, None, None
+    state.forget_if_changed(continues=continues)
     if state.reason is not None or observed():
         return library()
     given = _pass_of(asked)

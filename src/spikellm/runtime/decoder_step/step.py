@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -43,11 +45,12 @@ class DecoderStep:
         positions: Tensor,
         mask: Tensor | None,
         cached: Any,
+        apart: int = 0,
     ) -> StepInput:
         """A pass from its input, ``(batch, tokens, columns)``."""
         if self.built.tables:
             self._reach(int(positions.max()) + 1)
-        return StepInput(hidden.float().contiguous(), positions, self.tables, mask, cached)
+        return StepInput(hidden.float().contiguous(), positions, self.tables, mask, cached, apart)
 
     def _reach(self, positions: int) -> None:
         """Let tables have rows for so many positions."""
@@ -71,6 +74,17 @@ class DecoderStep:
         """Logits of new tokens, ``(batch, tokens, vocabulary)``; they are cached."""
         cached = entries_of(cache, tokens.shape[1])
         given = self.given(self.embed(tokens, positions), positions, mask, cached)
+        found, _ = run_step(self.built.program, given, commit=True)
+        return self.finish(found)
+
+    def run_each(self, tokens: Tensor, positions: Tensor, caches: Sequence[Any]) -> Tensor:
+        """Logits of new tokens of sequences that have a cache each, ``(sequences, tokens,
+        vocabulary)``; they are cached.
+        """
+        own = [entries_of(cache, tokens.shape[1]) for cache in caches]
+        layers = len(own[0])
+        together = (ctypes.c_void_p * (layers * len(own)))(*chain.from_iterable(own))
+        given = self.given(self.embed(tokens, positions), positions, None, together, layers)
         found, _ = run_step(self.built.program, given, commit=True)
         return self.finish(found)
 

@@ -1,0 +1,148 @@
+"""Answers in the form of the OpenAI protocol."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from spikellm.serving.generation import Finish, Piece
+from spikellm.serving.sampling import TokenLogprob
+
+Logprobs = Sequence[TokenLogprob | int]
+
+
+class Usage(NamedTuple):
+    """Tokens of an answer."""
+
+    prompt: int
+    completion: int
+
+    def to_data(self) -> dict[str, int]:
+        """As the protocol has it."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+        }
+
+
+class Completion:
+    """Answers of ``/v1/completions``."""
+
+    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
+
+    def __init__(self, model: str, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._head = {
+            "id": f"{self.prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": None,
+        }
+        self._places: dict[int, int] = {}  # characters before, of each choice
+
+    def whole(self, choices: Sequence[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+        """The answer in one."""
+        return {
+            **self._head,
+            "object": self.kind,
+            "choices": list(choices),
+            "usage": usage.to_data(),
+        }
+
+    def chunk(
+        self, choices: Sequence[dict[str, Any]], usage: Usage | None = None
+    ) -> dict[str, Any]:
+        """A part of a stream."""
+        last = {} if usage is None else {"usage": usage.to_data()}
+        return {**self._head, "object": self.chunk_kind, "choices": list(choices), **last}
+
+    def choice(
+        self, index: int, text: str, logprobs: Logprobs | None, finish: Finish | None
+    ) -> dict[str, Any]:
+        """One whole answer."""
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": None if logprobs is None else self._logprobs(index, logprobs),
+            "finish_reason": finish,
+        }
+
+    def begin(self, index: int) -> list[dict[str, Any]]:
+        """What a stream begins with."""
+        return []
+
+    def delta(self, index: int, piece: Piece, *, known: bool) -> dict[str, Any]:
+        """What a piece adds to a stream."""
+        return self.choice(index, piece.text, piece.logprobs if known else None, piece.finish)
+
+    def _word(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
+
+    def _logprobs(self, index: int, found: Logprobs) -> dict[str, Any]:
+        tokens, values, tops, offsets = [], [], [], []
+        place = self._places.get(index, 0)
+        for one in found:
+            first = isinstance(one, int)
+            word = self._word(one if first else one.token)  # type: ignore[union-attr, arg-type]
+            tokens.append(word)
+            values.append(None if first else one.logprob)  # type: ignore[union-attr]
+            own = () if first else one.top  # type: ignore[union-attr]
+            tops.append({self._word(token): value for token, value in own} or None)
+            offsets.append(place)
+            place += len(word)
+        self._places[index] = place
+        return {
+            "tokens": tokens,
+            "token_logprobs": values,
+            "top_logprobs": tops,
+            "text_offset": offsets,
+        }
+
+
+class ChatCompletion(Completion):
+    """Answers of ``/v1/chat/completions``."""
+
+    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def choice(
+        self, index: int, text: str, logprobs: Logprobs | None, finish: Finish | None
+    ) -> dict[str, Any]:
+        """One whole answer."""
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None if logprobs is None else self._logprobs(index, logprobs),
+            "finish_reason": finish,
+        }
+
+    def begin(self, index: int) -> list[dict[str, Any]]:
+        """What a stream begins with: who speaks."""
+        said = {"role": "assistant", "content": ""}
+        return [{"index": index, "delta": said, "logprobs": None, "finish_reason": None}]
+
+    def delta(self, index: int, piece: Piece, *, known: bool) -> dict[str, Any]:
+        """What a piece adds to a stream."""
+        return {
+            "index": index,
+            "delta": {"content": piece.text} if piece.text else {},
+            "logprobs": self._logprobs(index, piece.logprobs) if known else None,
+            "finish_reason": piece.finish,
+        }
+
+    def _logprobs(self, index: int, found: Logprobs) -> dict[str, Any]:
+        content = [
+            {
+                **self._named(one.token, one.logprob),
+                "top_logprobs": [self._named(*pair) for pair in one.top],
+            }
+            for one in found
+            if not isinstance(one, int)
+        ]
+        return {"content": content, "refusal": None}
+
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        word = self._word(token)
+        return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
