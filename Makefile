@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 THOROUGH := --hypothesis-profile=thorough
 TRITON := triton==3.9.0
 
-.PHONY: demo test test-slow test-slow-only test-triton lint clean
+.PHONY: demo test test-slow test-slow-only test-triton lint site clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spikellm demo
@@ -31,6 +31,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+site: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "spikellm needs Python 3.10 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "the venv module does not work here; on Debian: apt-get install python3-venv" >&2; exit 1; }
@@ -46,4 +49,4 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis dist site
