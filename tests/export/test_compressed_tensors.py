@@ -56,6 +56,42 @@ def test_reader_gives_the_same_weights(
     torch.testing.assert_close(logits, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("weights.bits=8", "activations.bits=8"),
+        ("weights.group_size=64", "activations.bits=8"),
+        ("weights.bits=2", "weights.group_size=32"),
+    ],
+)
+def test_reader_fires_the_same_codes(
+    settings: tuple[str, ...], text_file: Path, tmp_path: Path
+) -> None:
+    """In float32 the reader's dynamic quantization of a layer's input is its spikes, each layer's
+    output the same to rounding; with as good as no exceptions where a value lies between codes.
+    """
+    import transformers
+
+    model, tokenizer = spikellm.load(BUNDLED, dtype="float32")
+    spikellm.convert(
+        model, tokenizer, "rtn-w4a4", str(text_file), samples=2, seqlen=32, settings=settings
+    )
+    spikellm.save(model, tokenizer, tmp_path / "in")
+    given = ["export", str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main([*given, "--format", "compressed-tensors"]) == 0
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        found(torch.ones(1, 4, dtype=torch.long))  # at its first pass it unpacks its weights
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in spiking_linears(model).items():
+        x = torch.randn(1, 20, layer.in_features, generator=generator)
+        with torch.no_grad():
+            wanted, output = layer(x), found.get_submodule(name)(x)
+        far = (output - wanted).abs().amax(-1) > 1e-4 * wanted.abs().max()
+        assert int(far.sum()) <= 1, name
+
+
 def test_long_scales_are_rounded_and_told(text_file: Path, tmp_path: Path) -> None:
     converted(text_file, tmp_path / "in", *ALONE)
     given = ["export", str(tmp_path / "in"), str(tmp_path / "out")]
@@ -67,7 +103,9 @@ def test_long_scales_are_rounded_and_told(text_file: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("recipe", "settings", "why"),
     [
-        ("rtn-w4a4", (), "inputs are spikes"),
+        ("w4a4-t2", (), "take different ranges or numbers of steps"),
+        ("rtn-w4a4", ("activations.symmetric=true",), "the only ones that"),
+        ("rtn-w4a4", ("attention.query={bits: 8}",), "codes Q, K and V"),
         ("rtn-w4a4", (*ALONE, "weights.group_size=80"), "no multiple of the group"),
         ("rtn-w4a4", (*ALONE, "vocabulary.bits=8"), "no words for"),
         ("ternary-1.0", ("algorithm.rounds=1",), "weights are ternary"),

@@ -1,9 +1,11 @@
-"""Integer weights on inputs that are not coded as a compressed-tensors checkpoint, which vLLM,
-SGLang and the model library read.
+"""Integer weights as a compressed-tensors checkpoint, which vLLM, SGLang and the model library
+read; inputs as they are, or as spikes of one step and one range, whose thresholds are the format's
+own dynamic quantization by token: ``θ = (high − low) / (2^bits − 1)`` and a zero-point.
 
 Codes, zero-points and scales are those of the converted model: ``(code − zero)·scale`` is written
 as ``(q − z)·scale`` with ``q = code − 2^(bits−1)`` and ``z = zero − 2^(bits−1)``, packed into words
-of 32 bits by the format's own package (``pack-quantized``). Scales are in the model's type, for
+of 32 bits by the format's own package (``pack-quantized``; ``int-quantized``, a byte each, where
+inputs are coded). Scales are in the model's type, for
 that is what readers take; the record says by how much they are rounded.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -24,11 +26,15 @@ from spikellm.core.errors import RequestError
 from spikellm.core.extras import require
 from spikellm.core.files import write_atomically
 from spikellm.export.base import Source, exporters
+from spikellm.neurons.base import keeps
 from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.packing import unpack
 
-NOT_EXPRESSED = ("the recipe and the record of the conversion: the folder holds weights alone",)
+NOT_EXPRESSED = (
+    "the recipe and the record of the conversion: the folder holds weights alone",
+    "that codes are spikes: readers quantize inputs in the model's type, ties to even",
+)
 _WEIGHTS = "model.safetensors"
 
 
@@ -104,8 +110,8 @@ def _unfit(layer: SpikingLinear) -> str | None:
     """Why a layer cannot be written; None if it can."""
     layout = layer.layout()
     widths = {stop - start for start, stop in layout.weight_groups}
-    if layer.neuron is not None:
-        return "inputs are spikes, whose thresholds compressed-tensors has no words for"
+    if layer.neuron is not None and (why := _unfit_inputs(layer)) is not None:
+        return why
     if layer.format.name != "affine":
         return f"weights are {layer.format.name}, not integers with zero-points"
     if layout.order is not None or max(layout.weight_steps) > 1:
@@ -115,11 +121,53 @@ def _unfit(layer: SpikingLinear) -> str | None:
     return None
 
 
-def _scheme_of(layer: SpikingLinear) -> tuple[int, int | None]:
-    """Bits, and columns of a group; None where a row has one scale."""
+def _unfit_inputs(layer: SpikingLinear) -> str | None:
+    """Why coded inputs cannot be said in the format; None if they can."""
+    spec = layer.spec()
+    if len(spec.bounds) > 1 or spec.steps != (1,) or spec.massive is not None:
+        return "channels or tokens of the inputs take different ranges or numbers of steps"
+    if spec.thresholds != "asymmetric" or spec.threshold_source != "range" or spec.share(0) != 1:
+        return (
+            "thresholds of the inputs are not those of the whole range with a zero-point, the"
+            " only ones that compressed-tensors has words for"
+        )
+    assert spec.neuron is not None
+    if not keeps(spec.neuron, "top", "encode") or _input_bits(layer) is None:
+        return f"neuron {layer.settings.activations.neuron} has codes of its own"
+    return None
+
+
+def _input_bits(layer: SpikingLinear) -> int | None:
+    """Bits of the inputs, whose codes take all of them; None where some stay unused."""
+    top = layer.spec().tops[0]
+    return top.bit_length() if top + 1 == 1 << top.bit_length() else None
+
+
+class _Scheme(NamedTuple):
+    """Bits of weights, columns of a group (None: a row has one scale), bits of inputs that are
+    coded.
+    """
+
+    bits: int
+    width: int | None
+    inputs: int | None
+
+    @property
+    def packed(self) -> bool:
+        """Whether codes lie in words of 32 bits, not in bytes."""
+        return self.inputs is None
+
+    @property
+    def format(self) -> str:
+        """What the format calls that."""
+        return "pack-quantized" if self.packed else "int-quantized"
+
+
+def _scheme_of(layer: SpikingLinear) -> _Scheme:
     groups = layer.layout().weight_groups
-    width = groups[0][1] - groups[0][0]
-    return layer.settings.weights.bits, width if len(groups) > 1 else None
+    width = groups[0][1] - groups[0][0] if len(groups) > 1 else None
+    inputs = None if layer.neuron is None else _input_bits(layer)
+    return _Scheme(layer.settings.weights.bits, width, inputs)
 
 
 def _tensors_of(layer: SpikingLinear, dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
@@ -132,12 +180,16 @@ def _tensors_of(layer: SpikingLinear, dtype: torch.dtype) -> tuple[dict[str, Ten
     zeros = zero[:, :count].to(torch.int16) - middle
     scale = layer.weight_scale[:, :count].float()
     kept = scale.to(dtype)
+    error = float(((kept.float() - scale).abs() / scale).max())
+    if not _scheme_of(layer).packed:
+        own = {"weight": integers, "weight_zero_point": zeros}
+        return {"weight_scale": kept, **{k: v.to(torch.int8) for k, v in own.items()}}, error
     return {
         "weight_packed": pack_to_int32(integers.to(torch.int8), bits),
         "weight_scale": kept,
         "weight_zero_point": pack_to_int32(zeros.to(torch.int8), bits, packed_dim=0),
         "weight_shape": torch.tensor([layer.out_features, layer.in_features]),
-    }, float(((kept.float() - scale).abs() / scale).max())
+    }, error
 
 
 def _others(model: Any, layers: dict[str, SpikingLinear]) -> dict[str, Tensor]:
@@ -158,30 +210,37 @@ def _linear_names(model: Any) -> set[str]:
     return {name for name, one in outline.named_modules() if type(one) is nn.Linear}
 
 
-def _configuration(
-    groups: dict[tuple[int, int | None], list[str]], ignored: list[str]
-) -> dict[str, Any]:
+def _configuration(groups: dict[_Scheme, list[str]], ignored: list[str]) -> dict[str, Any]:
     """What readers go by."""
     schemes = {
         f"group_{number}": {
             "targets": ["Linear"] if len(groups) == 1 else names,
             "weights": {
-                "num_bits": bits,
+                "num_bits": scheme.bits,
                 "type": "int",
                 "symmetric": False,
-                "strategy": "channel" if width is None else "group",
-                "group_size": width,
+                "strategy": "channel" if scheme.width is None else "group",
+                "group_size": scheme.width,
                 "dynamic": False,
             },
-            "input_activations": None,
+            "input_activations": None
+            if scheme.inputs is None
+            else {
+                "num_bits": scheme.inputs,
+                "type": "int",
+                "symmetric": False,
+                "strategy": "token",
+                "dynamic": True,
+            },
             "output_activations": None,
-            "format": "pack-quantized",
+            "format": scheme.format,
         }
-        for number, ((bits, width), names) in enumerate(groups.items())
+        for number, (scheme, names) in enumerate(groups.items())
     }
+    formats = {scheme.format for scheme in groups}
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": schemes,
         "ignore": ignored,
