@@ -137,9 +137,8 @@ def test_another_format(
     counts: str, converted_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "--help"]) == 0
-    assert "One of: compressed-tensors, counts, gguf, nir." in " ".join(
-        capsys.readouterr().out.split()
-    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "One of: compressed-tensors, counts, gguf, nir." in said
     result = export(str(converted_folder), tmp_path / "out", counts)
     assert result["files"] == [{"file": "count"}]
     assert (tmp_path / "out" / "count").read_text() == "35"

@@ -22,9 +22,8 @@ def changed(**changes: Any) -> Any:
     data["model"] |= changes.pop("model", {})
     data["added_tokens"][1] |= changes.pop("added", {})
     backend = Tokenizer.from_str(json.dumps({**data, **changes}))
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>"
-    )
+    ends = {"bos_token": "<s>", "eos_token": "</s>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **ends)
 
 
 def written(tokenizer: Any, folder: Path, size: int = SIZE) -> tuple[str | None, dict[str, Any]]:

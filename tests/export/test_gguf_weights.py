@@ -27,6 +27,8 @@ REAL = os.environ.get("SPIKELLM_LLAMA_BENCH") or shutil.which("llama-bench")
 ALONE = ("activations.bits=16",)
 EXACT = (*ALONE, "weights.scale_bits=16")
 SYMMETRIC = (*EXACT, "weights.symmetric=true")
+TERNARY = ("algorithm.rounds=1", "weights.scale_bits=16")
+CODED = "attention={query: {bits: 8}, key: {bits: 8}, value: {bits: 8}}"
 
 
 def converted(
@@ -88,7 +90,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
         (EXACT, "rtn-w4a4", {"q5_0": 14}),
         ((*SYMMETRIC, "weights.bits=8"), "rtn-w4a4", {"q8_0": 14}),
         (
-            ("algorithm.rounds=1", "weights.scale_bits=16", "weights.group_size=256"),
+            (*TERNARY, "weights.group_size=256"),
             "ternary-1.0",
             {"q4_0": 12, "tq2_0": 2},
         ),
@@ -113,8 +115,8 @@ def test_reader_gives_the_same_weights(
     layers = spiking_linears(model)
     for name, weight in found.state_dict().items():
         layer = layers.get(name.removesuffix(".weight"))
-        own = model.state_dict().get(name) if layer is None else layer.dense_weight()
-        assert own is not None and same_bits(weight, own), name
+        own = model.state_dict()[name] if layer is None else layer.dense_weight()
+        assert same_bits(weight, own), name
     text = "def f(x):\n    return 12345 * x  # é</s>"
     assert tokenizer(text).input_ids == spikellm.load(BUNDLED)[1](text).input_ids
 
@@ -184,18 +186,10 @@ def test_tokenizer_that_has_no_words_is_told(
         ((*EXACT, "weights.group_size=48"), "rtn-w4a4", "within one of GGUF's blocks of 32"),
         ((*EXACT, "weights.bits=8"), "rtn-w4a4", "convert with --set weights.symmetric=true"),
         ((*SYMMETRIC, "vocabulary.bits=8"), "rtn-w4a4", "no words for"),
-        (
-            (*SYMMETRIC, "attention={query: {bits: 8}, key: {bits: 8}, value: {bits: 8}}"),
-            "rtn-w4a4",
-            "codes Q, K and V as spikes",
-        ),
+        ((*SYMMETRIC, CODED), "rtn-w4a4", "codes Q, K and V as spikes"),
         ((*SYMMETRIC, "transforms=[online-rotation]"), "rtn-w4a4", "has a Rotat"),
         ((*SYMMETRIC, "transforms=[value-centering]"), "rtn-w4a4", "a bias that its family lacks"),
-        (
-            ("algorithm.rounds=1", "weights.scale_bits=16"),
-            "ternary-1.4",
-            "different numbers of steps",
-        ),
+        (TERNARY, "ternary-1.4", "different numbers of steps"),
         ((), "pbllm-80", "weights are partly-binary"),
     ],
 )
@@ -263,7 +257,7 @@ def test_wrong_requests(
         ((*SYMMETRIC, "weights.group_size=32"), "rtn-w4a4"),
         (EXACT, "rtn-w4a4"),
         ((*SYMMETRIC, "weights.bits=8"), "rtn-w4a4"),
-        (("algorithm.rounds=1", "weights.scale_bits=16"), "ternary-1.0"),
+        (TERNARY, "ternary-1.0"),
     ],
 )
 def test_real_program(

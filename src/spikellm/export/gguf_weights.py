@@ -140,11 +140,11 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def _keys(state: dict[str, Tensor], layers: dict[str, SpikingLinear]) -> list[str]:
     """Names of tensors, those of converted layers as if they were not."""
-    found = {}
+    found = []
     for key in state:
         owner, _, part = key.rpartition(".")
-        found[f"{owner}.weight" if owner in layers and part != "bias" else key] = None
-    return list(found)
+        found.append(f"{owner}.weight" if owner in layers and part != "bias" else key)
+    return list(dict.fromkeys(found))
 
 
 def _blocks(layer: SpikingLinear, kind: str, place: Place) -> Entry:
