@@ -1,8 +1,8 @@
-"""Models that are not converted as GGUF files, which llama.cpp reads: to time it beside this
-package.
+"""Models as GGUF files, which llama.cpp reads; and those that are not converted, to time it beside
+this package.
 
-Weights are quantized value by value, without calibration: a file for speed, not for accuracy. It
-holds no tokenizer.
+Weights of these are quantized value by value, without calibration: a file for speed, not for
+accuracy. It holds no tokenizer.
 """
 
 from __future__ import annotations

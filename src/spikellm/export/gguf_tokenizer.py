@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from spikellm.models.families import GGUF_BYTE_PAIRS, GGUF_DIGITS, GGUF_WHOLE_WORDS
+
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,11 +25,9 @@ def _splitting(expression: str) -> list[dict[str, Any]]:
 _PARTS = {
     "gpt-2": [{**_BYTES, "use_regex": True}],
     "smollm": [_DIGITS, {**_BYTES, "use_regex": True}],
-    "llama-bpe": _splitting(_WORDS % "{1,3}"),
-    "qwen2": _splitting(_WORDS % ""),
+    **{name: _splitting(_WORDS % digits) for name, digits in GGUF_DIGITS.items()},
 }
 """Parts of pre-tokenizers by the names that llama.cpp has for them (``tokenizer.ggml.pre``)."""
-_WHOLE = frozenset({"llama-bpe"})  # llama.cpp looks up whole words before it merges
 _TYPES = {"normal": 1, "control": 3, "user": 4, "unused": 5}
 _NONE: tuple[Any, ...] = (None, "")
 
@@ -52,7 +52,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, size: int) -> str | None:
     names |= {number: one["content"] for number, one in added.items()}
     types = dict.fromkeys(names, _TYPES["normal"])
     types |= {at: _TYPES["control" if one["special"] else "user"] for at, one in added.items()}
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(GGUF_BYTE_PAIRS)
     writer.add_tokenizer_pre(_pre_of(data))
     writer.add_token_list([names.get(number, f"[PAD{number}]") for number in range(size)])
     writer.add_token_types([types.get(number, _TYPES["unused"]) for number in range(size)])
@@ -81,7 +81,7 @@ def _unfit(data: dict[str, Any], tokenizer: Any, size: int) -> str | None:
     pre = _pre_of(data)
     if pre is None:
         return "llama.cpp is not known to split text into words as it does"
-    if bool(model.get("ignore_merges")) != (pre in _WHOLE):
+    if bool(model.get("ignore_merges")) != (pre in GGUF_WHOLE_WORDS):
         return "llama.cpp looks up whole words where it does not, or the other way round"
     if data["normalizer"] not in (None, {"type": "NFC"}):
         return f"it changes text before it splits it ({data['normalizer']['type']})"
