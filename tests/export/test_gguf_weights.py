@@ -153,6 +153,22 @@ def test_families(kind: str, text_file: Path, tmp_path: Path) -> None:
                 assert same_bits(torch.from_numpy(bias.data.copy()), layer.bias)
 
 
+def test_scaled_rotary_frequencies_are_in_the_file(text_file: Path, tmp_path: Path) -> None:
+    scaled = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    model = family("llama", rope_parameters=scaled)
+    converted(text_file, tmp_path / "in", *SYMMETRIC, model=model)
+    assert export(tmp_path) == 0
+    tensors = {one.name: one for one in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    assert tensors["rope_freqs.weight"].data.max() > 1
+
+
 def test_fused_transforms_are_in_the_weights(
     text_file: Path, tmp_path: Path, tokens: torch.Tensor
 ) -> None:
