@@ -69,7 +69,7 @@ def test_layers_behind_rotations_have_their_family_s_names(text_file: Path, tmp_
         (
             "converted",
             ["--format", "nri"],
-            "unknown format 'nri', did you mean 'nir'? (valid: compressed-tensors, nir",
+            "unknown format 'nri', did you mean 'nir'? (valid: compressed-tensors, gguf, nir",
         ),
         ("converted", ["--format", "nir", "--layer", "down"], "unknown layer 'down'"),
         ("bundled", ["--format", "nir"], "no layer codes its inputs as spikes"),
@@ -137,7 +137,8 @@ def test_another_format(
     counts: str, converted_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "--help"]) == 0
-    assert "One of: compressed-tensors, counts, nir." in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "One of: compressed-tensors, counts, gguf, nir." in said
     result = export(str(converted_folder), tmp_path / "out", counts)
     assert result["files"] == [{"file": "count"}]
     assert (tmp_path / "out" / "count").read_text() == "35"

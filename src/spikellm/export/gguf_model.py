@@ -1,16 +1,16 @@
-"""Models that are not converted as GGUF files, which llama.cpp reads: to time it beside this
-package.
+"""Models as GGUF files, which llama.cpp reads; and those that are not converted, to time it beside
+this package.
 
-Weights are quantized value by value, without calibration: a file for speed, not for accuracy. It
-holds no tokenizer.
+Weights of these are quantized value by value, without calibration: a file for speed, not for
+accuracy. It holds no tokenizer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +35,36 @@ from spikellm.models.families import (
     longest_window,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+
 _VOCABULARY = ("token_embd.", "output.")
+_FACTORS = "rope_freqs.weight"
 _QUANTIZATION_VERSION = 2
+
+
+class Entry(NamedTuple):
+    """A tensor of a file: its shape, its type there, and what makes its blocks."""
+
+    shape: torch.Size
+    kind: str
+    blocks: Callable[[], np.ndarray[Any, Any]]
+
+
+class Place(NamedTuple):
+    """Where a tensor of a model goes in a file.
+
+    Attributes:
+        heads: heads of which llama.cpp has the rows in another order (:func:`adjacent_pairs`); None
+            where it has the same.
+    """
+
+    name: str
+    heads: int | None
+
+    def ordered(self, rows: Tensor) -> Tensor:
+        """Rows in llama.cpp's order."""
+        return rows if self.heads is None else adjacent_pairs(rows, self.heads)
 
 
 def write_gguf(model: Any, path: Path, types: FileTypes) -> dict[str, int]:
@@ -55,46 +83,62 @@ def write_gguf(model: Any, path: Path, types: FileTypes) -> dict[str, int]:
         UnsupportedModelError: llama.cpp would not run the model as it is; says what differs.
         SpikeLLMError: the file system refused.
     """
-    gguf = require_gguf()
     require_types(types)
-    family = _family_of(model)
-    tensors = dict(_named(model, family))
-    kinds = {
-        name: fitting_type(_wanted(name, types), value.shape[-1]) if value.dim() > 1 else "f32"
-        for name, value in tensors.items()
-    }
-    writer = gguf.GGUFWriter(None, family.architecture)
-    _describe(writer, model, types)
-    for name, value in tensors.items():
-        writer.add_tensor_info(
-            name,
-            value.shape,
-            None,
-            stored_bytes(kinds[name], value.shape),
-            gguf.GGMLQuantizationType[kinds[name].upper()],
-        )
+    if spike_config(model) is not None:
+        raise RequestError("a converted model has no GGUF file; give the original")
+    family = family_of(model)
+    kinds, entries = Counter[str](), {}
+    for name, value in _named(model, family):
+        kind = "f32"
+        if value.dim() > 1:
+            kind = fitting_type(_wanted(name, types), value.shape[-1])
+            kinds[kind] += 1
+        entries[name] = entry_of(value, kind)
+    writer = described(model, family, types.layers)
+    writer.add_tokenizer_model("no_vocab")
+    write_entries(writer, entries, path)
+    return dict(kinds)
+
+
+def entry_of(value: Tensor, kind: str) -> Entry:
+    """A tensor that the package quantizes to a type that fits it."""
+    return Entry(value.shape, kind, lambda: quantized(value, kind))
+
+
+def write_entries(writer: Any, entries: dict[str, Entry], path: Path) -> None:
+    """Write a file that has its metadata, one tensor in memory at a time.
+
+    Raises:
+        SpikeLLMError: the file system refused.
+    """
+    gguf = require_gguf()
+    for name, (shape, kind, _) in entries.items():
+        own = gguf.GGMLQuantizationType[kind.upper()]
+        writer.add_tensor_info(name, shape, None, stored_bytes(kind, shape), own)
 
     def write(temporary: Path) -> None:
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, value in tensors.items():  # one at a time, so that one alone is in memory twice
-            writer.write_tensor_data(quantized(value, kinds[name]))
+        for entry in entries.values():
+            writer.write_tensor_data(entry.blocks())
         writer.close()
 
     write_atomically(path, write)
-    return dict(Counter(kind for kind in kinds.values() if kind != "f32"))
 
 
 def _wanted(name: str, types: FileTypes) -> str:
     return types.vocabulary if name.startswith(_VOCABULARY) else types.layers
 
 
-def _family_of(model: Any) -> GgufFamily:
-    """How llama.cpp calls and reads the family of a model."""
+def family_of(model: Any) -> GgufFamily:
+    """How llama.cpp calls and reads the family of a model.
+
+    Raises:
+        UnsupportedModelError: its tensors are not known to have one counterpart each, or it
+            computes something else there.
+    """
     config = model.config
-    if spike_config(model) is not None:
-        raise RequestError("a converted model has no GGUF file; give the original")
     if config.model_type not in GGUF_FAMILIES:
         raise UnsupportedModelError(
             f"no GGUF file of {type(model).__name__}: its tensors are not mapped one to one"
@@ -110,6 +154,18 @@ def _family_of(model: Any) -> GgufFamily:
 
 def _named(model: Any, family: GgufFamily) -> Iterator[tuple[str, Tensor]]:
     """Tensors under the names of GGUF, rows of queries and keys in llama.cpp's order."""
+    state = model.state_dict()
+    for key, place in places(model, family, state).items():
+        yield place.name, place.ordered(state[key])
+    yield from factors_of(model, family).items()
+
+
+def places(model: Any, family: GgufFamily, keys: Iterable[str]) -> dict[str, Place]:
+    """Where tensors of a model go, by their names in it; a tied output projection goes nowhere.
+
+    Raises:
+        UnsupportedModelError: one of them has no name in such files.
+    """
     gguf = require_gguf()
     config = model.config
     architecture = gguf.MODEL_ARCH[family.architecture.upper()]
@@ -120,7 +176,8 @@ def _named(model: Any, family: GgufFamily) -> Iterator[tuple[str, Tensor]]:
     turned = {".attn_q.": config.num_attention_heads, ".attn_k.": config.num_key_value_heads}
     if not family.pairs_adjacent:
         turned = {}
-    for key, value in model.state_dict().items():
+    found = {}
+    for key in keys:
         if key in left_out:
             continue
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
@@ -129,15 +186,25 @@ def _named(model: Any, family: GgufFamily) -> Iterator[tuple[str, Tensor]]:
                 f"no GGUF file of {type(model).__name__}: its tensor {key} has no name there"
             )
         heads = next((count for part, count in turned.items() if part in name), None)
-        yield name, value if heads is None else adjacent_pairs(value, heads)
+        found[key] = Place(name, heads)
+    return found
+
+
+def factors_of(model: Any, family: GgufFamily) -> dict[str, Tensor]:
+    """The tensor of factors of rotary frequencies; none where they are plain.
+
+    Raises:
+        UnsupportedModelError: llama.cpp would rotate by other frequencies.
+    """
     factors = _frequency_factors(model)
-    if factors is not None:
-        if not family.frequency_factors:
-            raise UnsupportedModelError(
-                f"no GGUF file of {type(model).__name__} with scaled rotary frequencies: llama.cpp"
-                " reads none in this family"
-            )
-        yield "rope_freqs.weight", factors
+    if factors is None:
+        return {}
+    if not family.frequency_factors:
+        raise UnsupportedModelError(
+            f"no GGUF file of {type(model).__name__} with scaled rotary frequencies: llama.cpp"
+            " reads none in this family"
+        )
+    return {_FACTORS: factors}
 
 
 def adjacent_pairs(rows: Tensor, heads: int) -> Tensor:
@@ -175,12 +242,15 @@ def head_channels(config: Any) -> int:
     return int(own or config.hidden_size // config.num_attention_heads)
 
 
-def _describe(writer: Any, model: Any, types: FileTypes) -> None:
-    """Metadata of the file. Layers with a window see all tokens in llama.cpp, so the context ends
-    with it.
+def described(model: Any, family: GgufFamily, kind: str) -> Any:
+    """A writer with the metadata of the file but for its tokenizer. Layers with a window see all
+    tokens in llama.cpp, so the context ends with it.
+
+    Args:
+        kind: type of most layers.
     """
     gguf = require_gguf()
-    config = model.config
+    writer, config = gguf.GGUFWriter(None, family.architecture), model.config
     channels = head_channels(config)
     longest = longest_window(config)
     window = getattr(config, "sliding_window", None)
@@ -200,6 +270,6 @@ def _describe(writer: Any, model: Any, types: FileTypes) -> None:
     writer.add_rope_dimension_count(channels)
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{types.layers.upper()}"])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(_QUANTIZATION_VERSION)
-    writer.add_tokenizer_model("no_vocab")
+    return writer

@@ -283,3 +283,11 @@ GGUF_FAMILIES = {
     "qwen3": GgufFamily("qwen3"),
 }
 """By ``model_type`` of the model library's configuration."""
+GGUF_BYTE_PAIRS = "gpt2"
+"""llama.cpp's name for tokenizers of byte pairs."""
+GGUF_DIGITS = {"llama-bpe": "{1,3}", "qwen2": ""}
+"""Its names for ways to split text that differ in how many digits stay together, as a quantifier of
+a regular expression.
+"""
+GGUF_WHOLE_WORDS = frozenset({"llama-bpe"})
+"""Those where it looks up whole words before it merges pairs."""
