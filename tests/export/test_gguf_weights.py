@@ -17,7 +17,7 @@ import transformers
 import spikellm
 from conftest import BUNDLED, first_blocks
 from spikellm.__main__ import main
-from spikellm.core.errors import DependencyError
+from spikellm.core.errors import DependencyError, UnsupportedModelError
 from spikellm.export.gguf_model import adjacent_pairs
 from spikellm.nn.execution import spiking_linears
 
@@ -167,6 +167,8 @@ def test_scaled_rotary_frequencies_are_in_the_file(text_file: Path, tmp_path: Pa
     assert export(tmp_path) == 0
     tensors = {one.name: one for one in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
     assert tensors["rope_freqs.weight"].data.max() > 1
+    with pytest.raises(UnsupportedModelError, match="scales rotary frequencies"):
+        spikellm.load(tmp_path / "out" / "model.gguf")  # the library would leave them out
 
 
 def test_fused_transforms_are_in_the_weights(

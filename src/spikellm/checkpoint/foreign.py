@@ -16,6 +16,7 @@ from spikellm.core.extras import require
 from spikellm.core.files import exists
 
 _MAGIC = b"GGUF"
+_FREQUENCIES = "rope_freqs.weight"
 _TOKENIZER = "tokenizer.ggml.model"
 _AS_SAVED = {0: torch.float32, 1: torch.float16}  # by the file's type; others are quantized
 _DEQUANTIZED = {
@@ -49,17 +50,25 @@ def check_gguf(path: Path) -> torch.dtype:
     Raises:
         DependencyError: the package that reads such files is not installed.
         CheckpointError: it is damaged, or no GGUF file.
+        UnsupportedModelError: it scales rotary frequencies by a tensor, which the model library
+            leaves out.
     """
     gguf = require("GGUF files", "gguf", "gguf")
     try:
         reader = gguf.GGUFReader(path)
         known = {name: reader.get_field(name) for name in ("general.file_type", _TOKENIZER)}
         kind, vocabulary = (field and field.contents() for field in known.values())
+        scaled = any(tensor.name == _FREQUENCIES for tensor in reader.tensors)
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{path} cannot be read as a GGUF file ({reason}); fetch it again"
         ) from None
+    if scaled:
+        raise UnsupportedModelError(
+            f"{path} scales rotary frequencies ({_FREQUENCIES}), which the model library does not"
+            " read from GGUF files; give the folder that the file was made from"
+        )
     if vocabulary in (None, "no_vocab"):
         raise CheckpointError(f"{path} holds no tokenizer; give a GGUF file that has one")
     return _AS_SAVED.get(-1 if kind is None else int(kind), torch.bfloat16)
