@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from spikellm.profiling.plots.canvas import INK, MUTED, SERIES, axes, inline_svg
+from spikellm.profiling.plots.canvas import INK, MUTED, SERIES, axes, inline_svg, legend
 from spikellm.profiling.plots.grid import Grid, Scale, draw_grid, make_grid, place_of
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.plots.spikes import draw_raster
@@ -75,7 +75,7 @@ def firing_distribution(report: Report) -> Picture | None:
             axis.plot([median], [height], marker="|", markersize=11, color=INK)
         axis.set_yticks(range(len(spread)), list(spread))
         axis.invert_yaxis()
-        axis.set_xlim(0, 1)
+        axis.set_xlim(0, min(1.0, 1.05 * max(most for *_, most in spread.values()) or 1.0))
         axis.set_xlabel("firing rate of a channel")
         svg = inline_svg(figure, "spread", title, words)
     return Picture(
@@ -100,15 +100,15 @@ def raster(report: Report) -> Picture | None:
     )
     with axes(height=3.0) as (figure, axis):
         draw_raster(axis, planes, sample.salient)
-        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+        legend(figure)
         svg = inline_svg(figure, "raster", title, words)
     return Picture(
         "raster",
         title,
         words,
         svg,
-        "Binary execution of one token: a mark is a spike. spikellm trace shows that"
-        " their sums are the merged integers.",
+        "Binary execution of one token: a mark is a spike, in other colours where the channel is"
+        " salient. spikellm trace shows that their sums are the merged integers.",
     )
 
 
