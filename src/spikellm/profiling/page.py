@@ -57,6 +57,7 @@ def render(report: Report) -> str:
     import jinja2
 
     from spikellm.profiling.plots.canvas import DARK, LIGHT, css_of
+    from spikellm.profiling.plots.layer_spikes import MARKS, layer_map, targets
     from spikellm.profiling.plots.overview import pictures
 
     template = (resources.files("spikellm.profiling") / "page.html").read_text("utf-8")
@@ -72,10 +73,15 @@ def render(report: Report) -> str:
         tiles=figures(report),
         pictures=pictures(report),
         beside=sheets.beside(report),
+        extra=sheets.extra_steps(report),
+        massive=sheets.massive(report),
         operations=sheets.operations(report),
         modes=sheets.modes(report),
         energies=sheets.energies(report),
         layers=sheets.layers(report),
+        spikes=layer_map(report),
+        marks=MARKS,
+        targets=targets(report),
         omitted=OMITTED,
         limits=LIMITS,
         version=__version__,

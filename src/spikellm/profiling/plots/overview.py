@@ -9,6 +9,7 @@ from spikellm.profiling.plots.firing import (
     raster,
     steps_by_layer,
 )
+from spikellm.profiling.plots.massive import massive
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.plots.salient import channels
 from spikellm.profiling.plots.training import training
@@ -19,6 +20,7 @@ _DRAWN = (
     energy,
     steps_by_layer,
     channels,
+    massive,
     firing_by_layer,
     firing_distribution,
     raster,
