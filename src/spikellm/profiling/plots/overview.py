@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spikellm.profiling.plots.beside import published
 from spikellm.profiling.plots.cost import accuracy, energy, error_by_block, sizes
 from spikellm.profiling.plots.firing import (
     firing_by_layer,
@@ -18,6 +19,7 @@ from spikellm.profiling.report import Report
 _DRAWN = (
     accuracy,
     energy,
+    published,
     steps_by_layer,
     channels,
     massive,
