@@ -25,7 +25,7 @@ def png_address(pixels: Tensor, colors: Sequence[str]) -> str:
         (b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)),
         (b"PLTE", palette),
         (b"tRNS", b"\0"),
-        (b"IDAT", zlib.compress(filtered.contiguous().numpy().tobytes(), 9)),
+        (b"IDAT", zlib.compress(filtered.contiguous().numpy().tobytes(), 6)),
         (b"IEND", b""),
     )
     whole = b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in parts)
