@@ -47,25 +47,29 @@ class Published(NamedTuple):
         return least, most
 
 
-_LLAMA = 5.47  # Llama 2 7B
+_ORIGINAL = 5.47  # perplexity of LLaMA2-7B
 _PAPER = "arXiv 2407.04752"
-MODEL = "Llama 2 7B, WikiText-2"
+MODEL = "LLaMA2-7B, WikiText-2"
 PUBLISHED = (
-    Published("OmniQuant", "W4A4", (4, 4), (1.0, 1.0), 15.25, _LLAMA, _PAPER),
-    Published("SpikeLLM", "W4A4", (4, 4), (1.1, 1.15), 11.36, _LLAMA, _PAPER, spikes=True),
-    Published("SpikeLLM", "W2A8", (2, 8), (1.05, 1.15), 22.13, _LLAMA, _PAPER, spikes=True),
-    Published("QuaRot", "W4A4", (4, 4), (1.0, 1.0), 6.1, _LLAMA, "arXiv 2404.00456", exact=False),
+    Published("OmniQuant", "W4A4", (4, 4), (1.0, 1.0), 15.25, _ORIGINAL, _PAPER),
+    Published("SpikeLLM", "W4A4", (4, 4), (1.1, 1.15), 11.36, _ORIGINAL, _PAPER, spikes=True),
+    Published("SpikeLLM", "W2A8", (2, 8), (1.05, 1.15), 22.13, _ORIGINAL, _PAPER, spikes=True),
+    Published(
+        "QuaRot", "W4A4", (4, 4), (1.0, 1.0), 6.1, _ORIGINAL, "arXiv 2404.00456", exact=False
+    ),
     Published(
         "SpinQuant",
         "W4A4",
         (4, 4),
         (1.0, 1.0),
         5.9,
-        _LLAMA,
+        _ORIGINAL,
         "arXiv 2405.16406",
         exact=False,
     ),
-    Published("EfficientQAT", "W2A16", (2, 16), (1.0, 1.0), 6.86, _LLAMA, "README of EfficientQAT"),
+    Published(
+        "EfficientQAT", "W2A16", (2, 16), (1.0, 1.0), 6.86, _ORIGINAL, "README of EfficientQAT"
+    ),
 )
 CAUTION = (
     "Published figures are as reported, not measured here, of another model, in other windows of"
