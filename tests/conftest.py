@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,21 @@ def converted_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) 
     model, tokenizer = spikellm.load(BUNDLED)
     spikellm.convert(model, tokenizer, "w4a4-t2", str(text_file), samples=2, seqlen=64)
     return spikellm.save(model, tokenizer, tmp_path_factory.mktemp("converted") / "w4a4-t2")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A Chromium that shows no window."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((found for name in names if (found := shutil.which(name))), None)
+    if found is None and not os.environ.get("CI"):
+        pytest.skip("no Chromium on this machine; on Debian: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture

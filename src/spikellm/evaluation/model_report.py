@@ -17,8 +17,11 @@ from spikellm.data.windows import window_length
 from spikellm.evaluation.perplexity import perplexity_of_windows, text_windows
 from spikellm.profiling.energy import check_rows
 from spikellm.profiling.energy_table import load_table
+from spikellm.profiling.massive import most_massive
 from spikellm.profiling.measurement import Pricing, make_report, measure_beside
 from spikellm.profiling.report import Beside, Origin, Report, Text
+
+_MASSIVE = 12  # tokens with extra steps that a report names
 
 
 class ReportOptions(TypedDict, total=False):
@@ -83,4 +86,8 @@ def report(
     started = bos_token(tokenizer, bos) is not None
     measured = Text(Path(text).name, windows.shape[0], length, value, started)
     found = make_report(model, name, windows, measured, pricing, origin)
-    return replace(found, beside=tuple(rows))
+    massive = (
+        token._replace(text=tokenizer.decode([int(windows[token.window, token.position])]))
+        for token in most_massive(found.extra, _MASSIVE)
+    )
+    return replace(found, beside=tuple(rows), massive=tuple(massive))

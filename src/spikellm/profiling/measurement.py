@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from spikellm.models.summary import ModelSummary, summarize
 from spikellm.nn.execution import spiking_linears
-from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import layer_name
 from spikellm.profiling.counts import Counts
 from spikellm.profiling.energy import PRODUCTS, energies
 from spikellm.profiling.energy_table import EnergyTable
+from spikellm.profiling.glimpse import glimpses
+from spikellm.profiling.massive import extra_steps
 from spikellm.profiling.operations import count_operations
-from spikellm.profiling.population import Population, layer_population
 from spikellm.profiling.report import Beside, Origin, Report, Text
 
 _DRAWN = 32  # tokens that are run for a picture of spikes, of which the last one is drawn
@@ -62,7 +61,8 @@ def make_report(
         table=pricing.table,
         steps={short: layer.channel_steps.cpu() for short, layer in coding.items()},
         own_range={short: (layer.channel_group >= 2).cpu() for short, layer in coding.items()},
-        sample=_sample(model, coding, windows),
+        glimpses=glimpses(model, coding, windows[:1, :_DRAWN]) if coding else {},
+        extra=extra_steps(model, windows),
         origin=origin,
         without=pricing.without,
     )
@@ -91,22 +91,6 @@ def measure_beside(
         energy,
         summary.total_bytes,
     )
-
-
-def _sample(
-    model: nn.Module, coding: dict[str, SpikingLinear], windows: Tensor
-) -> Population | None:
-    if not coding:
-        return None
-    name = list(coding)[len(coding) // 2]
-    seen: list[Tensor] = []
-    handle = coding[name].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
-        with torch.no_grad():
-            model(windows[:1, :_DRAWN].to(next(model.parameters()).device), use_cache=False)
-    finally:
-        handle.remove()
-    return layer_population(name, coding[name], seen[0])
 
 
 def _prefill(model: nn.Module, windows: Tensor) -> Counts:

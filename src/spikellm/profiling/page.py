@@ -6,7 +6,7 @@ from importlib import resources
 
 from spikellm.core.extras import require
 from spikellm.core.version import __version__
-from spikellm.profiling import sheets
+from spikellm.profiling import comparison, sheets
 from spikellm.profiling.energy import OMITTED
 from spikellm.profiling.report import Report
 
@@ -57,6 +57,7 @@ def render(report: Report) -> str:
     import jinja2
 
     from spikellm.profiling.plots.canvas import DARK, LIGHT, css_of
+    from spikellm.profiling.plots.layer_spikes import MARKS, layer_map, targets
     from spikellm.profiling.plots.overview import pictures
 
     template = (resources.files("spikellm.profiling") / "page.html").read_text("utf-8")
@@ -72,10 +73,16 @@ def render(report: Report) -> str:
         tiles=figures(report),
         pictures=pictures(report),
         beside=sheets.beside(report),
+        published=comparison.sheet(report) if comparison.converted(report) else None,
+        extra=sheets.extra_steps(report),
+        massive=sheets.massive(report),
         operations=sheets.operations(report),
         modes=sheets.modes(report),
         energies=sheets.energies(report),
         layers=sheets.layers(report),
+        spikes=layer_map(report),
+        marks=MARKS,
+        targets=targets(report),
         omitted=OMITTED,
         limits=LIMITS,
         version=__version__,
@@ -91,7 +98,7 @@ def verdict(report: Report) -> str:
         f"{report.ace / report.dense_ace:.3f} of the original's arithmetic effort and {size} of its"
         " bytes in the converted layers"
     )
-    original = next((row for row in report.beside if not row.converted), None)
+    original = comparison.original_of(report)
     lost = (
         ""
         if original is None

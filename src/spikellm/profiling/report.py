@@ -17,7 +17,8 @@ from spikellm.models.summary import ModelSummary
 from spikellm.profiling.counts import EXECUTION_MODES, Counts, Operations
 from spikellm.profiling.energy import OMITTED, Energy
 from spikellm.profiling.energy_table import EnergyTable
-from spikellm.profiling.population import Population
+from spikellm.profiling.glimpse import Glimpse
+from spikellm.profiling.massive import ExtraSteps, MassiveToken
 from spikellm.profiling.report_data import firing_data, layer_data, operations_data, work_data
 from spikellm.profiling.work import ROWS
 from spikellm.recipe import Recipe
@@ -83,8 +84,10 @@ class Report:
         steps: T of every input channel of converted layers that code their inputs, uint8 ``(in,)``
             each, channels in their own order.
         own_range: the channels that have a range of their own, bool ``(in,)``.
-        sample: spikes of one layer in the middle of the model on a few tokens, to be drawn; None
-            where nothing is coded.
+        glimpses: spikes on a few tokens, to be drawn, of everything that is coded, see
+            :func:`spikellm.profiling.glimpse.glimpses`.
+        extra: tokens that take more steps, by input, where a model tells such apart.
+        massive: those of them that do in most inputs.
         origin: how it was converted; None for an original.
         beside: other models on the same text.
     """
@@ -98,8 +101,10 @@ class Report:
     table: EnergyTable
     steps: dict[str, Tensor]
     own_range: dict[str, Tensor]
-    sample: Population | None
+    glimpses: dict[str, Glimpse]
+    extra: dict[str, ExtraSteps]
     origin: Origin | None
+    massive: tuple[MassiveToken, ...] = ()
     beside: tuple[Beside, ...] = ()
     without: tuple[str, ...] = ()
 
@@ -188,6 +193,7 @@ class Report:
                 for name, entry in self.prefill.layers.items()
             ],
             "firing": {name: firing_data(firing) for name, firing in self.prefill.firing.items()},
+            "extra_steps": {name: extra.to_data() for name, extra in self.extra.items()},
             "energy_table": {
                 "name": self.table.name,
                 "source": self.table.source,

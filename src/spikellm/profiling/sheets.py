@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from spikellm.profiling.counts import EXECUTION_MODES, Operations
+from spikellm.profiling.massive import ExtraSteps
+from spikellm.profiling.plots.grid import place_of
 from spikellm.profiling.report import PART_NAMES, PARTS, Report
 
 UNKNOWN = "not known"
@@ -73,7 +75,8 @@ def beside(report: Report) -> Sheet:
 
 def operations(report: Report) -> Sheet:
     """Operations by part, and token by token."""
-    columns = ["part", "multiply-accumulates", "average steps", "ACE", "of 16 bits", "additive"]
+    columns = ["part", "multiply-accumulates", "average steps", "ACE, bit operations"]
+    columns += ["ACE, of 16 bits", "additive"]
     rows = [
         _operation_row(PART_NAMES[part], report.part(part))
         for part in PARTS
@@ -99,7 +102,7 @@ def _operation_row(name: str, entry: Operations) -> list[str]:
         count(entry.macs),
         f"{entry.average_steps:.3f}",
         count(entry.ace),
-        f"{share(entry.ace, entry.dense_ace)}×",
+        f"{share(entry.ace, entry.dense_ace)}{'×' if entry.dense_ace else ''}",
         f"{entry.additive_share:.1%}",
     ]
 
@@ -199,4 +202,57 @@ def layers(report: Report) -> Sheet:
         columns,
         rows,
         "Attention stands as its two products: scores (Q and K) and values (probabilities and V).",
+    )
+
+
+def extra_steps(report: Report) -> Sheet:
+    """Inputs in which tokens take more steps, a row a kind of layer."""
+    columns = ["input", "blocks", "steps of such a token", "share at calibration", "share here"]
+    columns += ["first of their window", "most in one block"]
+    kinds: dict[str, list[ExtraSteps]] = {}
+    for name, extra in report.extra.items():
+        place = place_of(name)
+        kinds.setdefault(name if place is None else place.row, []).append(extra)
+    rows = []
+    for kind, members in kinds.items():
+        known = [extra.calibrated for extra in members if extra.calibrated is not None]
+        found = sum(len(extra.found) for extra in members)
+        first = sum(extra.first for extra in members)
+        rows.append(
+            [
+                kind,
+                str(len(members)),
+                str(members[0].steps),
+                f"{sum(known) / len(known):.3%}" if known else "-",
+                f"{found / max(sum(extra.tokens for extra in members), 1):.3%}",
+                f"{first} of {found}",
+                f"{max(len(extra.found) for extra in members)} of {members[0].tokens:,}",
+            ]
+        )
+    return (
+        columns,
+        rows,
+        (
+            "Tokens whose range is beyond the threshold of an input take more steps there, in every"
+            " channel; in K and V, of at least one head. Blocks: in how many some tokens were"
+            " massive at calibration."
+        ),
+    )
+
+
+def massive(report: Report) -> Sheet:
+    """Tokens that take more steps in most inputs."""
+    rows = [
+        [
+            repr(token.text),
+            f"{token.position}",
+            f"{token.window}",
+            f"{token.inputs} of {len(report.extra)}",
+        ]
+        for token in report.massive
+    ]
+    return (
+        ["token", "position in its window", "window", "inputs in which it takes more steps"],
+        rows,
+        "Positions and windows count from 0. Those first that do so in most inputs.",
     )

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from spikellm.profiling.counts import EXECUTION_MODES
-from spikellm.profiling.plots.canvas import GRID, MUTED, SERIES, axes, inline_svg, label
+from spikellm.profiling.plots.canvas import (
+    GRID,
+    MUTED,
+    SERIES,
+    SMALL,
+    axes,
+    inline_svg,
+    label,
+    legend,
+)
+from spikellm.profiling.plots.grid import block_ticks
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.report import Report
 
@@ -38,7 +48,7 @@ def accuracy(report: Report) -> Picture:
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
             axis.yaxis.set_minor_formatter(lambda value, _: "")
         axis.margins(0.2)
-        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+        legend(figure)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         label(
             axis,
@@ -105,13 +115,13 @@ def energy(report: Report) -> Picture:
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
-                fontsize=8,
+                fontsize=SMALL,
                 color=MUTED,
             )
         axis.invert_yaxis()
         axis.grid(visible=False, axis="y")
         axis.set_xlabel("µJ a token")
-        figure.legend(loc="outside upper left", ncols=3, fontsize=8)
+        legend(figure)
         svg = inline_svg(figure, "energy", title, words)
     return Picture(
         "energy",
@@ -132,7 +142,7 @@ def error_by_block(report: Report) -> Picture | None:
     with axes(height=2.2) as (figure, axis):
         axis.bar(range(len(errors)), [100 * error for error in errors], color=SERIES[0], width=0.7)
         axis.grid(visible=False, axis="x")
-        axis.set_xticks(range(0, len(errors), max(1, len(errors) // 16)))
+        axis.set_xticks(block_ticks(len(errors)))
         label(axis, "block", "squared error, %")
         svg = inline_svg(figure, "error", title, words)
     return Picture(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from spikellm.profiling.plots.canvas import INK, MUTED, SERIES, axes, inline_svg
-from spikellm.profiling.plots.grid import Grid, Scale, draw_grid, make_grid, place_of
+from spikellm.profiling.plots.canvas import INK, MUTED, SERIES, axes, inline_svg, legend
+from spikellm.profiling.plots.grid import Grid, Scale, cell_words, draw_grid, make_grid, place_of
+from spikellm.profiling.plots.layer_spikes import targets
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.plots.spikes import draw_raster
 from spikellm.profiling.report import Report
+
+_LEADS = " A cell leads to the spikes of its layer."
 
 
 def steps_by_layer(report: Report) -> Picture | None:
@@ -20,8 +23,8 @@ def steps_by_layer(report: Report) -> Picture | None:
         return None
     high = max(2.0, float(grid.values.nan_to_num(1.0).max()))
     return Picture(
-        *_draw("steps", "Average steps by layer", grid, Scale("average steps", 1.0, high)),
-        "Steps of inputs times steps of weights, mean over columns.",
+        *_draw(report, "steps", "Average steps by layer", grid, Scale("average steps", 1.0, high)),
+        "Steps of inputs times steps of weights, mean over columns." + _LEADS,
     )
 
 
@@ -35,9 +38,9 @@ def firing_by_layer(report: Report) -> Picture | None:
     if not grid.rows:
         return None
     return Picture(
-        *_draw("firing", "Firing rates by layer", grid, Scale("firing rate")),
+        *_draw(report, "firing", "Firing rates by layer", grid, Scale("firing rate")),
         "Binary spikes over the most that could fire, mean over channels and tokens. Trains as"
-        " published fire their baseline at rest; those about the baseline fire nothing.",
+        " published fire their baseline at rest; those about the baseline fire nothing." + _LEADS,
     )
 
 
@@ -75,7 +78,7 @@ def firing_distribution(report: Report) -> Picture | None:
             axis.plot([median], [height], marker="|", markersize=11, color=INK)
         axis.set_yticks(range(len(spread)), list(spread))
         axis.invert_yaxis()
-        axis.set_xlim(0, 1)
+        axis.set_xlim(0, min(1.0, 1.05 * max(most for *_, most in spread.values()) or 1.0))
         axis.set_xlabel("firing rate of a channel")
         svg = inline_svg(figure, "spread", title, words)
     return Picture(
@@ -88,32 +91,40 @@ def firing_distribution(report: Report) -> Picture | None:
 
 
 def raster(report: Report) -> Picture | None:
-    """Binary spikes of one token at the input of one layer."""
-    if (sample := report.sample) is None:
+    """Spikes of one token at the input of one layer in the middle of the model."""
+    layers = [name for name in report.glimpses if name in report.steps]
+    if not layers:
         return None
-    token = len(sample.codes) - 1
-    planes = sample.of_token(token)
-    title = f"Spikes of token {token} at {sample.name}"
+    name = layers[len(layers) // 2]
+    own = report.glimpses[name]
+    title = f"Spikes of token {own.token} at {name}"
     words = (
-        f"{int((planes != 0).sum())} binary spikes of {planes.shape[1]} channels over"
-        f" {planes.shape[0]} moments; {int(sample.salient.sum())} channels are salient"
+        f"{int((own.planes != 0).sum())} {own.form} spikes of {own.planes.shape[1]} channels over"
+        f" {own.planes.shape[0]} moments; {int(own.salient.sum())} channels are salient"
     )
     with axes(height=3.0) as (figure, axis):
-        draw_raster(axis, planes, sample.salient)
-        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+        places = range(len(own.planes))[::-1] if own.form == "phase" else ()
+        draw_raster(axis, own.planes, own.salient, places)
+        legend(figure)
         svg = inline_svg(figure, "raster", title, words)
     return Picture(
         "raster",
         title,
         words,
         svg,
-        "Binary execution of one token: a mark is a spike. spikellm trace shows that"
-        " their sums are the merged integers.",
+        f"{own.form.capitalize()} execution of one token: a mark is a spike, in other colours where"
+        " the channel is salient. All other layers stand under Spikes by layer; spikellm trace"
+        " shows that their sums are the merged integers.",
     )
 
 
-def _draw(name: str, title: str, grid: Grid, scale: Scale) -> tuple[str, str, str, str]:
-    """Name, title, description and SVG of a grid."""
+def _draw(
+    report: Report, name: str, title: str, grid: Grid, scale: Scale
+) -> tuple[str, str, str, str]:
+    """Name, title, description and SVG of a grid, whose cells lead to spikes of layers."""
+    links = {place: target for own, target in targets(report).items() if (place := place_of(own))}
     with axes(height=1.5 + 0.26 * len(grid.rows)) as (figure, axis):
         draw_grid(figure, axis, grid, scale)
-        return name, title, grid.words(), inline_svg(figure, name, title, grid.words())
+        svg = inline_svg(figure, name, title, grid.words())
+        within, _ = svg.rstrip().rsplit("</svg>", 1)
+        return name, title, grid.words(), f"{within}{cell_words(axis, grid, links)}</svg>"

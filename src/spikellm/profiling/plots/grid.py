@@ -6,15 +6,18 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from html import escape
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spikellm.profiling.plots.canvas import HEAT, INK
+from spikellm.profiling.plots.canvas import HEAT, INK, SMALL
 
 _BLOCK = re.compile(r"^(?P<before>.*?)\.(?P<block>\d+)\.(?P<layer>.+)$")
-_WRITTEN = 12  # columns that leave room for numbers in the cells
+_WRITTEN = 8  # columns that leave room for numbers in the cells
+_NUMBERED = 8  # numbers of blocks at an axis, at most
 
 
 class Place(NamedTuple):
@@ -97,13 +100,49 @@ def draw_grid(figure: Any, axis: Any, grid: Grid, scale: Scale) -> None:
     )
     axis.grid(visible=False)
     axis.set_yticks(range(len(grid.rows)), grid.rows)
-    axis.set_xticks(range(0, blocks, max(1, blocks // 16)))
+    axis.set_xticks(block_ticks(blocks))
     axis.set_xlabel("block")
     if blocks <= _WRITTEN:
         _write_numbers(axis, grid, *shown.get_clim())
     bar = figure.colorbar(shown, ax=axis, orientation="horizontal", shrink=0.7, pad=0.02, aspect=40)
     bar.set_label(scale.measure, color=INK)
     bar.outline.set_visible(False)
+
+
+def cell_words(axis: Any, grid: Grid, targets: Mapping[Place, str]) -> str:
+    """SVG to lie over a drawn grid: the words of each cell, to be seen when it is pointed at, and
+    links to where in the page a layer is shown.
+
+    Args:
+        axis: with the grid, after it was laid out.
+        targets: places in the page by place in the grid.
+    """
+    width, height = (72 * inches for inches in axis.figure.get_size_inches())
+    box = axis.get_position()
+    rows, blocks = grid.values.shape
+    wide, high = box.width * width / blocks, box.height * height / rows
+    found = []
+    for row, values in enumerate(grid.values.tolist()):
+        for block, value in enumerate(values):
+            if math.isnan(value):
+                continue
+            left, top = box.x0 * width + block * wide, (1 - box.y1) * height + row * high
+            target = targets.get(Place(block, grid.rows[row]))
+            link = f' href="#{target}" tabindex="-1"' if target else ""
+            words = escape(f"{grid.rows[row]}, block {block}: {value:.3g}")
+            found.append(
+                f"<a{link}><title>{words}</title><rect"
+                f' x="{left:.2f}" y="{top:.2f}" width="{wide:.2f}" height="{high:.2f}"'
+                ' fill="none" pointer-events="all"/></a>'
+            )
+    return "".join(found)
+
+
+def block_ticks(blocks: int) -> range:
+    """Blocks whose numbers stand at an axis, with room between them."""
+    strides = (step * 10**power for power in count() for step in (1, 2, 5))
+    stride = next(stride for stride in strides if blocks <= _NUMBERED * stride)
+    return range(0, blocks, stride)
 
 
 def _write_numbers(axis: Any, grid: Grid, floor: float, ceiling: float) -> None:
@@ -118,6 +157,6 @@ def _write_numbers(axis: Any, grid: Grid, floor: float, ceiling: float) -> None:
                 f"{value:.2f}",
                 ha="center",
                 va="center",
-                fontsize=6.5,
+                fontsize=SMALL,
                 color="#111111" if bright else "#ffffff",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spikellm.profiling.plots.beside import published
 from spikellm.profiling.plots.cost import accuracy, energy, error_by_block, sizes
 from spikellm.profiling.plots.firing import (
     firing_by_layer,
@@ -9,6 +10,7 @@ from spikellm.profiling.plots.firing import (
     raster,
     steps_by_layer,
 )
+from spikellm.profiling.plots.massive import massive
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.plots.salient import channels
 from spikellm.profiling.plots.training import training
@@ -17,8 +19,10 @@ from spikellm.profiling.report import Report
 _DRAWN = (
     accuracy,
     energy,
+    published,
     steps_by_layer,
     channels,
+    massive,
     firing_by_layer,
     firing_distribution,
     raster,

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikellm.profiling.plots.canvas import SERIES, axes, inline_svg
-from spikellm.profiling.plots.grid import place_of
+from spikellm.profiling.plots.canvas import SERIES, SMALL, axes, inline_svg, legend, strokes
+from spikellm.profiling.plots.grid import block_ticks, place_of
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.report import Report
 
 _PANELS = 6  # inputs whose channels are drawn
+_ROW, _LEAST, _MOST = 0.035, 0.7, 1.6  # inches: a block, and the rows of a panel
+_SEEN = 250  # of the width of a panel, the least that is seen
 _KINDS = (
     (1, SERIES[0], "more steps"),
     (2, SERIES[2], "a range of their own"),
@@ -34,12 +36,21 @@ def channels(report: Report) -> Picture | None:
         return None
     title = "Salient channels of each input"
     words = "; ".join(_describe(name, marks) for name, marks in panels.items())
-    with axes(height=0.7 + 1.15 * len(panels), nrows=len(panels), squeeze=False) as (figure, grid):
-        for axis, (name, marks) in zip(grid[:, 0], panels.items(), strict=True):
-            _draw_panel(axis, name, marks)
+    blocks = max(max(marks) for marks in panels.values()) + 1
+    each = 0.5 + min(max(_LEAST, _ROW * blocks), _MOST)
+    with axes(height=0.7 + each * len(panels), nrows=len(panels), squeeze=False) as (figure, grid):
+        lines = [
+            line
+            for axis, (name, marks) in zip(grid[:, 0], panels.items(), strict=True)
+            for line in _draw_panel(axis, name, marks)
+        ]
         grid[-1, 0].set_xlabel("channel")
-        handles = _legend(grid[0, 0], list(panels.values()))
-        figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8)
+        legend(figure, _legend(grid[0, 0], list(panels.values())))
+        figure.draw_without_rendering()  # now rows have their height
+        for line in lines:
+            top, bottom = line.axes.transData.transform([(0, 0), (0, 1)])[:, 1]
+            high = abs(float(bottom - top))
+            line.set_linewidth(0.9 * high * 72 / figure.dpi)
         svg = inline_svg(figure, "channels", title, words)
     return Picture(
         "channels",
@@ -89,20 +100,35 @@ def _describe(name: str, marks: Marks) -> str:
     return f"{name}: {salient} of {whole} channels of all blocks"
 
 
-def _draw_panel(axis: Any, name: str, marks: Marks) -> None:
+def _draw_panel(axis: Any, name: str, marks: Marks) -> list[Any]:
+    """A row a block, in which channels of one kind that follow each other are one stroke."""
+    channels = next(iter(marks.values())).numel()
+    lines = []
     for kind, color, _ in _KINDS:
-        x: list[int] = []
-        y: list[int] = []
+        starts: list[tuple[float, float]] = []
+        ends: list[tuple[float, float]] = []
         for block, kinds in marks.items():
-            found = (kinds == kind).nonzero().flatten().tolist()
-            x += found
-            y += [block] * len(found)
-        if x:
-            axis.scatter(x, y, marker="|", s=22, linewidths=0.9, color=color)
-    axis.set_xlim(-1, next(iter(marks.values())).numel())
+            for first, behind in _runs(kinds == kind):
+                # Where marks are few, none is too thin to be seen.
+                least = channels / _SEEN if bool((kinds == 0).sum() > channels / 2) else 0.0
+                wider = max(0.0, least - (behind - first)) / 2
+                starts.append((first - 0.5 - wider, block))
+                ends.append((behind - 0.5 + wider, block))
+        if starts:
+            lines.append(strokes(axis, starts, ends, color=color))
+    axis.set_xlim(-1, channels)
     axis.set_ylim(max(marks) + 0.7, -0.7)
-    axis.set_title(name, fontsize=8, loc="left")
+    axis.set_yticks(block_ticks(max(marks) + 1))
+    axis.set_title(name, fontsize=SMALL, loc="left")
     axis.set_ylabel("block")
+    return lines
+
+
+def _runs(chosen: Tensor) -> list[tuple[int, int]]:
+    """First channel of every run of chosen ones, and the one behind its last."""
+    edges = torch.diff(chosen.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero()
+    first, behind = edges.view(-1, 2).unbind(1)
+    return list(zip(first.tolist(), behind.tolist(), strict=True))
 
 
 def _legend(axis: Any, panels: list[Marks]) -> list[Any]:

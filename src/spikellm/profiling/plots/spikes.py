@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikellm.profiling.plots.canvas import SERIES, label
+from spikellm.profiling.plots.canvas import SERIES, label, strokes
 
-_MARKS = 110.0, 11.0  # points that marks of all moments take together, and one at most
+_HALVES = -0.42, 0.42  # of a moment: where a mark begins and ends
 
 
 def draw_raster(
@@ -28,24 +28,20 @@ def draw_raster(
     moments, channels = planes.shape
     salient = torch.zeros(channels, dtype=torch.bool) if salient is None else salient
     kinds = [
-        ("a channel", ~salient, 1, SERIES[0]),
+        ("positive", ~salient, 1, SERIES[0]),
         ("negative", ~salient, -1, SERIES[2]),
-        ("a salient channel", salient, 1, SERIES[1]),
-        ("negative", salient, -1, SERIES[3]),
+        ("salient, positive", salient, 1, SERIES[1]),
+        ("salient, negative", salient, -1, SERIES[3]),
     ]
-    long = min(_MARKS[0] / moments, _MARKS[1])
     for words, members, sign, color in kinds:
         time, channel = ((planes == sign) & members).nonzero().unbind(1)
         if len(time):
-            axis.scatter(
-                channel.numpy(),
-                time.numpy() + 1,
-                marker="|",
-                s=long**2,
-                linewidths=1.1,
-                color=color,
-                label=words,
+            middle = time.double() + 1
+            tops, ends = (
+                torch.stack((channel.double(), middle + half), 1).tolist() for half in _HALVES
             )
+            strokes(axis, tops, ends, linewidth=1.1, color=color)
+            axis.scatter([], [], marker="s", s=22, color=color, label=words)
     axis.set_xlim(-1, channels)
     axis.set_ylim(moments + 0.7, 0.3)
     axis.grid(visible=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spikellm.profiling.plots.canvas import MUTED, SERIES, axes, inline_svg, label
+from spikellm.profiling.plots.canvas import MUTED, SERIES, axes, inline_svg, label, legend
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.report import Report
 
@@ -31,7 +31,7 @@ def training(report: Report) -> Picture | None:
             )
         axis.axvline(record["best"], color=SERIES[1], linewidth=0.8, linestyle="--", label="kept")
         label(axis, "update", "loss a token, nats")
-        figure.legend(loc="outside upper left", ncols=3, fontsize=8)
+        legend(figure)
         svg = inline_svg(figure, "training", title, words)
     return Picture(
         "training",
