@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 THOROUGH := --hypothesis-profile=thorough
+# As many processes as there are cores, four at most: each holds a model or two.
+SPREAD := -n auto --maxprocesses=4 --dist worksteal
 TRITON := triton==3.9.0
 
 .PHONY: demo test test-slow test-slow-only test-triton lint site clean
@@ -11,13 +13,13 @@ demo: $(VENV)/.installed
 	$(BIN)/spikellm demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(THOROUGH)
+	$(BIN)/python -m pytest $(SPREAD) $(THOROUGH)
 
 test-slow-only: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(THOROUGH) -m "(slow or hypothesis) and not long"
+	$(BIN)/python -m pytest $(SPREAD) $(THOROUGH) -m "(slow or hypothesis) and not long"
 
 # Kernels for GPUs, interpreted on the CPU; Triton lies apart, so that nothing else sees it.
 test-triton: $(VENV)/.installed-dev $(VENV)/triton

@@ -84,7 +84,11 @@ def environment_of(python: str, folder: Path) -> Path:
 
 def do_the_job(programs: Path, work: Path, path: str) -> str:
     """Convert the model that was installed, and let it speak."""
-    bare = {"PATH": f"{programs}:{path}", "HOME": str(work), "HF_HUB_OFFLINE": "1"}
+    bare = {
+        "PATH": f"{programs}:{path}".removesuffix(":"),
+        "HOME": str(work),
+        "HF_HUB_OFFLINE": "1",
+    }
     model = subprocess.run(
         [programs / "python", "-c", "import spikellm; print(spikellm.__path__[0])"],
         check=True,

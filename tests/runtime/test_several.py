@@ -69,6 +69,13 @@ def test_each_gets_the_bits_that_it_gets_alone(family: str, text_file: Path) -> 
 
 
 @needs_compiler
+def test_sixteen_bits(text_file: Path) -> None:
+    model = converted("llama", text_file, SPIKES, dtype=torch.bfloat16)
+    require_same(model)
+    assert decodes_together(model)
+
+
+@needs_compiler
 def test_generations_come_and_go(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than one step takes, and some that end before the others."""
     monkeypatch.setattr(several, "MOST_TOKENS", 2)

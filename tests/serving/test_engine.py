@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import spikellm
-from spikellm.serving.engine import Engine, FullError, Limits
+from spikellm.serving.engine import Engine, FullError, Limits, StoppedError
 from spikellm.serving.generation import Asked, Generation, Piece
 from spikellm.serving.sampling import Sampling
 
@@ -129,7 +129,7 @@ def test_no_more_are_taken_than_may_wait(loaded: tuple[Any, Any]) -> None:
         watched.gate.set()
         assert {one.text for one in answers[:3]} == {answers[0].text}
     assert max(watched.steps) == 2
-    with pytest.raises(FullError):
+    with pytest.raises(StoppedError):
         engine.submit([answers[3].generation])
 
 
@@ -192,3 +192,43 @@ def test_stopping_says_so(loaded: tuple[Any, Any]) -> None:
         engine.stop()
         assert "being stopped" in (answer.wait().error or "")
         assert not engine.alive
+
+
+def test_one_that_cannot_go_on_stops_alone(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a step that others share."""
+    model, tokenizer = loaded
+    with working(model, Watched()) as engine:
+        victim, broken = Answer(tokenizer, "Return", 40), Answer(tokenizer, "Raise", 40)
+        take = broken.generation.take
+
+        def failing(logits: torch.Tensor) -> None:
+            if len(broken.generation.new) == 3:
+                raise RuntimeError("no token can be drawn")
+            take(logits)
+
+        monkeypatch.setattr(broken.generation, "take", failing)
+        engine.submit([victim.generation, broken.generation])
+        assert broken.wait().error == "RuntimeError: no token can be drawn"
+        assert victim.wait().finish == "length"
+        assert len(victim.generation.new) == 40
+
+
+def test_figures_that_fail_cost_no_answer(loaded: tuple[Any, Any]) -> None:
+    class Broken(Watched):
+        def step(self, generations: int) -> None:
+            raise MemoryError
+
+        def ended(self, generation: Generation) -> None:
+            raise MemoryError
+
+        def idle(self, model: Any) -> None:
+            raise MemoryError
+
+    model, tokenizer = loaded
+    with working(model, Broken()) as engine:
+        answer = Answer(tokenizer, "Return")
+        engine.submit([answer.generation])
+        assert answer.wait().finish == "length"
+        assert engine.alive

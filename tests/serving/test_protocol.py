@@ -15,7 +15,7 @@ from spikellm.serving.protocol import (
 )
 
 PLAIN = {"model": "m", "prompt": "a"}
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,29 @@ def test_prompts_are_texts_or_tokens() -> None:
         found = read_request(CompletionRequest, json.dumps({**PLAIN, "prompt": given}).encode())
         assert isinstance(found, CompletionRequest)
         assert found.prompts == wanted
+
+
+@pytest.mark.parametrize(
+    "prompt", [[], [None] * 300_000, [1.0], [True], ["a", 1], [[1], "a", [None]]]
+)
+def test_prompts_that_are_neither(prompt: Any) -> None:
+    with pytest.raises(BadRequestError, match="prompt"):
+        read_request(CompletionRequest, json.dumps({**PLAIN, "prompt": prompt}).encode())
+
+
+def test_an_answer_can_be_sent_back() -> None:
+    """As the official client gives it."""
+    said = {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None}
+    given = {**CHAT, "messages": [*CHAT["messages"], said, *CHAT["messages"]]}
+    found = read_request(ChatRequest, json.dumps(given).encode())
+    assert isinstance(found, ChatRequest)
+    assert [message.plain()["content"] for message in found.messages] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"a\udfff"])
+def test_half_a_character_is_no_text(text: str) -> None:
+    with pytest.raises(BadRequestError):
+        read_request(CompletionRequest, f'{{"model": "m", "prompt": "{text}"}}'.encode())
 
 
 def test_stops_are_few_and_not_empty() -> None:

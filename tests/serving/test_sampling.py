@@ -46,6 +46,18 @@ def test_penalties_and_biases_are_taken_off_and_added() -> None:
     assert LOGITS[4] == 3, "what was given stays as it was"
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1e-40),
+        Sampling(temperature=2e-4, frequency_penalty=-2, bias={1: 100.0}),
+        Sampling(top_p=1e-60),
+    ],
+)
+def test_extremes_take_the_likeliest(sampling: Sampling) -> None:
+    assert drawn(sampling, 20, Counter({1: 5})).max() == 1
+
+
 def test_one_seed_draws_the_same() -> None:
     def some(seed: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import openai
 import pytest
@@ -52,6 +52,8 @@ class Server:
                 return
         raise AssertionError("".join(self.lines))
 
+    headers: ClassVar = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+
     @property
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
@@ -62,7 +64,7 @@ class Server:
     def ask(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
         """Status and text of an answer, without a client's help."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        given = {"content-type": "application/json", "authorization": f"Bearer {KEY}", **headers}
+        given = {**self.headers, **headers}
         with contextlib.closing(connection):
             connection.request("GET" if body is None else "POST", path, body, given)
             answer = connection.getresponse()
@@ -240,6 +242,9 @@ def test_chat_goes_through_the_template(server: Server) -> None:
     deltas = [event.choices[0].delta for event in stream]
     assert deltas[0].role == "assistant"
     assert "".join(one.content or "" for one in deltas) == plain.choices[0].text
+    messages += [found.choices[0].message, {"role": "user", "content": "Go on"}]
+    assert client.chat.completions.create(**given, max_tokens=3).usage.completion_tokens == 3
+    messages[2:] = []
     known = client.chat.completions.create(**given, max_tokens=4, logprobs=True, top_logprobs=3)
     assert [len(one.top_logprobs) for one in known.choices[0].logprobs.content] == [3] * 4
 
@@ -251,6 +256,7 @@ def test_chat_goes_through_the_template(server: Server) -> None:
         ({"prompt": ""}, 200, ""),
         ({"prompt": []}, 400, "prompt is empty"),
         ({"prompt": [10**9]}, 400, "token 1000000000"),
+        ({"prompt": ["a"] * 30_000, "n": 16}, 400, "480000 answers are asked for"),
         ({"prompt": "word " * 5000}, 400, "the model attends to"),
         ({"max_tokens": 201}, 400, "200 at most"),
         ({"logit_bias": {"99999": 1}}, 400, "logit_bias"),
@@ -278,6 +284,8 @@ def test_strangers_are_turned_away(server: Server) -> None:
     assert server.ask("/health", authorization="")[0] == 200, "health needs no key"
     assert server.ask(path, body, **{"content-type": "text/plain"})[0] == 415
     assert server.ask(path, body, host="evil.example")[0] == 400
+    assert server.ask(path, body, authorization=f"bearer {KEY}")[0] == 200
+    assert server.ask(path, body, authorization=KEY)[0] == 401
     assert server.ask(path, b" " * (5 << 20))[0] == 413
     assert json.loads(server.ask(path, b"{")[1])["error"]["type"] == "invalid_request_error"
     assert server.ask("/nowhere", b"{}")[0] == 404
@@ -356,6 +364,22 @@ def test_spikes_and_energy_are_counted(server: Server) -> None:
     )
 
 
+def test_others_are_answered_while_a_long_text_is_read(server: Server) -> None:
+    import threading
+
+    text = json.dumps({"model": MODEL, "prompt": "word " * 700_000}).encode()
+    answers: list[tuple[int, str]] = []
+    asking = threading.Thread(target=lambda: answers.append(server.ask("/v1/completions", text)))
+    asking.start()
+    meanwhile = 0
+    while asking.is_alive():
+        assert server.ask("/health")[0] == 200
+        meanwhile += 1
+        time.sleep(0.05)
+    assert answers[0][0] == 400
+    assert meanwhile > 3
+
+
 @pytest.mark.slow  # three servers
 def test_ends_when_asked_and_begins_again(converted_folder: Path) -> None:
     """What is under way is finished; after a kill the port is free and the answer the same."""
@@ -369,12 +393,25 @@ def test_ends_when_asked_and_begins_again(converted_folder: Path) -> None:
         assert first.end() == 0
         assert "error" not in "".join(first.lines)
         port = first.port
+    with serving(converted_folder, "--grace", "0") as hasty:
+        body = {"model": MODEL, "prompt": "Return", "n": 16, "max_tokens": 250, "ignore_eos": True}
+        text = json.dumps({**body, "stream": True}).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", hasty.port, timeout=60)
+        connection.request("POST", "/v1/completions", text, hasty.headers)
+        answer = connection.getresponse()
+        assert answer.readline().startswith(b"data: {")
+        hasty.process.send_signal(signal.SIGTERM)
+        assert b"the server is being stopped" in answer.read()
+        connection.close()
+        assert hasty.end() == 0
+        assert "Traceback" not in "".join(hasty.lines)
     with serving(converted_folder, "--port", str(port)) as second:
-        stream = complete(second, "Return", max_tokens=40, stream=True)
+        stream = complete(second, "Return", max_tokens=200, stream=True)
         next(stream)
         second.process.kill()
         with pytest.raises(Exception, match=r"peer closed|incomplete|Connection"):
             list(stream)
+        stream.close()
         second.process.wait()
     with serving(converted_folder, "--port", str(port)) as third:
         assert complete(third, "Return", max_tokens=40).choices[0].text == wanted

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from spikellm.commands.support.options import EnergyTable, LoadOptions, Model
 from spikellm.commands.support.verb import Option, verbs
 from spikellm.core import console, extras
-from spikellm.core.errors import RequestError
+from spikellm.core.errors import RequestError, SpikeLLMError
 from spikellm.core.io import PlainDataError, read_text
 
 _KEY = "SPIKELLM_API_KEY"
@@ -86,6 +86,7 @@ def serve(model: Model, options: ServeOptions = _DEFAULT) -> dict[str, Any]:
     Raises:
         RequestError: a limit below 1, no such host, a port that is taken, a key or template that
             cannot be read, a model that keeps no cache, and whatever :func:`spikellm.load` raises.
+        SpikeLLMError: the engine failed while it ran.
         DependencyError: the extra ``serve`` is not installed.
     """
     _require_sense(options)
@@ -97,8 +98,9 @@ def serve(model: Model, options: ServeOptions = _DEFAULT) -> dict[str, Any]:
     from spikellm.runtime.decoder_step.summary import NATIVE, tried_step
     from spikellm.serving.app import make_app
     from spikellm.serving.engine import Engine, Limits, require_cache
+    from spikellm.serving.hosts import is_loopback
     from spikellm.serving.metrics import Metrics
-    from spikellm.serving.run import address_of, bound, host_names, is_loopback, run
+    from spikellm.serving.run import address_of, bound, run
     from spikellm.serving.service import Service, TokenLimits
     from spikellm.serving.spikes import SpikeSampler
 
@@ -124,7 +126,7 @@ def serve(model: Model, options: ServeOptions = _DEFAULT) -> dict[str, Any]:
         )
         limits = TokenLimits(prompt=options.max_prompt_tokens, new=options.max_new_tokens)
         service = Service(name, engine, tokenizer, limits, template)
-        app = make_app(service, metrics, key, host_names(options.host))
+        app = make_app(service, metrics, key, options.host)
         address, step = address_of(listening), tried_step(loaded)
     except BaseException:
         listening.close()
@@ -137,9 +139,9 @@ def serve(model: Model, options: ServeOptions = _DEFAULT) -> dict[str, Any]:
         if key is None and not is_loopback(options.host):
             console.note(f"anybody who reaches {options.host} may use it; set {_KEY} to ask a key")
 
-    run(app, listening, options.grace, ready)
+    run(app, engine, listening, options.grace, ready)
     if engine.failure is not None:
-        raise RequestError(f"the engine stopped: {engine.failure}")
+        raise SpikeLLMError(f"the engine stopped: {engine.failure}")
     return {"model": name, "address": address}
 
 
@@ -165,11 +167,17 @@ def _require_sense(options: ServeOptions) -> None:
 def _key(file: Path | None) -> str | None:
     """The key that requests must carry; None for none."""
     if file is None:
-        return os.environ.get(_KEY) or None
+        return _ascii(_KEY, os.environ.get(_KEY, "").strip()) or None
     lines = _read("--api-key-file", file).splitlines()
     if not lines or not lines[0].strip():
         raise RequestError(f"--api-key-file {file} is empty; expected a key in its first line")
-    return lines[0].strip()
+    return _ascii(f"--api-key-file {file}", lines[0].strip())
+
+
+def _ascii(where: str, key: str) -> str:
+    if not (key.isascii() and key.isprintable()):
+        raise RequestError(f"{where} has characters that no header carries; expected plain ASCII")
+    return key
 
 
 def _read(option: str, file: Path) -> str:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from spikellm.serving.generation import Finish, Piece
+from spikellm.serving.generation import Asked, Finish, Piece
 from spikellm.serving.sampling import TokenLogprob
+from spikellm.serving.words import Word, Words
 
 Logprobs = Sequence[TokenLogprob | int]
 
@@ -33,15 +34,14 @@ class Completion:
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
-    def __init__(self, model: str, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, model: str, tokenizer: Any, asked: Sequence[Asked]) -> None:
+        self._words = [Words(tokenizer, () if one.echo else one.prompt) for one in asked]
         self._head = {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": None,
         }
-        self._places: dict[int, int] = {}  # characters before, of each choice
 
     def whole(self, choices: Sequence[dict[str, Any]], usage: Usage) -> dict[str, Any]:
         """The answer in one."""
@@ -78,22 +78,25 @@ class Completion:
         """What a piece adds to a stream."""
         return self.choice(index, piece.text, piece.logprobs if known else None, piece.finish)
 
-    def _word(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))
-
     def _logprobs(self, index: int, found: Logprobs) -> dict[str, Any]:
-        tokens, values, tops, offsets = [], [], [], []
-        place = self._places.get(index, 0)
+        words = self._words[index]
+        tokens: list[str] = []
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        offsets: list[int] = []
         for one in found:
-            first = isinstance(one, int)
-            word = self._word(one if first else one.token)  # type: ignore[union-attr, arg-type]
-            tokens.append(word)
-            values.append(None if first else one.logprob)  # type: ignore[union-attr]
-            own = () if first else one.top  # type: ignore[union-attr]
-            tops.append({self._word(token): value for token, value in own} or None)
-            offsets.append(place)
-            place += len(word)
-        self._places[index] = place
+            if isinstance(one, int):  # the first, which nothing predicts
+                word = words.add(one)
+                values.append(None)
+                tops.append(None)
+            else:
+                rivals = [*one.top, *([(one.token, one.logprob)] if one.top else [])]
+                named = {words.of(token).text: value for token, value in reversed(rivals)}
+                word = words.add(one.token)
+                values.append(one.logprob)
+                tops.append(named or None)
+            tokens.append(word.text)
+            offsets.append(word.place)
         return {
             "tokens": tokens,
             "token_logprobs": values,
@@ -133,16 +136,13 @@ class ChatCompletion(Completion):
         }
 
     def _logprobs(self, index: int, found: Logprobs) -> dict[str, Any]:
-        content = [
-            {
-                **self._named(one.token, one.logprob),
-                "top_logprobs": [self._named(*pair) for pair in one.top],
-            }
-            for one in found
-            if not isinstance(one, int)
-        ]
+        words, content = self._words[index], []
+        for one in found:
+            assert not isinstance(one, int), "a chat echoes no prompt"
+            rivals = [_named(words.of(token), value) for token, value in one.top]
+            content.append({**_named(words.add(one.token), one.logprob), "top_logprobs": rivals})
         return {"content": content, "refusal": None}
 
-    def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        word = self._word(token)
-        return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
+
+def _named(word: Word, logprob: float) -> dict[str, Any]:
+    return {"token": word.text, "logprob": logprob, "bytes": word.bytes}

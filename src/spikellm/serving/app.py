@@ -6,21 +6,22 @@ import asyncio
 import contextlib
 import hmac
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from spikellm.serving.answers import ChatCompletion, Completion
 from spikellm.serving.collect import Answer, Choices, GenerationFailedError
-from spikellm.serving.engine import FullError
+from spikellm.serving.engine import FullError, StoppedError
 from spikellm.serving.generation import Asked
+from spikellm.serving.hosts import may_be_called
 from spikellm.serving.metrics import CONTENT_TYPE, Metrics
 from spikellm.serving.protocol import (
     BadRequestError,
@@ -33,7 +34,10 @@ from spikellm.serving.service import Service
 
 MOST_BYTES = 4 << 20  # of a request
 _OPEN = {"/health"}
+_LEFT = 499  # the client has left; nobody reads it
 
+_log = logging.getLogger("spikellm")
+T = TypeVar("T")
 Handler = Callable[[HTTPRequest], Awaitable[Response]]
 
 
@@ -42,10 +46,12 @@ class Routes:
 
     Args:
         key: that requests must carry, but for those of health; None for none.
+        host: that the server is bound to.
     """
 
-    def __init__(self, service: Service, metrics: Metrics, key: str | None) -> None:
-        self._service, self._metrics, self._key = service, metrics, key
+    def __init__(self, service: Service, metrics: Metrics, key: str | None, host: str) -> None:
+        self._service, self._metrics, self._key, self._host = service, metrics, key, host
+        self._reading = asyncio.Semaphore(1)  # requests are read one at a time, in a thread
 
     def all(self) -> list[Route]:
         """Paths and their handlers."""
@@ -71,6 +77,7 @@ class Routes:
 
         async def checked(request: HTTPRequest) -> Response:
             try:
+                self._require_host(request)
                 if path not in _OPEN:
                     self._require_key(request)
                 response = await handler(request)
@@ -80,17 +87,30 @@ class Routes:
                 response = problem(
                     503, "the server has as much to do as it takes on; try again", retry=1
                 )
+            except StoppedError:
+                response = problem(503, "the server is being stopped")
             except GenerationFailedError as error:
-                response = problem(500, str(error))
+                response = problem(503 if error.busy else 500, str(error))
+            except ClientDisconnect:
+                response = Response(status_code=_LEFT)
+            except Exception as error:
+                _log.exception("spikellm: %s failed", path)
+                response = problem(500, f"unexpected {type(error).__name__}")
             self._metrics.requests.labels(path, str(response.status_code)).inc()
             return response
 
         return checked
 
     def _require_key(self, request: HTTPRequest) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if self._key is not None and not hmac.compare_digest(given.encode(), self._key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        known = self._key or ""
+        same = hmac.compare_digest(given.strip().encode(), known.encode())
+        if self._key is not None and not (same and scheme.lower() == "bearer"):
             raise BadRequestError("no API key, or another one", None, 401, "invalid_api_key")
+
+    def _require_host(self, request: HTTPRequest) -> None:
+        if not may_be_called(self._host, name := request.headers.get("host", "")):
+            raise BadRequestError(f"host {name!r} is not this server's name")
 
     async def _health(self, request: HTTPRequest) -> Response:
         engine = self._service.engine
@@ -121,13 +141,20 @@ class Routes:
 
     async def _completions(self, request: HTTPRequest) -> Response:
         asked = cast(CompletionRequest, await self._read(request, CompletionRequest))
-        form = Completion(self._service.name, self._service.tokenizer)
-        return await self._answer(request, asked, self._service.completions(asked), form)
+        each = await self._apart(lambda: self._service.completions(asked))
+        form = Completion(self._service.name, self._service.tokenizer, each)
+        return await self._answer(request, asked, each, form)
 
     async def _chat(self, request: HTTPRequest) -> Response:
         asked = cast(ChatRequest, await self._read(request, ChatRequest))
-        form = ChatCompletion(self._service.name, self._service.tokenizer)
-        return await self._answer(request, asked, self._service.chat(asked), form)
+        each = await self._apart(lambda: self._service.chat(asked))
+        form = ChatCompletion(self._service.name, self._service.tokenizer, each)
+        return await self._answer(request, asked, each, form)
+
+    async def _apart(self, work: Callable[[], T]) -> T:
+        """Do what may take long in a thread, so that others are answered meanwhile."""
+        async with self._reading:
+            return await asyncio.to_thread(work)
 
     async def _read(self, request: HTTPRequest, kind: type[Request]) -> Request:
         sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -140,7 +167,7 @@ class Routes:
             body += part
             if len(body) > MOST_BYTES:
                 raise BadRequestError(f"the body has more than {MOST_BYTES} bytes", None, 413)
-        found = read_request(kind, bytes(body))
+        found = await self._apart(lambda: read_request(kind, bytes(body)))
         self._service.require_name(found)
         return found
 
@@ -161,7 +188,7 @@ class Routes:
         try:
             await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not collecting.done():
-                return Response(status_code=499)  # nobody reads it
+                return Response(status_code=_LEFT)
             return JSONResponse(_whole(form, collecting.result(), choices))
         finally:
             choices.give_up()
@@ -179,15 +206,17 @@ def _whole(form: Completion, answers: Sequence[Answer], choices: Choices) -> dic
 
 async def _events(choices: Choices, form: Completion, *, usage: bool) -> AsyncIterator[str]:
     """An answer as server-sent events."""
+    unused: dict[str, Any] = {"usage": None} if usage else {}
     try:
         for index in range(len(choices)):
             if begun := form.begin(index):
-                yield _event(form.chunk(begun))
+                yield _event({**form.chunk(begun), **unused})
         async for index, piece in choices.pieces():
             if piece.error is not None:
-                yield _event({"error": _error(500, piece.error)})
+                yield _event({"error": _error(503 if piece.busy else 500, piece.error)})
                 return
-            yield _event(form.chunk([form.delta(index, piece, known=choices.known(index))]))
+            delta = form.delta(index, piece, known=choices.known(index))
+            yield _event({**form.chunk([delta]), **unused})
         if usage:
             yield _event(form.chunk([], choices.usage))
         yield "data: [DONE]\n\n"
@@ -196,7 +225,7 @@ async def _events(choices: Choices, form: Completion, *, usage: bool) -> AsyncIt
 
 
 def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(data)}\n\n"
 
 
 async def _left(request: HTTPRequest) -> None:
@@ -229,14 +258,8 @@ async def _http_problem(request: HTTPRequest, error: Exception) -> Response:
     return problem(found.status_code, f"{request.method} {request.url.path}: {found.detail}")
 
 
-def make_app(
-    service: Service, metrics: Metrics, key: str | None, hosts: Sequence[str]
-) -> Starlette:
-    """The application.
-
-    Args:
-        hosts: names that requests may give as the server's; ``*`` for any.
-    """
+def make_app(service: Service, metrics: Metrics, key: str | None, host: str) -> Starlette:
+    """The application; its arguments are those of :class:`Routes`."""
 
     @contextlib.asynccontextmanager
     async def running(_: Starlette) -> AsyncIterator[None]:
@@ -247,8 +270,7 @@ def make_app(
             await asyncio.to_thread(service.engine.stop)
 
     return Starlette(
-        routes=Routes(service, metrics, key).all(),
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        routes=Routes(service, metrics, key, host).all(),
         exception_handlers={HTTPException: _http_problem},
         lifespan=running,
     )

@@ -14,7 +14,15 @@ from spikellm.serving.sampling import TokenLogprob
 
 
 class GenerationFailedError(Exception):
-    """A generation ended with an error."""
+    """A generation ended with an error.
+
+    Attributes:
+        busy: see :class:`spikellm.serving.generation.Piece`.
+    """
+
+    def __init__(self, reason: str, *, busy: bool) -> None:
+        super().__init__(reason)
+        self.busy = busy
 
 
 @dataclass
@@ -30,10 +38,11 @@ class Choices:
     """Generations of one request, under way from here on.
 
     Raises:
-        FullError: the engine takes no more.
+        FullError, StoppedError: the engine takes no more.
     """
 
     def __init__(self, engine: Engine, tokenizer: Any, asked: Sequence[Asked]) -> None:
+        engine.require_room(len(asked))
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
@@ -81,7 +90,7 @@ class Choices:
         found = [Answer(logprobs=[] if self.known(index) else None) for index in range(len(self))]
         async for index, piece in self.pieces():
             if piece.error is not None:
-                raise GenerationFailedError(piece.error)
+                raise GenerationFailedError(piece.error, busy=piece.busy)
             answer = found[index]
             answer.text += piece.text
             answer.finish = piece.finish

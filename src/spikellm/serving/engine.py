@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +42,11 @@ class Limits:
     seconds: float = 600.0
     chunk: int = 256
 
+    @property
+    def most(self) -> int:
+        """Generations under way and waiting."""
+        return self.parallel + self.queue
+
 
 class Watcher(Protocol):
     """Is told what the engine does, from its thread."""
@@ -60,6 +66,10 @@ class Watcher(Protocol):
 
 class FullError(Exception):
     """As many generations wait as may."""
+
+
+class StoppedError(Exception):
+    """The engine takes nothing any more."""
 
 
 class Engine:
@@ -101,14 +111,24 @@ class Engine:
         """Take generations on, all or none.
 
         Raises:
-            FullError: too many wait, or the engine is being stopped.
+            FullError: too many wait.
+            StoppedError: the engine is being stopped, or failed.
         """
         with self._change:
-            room = self.limits.parallel + self.limits.queue
-            if not self.alive or self.waiting + self.running + len(generations) > room:
-                raise FullError
+            self.require_room(len(generations))
             self._waiting.extend(generations)
             self._change.notify()
+
+    def require_room(self, count: int) -> None:
+        """Refuse so many generations where they cannot be taken now.
+
+        Raises:
+            FullError, StoppedError: see :meth:`submit`.
+        """
+        if not self.alive:
+            raise StoppedError
+        if self.waiting + self.running + count > self.limits.most:
+            raise FullError
 
     def cancel(self, generations: Sequence[Generation]) -> None:
         """Nobody waits for these any more."""
@@ -117,11 +137,15 @@ class Engine:
                 generation.cancelled = True
             self._change.notify()
 
-    def stop(self) -> None:
-        """Take nothing more, give up what is under way, and end the thread."""
+    def wind_up(self) -> None:
+        """Take nothing more, and give up what is under way as soon as may be."""
         with self._change:
             self._open = False
             self._change.notify()
+
+    def stop(self) -> None:
+        """The same, and wait until the thread has ended."""
+        self.wind_up()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -136,7 +160,8 @@ class Engine:
         finally:
             self._open = False
             for generation in [*self._waiting, *self._running]:
-                generation.fail("the server is being stopped")
+                if not generation.finished:
+                    generation.fail("the server is being stopped", busy=True)
 
     def _turn(self) -> bool:
         """One round of work; whether another is to come."""
@@ -148,7 +173,7 @@ class Engine:
             if not idle and self._waiting and len(self._running) < self.limits.parallel:
                 self._running.append(self._waiting.popleft())
         if idle:
-            self._watcher.idle(self.model)
+            self._tell(lambda: self._watcher.idle(self.model))
             with self._change:
                 self._change.wait_for(lambda: self._waiting or not self._open, timeout=1.0)
             return True
@@ -171,15 +196,15 @@ class Engine:
                     kept.append(generation)
                     continue
             generation.cache = None
-            self._watcher.ended(generation)
+            self._tell(partial(self._watcher.ended, generation))
         self._running[:] = kept
         for generation in [*self._waiting]:
             late = now - generation.arrived > self.limits.seconds
             if late and not generation.cancelled:
-                generation.fail("the server was too busy to begin within the time limit")
+                generation.fail("the server was too busy to begin within the time limit", busy=True)
             if late or generation.cancelled:
                 self._waiting.remove(generation)
-                self._watcher.ended(generation)
+                self._tell(partial(self._watcher.ended, generation))
 
     def _read(self, generation: Generation) -> None:
         """Take the next piece of a prompt into the cache."""
@@ -196,14 +221,21 @@ class Engine:
         )
         generation.cache = output.past_key_values
         generation.done = first + len(piece)
-        self._watcher.prompt(len(piece))
+        self._tell(lambda: self._watcher.prompt(len(piece)))
         generation.read(first, output.logits[0])
 
     def _step(self, ready: Sequence[Generation]) -> None:
         rows = decode_each(self.model, [one.new[-1] for one in ready], [one.cache for one in ready])
-        self._watcher.step(len(ready))
+        self._tell(lambda: self._watcher.step(len(ready)))
         for generation, logits in zip(ready, rows, strict=True):
-            generation.take(logits)
+            self._guarded([generation], partial(generation.take, logits))
+
+    def _tell(self, news: Callable[[], None]) -> None:
+        """Tell the watcher; what goes wrong there costs a figure, not the server."""
+        try:
+            news()
+        except Exception:
+            _log.exception("spikellm: a figure could not be taken")
 
     def _guarded(self, generations: Sequence[Generation], work: Callable[[], None]) -> None:
         """Do some work; what goes wrong ends the generations that it was for."""

@@ -51,12 +51,14 @@ class Piece:
             predicts, none.
         finish: why it ended, in its last piece.
         error: what went wrong; then it is the last piece.
+        busy: the error is no fault of the request, which may be sent again.
     """
 
     text: str = ""
     logprobs: tuple[TokenLogprob | int, ...] = ()
     finish: Finish | None = None
     error: str | None = None
+    busy: bool = False
 
     @property
     def last(self) -> bool:
@@ -144,10 +146,10 @@ class Generation:
         """End it here, for want of time."""
         self._end("length")
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, busy: bool = False) -> None:
         """End it with an error."""
         self.finished, self.cache = True, None
-        self._emit(Piece(error=reason))
+        self._emit(Piece(error=reason, busy=busy))
 
     def _end(
         self, finish: Finish, text: str = "", known: tuple[TokenLogprob | int, ...] = ()

@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from spikellm.serving.sampling import Sampling
 
@@ -29,6 +37,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields of the protocol that there is nothing for here, and the values that ask for nothing."""
 _NOTES = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Fields that only say something of the sender."""
+_EMPTY = ("refusal", "tool_calls", "function_call", "audio", "annotations")
+"""Fields of a message that may be there, and empty."""
 
 
 class BadRequestError(Exception):
@@ -51,7 +61,7 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class Request(BaseModel):
@@ -128,28 +138,35 @@ class Request(BaseModel):
         )
 
 
+def _prompts(given: Any) -> list[str | list[int]]:
+    """Prompts as a list, texts or tokens; fails at the first that is neither."""
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list):
+        raise ValueError("expected a text, texts, tokens, or lists of tokens")
+    if not given:
+        raise ValueError("prompt is empty; expected text or tokens")
+    prompts = [given] if type(given[0]) is int else given
+    for prompt in prompts:
+        tokens = isinstance(prompt, list) and all(type(token) is int for token in prompt)
+        if not (isinstance(prompt, str) or tokens):
+            raise ValueError("expected a text, texts, tokens, or lists of tokens")
+    return list(prompts)
+
+
 class CompletionRequest(Request):
     """``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[Any, BeforeValidator(_prompts)]
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=_MOST_TOP)] | None = None
     echo: bool | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, texts or tokens.
-
-        Raises:
-            BadRequestError: there is none.
-        """
-        given = self.prompt
-        if isinstance(given, str):
-            return [given]
-        if not given:
-            raise BadRequestError("prompt is empty; expected text or tokens", "prompt")
-        one = [token for token in given if isinstance(token, int)]
-        return [one] if one else [part for part in given if not isinstance(part, int)]
+        """The prompts, texts or tokens."""
+        found: list[str | list[int]] = self.prompt
+        return found
 
     @property
     def top(self) -> int | None:
@@ -173,18 +190,28 @@ class Message(BaseModel):
     content: str | list[TextPart]
     name: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_answered(cls, given: Any) -> Any:
+        """A message of an earlier answer has fields that say nothing."""
+        if not isinstance(given, dict):
+            return given
+        return {k: v for k, v in given.items() if k not in _EMPTY or v not in (None, [], "")}
+
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""
         text = self.content
         if not isinstance(text, str):
             text = "".join(part.text for part in text)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        named = {} if self.name is None else {"name": self.name}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": text, **named}
 
 
 class ChatRequest(Request):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1), FailFast()]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -213,10 +240,13 @@ def read_request(kind: type[Request], body: bytes) -> Request:
     """A request from its bytes.
 
     Raises:
-        BadRequestError: no JSON, a field that is missing, unknown or out of range.
+        BadRequestError: no JSON, a field that is missing, unknown or out of range, text that is
+            none.
     """
     try:
-        return kind.model_validate(json.loads(body))
+        data = json.loads(body.decode("utf-8"))
+        json.dumps(data, ensure_ascii=False).encode("utf-8")  # half a character is no text
+        return kind.model_validate(data)
     except (ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise BadRequestError(f"the body is no JSON: {error}") from None

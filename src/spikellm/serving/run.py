@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import logging
+import math
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
 import uvicorn
 
 from spikellm.core.errors import RequestError
+from spikellm.serving.engine import Engine
 
-_LOCAL = ("localhost", "127.0.0.1", "::1", "[::1]")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine can reach a host."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def host_names(host: str) -> Sequence[str]:
-    """Names that requests may give as the server's: on the loopback only its own, so that no page
-    of a stranger talks to it by a name that leads here.
-    """
-    return (*_LOCAL, host) if is_loopback(host) else ("*",)
+_LAST = 5  # seconds for answers that say that the server is being stopped
+Ready = Callable[[], None]
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """A socket of this address, which does not listen yet.
 
     Raises:
         RequestError: the port is taken or not allowed, or the host is not of this machine.
@@ -50,7 +38,6 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-        found.listen(1024)
     except OSError as error:
         found.close()
         raise RequestError(
@@ -60,16 +47,18 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def address_of(listening: socket.socket) -> str:
-    """Where a socket listens, as the start of an address."""
-    host, port = listening.getsockname()[:2]
+def address_of(place: socket.socket) -> str:
+    """Where a socket is bound, as the start of an address."""
+    host, port = place.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def run(app: Any, listening: socket.socket, grace: float, ready: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way have ``grace`` seconds to end.
+def run(app: Any, engine: Engine, place: socket.socket, grace: float, ready: Ready) -> None:
+    """Serve until SIGINT or SIGTERM, or until the engine has failed; requests under way have
+    ``grace`` seconds to end.
 
     Args:
+        place: see :func:`bound`.
         ready: called when requests are taken.
     """
 
@@ -79,17 +68,24 @@ def run(app: Any, listening: socket.socket, grace: float, ready: Callable[[], No
             if self.started:
                 ready()
 
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or not engine.alive
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().call_later(grace, engine.wind_up)
+            await super().shutdown(sockets=sockets)
+
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         lifespan="on",
-        timeout_graceful_shutdown=max(1, round(grace)),
+        timeout_graceful_shutdown=math.ceil(grace) + _LAST,
         server_header=False,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    with _ended_quietly(), closing(listening):
-        Server(config).run(sockets=[listening])
+    with _ended_quietly(), closing(place):
+        Server(config).run(sockets=[place])
 
 
 @contextmanager

@@ -6,9 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+_COLDEST = 1e-4  # what is colder takes the likeliest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +42,9 @@ class Sampling:
             generator: decides what is sampled, on the CPU.
         """
         scores = self._changed(logits.detach().float().cpu(), seen)
-        if self.temperature == 0:
+        if self.temperature < _COLDEST:
             return int(scores.argmax())
-        scores = scores / self.temperature
+        scores = (scores - scores.max()) / self.temperature
         if 0 < self.top_k < len(scores):
             kept, places = scores.topk(self.top_k)
             scores = torch.full_like(scores, -math.inf).scatter_(0, places, kept)
@@ -59,15 +62,23 @@ class Sampling:
             tokens = torch.tensor(list(seen))
             times = torch.tensor(list(seen.values()), dtype=scores.dtype)
             scores[tokens] -= self.presence_penalty + self.frequency_penalty * times
-        for token, bias in self.bias.items():
-            scores[token] += bias
+        if self.bias:
+            scores.index_add_(0, *self._biases)
         return scores
+
+    @cached_property
+    def _biases(self) -> tuple[Tensor, Tensor]:
+        """Tokens and what is added to each, float32."""
+        return torch.tensor(list(self.bias)), torch.tensor(
+            [float(one) for one in self.bias.values()]
+        )
 
 
 def _nucleus(probabilities: Tensor, share: float) -> Tensor:
     """The likeliest tokens until they have a share of the probability; the others have none."""
     kept, places = probabilities.sort(descending=True, stable=True)
     before = kept.cumsum(0) - kept
+    before[0] = -1.0  # the likeliest stays, however small the share
     return torch.zeros_like(probabilities).scatter_(0, places, kept.where(before < share, 0.0))
 
 

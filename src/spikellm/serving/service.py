@@ -66,7 +66,12 @@ class Service:
             )
 
     def completions(self, request: CompletionRequest) -> list[Asked]:
-        """What a request for completions asks for, choice by choice."""
+        """What a request for completions asks for, choice by choice.
+
+        Raises:
+            BadRequestError: see :meth:`_asked`, or more choices than are ever taken on at once.
+        """
+        self._require_few(len(request.prompts) * request.choices)
         found = []
         for prompt in request.prompts:
             tokens = self._tokens(prompt) if isinstance(prompt, str) else self._known(prompt)
@@ -86,6 +91,7 @@ class Service:
                 " --chat-template",
                 "messages",
             )
+        self._require_few(request.choices)
         try:
             text = self.tokenizer.apply_chat_template(
                 [message.plain() for message in request.messages],
@@ -98,6 +104,13 @@ class Service:
         tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return self._asked(request, tokens, request.most, self._ends | self._turn_ends)
 
+    def _require_few(self, count: int) -> None:
+        most = self.engine.limits.most
+        if count > most:
+            raise BadRequestError(
+                f"{count} answers are asked for, and this server takes on {most} at most", "n"
+            )
+
     def _asked(
         self,
         request: ChatRequest | CompletionRequest,
@@ -108,16 +121,17 @@ class Service:
         echo: bool = False,
     ) -> list[Asked]:
         most = self._room(len(tokens), most)
+        sampling = request.sampling(self._outputs)
         return [
             Asked(
                 prompt=tokens,
                 most=most,
-                sampling=request.sampling(self._outputs),
+                sampling=sampling,
                 ends=frozenset() if request.ignore_eos else ends,
                 stops=request.stops,
                 logprobs=request.top,
                 echo=echo,
-                seed=None if request.seed is None else (request.seed + index) % 2**63,
+                seed=None if request.seed is None else _seed(request.seed, index),
             )
             for index in range(request.choices)
         ]
@@ -162,6 +176,11 @@ class Service:
                 code="context_length_exceeded",
             )
         return room if most is None else most
+
+
+def _seed(seed: int, index: int) -> int:
+    """A seed for each choice; that of the first is the request's own."""
+    return (seed ^ (index * 0x9E3779B97F4A7C15)) % 2**63
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

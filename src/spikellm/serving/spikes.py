@@ -65,7 +65,8 @@ def sample_of(model: Any, tokens: list[int], table: EnergyTable) -> Sample:
     """Count one pass over some tokens."""
     counts = count_operations(model, [torch.tensor([tokens])])["prefill"]
     whole, total = energies(counts, table)["whole"], counts.total()
-    priced = {"dense": whole.dense, **whole.modes}
+    spiking = any(total.spikes.values()) or any(total.sops.values())
+    priced = {"dense": whole.dense, **(whole.modes if spiking else {})}
     return Sample(
         counts.tokens,
         dict(total.spikes),

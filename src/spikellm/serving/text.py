@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-_CONTEXT = 6  # tokens in front that decide about spaces
+CONTEXT = 6  # tokens in front that decide about spaces
 _BYTES = 4  # of the longest character
-_INCOMPLETE = "\ufffd"  # of a character whose bytes are not all there
+INCOMPLETE = "\ufffd"  # of a character whose bytes are not all there
 
 
 class TextStream:
@@ -23,19 +23,24 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, before: Sequence[int], stops: Sequence[str] = ()) -> None:
         self._tokenizer, self._stops = tokenizer, tuple(stops)
-        self._tokens = list(before[-_CONTEXT:])
+        self._tokens = list(before[-CONTEXT:])
         self._known = self._text()  # what the context says
         self._held = ""
+        self._pending = 0  # tokens since a character was begun that is not whole
         self.stopped = False
 
     def push(self, token: int) -> str:
         """Text that is certain once this token is there; often none."""
         self._tokens.append(token)
         text = self._text()
-        if text.endswith(_INCOMPLETE) and len(self._tokens) < _CONTEXT + _BYTES:
-            return ""
+        if text.endswith(INCOMPLETE):  # only the last character may still change
+            new, self._known = text[len(self._known) : -1], text[:-1]
+            self._pending = 1 if new else self._pending + 1
+            if self._pending < _BYTES:
+                return self._release(new)
+        self._pending = 0
         new = text[len(self._known) :]
-        self._tokens = self._tokens[-_CONTEXT:]
+        self._tokens = self._tokens[-CONTEXT:]
         self._known = self._text()
         return self._release(new)
 

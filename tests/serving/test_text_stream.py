@@ -30,9 +30,19 @@ def loaded() -> Any:
 
 
 TOKENIZER = loaded()
+_LATIN = [TOKENIZER.convert_tokens_to_ids(name) for name in map(chr, range(0xA1, 0x100))]
+BYTES = st.lists(
+    st.sampled_from(
+        [
+            *(token for token in _LATIN if token is not None),  # single bytes of characters
+            *TOKENIZER("🙂é日 ok", add_special_tokens=False)["input_ids"],
+        ]
+    ),
+    max_size=12,
+)
 
 
-@given(before=TOKENS, new=TOKENS)
+@given(before=TOKENS, new=TOKENS | BYTES)
 def test_pieces_are_the_whole(before: list[int], new: list[int]) -> None:
     whole = plain_text(TOKENIZER, [*before[-6:], *new])
     assert (
