@@ -7,7 +7,11 @@ THOROUGH := --hypothesis-profile=thorough
 SPREAD := -n auto --maxprocesses=4 --dist worksteal
 TRITON := triton==3.9.0
 
-.PHONY: demo test test-slow test-slow-only test-triton lint site clean
+VLLM := vllm==0.33.0
+# What vLLM's linear layers import; the rest of it is for a GPU.
+VLLM_NEEDS := apache-tvm-ffi cachetools cbor2 py-cpuinfo einops fastapi llguidance msgspec openai-harmony opentelemetry-api partial-json-parser pybase64 uvloop xgrammar
+
+.PHONY: demo test test-slow test-slow-only test-triton test-vllm lint site clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spikellm demo
@@ -27,6 +31,13 @@ test-triton: $(VENV)/.installed-dev $(VENV)/triton
 
 $(VENV)/triton: | $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(TRITON)
+
+# vLLM's layers and loader on the CPU (its wheel has 340 MB); it lies apart as well.
+test-vllm: $(VENV)/.installed-dev $(VENV)/vllm
+	PYTHONPATH=$(VENV)/vllm $(BIN)/python -m pytest tests/serving/test_vllm.py
+
+$(VENV)/vllm: | $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(VLLM) $(VLLM_NEEDS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
