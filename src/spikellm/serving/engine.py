@@ -187,24 +187,18 @@ class Engine:
 
     def _sort_out(self) -> None:
         """Let go of what is over, was given up, or took too long."""
-        now, kept = time.monotonic(), []
-        for generation in self._running:
-            if not (generation.finished or generation.cancelled):
-                if now - generation.arrived > self.limits.seconds:
-                    generation.cut()
-                else:
-                    kept.append(generation)
-                    continue
+        before = time.monotonic() - self.limits.seconds
+        everyone = [*self._running, *self._waiting]
+        for generation in everyone:
+            if generation.arrived < before and not (generation.finished or generation.cancelled):
+                generation.cut()
+        over = [one for one in everyone if one.finished or one.cancelled]
+        for generation in over:
             generation.cache = None
             self._tell(partial(self._watcher.ended, generation))
-        self._running[:] = kept
-        for generation in [*self._waiting]:
-            late = now - generation.arrived > self.limits.seconds
-            if late and not generation.cancelled:
-                generation.fail("the server was too busy to begin within the time limit", busy=True)
-            if late or generation.cancelled:
-                self._waiting.remove(generation)
-                self._tell(partial(self._watcher.ended, generation))
+        if over:
+            self._running[:] = [one for one in self._running if one not in over]
+            self._waiting = deque(one for one in self._waiting if one not in over)
 
     def _read(self, generation: Generation) -> None:
         """Take the next piece of a prompt into the cache."""

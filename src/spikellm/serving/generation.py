@@ -143,8 +143,11 @@ class Generation:
             self._emit(Piece(text, known))
 
     def cut(self) -> None:
-        """End it here, for want of time."""
-        self._end("length")
+        """End it here, for want of time: with what it has, if it has a token."""
+        if self.new:
+            self._end("length")
+        else:
+            self.fail("the server was too busy to begin within the time limit", busy=True)
 
     def fail(self, reason: str, *, busy: bool = False) -> None:
         """End it with an error."""
