@@ -139,6 +139,7 @@ def test_time_is_limited(loaded: tuple[Any, Any]) -> None:
     with working(model, watched, parallel=1, seconds=0.3) as engine:
         longest = Answer(tokenizer, "Return", 100_000)
         waiting = Answer(tokenizer, "Return")
+        waiting.generation.arrived = longest.generation.arrived
         engine.submit([longest.generation, waiting.generation])
         assert longest.wait().finish == "length"
         assert 0 < len(longest.generation.new) < 100_000
