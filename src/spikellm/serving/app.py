@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -18,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from spikellm.serving.answers import ChatCompletion, Completion
-from spikellm.serving.collect import Answer, Choices, GenerationFailedError
+from spikellm.serving.collect import Choices, GenerationFailedError
 from spikellm.serving.engine import FullError, StoppedError
 from spikellm.serving.generation import Asked
 from spikellm.serving.hosts import may_be_called
@@ -30,6 +29,7 @@ from spikellm.serving.protocol import (
     Request,
     read_request,
 )
+from spikellm.serving.replies import events_of, problem, whole_answer
 from spikellm.serving.service import Service
 
 MOST_BYTES = 4 << 20  # of a request
@@ -180,7 +180,7 @@ class Routes:
         choices = Choices(engine, self._service.tokenizer, each)
         if asked.stream:
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            events = _events(choices, form, usage=usage)
+            events = events_of(choices, form, usage=usage)
             headers = {"cache-control": "no-cache"}
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
         collecting = asyncio.ensure_future(choices.collect())
@@ -189,68 +189,17 @@ class Routes:
             await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not collecting.done():
                 return Response(status_code=_LEFT)
-            return JSONResponse(_whole(form, collecting.result(), choices))
+            return JSONResponse(whole_answer(form, collecting.result(), choices))
         finally:
             choices.give_up()
             for task in (collecting, leaving):
                 task.cancel()
 
 
-def _whole(form: Completion, answers: Sequence[Answer], choices: Choices) -> dict[str, Any]:
-    found = [
-        form.choice(index, answer.text, answer.logprobs, answer.finish)
-        for index, answer in enumerate(answers)
-    ]
-    return form.whole(found, choices.usage)
-
-
-async def _events(choices: Choices, form: Completion, *, usage: bool) -> AsyncIterator[str]:
-    """An answer as server-sent events."""
-    unused: dict[str, Any] = {"usage": None} if usage else {}
-    try:
-        for index in range(len(choices)):
-            if begun := form.begin(index):
-                yield _event({**form.chunk(begun), **unused})
-        async for index, piece in choices.pieces():
-            if piece.error is not None:
-                yield _event({"error": _error(503 if piece.busy else 500, piece.error)})
-                return
-            delta = form.delta(index, piece, known=choices.known(index))
-            yield _event({**form.chunk([delta]), **unused})
-        if usage:
-            yield _event(form.chunk([], choices.usage))
-        yield "data: [DONE]\n\n"
-    finally:
-        choices.give_up()
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data)}\n\n"
-
-
 async def _left(request: HTTPRequest) -> None:
     """Wait until the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _error(
-    status: int, message: str, field: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"message": message, "type": kind, "param": field, "code": code}
-
-
-def problem(
-    status: int,
-    message: str,
-    field: str | None = None,
-    code: str | None = None,
-    retry: int | None = None,
-) -> JSONResponse:
-    """What went wrong, as the protocol has it."""
-    headers = {} if retry is None else {"retry-after": str(retry)}
-    return JSONResponse({"error": _error(status, message, field, code)}, status, headers=headers)
 
 
 async def _http_problem(request: HTTPRequest, error: Exception) -> Response:
