@@ -36,7 +36,8 @@ def layers(draw: st.DrawFn) -> SpikingLinear:
         **(several or {"group_size": draw(st.sampled_from([None, 16, 64, 100]))}),
     }
     dense = nn.Linear(columns, outputs, bias=draw(st.booleans()))
-    nn.init.normal_(dense.weight, generator=generator)
+    for parameter in dense.parameters():
+        nn.init.normal_(parameter, generator=generator)
     return fit(
         dense,
         LinearRecipe(weights=weights, activations=ActivationRecipe(bits=16)),
@@ -62,7 +63,8 @@ def test_sums_are_those_of_torch(layer: SpikingLinear, tokens: int) -> None:
         assert torch.equal(found, expected), "sums of integers are exact in any order"
     x = inputs(layer, tokens)
     found, expected = both(layer, x)
-    most = x.abs() @ layer.dense_weight().abs().T + 1e-6
+    added = 0.0 if layer.bias is None else layer.bias.abs()
+    most = x.abs() @ layer.dense_weight().abs().T + added + 1e-6
     assert bool(((found - expected).abs() <= 1e-6 * most).all())
     assert layer(x.bfloat16()).dtype == torch.bfloat16
     assert torch.equal(layer(x.view(1, *x.shape))[0], layer(x))
