@@ -43,6 +43,7 @@ def test_reader_gives_the_same_weights(
     given = ["export", str(tmp_path / "in"), str(tmp_path / "out")]
     assert main([*given, "--format", "compressed-tensors"]) == 0
     written = json.loads((tmp_path / "out" / "export.json").read_text(encoding="utf-8"))
+    assert "spikes" not in str(written["not_expressed"])
     assert written["files"][0]["layers"] == len(spiking_linears(model))
     assert written["files"][0]["scales_rounded_by"] == 0
     found, tokenizer = spikellm.load(tmp_path / "out")
@@ -80,6 +81,8 @@ def test_reader_fires_the_same_codes(
     spikellm.save(model, tokenizer, tmp_path / "in")
     given = ["export", str(tmp_path / "in"), str(tmp_path / "out")]
     assert main([*given, "--format", "compressed-tensors"]) == 0
+    written = json.loads((tmp_path / "out" / "export.json").read_text(encoding="utf-8"))
+    assert "codes are spikes" in str(written["not_expressed"])
     found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         found(torch.ones(1, 4, dtype=torch.long))  # at its first pass it unpacks its weights
@@ -90,6 +93,16 @@ def test_reader_fires_the_same_codes(
             wanted, output = layer(x), found.get_submodule(name)(x)
         far = (output - wanted).abs().amax(-1) > 1e-4 * wanted.abs().max()
         assert int(far.sum()) <= 1, name
+
+
+def test_inputs_that_are_left_out_are_told(
+    text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    converted(text_file, tmp_path / "in")
+    given = ["export", str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main([*given, "--format", "compressed-tensors"]) == 0
+    spikellm.load(tmp_path / "out")
+    assert "quantizes the inputs of its layers too" in caplog.text
 
 
 def test_long_scales_are_rounded_and_told(text_file: Path, tmp_path: Path) -> None:

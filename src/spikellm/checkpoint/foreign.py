@@ -14,6 +14,7 @@ from spikellm.checkpoint.config import METHOD
 from spikellm.core.errors import CheckpointError, UnsupportedModelError
 from spikellm.core.extras import require
 from spikellm.core.files import exists
+from spikellm.core.warn import say_once
 
 _MAGIC = b"GGUF"
 _FREQUENCIES = "rope_freqs.weight"
@@ -123,6 +124,13 @@ def dequantizing(config: dict[str, Any], where: str) -> dict[str, Any]:
         raise UnsupportedModelError(
             f"weights of {where} are quantized by {named}, which"
             " cannot be turned back into floating point; give the model that they were made from"
+        )
+    groups = found.get("config_groups")
+    schemes = groups.values() if isinstance(groups, dict) else ()
+    if any(isinstance(one, dict) and one.get("input_activations") for one in schemes):
+        say_once(
+            f"{where} quantizes the inputs of its layers too, which is left out here: its weights"
+            " alone are read, and figures are those of a model whose inputs are whole"
         )
     kind = getattr(transformers, _DEQUANTIZED[method])
     return {"quantization_config": kind(dequantize=True)}

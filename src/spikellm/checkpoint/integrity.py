@@ -29,9 +29,11 @@ def check_folder(folder: Path) -> Shards:
             " GGUF file"
         )
     if not (folder / "config.json").is_file():
+        inside = min(folder.glob("*.gguf"), default=None)
+        hint = "" if inside is None else f", or the file {inside.name} in it"
         raise RequestError(
             f"folder {folder} has no config.json; expected a model folder as save_pretrained"
-            " writes it"
+            f" writes it{hint}"
         )
     try:
         config = read_json(folder / "config.json")

@@ -31,10 +31,8 @@ from spikellm.nn.execution import spiking_linears
 from spikellm.nn.linear import SpikingLinear
 from spikellm.quantization.packing import unpack
 
-NOT_EXPRESSED = (
-    "the recipe and the record of the conversion: the folder holds weights alone",
-    "that codes are spikes: readers quantize inputs in the model's type, ties to even",
-)
+NOT_EXPRESSED = ("the recipe and the record of the conversion: the folder holds weights alone",)
+_SPIKES = "that codes are spikes: readers quantize inputs in the model's type, ties to even"
 _WEIGHTS = "model.safetensors"
 
 
@@ -76,6 +74,8 @@ class CompressedTensorsExporter:
                 f"{strange[0]} is no torch.nn.Linear in the model library, so readers of"
                 " compressed-tensors would not find it"
             )
+        if any(layer.neuron is not None for layer in layers.values()):
+            self.not_expressed = (*NOT_EXPRESSED, _SPIKES)
         tensors: dict[str, Tensor] = {}
         groups, rounded = defaultdict(list), 0.0
         for name, layer in layers.items():

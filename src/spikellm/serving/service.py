@@ -88,7 +88,7 @@ class Service:
         if not self.chats:
             raise BadRequestError(
                 "the model has no chat template; ask /v1/completions, or start the server with"
-                " --chat-template",
+                " --chat-template FILE",
                 "messages",
             )
         self._require_few(request.choices)
