@@ -61,6 +61,10 @@ class Answer:
         assert self._done.wait(60)
         return self.pieces[-1]
 
+    def wait_for_a_token(self) -> None:
+        while not self.generation.new:
+            time.sleep(0.01)
+
     @property
     def text(self) -> str:
         self.wait()
@@ -151,8 +155,7 @@ def test_what_is_given_up_stops(loaded: tuple[Any, Any]) -> None:
     with working(model, Watched()) as engine:
         answer = Answer(tokenizer, "Return", 100_000)
         engine.submit([answer.generation])
-        while not answer.generation.new:
-            time.sleep(0.01)
+        answer.wait_for_a_token()
         engine.cancel([answer.generation])
         while engine.running:
             time.sleep(0.01)
@@ -188,8 +191,7 @@ def test_stopping_says_so(loaded: tuple[Any, Any]) -> None:
     with working(model, Watched()) as engine:
         answer = Answer(tokenizer, "Return", 100_000)
         engine.submit([answer.generation])
-        while not answer.generation.new:
-            time.sleep(0.01)
+        answer.wait_for_a_token()
         engine.stop()
         assert "being stopped" in (answer.wait().error or "")
         assert not engine.alive

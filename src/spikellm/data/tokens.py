@@ -86,14 +86,19 @@ def read_tokens(tokenizer: Any, source: str, split: Split) -> Tensor:
     return _recent[key]
 
 
+def known_tokens(model: Any) -> int:
+    """How many tokens a model has an embedding for."""
+    embedding = model.get_input_embeddings()
+    return int(getattr(embedding, "num_embeddings", 0) or embedding.weight.shape[0])
+
+
 def require_known(tokens: Tensor, model: Any) -> None:
     """Refuse tokens that a model has no embedding for.
 
     Raises:
         RequestError: the tokenizer is that of another model.
     """
-    embedding = model.get_input_embeddings()
-    known = int(getattr(embedding, "num_embeddings", 0) or embedding.weight.shape[0])
+    known = known_tokens(model)
     largest = int(tokens.max()) if tokens.numel() else 0
     if largest >= known:
         raise RequestError(

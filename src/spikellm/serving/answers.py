@@ -35,7 +35,11 @@ class Completion:
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
     def __init__(self, model: str, tokenizer: Any, asked: Sequence[Asked]) -> None:
-        self._words = [Words(tokenizer, () if one.echo else one.prompt) for one in asked]
+        self._words = {
+            index: Words(tokenizer, () if one.echo else one.prompt)
+            for index, one in enumerate(asked)
+            if one.logprobs is not None
+        }
         self._head = {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),

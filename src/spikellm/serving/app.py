@@ -26,6 +26,7 @@ from spikellm.serving.protocol import (
     BadRequestError,
     ChatRequest,
     CompletionRequest,
+    R,
     Request,
     read_request,
 )
@@ -140,13 +141,13 @@ class Routes:
         return {"id": self._service.name, "object": "model", "created": 0, "owned_by": "spikellm"}
 
     async def _completions(self, request: HTTPRequest) -> Response:
-        asked = cast(CompletionRequest, await self._read(request, CompletionRequest))
+        asked = await self._read(request, CompletionRequest)
         each = await self._apart(lambda: self._service.completions(asked))
         form = Completion(self._service.name, self._service.tokenizer, each)
         return await self._answer(request, asked, each, form)
 
     async def _chat(self, request: HTTPRequest) -> Response:
-        asked = cast(ChatRequest, await self._read(request, ChatRequest))
+        asked = await self._read(request, ChatRequest)
         each = await self._apart(lambda: self._service.chat(asked))
         form = ChatCompletion(self._service.name, self._service.tokenizer, each)
         return await self._answer(request, asked, each, form)
@@ -156,7 +157,7 @@ class Routes:
         async with self._reading:
             return await asyncio.to_thread(work)
 
-    async def _read(self, request: HTTPRequest, kind: type[Request]) -> Request:
+    async def _read(self, request: HTTPRequest, kind: type[R]) -> R:
         sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if sent != "application/json":
             raise BadRequestError(

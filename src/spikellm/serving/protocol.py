@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -236,7 +236,10 @@ class ChatRequest(Request):
         return self.max_completion_tokens
 
 
-def read_request(kind: type[Request], body: bytes) -> Request:
+R = TypeVar("R", bound=Request)
+
+
+def read_request(kind: type[R], body: bytes) -> R:
     """A request from its bytes.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spikellm.data.tokens import known_tokens
 from spikellm.models.families import longest_window
 from spikellm.serving.engine import Engine
 from spikellm.serving.generation import Asked
@@ -40,8 +41,7 @@ class Service:
         self._template = template
         model = engine.model
         self._longest = longest_window(model.config)
-        table = model.get_input_embeddings()
-        self._vocabulary = int(getattr(table, "num_embeddings", 0) or table.weight.shape[0])
+        self._vocabulary = known_tokens(model)
         self._outputs = int(model.config.get_text_config().vocab_size)
         self._ends = _ends(model, tokenizer)
         self._turn_ends = frozenset() if not self.chats else _turn_ends(tokenizer, template)
