@@ -45,11 +45,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def cli_page() -> str:
     """Every command with its arguments and options."""
-    from spikellm import commands
+    import spikellm.cli  # noqa: F401  enters every verb
     from spikellm.commands.support.verb import Verb, verbs
-    from spikellm.core.registry import import_parts
 
-    import_parts(commands.__name__, commands.__path__)
     parts = [
         "# Command line\n\nMade from the code. Every command has `--json FILE|-` beside what stands"
         " here; those that print a table have `--table table|markdown|csv|latex`.\n"

@@ -79,8 +79,9 @@ class CompressedTensorsExporter:
         tensors: dict[str, Tensor] = {}
         groups, rounded = defaultdict(list), 0.0
         for name, layer in layers.items():
-            groups[_scheme_of(layer)].append(name)
-            own, error = _tensors_of(layer, model.dtype)
+            scheme = _scheme_of(layer)
+            groups[scheme].append(name)
+            own, error = _tensors_of(layer, model.dtype, packed=scheme.packed)
             rounded = max(rounded, error)
             tensors |= {f"{name}.{key}": value for key, value in own.items()}
             if layer.bias is not None:
@@ -170,7 +171,9 @@ def _scheme_of(layer: SpikingLinear) -> _Scheme:
     return _Scheme(layer.settings.weights.bits, width, inputs)
 
 
-def _tensors_of(layer: SpikingLinear, dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
+def _tensors_of(
+    layer: SpikingLinear, dtype: torch.dtype, *, packed: bool
+) -> tuple[dict[str, Tensor], float]:
     """What is stored of a layer, and the most that a scale was rounded by, as a share of it."""
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
@@ -181,7 +184,7 @@ def _tensors_of(layer: SpikingLinear, dtype: torch.dtype) -> tuple[dict[str, Ten
     scale = layer.weight_scale[:, :count].float()
     kept = scale.to(dtype)
     error = float(((kept.float() - scale).abs() / scale).max())
-    if not _scheme_of(layer).packed:
+    if not packed:
         own = {"weight": integers, "weight_zero_point": zeros}
         return {"weight_scale": kept, **{k: v.to(torch.int8) for k, v in own.items()}}, error
     return {
