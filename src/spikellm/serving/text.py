@@ -34,7 +34,8 @@ class TextStream:
         self._tokens.append(token)
         text = self._text()
         if text.endswith(INCOMPLETE):  # only the last character may still change
-            new, self._known = text[len(self._known) : -1], text[:-1]
+            new = text[len(self._known) : -1]
+            self._known = max(self._known, text[:-1], key=len)  # what was said stays said
             self._pending = 1 if new else self._pending + 1
             if self._pending < _BYTES:
                 return self._release(new)
