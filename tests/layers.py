@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from native import additive
+from native import additive, planes
 from spikellm.models.rounding import fit_layer
 from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, salient_columns
 from spikellm.nn.linear import SpikingLinear
@@ -59,6 +59,13 @@ PRICED = st.one_of(
 """Prices of spikes, see :func:`fit`."""
 
 
+PLANES: dict[str, dict[str, Any]] = {
+    "bcq": {"format": "bcq", "group_size": 100},
+    "mixed": {"format": "bcq", "budget": 1.5, "scale_bits": 32},
+    "billm": {"format": "billm", "group_size": 64, "scale_terms": 2},
+}
+KINDS = ["affine", "affine", "steps", "ternary", *PLANES]
+
 ELASTIC = ["elastic", "elastic-published"]
 SIGNED = st.sampled_from(["ternary", "ternary", *ELASTIC])
 
@@ -108,14 +115,16 @@ def coded_layers(draw: st.DrawFn) -> tuple[SpikingLinear, Tensor]:
     )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     activations = draw(activation_recipes(st.integers(2, 6), st.booleans()))
-    bias, kind = draw(st.booleans()), draw(st.sampled_from(["affine", "steps", "ternary"]))
-    if kind == "ternary":
+    bias, kind = draw(st.booleans()), draw(st.sampled_from(KINDS))
+    if kind in PLANES:
+        layer: SpikingLinear = planes(
+            columns, outputs, PLANES[kind], generator, bias=bias, activations=activations
+        )
+    elif kind == "ternary":
         steps = torch.randint(1, draw(st.integers(1, 4)) + 1, (columns,), generator=generator).to(
             torch.uint8
         )
-        layer: SpikingLinear = additive(
-            columns, outputs, steps, generator, bias=bias, activations=activations
-        )
+        layer = additive(columns, outputs, steps, generator, bias=bias, activations=activations)
     else:
         group = draw(st.sampled_from([None, 16, 100])) if kind == "affine" else None
         several = (

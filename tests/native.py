@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from spikellm.kernels import select
 from spikellm.kernels.native import backend, build
+from spikellm.nn.formats import format_of
+from spikellm.nn.formats.bcq import PlaneWeights
 from spikellm.nn.formats.partly_binary import PartlyBinaryWeights
 from spikellm.nn.formats.ternary import plane_sizes
 from spikellm.nn.hooks import spike_observer
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization.affine import AffineWeights
+from spikellm.quantization.bcq import rounding_of
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 needs_compiler = pytest.mark.skipif(
@@ -94,6 +99,42 @@ def additive(
             torch.zeros(outputs, groups, dtype=torch.uint8),
         )
     )
+    if layer.bias is not None:
+        layer.bias.data = torch.randn(outputs, generator=generator)
+    return layer
+
+
+def planes(
+    columns: int,
+    outputs: int,
+    weights: dict[str, Any],
+    generator: torch.Generator,
+    *,
+    bias: bool = False,
+    activations: ActivationRecipe | None = None,
+) -> SpikingLinear:
+    """A layer of random planes, in the format that ``weights`` says; where columns differ, in
+    random ones.
+    """
+    activations = activations or ActivationRecipe(bits=16)
+    settings = LinearRecipe(weights=weights, activations=activations)
+    kind, steps = format_of(settings.weights), None
+    if weights["format"] == "billm" or "budget" in weights:
+        most = 2 if weights["format"] == "billm" else settings.weights.most_planes
+        steps = torch.randint(1, most + 1, (columns,), generator=generator).to(torch.uint8)
+    layer = SpikingLinear(
+        columns, outputs, settings, bias=bias, sizes=kind.fitted_sizes(None, steps)
+    )
+    groups = torch.randint(0, len(activations.group_steps), (columns,), generator=generator)
+    layer.set_groups(groups.to(torch.uint8), steps)
+    count = kind.plane_count(layer)
+    shape = (outputs, len(layer.layout().weight_groups), count)
+    patterns = torch.randint(0, 1 << count, (outputs, columns), generator=generator)
+    if "budget" in weights:  # no bits of planes that a column lacks
+        patterns &= (1 << layer.stored(layer.get_buffer("column_steps")).long()) - 1
+    scale = torch.rand(shape, generator=generator) + 0.1
+    rounding = rounding_of(settings.weights.scale_bits, settings.weights.scale_terms)
+    layer.set_weights(PlaneWeights(patterns.to(torch.uint8), rounding(scale)))
     if layer.bias is not None:
         layer.bias.data = torch.randn(outputs, generator=generator)
     return layer

@@ -426,7 +426,7 @@ def test_a_mismatch_ends_with_status_1(
 ) -> None:
     planes = weight_planes
 
-    def broken(layer: SpikingLinear) -> list[torch.Tensor]:
+    def broken(layer: SpikingLinear, plane: object = None) -> list[torch.Tensor]:
         found = planes(layer)
         found[0][0, 0] += 1
         return found

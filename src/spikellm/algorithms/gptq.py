@@ -29,6 +29,7 @@ from spikellm.core import distributed
 from spikellm.models.families import weight_and_bias
 from spikellm.models.swap import spiking_for
 from spikellm.nn.channels import Groups
+from spikellm.nn.formats import format_of
 from spikellm.nn.linear import SpikingLinear
 from spikellm.recipe import LinearRecipe, Recipe
 
@@ -57,6 +58,7 @@ class Gptq(Algorithm):
         self._steps = spend_over_model(
             (layer for layer in layers if over_model(layer.settings)),
             options.percdamp,
+            lambda weights: column_coders[format_of(weights).coding]().step_errors,
             by_power=options.activation_order,
         )
 

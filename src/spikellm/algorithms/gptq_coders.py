@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spikellm.algorithms.gptq_options import limit_option
 from spikellm.algorithms.gptq_problem import GPTQProblem
+from spikellm.algorithms.step_budget import ternary_errors
 from spikellm.core.registry import Registry
 from spikellm.recipe.base import WeightOptions
 
@@ -39,6 +40,17 @@ class ColumnCoder(ABC):
             importance: what a squared error in each column costs, ``(in,)``.
         """
         return chosen
+
+    def step_errors(
+        self, weight: Tensor, importance: Tensor, settings: WeightOptions, rows: Tensor | None
+    ) -> Tensor:
+        """Error of every column if all columns took 1, 2, … steps, from which a budget is spent:
+        ``(most, in)``.
+
+        Args:
+            rows: what an error in each output costs, ``(out,)``; 1 each by default.
+        """
+        return ternary_errors(weight, importance, settings, rows)
 
     @abstractmethod
     def code(self, problem: GPTQProblem) -> Any:

@@ -30,7 +30,7 @@ class TernaryCoder(ColumnCoder):
     ) -> Tensor:
         if chosen is not None:
             return chosen
-        return spend_in_layer(weight, importance, settings.budget)
+        return spend_in_layer(weight, importance, settings, self.step_errors)
 
     def code(self, problem: GPTQProblem) -> AffineWeights:
         """From searched scales on; the best pair goes on to coordinate descent."""

@@ -6,7 +6,8 @@ that pass binary spikes on, integer weights, integrators.
 
 A moment of binary execution is one time step. Fed with the spikes of a token, which come in both
 signs where they are about the baseline, the integrators end in the layer's integer sums, one for
-each output and segment (columns that share a threshold and a weight scale). What NIR has no words
+each output and segment (columns that share a threshold and a weight scale), and for each plane
+where weights are planes of ±1. What NIR has no words
 for is listed in :data:`NOT_EXPRESSED`. As a format, ``nir`` is a folder with one graph a layer.
 """
 
@@ -104,7 +105,7 @@ def _layers(model: Any) -> dict[str, SpikingLinear]:
 def layer_graph(layer: SpikingLinear) -> Any:
     """NIR graph of one layer.
 
-    Channels in their own order, outputs ``segments · out``, one segment after the other.
+    Channels in their own order, outputs ``planes · segments · out``, one after the other.
 
     Raises:
         DependencyError: the package ``nir`` is not installed.
@@ -145,16 +146,16 @@ def layer_graph(layer: SpikingLinear) -> Any:
 
 
 def segment_weights(layer: SpikingLinear) -> Tensor:
-    """Integer weights ``(segments · out, in)``, int64: the rows of a segment are zero outside its
-    columns.
+    """Integer weights ``(planes · segments · out, in)``, int64: the rows of a segment are zero
+    outside its columns.
     """
-    stored, layout = layer.integer_weights().long().cpu(), layer.layout()
-    order = channel_order(layer)
-    parts = []
-    for segment in layout.segments:
-        part = torch.zeros(layer.out_features, layer.in_features, dtype=torch.int64)
-        part[:, order[segment.start : segment.stop]] = stored[:, segment.start : segment.stop]
-        parts.append(part)
+    layout, order, parts = layer.layout(), channel_order(layer), []
+    for plane in layer.planes():
+        stored = plane.integer_weights().long().cpu()
+        for segment in layout.segments:
+            part = torch.zeros(layer.out_features, layer.in_features, dtype=torch.int64)
+            part[:, order[segment.start : segment.stop]] = stored[:, segment.start : segment.stop]
+            parts.append(part)
     return torch.cat(parts)
 
 

@@ -156,6 +156,8 @@ def _asked(
                 raise DependencyError(problem)
             yield backend, problem
         else:
+            if isinstance(spec, LinearSpec) and spec.weights == "planes":
+                spec = spec.of_plane()  # as which they run, see spikellm.kernels.planes
             yield backend, backend.supports(spec)
 
 

@@ -58,6 +58,14 @@ class LinearWeights(Protocol):
         ...
 
 
+class PlanedWeights(LinearWeights, Protocol):
+    """Weights that may be a sum of planes."""
+
+    def planes(self) -> Sequence[LinearWeights]:
+        """Planes of which the weights are the sum: ternary, without a bias."""
+        ...
+
+
 class Observed(NamedTuple):
     """What a layer gave, and the codes of its inputs.
 

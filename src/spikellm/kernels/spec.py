@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -19,9 +19,10 @@ ExecutionMode = Literal["merged", "stepped", "binary", "phase"]
 product for every power of two, before which sums are doubled.
 """
 
-IntegerForm = Literal["affine", "ternary", "partly-binary", "none"]
-"""``k = code − zero``; trains of T spikes of −1, 0 and 1; binary weights and 8-bit ones with scales
-of their own, so no integers; or nothing that kernels know of.
+IntegerForm = Literal["affine", "ternary", "planes", "partly-binary", "none"]
+"""``k = code − zero``; trains of T spikes of −1, 0 and 1; a sum of planes of −1, 0 and 1, each with
+scales of its own; binary weights and 8-bit ones likewise, so no integers; or nothing that kernels
+know of.
 """
 
 WITH_INTEGERS = frozenset[IntegerForm](("affine", "ternary"))
@@ -68,6 +69,7 @@ class LinearSpec:
         massive: tokens that take more steps in every channel; None where all take the same.
         shares: part of its range that each activation group codes, float32 numbers; empty where
             all code ``range_share``.
+        planes: of which the weights are the sum (see :mod:`spikellm.kernels.planes`).
     """
 
     columns: int
@@ -89,6 +91,20 @@ class LinearSpec:
     massive: MassiveTokens | None = None
     shares: tuple[float, ...] = ()
     threshold_source: ThresholdSource = "range"
+    planes: int = 1
+
+    def of_plane(self) -> LinearSpec:
+        """One plane of the layer: ternary weights of one step."""
+        once = (1,) * len(self.weight_steps)
+        return replace(
+            self,
+            weights="ternary",
+            weight_bits=2,
+            scales=self.scales // self.planes,
+            weight_steps=once,
+            weight_tops=once,
+            planes=1,
+        )
 
     @property
     def has_integers(self) -> bool:

@@ -16,6 +16,7 @@ sum is taken that of a kernel backend (:mod:`spikellm.kernels`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from spikellm.core.errors import RequestError
 from spikellm.kernels.base import REFERENCE, backends, select
 from spikellm.kernels.coding import InputCoding
-from spikellm.kernels.prepared import PackedCodes, PreparedLinear, by_column
+from spikellm.kernels.planes import prepare_layer
+from spikellm.kernels.prepared import LinearWeights, PackedCodes, PreparedLinear, by_column
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.linear import encode
 from spikellm.neurons.price import whole_price
@@ -157,6 +159,10 @@ class SpikingLinear(LinearFacts):
         """
         return self.format.integer_weights(self, rows)
 
+    def planes(self) -> Sequence[LinearWeights]:
+        """Planes of which the weights are the sum; the layer itself where there is one."""
+        return self.format.as_planes(self) or [self]
+
     def packed_codes(self) -> PackedCodes:
         """Codes of one width for all columns."""
         return self.format.packed_codes(self)
@@ -279,10 +285,10 @@ class SpikingLinear(LinearFacts):
     @torch.no_grad()
     def _prepare(self) -> _Kernels:
         spec = self.spec()
-        reference = backends[REFERENCE].prepare_linear(spec, self)
+        reference = prepare_layer(backends[REFERENCE], spec, self)
         chosen, own = select(spec, self.weight_scale.device), reference
         if chosen.name != REFERENCE:
-            own = chosen.prepare_linear(spec, self)
+            own = prepare_layer(chosen, spec, self)
         steps = self.stored(self.channel_steps).long()
         self._kernels = _Kernels(own, reference, spec, steps)
         return self._kernels

@@ -118,6 +118,8 @@ class LinearFacts(PreparedModule):
         weight_steps = self.weight_steps
         if weight_steps is not None:
             steps = steps * self.stored(weight_steps)
+        else:
+            steps = steps * self.format.plane_count(self)
         return float(steps.float().mean())
 
     @property

@@ -53,6 +53,7 @@ def linear_spec(layer: Described) -> LinearSpec:
         weights=layer.format.integer_form,
         weight_bits=layer.format.kernel_bits(layer),
         scales=layer.weight_scale.shape[1],
+        planes=layer.format.plane_count(layer),
         weight_steps=tuple(layout.weight_steps),
         weight_tops=tuple(weights.top(steps) for steps in layout.weight_steps),
         neuron=neuron,

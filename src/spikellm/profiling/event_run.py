@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikellm.kernels.prepared import LinearWeights
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.population import EventForm, Population, channel_order
 from spikellm.profiling.shifts import moments_of
@@ -88,20 +89,20 @@ def events_of(population: Population, form: EventForm = "binary") -> Events:
     return Events(*(torch.cat(column) for column in columns))
 
 
-def synapses_of(layer: SpikingLinear) -> Synapses:
-    """Synapses of a layer."""
+def synapses_of(layer: SpikingLinear, plane: LinearWeights | None = None) -> Synapses:
+    """Synapses of a layer; of one of its planes where those have accumulators of their own."""
     order, parts = channel_order(layer), layer.layout().segments
     segment = torch.empty(layer.in_features, dtype=torch.int64)
     for index, part in enumerate(parts):
         segment[order[part.start : part.stop]] = index
-    planes = weight_planes(layer)
+    planes = weight_planes(layer, plane)
     reach = torch.stack([(plane != 0).sum(1) for plane in planes]).sum(0)
     return Synapses(planes, segment, len(parts), reach)
 
 
-def weight_planes(layer: SpikingLinear) -> list[Tensor]:
+def weight_planes(layer: SpikingLinear, plane: LinearWeights | None = None) -> list[Tensor]:
     """See :attr:`Synapses.weights`."""
-    stored, order = layer.integer_weights().long().cpu(), channel_order(layer)
+    stored, order = (plane or layer).integer_weights().long().cpu(), channel_order(layer)
     weights = torch.empty_like(stored).index_copy_(1, order, stored).T.contiguous()
     if not layer.format.unrolls:
         return [weights]

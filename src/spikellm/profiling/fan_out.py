@@ -12,8 +12,11 @@ from spikellm.profiling.counts import EXECUTION_MODES
 def fan_out(layer: SpikingLinear) -> Tensor:
     """Synapses of every stored column by execution mode, int64 ``(in, modes)``, or ``(in, 1)``
     where they are the same in all: the column's weights that are not zero, or its weight spikes
-    where weights are spikes; all outputs where weights are no integers.
+    where weights are spikes, or those of all its planes; all outputs where weights are no integers.
     """
+    if layer.format.integer_form == "planes":
+        own = [count_by_column(plane.integer_weights() != 0) for plane in layer.planes()]
+        return torch.stack(own).sum(0).unsqueeze(1)
     if not layer.format.has_integers:
         return torch.full(
             (layer.in_features, 1), layer.out_features, device=layer.channel_group.device

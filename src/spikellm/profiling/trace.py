@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spikellm.core.errors import NumericalError, RequestError
 from spikellm.core.registry import unknown_name
+from spikellm.kernels.prepared import LinearWeights
 from spikellm.kernels.torch.product import integer_product
 from spikellm.models.families import find_blocks
 from spikellm.models.prepare import evaluating
@@ -169,15 +170,38 @@ def _check_layer(
     """Compare what the accumulators of every segment hold with the product of merged codes, and
     the output that follows from them with the layer's.
     """
+    y, integers, mismatches = torch.zeros(()), 0, 0
+    runs: list[EventRun] = []
+    for plane in layer.planes():
+        run = run_events(
+            events_of(population, form),
+            synapses := synapses_of(layer, plane),
+            moments_by_segment(population, synapses, form),
+        )
+        of_plane, differ = _outputs(population, layer, plane, run)
+        y, mismatches = y + of_plane, mismatches + differ
+        runs, integers = [*runs, run], integers + run.sums.numel()
+    if layer.bias is not None:
+        y = y + layer.bias.float().cpu()
+    equal = torch.equal(y.to(output.dtype), output.reshape(-1, layer.out_features).cpu())
+    # Every spike arrives once, whatever planes it reaches.
+    total = runs[0]._replace(
+        additions=sum(run.additions for run in runs), shifts=sum(run.shifts for run in runs)
+    )
+    return _found(population, form, total, (integers, mismatches), equal)
+
+
+def _outputs(
+    population: Population, layer: SpikingLinear, plane: LinearWeights, run: EventRun
+) -> tuple[Tensor, int]:
+    """What the accumulators stand for, float32 ``(tokens, out)``, without the bias, and how many
+    of them do not hold the product of merged codes.
+    """
     assert population.thresholds is not None
     theta, baseline = population.thresholds
-    centered, channels = population.neuron.centered, channel_order(layer)
-    synapses = synapses_of(layer)
-    moments = moments_by_segment(population, synapses, form)
-    run = run_events(events_of(population, form), synapses, moments)
-    integers = mismatches = 0
+    centered, channels, mismatches = population.neuron.centered, channel_order(layer), 0
     y = torch.zeros(len(population.codes), layer.out_features)
-    whole, scale = layer.integer_weights().cpu(), layer.weight_scale.cpu()
+    whole, scale = plane.integer_weights().cpu(), plane.weight_scale.cpu()
     for segment, found in zip(layer.layout().segments, run.sums.unbind(1), strict=True):
         k, group = whole[:, segment.start : segment.stop], segment.activation_group
         codes = population.codes[:, channels[segment.start : segment.stop]]
@@ -185,14 +209,10 @@ def _check_layer(
         of_baseline = baseline[:, group : group + 1].long() * k.long().sum(1)
         if centered:
             merged -= of_baseline
-        integers += merged.numel()
         mismatches += int((merged != found).sum())
         charge = found if centered else found - of_baseline
         y += charge.float() * theta[:, group : group + 1] * scale[:, segment.weight_group]
-    if layer.bias is not None:
-        y = y + layer.bias.float().cpu()
-    equal = torch.equal(y.to(output.dtype), output.reshape(-1, layer.out_features).cpu())
-    return _found(population, form, run, (integers, mismatches), equal)
+    return y, mismatches
 
 
 def _check_sums(population: Population, form: EventForm) -> PopulationTrace:

@@ -14,7 +14,7 @@ from spikellm.quantization.rounding import half_up
 
 _COARSE, _FINE = 16, 9  # scales tried over the whole range, and around the best of them
 _LEAST = 0.15  # of the scale that reaches the largest weight
-_SEARCHED = 1024  # at most so many columns for the search of a scale, and rows for an error
+SEARCHED = 1024  # at most so many columns for the search of a scale, and rows for an error
 
 
 def ternary_codes(weight: Tensor, scale: Tensor, steps: int) -> Tensor:
@@ -35,7 +35,7 @@ def search_scale(weight: Tensor, importance: Tensor, steps: int) -> Tensor:
             there are very many.
         importance: ``(columns,)``, not negative.
     """
-    stride = -(-weight.shape[1] // _SEARCHED)
+    stride = -(-weight.shape[1] // SEARCHED)
     weight, importance = weight[:, ::stride].abs(), importance[::stride].unsqueeze(1)
     largest = weight.amax(1, keepdim=True)
     unit = torch.where(largest > 0, largest, 1.0) / steps
@@ -101,7 +101,7 @@ def step_errors(
         rows: what an error in each output costs, ``(out,)``; 1 each by default. Evenly spread rows
             stand for all where there are very many.
     """
-    stride = -(-weight.shape[0] // _SEARCHED)
+    stride = -(-weight.shape[0] // SEARCHED)
     share = weight.shape[0] / len(weight[::stride])
     rows = (weight.new_ones(weight.shape[0]) if rows is None else rows)[::stride] * share
     weight, errors = weight[::stride], []

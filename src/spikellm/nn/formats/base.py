@@ -7,7 +7,7 @@ over where a question is about them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikellm.core.offload import offload
 from spikellm.core.registry import Registry
-from spikellm.kernels.prepared import PackedCodes
+from spikellm.kernels.prepared import LinearWeights, PackedCodes
 from spikellm.kernels.spec import WITH_INTEGERS, IntegerForm
 from spikellm.nn.layout import Layout
 from spikellm.recipe import LinearRecipe
@@ -119,6 +119,16 @@ class WeightFormat(ABC):
         Raises:
             RequestError: the format has no integer form.
         """
+
+    def plane_count(self, layer: Stored) -> int:
+        """Planes of which weights are the sum, each with scales of its own: as many as a column has
+        at most, where the integer form is ``planes``; else 1.
+        """
+        return 1
+
+    def as_planes(self, layer: Stored) -> Sequence[LinearWeights]:
+        """Those planes; none where weights have one integer form."""
+        return []
 
     def dense_weight(self, layer: Stored) -> Tensor:
         """The weight that the codes stand for, float32, ``(out, in)``, columns in their original

@@ -1,0 +1,169 @@
+"""Binary-coded weights: ``w ≈ Σ_p α_p·b_p`` with planes ``b_p ∈ {−1, +1}`` and scales α_p > 0, one
+of each plane for a row and group of columns (BCQ; Xu et al., ICLR 2018, in the form of ShiftAddLLM;
+You et al., NeurIPS 2024).
+
+k planes reach 2^k values about zero, not evenly spaced. A *pattern* is a weight's bits: bit p is
+set where ``b_p = +1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spikellm.quantization.powers import nearest_sum_of_powers
+from spikellm.quantization.ternary import SEARCHED
+
+MOST_PLANES = 4
+_ROUNDS = 20  # of weights and scales in turn, before error feedback
+_RIDGE = 1e-6  # added to the Gram matrix of planes, as a share of its mean diagonal
+_LEAST = 2.0**-100  # scale
+
+Rounding = Callable[[Tensor], Tensor]
+"""What of a scale is stored."""
+
+
+def rounding_of(scale_bits: int, terms: int | None) -> Rounding:
+    """How scales are rounded: to sums of powers of two, to bfloat16, or not at all."""
+
+    def rounded(scale: Tensor) -> Tensor:
+        scale = scale.clamp(min=_LEAST)
+        if terms is not None:
+            return nearest_sum_of_powers(scale, terms)
+        return scale.to(torch.bfloat16).float() if scale_bits == 16 else scale
+
+    return rounded
+
+
+def signs_of(patterns: Tensor, planes: int) -> Tensor:
+    """Planes of patterns, float32 {−1, 1}, ``(planes, …)``."""
+    places = torch.arange(planes, device=patterns.device).view(-1, *(1,) * patterns.dim())
+    return ((patterns.int() >> places) & 1).float().mul_(2).sub_(1)
+
+
+class PlaneTable:
+    """The values of every row in one group of columns, in rising order.
+
+    Args:
+        scale: ``(out, planes)``, positive.
+    """
+
+    def __init__(self, scale: Tensor) -> None:
+        planes = scale.shape[1]
+        patterns = torch.arange(1 << planes, device=scale.device)
+        values = scale @ signs_of(patterns, planes)
+        self._values, order = values.sort(dim=1, stable=True)
+        self._patterns = order.to(torch.uint8)
+        self._middles = ((self._values[:, 1:] + self._values[:, :-1]) / 2).contiguous()
+
+    def code(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Patterns and values nearest to weights, ``(out, columns)``; between two values, the
+        lower one.
+        """
+        place = torch.searchsorted(self._middles, w.contiguous())
+        return self._patterns.gather(1, place), self._values.gather(1, place)
+
+
+def fit_scales(weight: Tensor, importance: Tensor, planes: int, rounding: Rounding) -> Tensor:
+    """Scales of each row that minimise ``Σ_j importance_j (w_j − Σ_p α_p b_pj)²``, planes and
+    scales fitted in turn from a greedy start: ``(out, planes)``, positive.
+
+    Args:
+        weight: ``(out, columns)`` that share their scales.
+        importance: ``(columns,)``, not negative.
+    """
+    total, rest, greedy = importance.sum().clamp(min=torch.finfo(torch.float32).tiny), weight, []
+    for _ in range(planes):
+        size = (rest.abs() @ importance / total).unsqueeze(1)
+        greedy.append(size)
+        rest = rest - torch.where(rest > 0, size, -size)
+    best = scale = torch.cat(greedy, 1).clamp(min=_LEAST)
+    least = torch.full_like(scale[:, :1], torch.inf)
+    for _ in range(_ROUNDS):
+        table = PlaneTable(rounding(scale))
+        patterns, values = table.code(weight)
+        error = (weight - values).square_() @ importance.unsqueeze(1)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+        signs = signs_of(patterns, planes)
+        weighted = signs * importance
+        gram = torch.einsum("poc,qoc->opq", weighted, signs)
+        scale = solved(gram, torch.einsum("poc,oc->op", weighted, weight), scale)
+    return rounding(best)
+
+
+def solved(gram: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
+    """``gram⁻¹ wanted`` of every row, ``(out, planes)``; ``scale`` where that is not positive."""
+    ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
+    damped = gram + torch.diag_embed(ridge.clamp(min=1e-30).unsqueeze(1).expand_as(scale))
+    found, failed = torch.linalg.solve_ex(damped.double(), wanted.double())
+    good = (torch.isfinite(found) & (found > _LEAST)).all(1) & (failed == 0)
+    return torch.where(good.unsqueeze(1), found.float(), scale)
+
+
+def refit_scales(
+    residual: Tensor,
+    signs: Tensor,
+    hessian: Tensor,
+    columns: slice,
+    scale: Tensor,
+    rounding: Rounding,
+) -> Tensor:
+    """Scales of one group fitted to the Hessian-weighted error by least squares, given planes; a
+    row whose error that would not lower keeps its own.
+
+    Args:
+        residual: what the weights of all columns still miss, ``(out, in)``; changed in place.
+        signs: planes of the group, ``(planes, out, columns)``.
+        hessian: ``XᵀX`` up to a factor, float32, ``(in, in)``.
+        columns: of the group.
+        scale: ``(out, planes)`` so far.
+    """
+    weighted = signs @ hessian[columns, columns]
+    gram = torch.einsum("poc,qoc->opq", weighted, signs)
+    pull = torch.einsum("poc,oc->op", signs, residual @ hessian[:, columns])
+    own = torch.einsum("opq,oq->op", gram, scale)
+    joint = rounding(solved(gram, pull + own, scale))
+    one_by_one = _in_turn(gram, pull + own, joint, rounding)
+    best, least = scale, torch.zeros_like(scale[:, 0])
+    for tried in (joint, one_by_one):
+        step = tried - scale
+        change = (torch.einsum("opq,oq->op", gram, step) - 2 * pull).mul_(step).sum(1)
+        better = (change < least).unsqueeze(1)
+        best = torch.where(better, tried, best)
+        least = torch.minimum(change, least)
+    residual[:, columns] -= torch.einsum("poc,op->oc", signs, best - scale)
+    return best
+
+
+def _in_turn(gram: Tensor, wanted: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
+    """One scale after the other, rounded before the next is fitted, so that what rounding loses is
+    made up for.
+    """
+    scale = scale.clone()
+    for _ in range(2):
+        for plane in range(scale.shape[1]):
+            others = torch.einsum("oq,oq->o", gram[:, plane], scale)
+            power = gram[:, plane, plane]
+            found = scale[:, plane] + (wanted[:, plane] - others) / power
+            good = torch.isfinite(found) & (found > _LEAST)
+            scale[:, plane] = torch.where(good, rounding(found), scale[:, plane])
+    return scale
+
+
+def plane_errors(
+    weight: Tensor, importance: Tensor, most: int, rows: Tensor | None = None
+) -> Tensor:
+    """Error of every column if all columns took 1, 2, … planes, as
+    :func:`spikellm.quantization.ternary.step_errors`: ``(most, in)``.
+    """
+    stride = -(-weight.shape[0] // SEARCHED)
+    share = weight.shape[0] / len(weight[::stride])
+    rows = (weight.new_ones(weight.shape[0]) if rows is None else rows)[::stride] * share
+    weight, errors = weight[::stride], []
+    for planes in range(1, most + 1):
+        scale = fit_scales(weight, importance, planes, lambda found: found.clamp(min=_LEAST))
+        _, values = PlaneTable(scale).code(weight)
+        errors.append(rows @ (weight - values).square_() * importance)
+    return torch.stack(errors)

@@ -1,0 +1,120 @@
+"""Weights that are a sum of planes of ±1: binary-coded ones, and BiLLM's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layers import PLANES
+from native import planes
+from spikellm.kernels.base import select
+from spikellm.nn.execution import set_execution_mode
+from spikellm.nn.linear import SpikingLinear
+from spikellm.profiling.fan_out import fan_out
+from spikellm.recipe import ActivationRecipe, LinearRecipe
+
+KINDS = sorted(PLANES)
+
+
+def layer_of(kind: str, columns: int = 70, outputs: int = 9, **activations: Any) -> SpikingLinear:
+    recipe = ActivationRecipe(**(activations or {"bits": 16}))
+    generator = torch.Generator().manual_seed(columns)
+    return planes(columns, outputs, PLANES[kind], generator, bias=True, activations=recipe)
+
+
+@given(st.sampled_from(KINDS), st.integers(1, 150), st.integers(1, 20))
+def test_a_layer_is_the_sum_of_its_planes(kind: str, columns: int, outputs: int) -> None:
+    layer = layer_of(kind, columns, outputs)
+    x = torch.randn(4, columns, dtype=torch.float64).float()
+    expected = x @ layer.dense_weight().T + layer.bias
+    for form in ("merged", "stepped", "binary"):
+        set_execution_mode(layer, form)  # type: ignore[arg-type]
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    order = layer.layout().order
+    values = sum(one.dense_weight() for one in layer.planes())
+    assert torch.equal(values, layer.dense_weight())
+    signs = [one.integer_weights() for one in layer.planes()]
+    assert {int(v) for one in signs for v in one.unique()} <= {-1, 0, 1}
+    additions = sum(one.abs().sum(0) for one in signs)
+    steps = layer.weight_steps
+    each = torch.full((columns,), 2) if steps is None else steps
+    stored = each if order is None else each[order]
+    assert torch.equal(additions, stored.long() * outputs), "as many as a column has planes"
+    assert torch.equal(fan_out(layer)[:, 0], additions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_and_load(kind: str) -> None:
+    layer = layer_of(kind)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    again = SpikingLinear(
+        70, 9, layer.settings, bias=True, sizes=layer.format.sizes_of(state), dtype=torch.float32
+    )
+    again.load_state_dict(state)
+    assert again.validation_error() is None
+    x = torch.randn(3, 70)
+    assert torch.equal(again(x), layer(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("neuron", [{"bits": 3}, {"bits": 2, "neuron": "ternary"}])
+def test_four_forms_are_equal_bit_for_bit(kind: str, neuron: dict[str, Any]) -> None:
+    symmetric = "neuron" in neuron
+    layer = layer_of(kind, **neuron, symmetric=symmetric, train="centered", steps=2)
+    x = torch.randn(5, 70)
+    merged = layer(x)
+    for form in ("stepped", "binary", "phase"):
+        set_execution_mode(layer, form)  # type: ignore[arg-type]
+        assert torch.equal(layer(x), merged), form
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_summed_in_single(kind: str) -> None:
+    layer = layer_of(kind)
+    x = torch.randn(3, 70).to(torch.bfloat16)
+    assert torch.equal(layer(x), layer(x.float()).to(torch.bfloat16))
+
+
+def test_stored_bytes() -> None:
+    layer = layer_of("bcq", 256, 8)
+    held = {name: one.numel() * one.element_size() for name, one in layer.named_buffers()}
+    assert held["weight_planes"] == 2 * 256 * 8 // 8
+    assert held["weight_scale"] == 8 * 2 * 3 * 2, "two planes of three groups of 100, in bfloat16"
+    assert "column_steps" not in held, "all columns are alike"
+
+
+def test_kernels_of_ternary_layers_run_them(native_kernels: object, level: str) -> None:
+    if level:
+        assert select(layer_of("bcq").spec(), "cpu").name == "native"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "says"),
+    [
+        ("mixed", "column_steps", 9, "columns by plane"),
+        ("billm", "column_steps", 0, "other than 1 and 2"),
+        ("billm", "weight_scale", 1.625, "more than 2 powers of two"),
+    ],
+)
+def test_damage_is_found(kind: str, name: str, value: float, says: str) -> None:
+    layer = layer_of(kind)
+    layer.get_buffer(name).view(-1)[0] = value
+    assert says in str(layer.validation_error())
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"format": "bcq", "planes": 2, "budget": 1.5}, "leave one of them out"),
+        ({"format": "bcq", "allocation": "model"}, "no effect without a budget"),
+        ({"format": "bcq", "scale_bits": 32, "scale_terms": 1}, "take 16 bits"),
+        ({"format": "bcq", "planes": 5}, "less than or equal to 4"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(weights: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        LinearRecipe.model_validate({"weights": weights, "activations": {"bits": 16}})
