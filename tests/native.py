@@ -127,7 +127,7 @@ def planes(
     )
     groups = torch.randint(0, len(activations.group_steps), (columns,), generator=generator)
     layer.set_groups(groups.to(torch.uint8), steps)
-    count = kind.plane_count(layer)
+    count = max(kind.planes_by_group(layer))
     shape = (outputs, len(layer.layout().weight_groups), count)
     patterns = torch.randint(0, 1 << count, (outputs, columns), generator=generator)
     if "budget" in weights:  # no bits of planes that a column lacks

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from layers import PLANES
 from native import planes
@@ -70,6 +71,44 @@ def test_four_forms_are_equal_bit_for_bit(kind: str, neuron: dict[str, Any]) -> 
     for form in ("stepped", "binary", "phase"):
         set_execution_mode(layer, form)  # type: ignore[arg-type]
         assert torch.equal(layer(x), merged), form
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        self.names.add(function.overloadpacket.__name__)
+        return function(*arguments, **(keywords or {}))
+
+
+MULTIPLICATIONS = {
+    *("mul", "mul_", "div", "div_", "mm", "bmm", "addmm", "addmv", "mv", "dot", "matmul", "linear"),
+    *("addcmul", "addcdiv", "reciprocal", "pow", "ldexp", "square", "einsum", "baddbmm"),
+}
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3])
+def test_no_multiplication_where_scales_are_sums_of_powers_of_two(terms: int) -> None:
+    weights = {"format": "bcq", "group_size": 20, "scale_terms": terms}
+    generator = torch.Generator().manual_seed(terms)
+    layer, free = (planes(50, 9, kind, generator) for kind in (weights, PLANES["bcq"]))
+    x = torch.randn(4, 50)
+    merged = layer(x)
+    for one in (layer, free):
+        set_execution_mode(one, "stepped")
+        one(x)  # is prepared
+        with Operations() as ran:
+            found = one(x)
+        assert "embedding_bag" in str(ran.names), "sums are taken"
+        assert (one is free) == bool(ran.names & MULTIPLICATIONS), ran.names
+        if one is layer:
+            torch.testing.assert_close(found, merged, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,6 +47,12 @@ def test_shifts_and_additions_give_the_bits_of_the_product(seed: int, terms: int
     assert torch.equal(ShiftedScales(scale.to(torch.bfloat16))(x), x * scale)
 
 
+def test_what_is_not_finite_stays() -> None:
+    x = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0])
+    found = ShiftedScales(torch.full((4,), 1.75))(x)
+    assert torch.equal(found.nan_to_num(7.0), x.nan_to_num(7.0))
+
+
 def test_a_shift_adds_to_the_exponent() -> None:
     x = torch.tensor([0.0, -0.0, 1.5, -3.25], dtype=torch.float64)
     assert torch.equal(shifted(x, torch.tensor(-3)), x / 8)

@@ -156,9 +156,17 @@ def _asked(
                 raise DependencyError(problem)
             yield backend, problem
         else:
-            if isinstance(spec, LinearSpec) and spec.weights == "planes":
-                spec = spec.of_plane()  # as which they run, see spikellm.kernels.planes
-            yield backend, backend.supports(spec)
+            yield backend, reason_against(backend, spec)
+
+
+def reason_against(backend: Backend, spec: Spec) -> str | None:
+    """Why a backend does not run what is described; None if it does, all planes of a layer at once
+    or one after the other (:mod:`spikellm.kernels.planes`).
+    """
+    reason = backend.supports(spec)
+    if reason is not None and isinstance(spec, LinearSpec) and spec.planes:
+        return backend.supports(spec.of_plane())
+    return reason
 
 
 def describe(device: torch.device | str = "cpu") -> str:

@@ -1,5 +1,5 @@
 """Layers whose weights are a sum of planes, each with scales of its own: every backend that runs
-ternary layers of one step runs them, plane by plane.
+ternary layers of one step runs them, plane by plane, if it does not run them as they are.
 """
 
 from __future__ import annotations
@@ -7,13 +7,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from spikellm.kernels.base import Backend
-from spikellm.kernels.prepared import Observed, PlanedWeights, PreparedLinear
+from spikellm.kernels.prepared import LinearWeights, Observed, PreparedLinear
 from spikellm.kernels.spec import LinearSpec
 
 
-def prepare_layer(backend: Backend, spec: LinearSpec, weights: PlanedWeights) -> PreparedLinear:
+def prepare_layer(backend: Backend, spec: LinearSpec, weights: LinearWeights) -> PreparedLinear:
     """A layer that a backend supports, ready to run, of planes or not."""
-    if spec.weights != "planes":
+    if not spec.planes or backend.supports(spec) is None:
         return backend.prepare_linear(spec, weights)
     plane = spec.of_plane()
     return SumOfPlanes(

@@ -45,6 +45,10 @@ class LinearWeights(Protocol):
         """Codes of ``LinearSpec.weight_bits`` bits each."""
         ...
 
+    def planes(self) -> Sequence[LinearWeights]:
+        """Planes of ternary weights, without a bias, whose sum these are; else they alone."""
+        ...
+
     def dense_weight(self) -> Tensor:
         """Float32 ``(out, in)``, columns in their original order."""
         ...
@@ -55,14 +59,6 @@ class LinearWeights(Protocol):
 
     def release_codes(self) -> None:
         """Say that a backend has a layout of its own, so that what is saved may leave memory."""
-        ...
-
-
-class PlanedWeights(LinearWeights, Protocol):
-    """Weights that may be a sum of planes."""
-
-    def planes(self) -> Sequence[LinearWeights]:
-        """Planes of which the weights are the sum: ternary, without a bias."""
         ...
 
 

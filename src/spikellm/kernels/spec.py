@@ -69,7 +69,9 @@ class LinearSpec:
         massive: tokens that take more steps in every channel; None where all take the same.
         shares: part of its range that each activation group codes, float32 numbers; empty where
             all code ``range_share``.
-        planes: of which the weights are the sum (see :mod:`spikellm.kernels.planes`).
+        planes: of each weight group, where weights are sums of planes, each with scales of its own
+            (see :mod:`spikellm.kernels.planes`); a group's scales stand side by side.
+        scale_terms: signed powers of two whose sum every scale is at most; None for any scales.
     """
 
     columns: int
@@ -91,7 +93,8 @@ class LinearSpec:
     massive: MassiveTokens | None = None
     shares: tuple[float, ...] = ()
     threshold_source: ThresholdSource = "range"
-    planes: int = 1
+    planes: tuple[int, ...] = ()
+    scale_terms: int | None = None
 
     def of_plane(self) -> LinearSpec:
         """One plane of the layer: ternary weights of one step."""
@@ -100,11 +103,16 @@ class LinearSpec:
             self,
             weights="ternary",
             weight_bits=2,
-            scales=self.scales // self.planes,
+            scales=self.scales // self.most_planes,
             weight_steps=once,
             weight_tops=once,
-            planes=1,
+            planes=(),
         )
+
+    @property
+    def most_planes(self) -> int:
+        """Planes that some column has; 1 where weights are no sum of planes."""
+        return max(self.planes, default=1)
 
     @property
     def has_integers(self) -> bool:

@@ -119,7 +119,7 @@ class LinearFacts(PreparedModule):
         if weight_steps is not None:
             steps = steps * self.stored(weight_steps)
         else:
-            steps = steps * self.format.plane_count(self)
+            steps = steps * max(self.format.planes_by_group(self), default=1)
         return float(steps.float().mean())
 
     @property

@@ -106,6 +106,10 @@ class CodedTable(PreparedModule):
         codes = unpack(self.weight_codes[rows], self.settings.bits, self.columns)
         return codes.to(torch.int16).sub_(2 ** (self.settings.bits - 1))
 
+    def planes(self) -> list[CodedTable]:
+        """The table itself."""
+        return [self]
+
     def dense_weight(self) -> Tensor:
         """What the codes stand for, float32 ``(rows, columns)``."""
         weight = self.integer_weights().float()

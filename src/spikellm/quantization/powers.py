@@ -86,24 +86,25 @@ class ShiftedScales:
     """
 
     def __init__(self, scale: Tensor) -> None:
-        mantissa, exponent = torch.frexp(scale.double())
-        number = (mantissa * 2**_BITS).long()
+        stored = scale.double().view(torch.int64)
+        exponent = (stored >> 52) - 1023 - (_BITS - 1)
+        number = ((stored >> (53 - _BITS)) & ((1 << (_BITS - 1)) - 1)) | (1 << (_BITS - 1))
         self._terms: list[tuple[Tensor, Tensor]] = []  # signs, and what to shift by
         for place in range(_BITS + 1):
             odd = number & 1
             digit = torch.where(odd == 1, 2 - (number & 3), 0)
             number = (number - digit) >> 1
             if bool(digit.any()):
-                self._terms.append((digit, exponent.long() + (place - _BITS)))
+                self._terms.append((digit, exponent + place))
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x · scale``, rounded once, float32: the bits of the product.
 
         Args:
-            x: float32, broadcast to the scales.
+            x: float32, broadcast to the scales; NaN and infinity stay.
         """
         wide, total = x.double(), torch.zeros((), dtype=torch.float64, device=x.device)
         for digit, exponent in self._terms:
             term = shifted(wide, exponent)
             total = total + torch.where(digit > 0, term, torch.where(digit < 0, -term, 0.0))
-        return total.float()
+        return torch.where(x - x == 0, total.float(), x)

@@ -155,6 +155,7 @@ class WeightOptions(PartOptions):
         symmetric: whether the zero-point is fixed in the middle.
         group_size: columns that share a scale; None for the whole row.
         scale_bits: of a scale.
+        scale_terms: signed powers of two that a scale is the sum of; None for any.
         salient_rate, salient_steps, saliency, invert: columns whose weights take several steps.
         budget, allocation: average steps of all columns, and over what they are spent.
     """
@@ -188,6 +189,9 @@ class WeightOptions(PartOptions):
         def scale_bits(self) -> int: ...
 
         @property
+        def scale_terms(self) -> int | None: ...
+
+        @property
         def salient_rate(self) -> float: ...
 
         @property
@@ -216,6 +220,7 @@ _ABSENT = {
     "symmetric": False,
     "group_size": None,
     "scale_bits": 32,
+    "scale_terms": None,
     "salient_rate": 0.0,
     "salient_steps": 1,
     "saliency": "second-order",

@@ -1,41 +1,45 @@
-"""Ternary weights in the layout of the additive kernel.
+"""Ternary weights, and sums of planes of them, in the layout of the additive kernel.
 
 ``native/additive.c`` says how it is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from spikellm.kernels.spec import LinearSpec
+from spikellm.kernels.spec import LinearSpec, Segment
 
 OUTPUTS, TRIPLES, _BITS = 64, 6, 5
 _COLUMNS = 3 * TRIPLES  # of a word
 
 
-def make_additive_plan(weights: Tensor, spec: LinearSpec) -> tuple[Tensor, Tensor]:
-    """Plan and words of some rows of a layer.
+def make_additive_plan(weights: Sequence[Tensor], spec: LinearSpec) -> tuple[Tensor, Tensor]:
+    """Plan and words of some rows of a layer; every plane with scales of its own has segments of
+    its own.
 
     Args:
-        weights: integers ``−T … T``, ``(out, in)``, columns in stored order.
+        weights: integers ``−T … T``, ``(out, in)``, columns in stored order, of each plane.
         spec: of the whole layer.
 
     Returns:
         ``(plan, words)``: int32, and int32 ``(blocks of 64 outputs, words, 64)``: 1.78 bits a
         weight and step.
     """
-    rows, columns = weights.shape
+    rows, columns = weights[0].shape
     blocks = -(-rows // OUTPUTS)
-    header: list[int] = [columns, rows, len(spec.segments), spec.scales]
     entries: list[int] = []
     planes: list[Tensor] = []
     first = 0
-    for start, stop, _, weight_group in spec.segments:
-        count, steps = -(-(stop - start) // _COLUMNS), spec.weight_steps[weight_group]
-        entries += [start, stop, weight_group, steps, first, count]
+    segments = [(s, plane) for s in spec.segments for plane in range(_planes_of(spec, s))]
+    for (start, stop, _, weight_group), plane in segments:
+        count = -(-(stop - start) // _COLUMNS)
+        steps = 1 if spec.planes else spec.weight_steps[weight_group]
+        entries += [start, stop, weight_group * spec.most_planes + plane, steps, first, count]
         first += count * steps
-        part = weights[:, start:stop]
+        part = weights[plane][:, start:stop]
         for t in range(steps):
             digits = (part > t).to(torch.int32) - (-part > t).to(torch.int32) + 1
             digits = torch.nn.functional.pad(
@@ -48,7 +52,12 @@ def make_additive_plan(weights: Tensor, spec: LinearSpec) -> tuple[Tensor, Tenso
             planes.append((triples << shifts).sum(-1, dtype=torch.int32))
     words = torch.cat(planes, 1) if planes else torch.zeros(blocks * OUTPUTS, 0, dtype=torch.int32)
     order = torch.arange(columns) if spec.order is None else spec.order.cpu()
+    header = [columns, rows, len(segments), spec.scales]
     plan = torch.cat(
         [torch.tensor([*header, words.shape[1], *entries], dtype=torch.int32), order.int()]
     )
     return plan, words.view(blocks, OUTPUTS, -1).transpose(1, 2).contiguous()
+
+
+def _planes_of(spec: LinearSpec, segment: Segment) -> int:
+    return spec.planes[segment.weight_group] if spec.planes else 1

@@ -35,6 +35,7 @@ _log = logging.getLogger("spikellm")
 _UNCODED: dict[IntegerForm, Callable[[CDLL, LinearSpec, LinearWeights], NativeLayer]] = {
     "affine": NativeWeightOnly,
     "ternary": NativeAdditive,
+    "planes": NativeAdditive,
     "partly-binary": NativePartlyBinary,
 }
 
@@ -61,7 +62,7 @@ class NativeBackend(Backend):
             return f"it runs merged spikes, not {spec.execution} ones"
         if spec.neuron is not None:
             return misfit(spec)
-        own_kernel = spec.weights in ("ternary", "partly-binary")
+        own_kernel = spec.weights in ("ternary", "planes", "partly-binary")
         return None if own_kernel else weight_only_misfit(spec)
 
     def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> NativeLayer:

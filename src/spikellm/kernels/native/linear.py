@@ -158,7 +158,7 @@ class NativeLinear(NativeLayer):
 
 
 class NativeAdditive(NativeLayer):
-    """Ternary weights on inputs that are not coded."""
+    """Ternary weights, or planes of them, on inputs that are not coded."""
 
     def __init__(self, library: ctypes.CDLL, spec: LinearSpec, weights: LinearWeights) -> None:
         made = [make_additive_plan(part, spec) for part in _chunks(spec, weights)]
@@ -204,8 +204,10 @@ def _column_sums(
     return ops.unless(failed, sums)
 
 
-def _chunks(spec: LinearSpec, weights: LinearWeights) -> Iterator[Tensor]:
-    """Integer weights, some outputs at a time: a multiple of the additive kernel's blocks."""
+def _chunks(spec: LinearSpec, weights: LinearWeights) -> Iterator[list[Tensor]]:
+    """Integer weights of all planes, some outputs at a time: a multiple of the additive kernel's
+    blocks.
+    """
     rows = max(1, _CHUNK // max(1, spec.columns) // OUTPUTS) * OUTPUTS
     for start in range(0, spec.rows, rows):
-        yield weights.integer_weights(slice(start, start + rows))
+        yield [one.integer_weights(slice(start, start + rows)) for one in weights.planes()]

@@ -21,7 +21,8 @@ class TorchBackend(Backend):
     preference = 0
 
     def supports(self, spec: Spec) -> str | None:
-        return None
+        of_planes = isinstance(spec, LinearSpec) and bool(spec.planes)
+        return "it runs planes one after the other" if of_planes else None
 
     def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> TorchLinear:
         return TorchLinear(spec, weights)

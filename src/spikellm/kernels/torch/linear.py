@@ -21,6 +21,7 @@ from spikellm.kernels.prepared import LinearWeights, Observed, by_column
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.product import integer_product, sum_of_chosen
 from spikellm.neurons import SoftResetNeuron
+from spikellm.quantization.powers import ShiftedScales
 from spikellm.quantization.thresholds import (
     Threshold,
     coded_range,
@@ -83,7 +84,7 @@ class TorchLinear:
                 charge = (charge * 2 if doubles else charge).to(product.dtype) + product
             if merged or not neuron.centered:
                 charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
-            y += charge.float() * theta * scale[:, weight_group]
+            y += self._scaled(charge.float() * theta, scale[:, weight_group])
         z = [threshold.baseline.to(torch.int32).flatten() for threshold in thresholds]
         return y, codes, by_column(z, spec.bounds)
 
@@ -116,8 +117,16 @@ class TorchLinear:
             for t in range(self.spec.weight_steps[weight_group]):
                 charge += sum_of_chosen(part, q > t)
                 charge -= sum_of_chosen(part, -q > t)
-            parts.append(charge * scale[:, weight_group])
+            parts.append(self._scaled(charge, scale[:, weight_group]))
         return cast(Tensor, sum(parts))
+
+    def _scaled(self, charge: Tensor, scale: Tensor) -> Tensor:
+        """``charge · scale``; by shifts and additions where spikes are unrolled and scales are sums
+        of powers of two, to the same bits.
+        """
+        if self.spec.scale_terms is None or self.spec.execution == "merged":
+            return charge * scale
+        return ShiftedScales(scale)(charge)
 
 
 def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:

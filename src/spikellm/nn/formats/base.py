@@ -120,14 +120,14 @@ class WeightFormat(ABC):
             RequestError: the format has no integer form.
         """
 
-    def plane_count(self, layer: Stored) -> int:
-        """Planes of which weights are the sum, each with scales of its own: as many as a column has
-        at most, where the integer form is ``planes``; else 1.
+    def planes_by_group(self, layer: Stored) -> tuple[int, ...]:
+        """Planes of every weight group, each with scales of its own, where the integer form is
+        ``planes``; else none.
         """
-        return 1
+        return ()
 
     def as_planes(self, layer: Stored) -> Sequence[LinearWeights]:
-        """Those planes; none where weights have one integer form."""
+        """Those planes, ternary weights of one step; none where weights have one integer form."""
         return []
 
     def dense_weight(self, layer: Stored) -> Tensor:

@@ -123,7 +123,7 @@ class BcqFormat(WeightFormat):
         sizes, present = self.plane_sizes(layer.shape), self.present(layer)[plane]
         lengths = [packed_length(columns, 1) for columns in sizes]
         packed = layer.get_buffer("weight_planes")[rows].split(lengths, 1)[plane]
-        bits = unpack(packed, 1, sizes[plane]).view(torch.int8).mul(2).sub_(1)
+        bits = unpack(packed, 1, sizes[plane]).view(torch.int8).bitwise_left_shift(1).sub_(1)
         if sizes[plane] == layer.shape.columns:
             return bits
         whole = bits.new_zeros(len(bits), layer.shape.columns)
@@ -158,8 +158,11 @@ class BcqFormat(WeightFormat):
     def additive_share(self, layer: Stored) -> float:
         return 1.0
 
-    def plane_count(self, layer: Stored) -> int:
-        return len(self.plane_sizes(layer.shape))
+    def planes_by_group(self, layer: Stored) -> tuple[int, ...]:
+        layout = layer.layout()
+        if self.column_steps(layer) is None:
+            return (len(self.plane_sizes(layer.shape)),) * len(layout.weight_groups)
+        return tuple(layout.weight_steps)
 
     def validation_error(self, layer: Stored) -> str | None:
         steps, sizes = self.column_steps(layer), layer.shape.sizes

@@ -52,6 +52,9 @@ class BillmFormat(BcqFormat):
     def column_steps(self, layer: Stored) -> Tensor:
         return layer.get_buffer("column_steps")
 
+    def planes_by_group(self, layer: Stored) -> tuple[int, ...]:
+        return (2,) * len(layer.layout().weight_groups)
+
     def present(self, layer: Stored) -> list[Tensor]:
         return [torch.arange(layer.shape.columns, device=layer.weight_scale.device)] * 2
 
@@ -63,7 +66,7 @@ class BillmFormat(BcqFormat):
             for packed in layer.get_buffer("weight_planes")[rows].chunk(2, 1)
         )
         salient = layer.stored(self.column_steps(layer)) == SALIENT
-        signs = 2 * first - 1
+        signs = (first << 1) - 1
         if plane == 0:
             return torch.where(salient, signs, signs * (1 - second))
         return torch.where(salient, 2 * second - 1, signs * second)

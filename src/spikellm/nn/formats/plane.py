@@ -48,6 +48,10 @@ class Plane:
         zero = torch.ones_like(self.weight_scale, dtype=torch.uint8)
         return PackedCodes(pack(codes, 2), zero)
 
+    def planes(self) -> list[Plane]:
+        """The plane itself."""
+        return [self]
+
     def dense_weight(self) -> Tensor:
         """Float32 ``(out, in)``, columns in their original order."""
         return scaled_sum([self], self._layer.layout())
