@@ -23,6 +23,8 @@ RECIPES = {
     "spike-w4a4-t2": ("algorithm.epochs=1",),
     "ternary-1.4-a4-t2": ("weights.allocation=layer", "algorithm.rounds=1"),
     "pbllm-90": (),
+    "bcq-2": ("algorithm.rounds=1", "algorithm.descents=1"),
+    "billm": (),
 }
 
 

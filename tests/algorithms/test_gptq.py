@@ -34,6 +34,9 @@ PRESETS = {
     "ternary-1.7": (1.7, 1.0),
     "ternary-2.4": (2.4, 1.0),
     "ternary-1.4-a8": (1.4, 1.0),
+    "bcq-2": (2.0, 1.0),
+    "bcq-3": (3.0, 1.0),
+    "bcq-2-pot": (2.0, 1.0),
 }
 
 
@@ -52,8 +55,8 @@ def convert(
 @pytest.mark.parametrize(
     "recipe",
     mostly_slow(
-        [*PRESETS, "ternary-1.4-a4-t2"],
-        {"gptq-w4a16", "pbllm-90", "ternary-1.4", "ternary-1.4-a4-t2"},
+        [*PRESETS, "ternary-1.4-a4-t2", "bcq-2-a4-t2", "billm", "reference-billm"],
+        {"gptq-w4a16", "pbllm-90", "ternary-1.4", "ternary-1.4-a4-t2", "bcq-2-a4-t2", "billm"},
     ),
 )
 def test_presets_convert_count_save_and_generate(
@@ -94,6 +97,8 @@ def last_loss(recipe: str, text_file: Path) -> float:
             ("ternary-1.4", "pbllm-95"),
             ("ternary-1.7", "pbllm-90"),
             ("ternary-2.4", "pbllm-80"),
+            ("bcq-3", "bcq-2", "gptq-w2a16"),
+            ("billm", "reference-billm"),
         ],
         {("gptq-w4a16", "gptq-w2a16", "rtn-w2a16"), ("ternary-1.4", "pbllm-95")},
     ),
@@ -128,7 +133,17 @@ def test_additions_alone_give_the_model_s_logits(text_file: Path) -> None:
         torch.testing.assert_close(model(tokens).logits, merged, rtol=1e-3, atol=1e-3)
 
 
-def test_resumed_it_ends_in_the_same_weights(text_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("ternary-1.4", ()),
+        ("bcq-2", ("weights.planes=null", "weights.budget=1.5", "weights.allocation=model")),
+        ("billm", ()),
+    ],
+)
+def test_resumed_it_ends_in_the_same_weights(
+    recipe: str, settings: tuple[str, ...], text_file: Path, tmp_path: Path
+) -> None:
     class Stop(Exception):  # noqa: N818
         pass
 
@@ -136,10 +151,10 @@ def test_resumed_it_ends_in_the_same_weights(text_file: Path, tmp_path: Path) ->
         if progress.index == 1:
             raise Stop
 
-    whole, _, _ = convert("ternary-1.4", text_file)
+    whole, _, _ = convert(recipe, text_file, *settings)
     with pytest.raises(Stop):
-        convert("ternary-1.4", text_file, journal=tmp_path / "journal", on_block=stop)
-    resumed, _, _ = convert("ternary-1.4", text_file, journal=tmp_path / "journal")
+        convert(recipe, text_file, *settings, journal=tmp_path / "journal", on_block=stop)
+    resumed, _, _ = convert(recipe, text_file, *settings, journal=tmp_path / "journal")
     assert all(
         torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items()
     )

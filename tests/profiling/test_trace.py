@@ -31,10 +31,11 @@ from spikellm.profiling.population import channel_order, layer_population
 from spikellm.profiling.trace import trace_block
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
-RECIPES = ["w4a4-t2", "spike-w4a4-t2", "ternary-1.4-a4-t2", "w8a8"]
+RECIPES = ["w4a4-t2", "spike-w4a4-t2", "ternary-1.4-a4-t2", "bcq-2-a4-t2", "w8a8"]
 FAST = {
     "spike-w4a4-t2": ("algorithm.epochs=1",),
     "ternary-1.4-a4-t2": ("weights.allocation=layer", "algorithm.rounds=1"),
+    "bcq-2-a4-t2": ("algorithm.rounds=1", "algorithm.descents=0"),
 }
 
 
@@ -96,7 +97,7 @@ def test_events_arrive_in_the_order_of_time_and_none_at_rest() -> None:
     assert run.sums.shape == (3, 1, 5)
 
 
-@pytest.mark.parametrize("recipe", ["w4a4-t2", "w8a8", "ternary-1.4-a4-t2"])
+@pytest.mark.parametrize("recipe", ["w4a4-t2", "w8a8", "ternary-1.4-a4-t2", "bcq-2-a4-t2"])
 @pytest.mark.parametrize("form", ["binary", "phase"])
 def test_events_are_as_many_as_the_report_counts(
     recipe: str, form: Any, text_file: Path, tokens: torch.Tensor
