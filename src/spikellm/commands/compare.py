@@ -141,8 +141,7 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
         "spikes a value",
         "energy*",
         "stored bits**",
-        "block weights",
-        "whole model",
+        "MiB**",
         "conversion",
         "front",
     ]
@@ -157,10 +156,10 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
             "Spikes a value are binary/phase, before linear layers. *"
             f" {'/'.join(result['rows'][0]['energy_ratio'])} over the original, estimated from"
             f" operation counts of the whole model ({table['name']}); leaves out"
-            f" {table['omits']}{_unknown(result['rows'])}. ** of a weight of converted layers, with"
-            " all that is stored because of it, and of the whole model for each parameter. On the"
-            " front: no other recipe has both less of that cost and a lower perplexity on the first"
-            " text.",
+            f" {table['omits']}{_unknown(result['rows'])}. ** bits a weight of converted layers,"
+            " with all that is stored because of it/a parameter of the whole model; sizes of both."
+            " On the front: no other recipe has both less of that cost and a lower perplexity on"
+            " the first text.",
             highlight=False,
             markup=False,
         )
@@ -188,8 +187,7 @@ def _cells(row: dict[str, Any], texts: list[str]) -> list[str]:
         spikes_in_words(row),
         "/".join(map(energy_in_words, row["energy_ratio"].values())),
         stored_in_words(row),
-        f"{console.size(row['weight_bytes'])} ({row['weight_ratio']:.2f}×)",
-        console.size(row["stored"]["bytes"]),
+        f"{row['weight_bytes'] / 2**20:,.2f}/{row['stored']['bytes'] / 2**20:,.2f}",
         "-" if row["seconds"] is None else f"{row['seconds']:.1f} s",
         fronts_in_words(row),
     ]

@@ -134,9 +134,9 @@ def show(
     if style == "table":
         console.out.print(
             "Spikes a value are binary/phase, before linear layers. * estimated from operation"
-            " counts, over the original. ** of a weight of converted layers, with all that is"
-            " stored because of it, and of the whole model for each parameter. On the front: no"
-            " other setting has both less of that cost and a lower perplexity.",
+            " counts, over the original. ** a weight of converted layers, with all that is"
+            " stored because of it/a parameter of the whole model. On the front: no other setting"
+            " has both less of that cost and a lower perplexity.",
             highlight=False,
             markup=False,
         )

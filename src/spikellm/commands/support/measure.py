@@ -131,7 +131,7 @@ def _mean_stored(found: Sequence[StoredBits]) -> dict[str, Any]:
 def stored_in_words(row: dict[str, Any]) -> str:
     """Stored bits of a weight of converted layers, and of a parameter of the whole model."""
     found = row["stored"]
-    return f"{found['bits_a_weight']:.2f} / {found['bits_a_parameter']:.2f}"
+    return f"{found['bits_a_weight']:.2f}/{found['bits_a_parameter']:.2f}"
 
 
 def mean_if_known(values: Sequence[float | None]) -> float | None:

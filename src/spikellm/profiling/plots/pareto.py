@@ -73,7 +73,7 @@ def write_pareto(points: Sequence[Point], original: float, text: str, path: Path
             front = _draw_panel(axis, points, cost)
             fronts.append(f"{cost}: front of {', '.join(point.name for point in front)}")
             label(axis, cost, "" if place % across else f"perplexity on {text}")
-            if place % across == across - 1 or place == len(costs) - 1:
+            if place % across == across - 1:
                 _add_ratios(axis, original)
         key = "\n".join(
             f"{index}  {point.name}{_beyond(point, most)}"
