@@ -13,9 +13,7 @@ from spikellm.commands.compare import CompareOptions
 from spikellm.commands.support.costs import COSTS, fronts_in_words, mark_fronts, spikes_in_words
 
 
-def row(
-    name: str, perplexity: float, spikes: float | None, bits: float = 4.0
-) -> dict[str, Any]:
+def row(name: str, perplexity: float, spikes: float | None, bits: float = 4.0) -> dict[str, Any]:
     modes = ("merged", "stepped", "binary", "phase")
     found = None if spikes is None else dict.fromkeys(modes, spikes)
     return {

@@ -266,6 +266,11 @@ def test_command(
         == spikellm.perplexity(original, tokenizer, str(text_file), seqlen=64, limit=2).value
     )
     assert "times that of stdlib-2m" in out.read_text()
+    assert '<figure id="stored">' in out.read_text()
+    assert "tables of the vocabulary" in out.read_text()
+    assert data["beside"][0]["stored"]["bits_a_weight"] == 16
+    assert 4 < data["stored"]["bits_a_weight"] < 5
+    assert data["stored"]["bytes"] == data["bytes"]["total"]
     assert list(tmp_path.iterdir()) == [out]
     assert (
         main(
