@@ -147,6 +147,7 @@ def convert(
     with evaluating(model):
         require_supported(model, effective)
     _require_finite_weights(model)
+    parameters = sum(one.numel() for one in model.parameters())
     stage(f"reading and tokenizing {resolved.calibration.text}")
     windows = calibration_windows(model, tokenizer, resolved)
     identity = identity_of(model, windows, resolved, device)
@@ -169,6 +170,7 @@ def convert(
         "blocks": [block.model_dump() for block in records],
         "calibration": text.model_dump(),
         "notes": left_out,
+        "parameters": parameters,
         **{key: identity[key] for key in ("versions", "model", "device")},
     }
     _mark(model, resolved, record)

@@ -179,6 +179,10 @@ def test_card_and_record_tell_what_was_done(converted_folder: Path) -> None:
     assert "salient_steps: 2" in card
     assert "| `model.layers.4` |" in card
     model, _ = spikellm.load(converted_folder)
+    stored = spikellm.summarize(model).stored
+    assert f"- stored bits: {stored.bits_a_weight:.3f} a weight of converted layers" in card
+    assert f"codes of weights {stored.share('codes'):.3f}" in card
+    assert "masks" not in card
     config = spike_config(model)
     assert config is not None
     assert config.parsed_recipe().calibration.samples == 2

@@ -113,7 +113,7 @@ def test_points_are_those_of_conversions_one_by_one(text_file: Path, work: dict[
         options = CompareOptions(**work, seeds=(2, 3), settings=settings)
         alone = compare.compare(str(BUNDLED), ("w4a4-t2",), (str(text_file),), options)["rows"]
         assert row["perplexity"] == alone[1]["perplexity"]
-        for key in ("average_steps", "ace_ratio", "weight_bytes", "energy_ratio"):
+        for key in ("average_steps", "ace_ratio", "weight_bytes", "energy_ratio", "stored"):
             assert row[key] == alone[1][key]
         assert result["original"]["perplexity"] == alone[0]["perplexity"]
 

@@ -33,7 +33,10 @@ def test_models_stand_beside_published_systems(text_file: Path) -> None:
     report = spikellm.report(model, tokenizer, text, beside=[("original", original)], **options)
     shown = page.render(report)
     assert '<figure id="published">' in shown
+    bits = report.summary.stored.bits_a_weight
+    assert f'<td data-column="bits a weight">{bits:.2f} stored</td>' in shown
     ratio = report.text.perplexity / report.beside[0].perplexity
+    assert f"{ratio:.3f} at {bits:.2f} bits, on the front" in shown, "it takes the fewest"
     assert f"{ratio:.3f}×" in shown
     assert "not measured here" in shown
     alone = page.render(spikellm.report(model, tokenizer, text, **options))

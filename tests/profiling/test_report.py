@@ -19,6 +19,7 @@ from spikellm.profiling.work import ROWS
 
 PICTURES = [
     "accuracy",
+    "stored",
     "energy",
     "steps",
     "channels",
@@ -233,7 +234,7 @@ def test_names_are_escaped(t2: Report) -> None:
 def test_page_of_an_original(bundled: tuple[Any, Any], text_file: Path) -> None:
     report = spikellm.report(*bundled, str(text_file), tokens=64, seqlen=64)
     assert report.ace == report.dense_ace
-    assert Page(page.render(report)).figures == ["accuracy", "energy", "sizes"]
+    assert Page(page.render(report)).figures == ["accuracy", "stored", "energy", "sizes"]
     assert "no spiking layer" in page.verdict(report)
 
 
@@ -266,6 +267,11 @@ def test_command(
         == spikellm.perplexity(original, tokenizer, str(text_file), seqlen=64, limit=2).value
     )
     assert "times that of stdlib-2m" in out.read_text()
+    assert '<figure id="stored">' in out.read_text()
+    assert "tables of the vocabulary" in out.read_text()
+    assert data["beside"][0]["stored"]["bits_a_weight"] == 16
+    assert 4 < data["stored"]["bits_a_weight"] < 5
+    assert data["stored"]["bytes"] == data["bytes"]["total"]
     assert list(tmp_path.iterdir()) == [out]
     assert (
         main(

@@ -6,7 +6,9 @@ from typing import Any
 
 from spikellm.checkpoint.config import SpikeConfig
 from spikellm.conversion.record import CalibrationRecord, TrainingRecord
-from spikellm.models.summary import summarize
+from spikellm.models.stored_bits import KINDS
+from spikellm.models.summary import ModelSummary, summarize
+from spikellm.nn.buffer_kinds import WEIGHT_KINDS
 
 
 def model_card(name: str, model: Any, config: SpikeConfig) -> str:
@@ -52,6 +54,10 @@ On the command line: `spikellm generate path/to/{name} "Once"`.
 - converted layers: {summary.spiking_layers} of {len(summary.layers)} linear layers
 - average steps over multiply-accumulates of converted layers: {summary.average_steps:.3f}
 - weights of converted layers: {summary.weight_bytes:,} bytes, {share:.3f} of 16 bits a weight
+- stored bits: {summary.stored.bits_a_weight:.3f} a weight of converted layers \
+({_split(summary)}), \
+{summary.stored.bits_a_parameter:.3f} a parameter of the whole model, \
+{summary.stored.total / 8e6:,.2f} MB
 
 Difference to the original behind each block, on the calibration text{before}:
 
@@ -68,6 +74,15 @@ Difference to the original behind each block, on the calibration text{before}:
 ```yaml
 {recipe.to_yaml()}```
 """
+
+
+def _split(summary: ModelSummary) -> str:
+    """Stored bits a weight by kind, of what there is."""
+    stored = summary.stored
+    found = (
+        f"{KINDS[kind]} {stored.share(kind):.3f}" for kind in WEIGHT_KINDS if stored.bits[kind]
+    )
+    return ", ".join(found)
 
 
 def _training(config: SpikeConfig) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spikellm.commands.support.options import Model, Trust
 from spikellm.commands.support.verb import verbs
 from spikellm.core import console
+
+if TYPE_CHECKING:
+    from spikellm.models.stored_bits import StoredBits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +32,10 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
 
     Returns:
         ``{"model", "kind", "recipe", "record", "average_steps", "additive_share", "bytes":
-        {"weights", "dense", "total"}, "layers": [...], "attention": [...], "trains": [...],
-        "prices": {layer, or attention module and part: price of a spike}, "vocabulary":
-        {"embedding", "head", "shared", "bits", "bytes"} or None, "kernels": [...],
+        {"weights", "dense", "total"}, "stored": {"bits_a_weight", "bits_a_parameter", "bytes",
+        "bits": {kind: bits}, "weights", "parameters"}, "layers": [...], "attention": [...],
+        "trains": [...], "prices": {layer, or attention module and part: price of a spike},
+        "vocabulary": {"embedding", "head", "shared", "bits", "bytes"} or None, "kernels": [...],
         "decoder_step": "native", or why tokens are decoded by the model library}``.
     """
     from spikellm import api
@@ -55,7 +59,8 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
             "dense": summary.dense_bytes,
             "total": summary.total_bytes,
         },
-        "layers": [asdict(layer) for layer in summary.layers],
+        "stored": summary.stored.to_data(),
+        "layers": [{**asdict(layer), "stored_bits": layer.stored_bits} for layer in summary.layers],
         "attention": [asdict(attention) for attention in summary.attentions],
         "trains": [asdict(one) for one in summarize_trains(loaded)],
         "prices": spike_prices(loaded),
@@ -66,15 +71,28 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the layers as a table, and beneath it what holds of the whole model."""
+    """Print the layers as a table, and beneath it what is stored and what holds of the whole
+    model.
+    """
+    from spikellm.models.stored_bits import TABLE, table_rows
+
     recipe = result["recipe"]["name"] if result["recipe"] else "not converted"
     console.table(
         f"{result['model']}: {result['kind']}, {recipe}",
         list(_COLUMNS),
         [[cell(layer) for cell in _COLUMNS.values()] for layer in result["layers"]],
     )
+    console.table(
+        "stored bits, tensors that are shared once", TABLE, table_rows(_stored(result["stored"]))
+    )
     for line in _converted(result) if result["recipe"] else _ordinary(result):
         console.out.print(line, highlight=False, soft_wrap=True)
+
+
+def _stored(data: dict[str, Any]) -> StoredBits:
+    from spikellm.models.stored_bits import StoredBits
+
+    return StoredBits(data["bits"], data["weights"], data["parameters"])
 
 
 def _weights(layer: dict[str, Any]) -> str:
@@ -116,6 +134,7 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "steps": _steps,
     "salient (own range)": _salient,
     "rotated": _rotated,
+    "stored bits": lambda layer: f"{layer['stored_bits']:.3f}",
     "bytes": lambda layer: console.size(layer["weight_bytes"]),
 }
 

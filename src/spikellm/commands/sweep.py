@@ -1,5 +1,5 @@
-"""The verb ``sweep``: many settings of one recipe on one model: perplexity against steps,
-arithmetic effort, spikes, synaptic operations and energy, with the Pareto fronts.
+"""The verb ``sweep``: many settings of one recipe on one model: perplexity against stored bits,
+steps, arithmetic effort, spikes, synaptic operations and energy, with the Pareto fronts.
 
 Every finished point is a file, so a sweep that is interrupted goes on, and another grid uses the
 points that it has in common.
@@ -53,8 +53,8 @@ _DEFAULT = SweepOptions()
 
 @verbs.register("sweep")
 def sweep(model: Model, perplexity: Texts, options: SweepOptions = _DEFAULT) -> dict[str, Any]:
-    """Try all combinations of recipe settings: perplexity against steps, arithmetic effort, spikes,
-    synaptic operations and estimated energy, Pareto fronts marked.
+    """Try all combinations of recipe settings: perplexity against stored bits, steps, arithmetic
+    effort, spikes, synaptic operations and estimated energy, Pareto fronts marked.
 
     Example: spikellm sweep ./model --recipe w4a4-t2 --set activations.salient_rate=0.02,0.1 --set
     activations.salient_steps=2,4 --calibration train.txt --perplexity test.txt --out sweep
@@ -123,6 +123,7 @@ def show(
         "ACE",
         "spikes a value",
         "energy, merged*",
+        "stored bits**",
         "weights",
         "front",
     ]
@@ -133,7 +134,8 @@ def show(
     if style == "table":
         console.out.print(
             "Spikes a value are binary/phase, before linear layers. * estimated from operation"
-            " counts, over the original. On the front: no other setting"
+            " counts, over the original. ** a weight of converted layers, with all that is"
+            " stored because of it/a parameter of the whole model. On the front: no other setting"
             " has both less of that cost and a lower perplexity.",
             highlight=False,
             markup=False,
@@ -149,6 +151,8 @@ def _perplexities(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
 
 
 def _original_cells(result: dict[str, Any], keys: int) -> list[str]:
+    from spikellm.commands.support.measure import stored_in_words
+
     name = ["original", *[""] * (keys - 1)] if keys else []
     return [
         *name,
@@ -157,6 +161,7 @@ def _original_cells(result: dict[str, Any], keys: int) -> list[str]:
         "1.000×",
         "-",
         "1.00",
+        stored_in_words(result["original"]),
         "1.00×",
         "",
     ]
@@ -164,7 +169,7 @@ def _original_cells(result: dict[str, Any], keys: int) -> list[str]:
 
 def _cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     from spikellm.commands.support.costs import fronts_in_words, spikes_in_words
-    from spikellm.commands.support.measure import energy_in_words
+    from spikellm.commands.support.measure import energy_in_words, stored_in_words
 
     return [
         *row["point"].values(),
@@ -173,6 +178,7 @@ def _cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
         f"{row['ace_ratio']:.3f}×",
         spikes_in_words(row),
         energy_in_words(row["energy_ratio"]["merged"]),
+        stored_in_words(row),
         f"{row['weight_ratio']:.3f}×",
         fronts_in_words(row),
     ]

@@ -119,6 +119,7 @@ class ConversionRecord(_Record, extra="ignore"):
         blocks: one record a block, then one of the output projection if it was converted.
         versions: versions of packages that decide the bytes, by package.
         model: fingerprint of the original.
+        parameters: how many numbers the original had, tied ones once; 0 where nobody counted.
         device: kind of device it was converted on.
         notes: what a user should know of the whole.
         training: what training after conversion did, where there was any.
@@ -128,6 +129,7 @@ class ConversionRecord(_Record, extra="ignore"):
     calibration: CalibrationRecord
     versions: dict[Line, Line]
     model: Line = ""
+    parameters: Count = 0
     device: Line = ""
     notes: Lines = []
     training: TrainingRecord | None = None

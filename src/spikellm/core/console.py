@@ -131,7 +131,7 @@ def table(
         )
     for row in rows:
         sheet.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(sheet)
+    Console(width=None if sys.stdout.isatty() else 180).print(sheet)
 
 
 def table_style(name: str) -> Style:

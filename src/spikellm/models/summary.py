@@ -5,12 +5,13 @@ Read off the modules, not off the recipe.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from spikellm.models.attention_interface import spiking_attentions
 from spikellm.models.families import is_linear, weight_and_bias
+from spikellm.models.stored_bits import StoredBits, layer_bits, stored_bits
 from spikellm.nn.attention import SpikingAttention
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.rotation import layer_name, rotations
@@ -24,7 +25,7 @@ class LayerSummary:
     """One linear layer.
 
     ``weight_bytes`` counts codes with scales and all that replaces the weight; ``dense_bytes`` 16
-    bits a weight.
+    bits a weight; ``stored`` the bits by kind, see :mod:`spikellm.models.stored_bits`.
     """
 
     name: str
@@ -46,6 +47,13 @@ class LayerSummary:
     rotated_channels: int = 0  # of the inputs, while the model runs
     token_steps: int = 0  # steps of massive tokens; 0 where there are none
     massive_share: float = 0.0  # share of massive tokens in the calibration text
+    stored: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits a weight that are stored because of the weights."""
+        bits = sum(bits for kind, bits in self.stored.items() if kind != "inputs")
+        return bits / (self.in_features * self.out_features)
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ class ModelSummary:
     layers: list[LayerSummary]
     attentions: list[AttentionSummary]
     total_bytes: int  # all parameters and buffers of the model
+    stored: StoredBits  # the same bits by kind
 
     @property
     def spiking_layers(self) -> int:
@@ -124,19 +133,18 @@ def summarize(model: nn.Module) -> ModelSummary:
     }
     layers = [
         replace(
-            _summarize(layer_name(name), module), rotated_channels=turned.get(layer_name(name), 0)
+            _summarize(layer_name(name), module),
+            rotated_channels=turned.get(layer_name(name), 0),
+            stored=layer_bits(module),
         )
         for name, module in model.named_modules()
         if isinstance(module, (SpikingLinear, CodedHead)) or is_linear(module)
     ]
-    tensors = {
-        tensor.data_ptr(): tensor.numel() * tensor.element_size()
-        for tensor in model.state_dict().values()
-    }
     attentions = [
         _summarize_attention(name, spikes) for name, spikes in spiking_attentions(model).items()
     ]
-    return ModelSummary(type(model).__name__, layers, attentions, sum(tensors.values()))
+    stored = stored_bits(model)
+    return ModelSummary(type(model).__name__, layers, attentions, stored.total // 8, stored)
 
 
 def _summarize_attention(name: str, spikes: SpikingAttention) -> AttentionSummary:

@@ -93,7 +93,7 @@ class SpikingLinear(LinearFacts):
         self.format: WeightFormat = format_of(settings.weights)
         self.execution_mode: ExecutionMode = "merged"
         device = factory.get("device")
-        for name, shape, dtype, fill in self.format.buffers(self.shape):
+        for name, shape, dtype, fill, _ in self.format.buffers(self.shape):
             self.register_buffer(name, torch.full(shape, fill, dtype=dtype, device=device))
         group = torch.zeros(in_features, dtype=torch.uint8, device=device)
         self.register_buffer("channel_group", group)

@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from spikellm.neurons import SoftResetNeuron
+from spikellm.nn.buffer_kinds import BufferKind, places_columns
 from spikellm.nn.formats import WeightFormat
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.layout import Layout, make_layout
@@ -128,6 +129,15 @@ class LinearFacts(PreparedModule):
         and steps.
         """
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers(recurse=False))
+
+    def buffer_kinds(self) -> dict[str, BufferKind]:
+        """What the bits of each buffer are for; what its format does not name is for coding the
+        inputs, unless it says in which order or group columns are stored.
+        """
+        found = {one.name: one.stored_as for one in self.format.buffers(self.shape)}
+        for name, buffer in self.named_buffers(recurse=False):
+            found.setdefault(name, "indices" if places_columns(name, buffer.dtype) else "inputs")
+        return found
 
     @property
     def qweight(self) -> Tensor:

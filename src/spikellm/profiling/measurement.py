@@ -90,6 +90,7 @@ def measure_beside(
         linear.dense_ace,
         energy,
         summary.total_bytes,
+        summary.stored,
     )
 
 

@@ -28,7 +28,8 @@ LIMITS = (
         " static power are left out, reading memory beside the chip is apart. What a table does not"
         " know is not known."
     ),
-    "Sizes are of the stored integers with their scales and channel groups.",
+    "Sizes are of the stored integers with their scales and channel groups; stored bits of"
+    " published systems are those of their codes alone.",
 )
 
 
@@ -76,6 +77,7 @@ def render(report: Report) -> str:
         published=comparison.sheet(report) if comparison.converted(report) else None,
         extra=sheets.extra_steps(report),
         massive=sheets.massive(report),
+        stored=sheets.stored(report),
         operations=sheets.operations(report),
         modes=sheets.modes(report),
         energies=sheets.energies(report),
@@ -142,6 +144,12 @@ def figures(report: Report) -> list[list[str]]:
             "weights",
             f"{sheets.share(summary.weight_bytes, summary.dense_bytes)}×",
             f"{summary.weight_bytes / 2**20:.2f} MiB, converted layers",
+        ],
+        [
+            "stored bits",
+            f"{summary.stored.bits_a_weight:.2f}",
+            f"a weight of converted layers; {summary.stored.bits_a_parameter:.2f} a parameter of"
+            " the whole model",
         ],
         [
             "energy",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from spikellm.models.stored_bits import StoredBits
 from spikellm.models.summary import ModelSummary
 from spikellm.profiling.counts import EXECUTION_MODES, Counts, Operations
 from spikellm.profiling.energy import OMITTED, Energy
@@ -67,6 +68,12 @@ class Beside(NamedTuple):
     dense_ace: int
     energy: Energy
     total_bytes: int
+    stored: StoredBits
+
+    def to_data(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        apart = {"energy": self.energy.to_data(), "stored": self.stored.to_data()}
+        return {**self._asdict(), **apart}
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,7 @@ class Report:
                 "dense": self.summary.dense_bytes,
                 "total": self.summary.total_bytes,
             },
+            "stored": self.summary.stored.to_data(),
             "parts": parts,
             "rows": {
                 name: {
@@ -201,7 +209,7 @@ class Report:
                 "omits": OMITTED,
                 "without": list(self.without),
             },
-            "beside": [{**row._asdict(), "energy": row.energy.to_data()} for row in self.beside],
+            "beside": [row.to_data() for row in self.beside],
             "blocks": self.origin.record["blocks"] if self.origin else [],
             "training": self.origin.record.get("training") if self.origin else None,
             "recipe": self.origin.recipe.model_dump(mode="json") if self.origin else None,

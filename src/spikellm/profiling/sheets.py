@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spikellm.models.stored_bits import TABLE, table_rows
 from spikellm.profiling.counts import EXECUTION_MODES, Operations
 from spikellm.profiling.massive import ExtraSteps
 from spikellm.profiling.plots.grid import place_of
@@ -38,6 +39,7 @@ def beside(report: Report) -> Sheet:
         "average steps",
         "ACE, linear layers",
         "energy*, merged",
+        "stored bits a weight",
         "whole model",
     ]
     rows = [
@@ -47,12 +49,15 @@ def beside(report: Report) -> Sheet:
             f"{row.average_steps:.3f}",
             f"{row.ace / row.dense_ace:.3f}×",
             ratio(row.energy.ratio("merged")),
+            f"{row.stored.bits_a_weight:.2f}",
             f"{row.total_bytes / 2**20:.2f} MiB",
         ]
         for row in report.beside
     ]
     if report.origin is not None and not any(not row.converted for row in report.beside):
-        rows.insert(0, ["original at 16 bits", "not measured", "1.000", "1.000×", "1.000×", "-"])
+        rows.insert(
+            0, ["original at 16 bits", "not measured", "1.000", "1.000×", "1.000×", "16.00", "-"]
+        )
     rows.append(
         [
             report.name,
@@ -60,6 +65,7 @@ def beside(report: Report) -> Sheet:
             f"{report.average_steps:.3f}",
             f"{report.ace / report.dense_ace:.3f}×",
             ratio(report.energy["linear"].ratio("merged")),
+            f"{report.summary.stored.bits_a_weight:.2f}",
             f"{report.summary.total_bytes / 2**20:.2f} MiB",
         ]
     )
@@ -172,6 +178,20 @@ def _remarks(report: Report) -> str:
     )
 
 
+def stored(report: Report) -> Sheet:
+    """Stored bits by kind."""
+    return (
+        TABLE,
+        table_rows(report.summary.stored),
+        (
+            "Counted over the tensors that the model holds, those that are shared once. Bits a"
+            " weight are of what is stored because of the weights of converted layers (of all"
+            " layers but the output projection where none is), bits a parameter those of the whole"
+            " for each parameter of the original."
+        ),
+    )
+
+
 def layers(report: Report) -> Sheet:
     """Every layer."""
     columns = [
@@ -182,8 +202,9 @@ def layers(report: Report) -> Sheet:
         "spike rate",
         "synaptic operations, binary",
         "additive",
+        "stored bits a weight",
     ]
-    rows = []
+    rows, known = [], {layer.name: layer for layer in report.summary.layers}
     for name, entry in report.prefill.layers.items():
         bits = ", ".join(f"{a} × {b}" for a, b in sorted(entry.by_bits))
         rate = f"{entry.spike_rate:.1%}" if entry.slots else "-"
@@ -196,6 +217,7 @@ def layers(report: Report) -> Sheet:
                 rate,
                 count(entry.sops["binary"]),
                 f"{entry.additive_share:.0%}",
+                f"{known[name].stored_bits:.3f}" if name in known else "-",
             ]
         )
     return (

@@ -1,7 +1,8 @@
 """What accuracy is weighed against in ``sweep`` and ``compare``: costs of a row of their tables,
 the Pareto front of each, and the plot.
 
-Spikes, synaptic operations and energy are of the linear layers and of the whole model, as rows give
+Stored bits are of the weights of converted layers, with all that is stored because of them. Spikes,
+synaptic operations and energy are of the linear layers and of the whole model, as rows give
 them (:func:`spikellm.commands.support.measure.row_of`).
 """
 
@@ -38,6 +39,12 @@ def _of(key: str, mode: str) -> Callable[[dict[str, Any]], float | None]:
 
 
 COSTS: tuple[Cost, ...] = (
+    Cost(
+        "stored_bits",
+        "stored bits a weight",
+        "bits",
+        lambda row: float(row["stored"]["bits_a_weight"]),
+    ),
     Cost("average_steps", "average steps", "steps", lambda row: row["average_steps"] or 1.0),
     Cost("ace_ratio", "ACE, original = 1", "ACE", lambda row: row["ace_ratio"]),
     *(
@@ -80,7 +87,7 @@ def mark_fronts(rows: Sequence[dict[str, Any]], text: str) -> None:
 
 def fronts_in_words(row: dict[str, Any]) -> str:
     """The fronts that a row is on, as a table names them."""
-    return " ".join(cost.short for cost in COSTS if cost.short and row["front"][cost.key])
+    return " ".join(cost.short for cost in COSTS if cost.short and row["front"].get(cost.key))
 
 
 def draw_costs(

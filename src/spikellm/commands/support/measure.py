@@ -13,6 +13,7 @@ from torch import Tensor
 from spikellm import api
 from spikellm.core import console
 from spikellm.evaluation.perplexity import perplexity_of_windows
+from spikellm.models.stored_bits import KINDS, StoredBits
 from spikellm.models.summary import ModelSummary
 from spikellm.profiling.counts import EXECUTION_MODES
 from spikellm.profiling.energy import Energy, estimate
@@ -93,6 +94,7 @@ def row_of(
         "additive_share": summary.additive_share if spiking else None,
         "weight_bytes": summary.weight_bytes if spiking else None,
         "weight_ratio": summary.weight_bytes / summary.dense_bytes if spiking else 1.0,
+        "stored": _mean_stored([run.summary.stored for run in runs]),
         "ace_ratio": statistics.fmean(run.ace for run in runs),
         "energy_ratio": {
             mode: mean_if_known([run.energy.ratio(mode) for run in runs])
@@ -110,6 +112,26 @@ def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
     if not found[0]:
         return None
     return {mode: statistics.fmean(one[mode] for one in found) for mode in EXECUTION_MODES}
+
+
+def _mean_stored(found: Sequence[StoredBits]) -> dict[str, Any]:
+    """Means of stored bits, which may differ with the seed; keys as
+    :meth:`spikellm.models.stored_bits.StoredBits.to_data` has them.
+    """
+    return {
+        "bits_a_weight": statistics.fmean(one.bits_a_weight for one in found),
+        "bits_a_parameter": statistics.fmean(one.bits_a_parameter for one in found),
+        "bytes": statistics.fmean(one.total / 8 for one in found),
+        "bits": {kind: statistics.fmean(one.bits[kind] for one in found) for kind in KINDS},
+        "weights": found[0].weights,
+        "parameters": found[0].parameters,
+    }
+
+
+def stored_in_words(row: dict[str, Any]) -> str:
+    """Stored bits of a weight of converted layers, and of a parameter of the whole model."""
+    found = row["stored"]
+    return f"{found['bits_a_weight']:.2f}/{found['bits_a_parameter']:.2f}"
 
 
 def mean_if_known(values: Sequence[float | None]) -> float | None:

@@ -12,6 +12,7 @@ from spikellm.commands.support.measure import Measured, row_of
 from spikellm.core.errors import RequestError
 from spikellm.core.files import cannot_write, require_name, write_atomically
 from spikellm.core.io import PlainDataError, difference_in_words, read_json
+from spikellm.models.stored_bits import StoredBits
 from spikellm.models.summary import AttentionSummary, LayerSummary, ModelSummary
 from spikellm.profiling.energy import Energy
 
@@ -153,7 +154,8 @@ def _from_data(data: dict[str, Any]) -> Measured:
         [LayerSummary(**one) for one in summary["layers"]],
         [AttentionSummary(**one) for one in summary["attentions"]],
     )
-    whole = ModelSummary(summary["kind"], layers, attentions, summary["total_bytes"])
+    stored = StoredBits(**summary["stored"])
+    whole = ModelSummary(summary["kind"], layers, attentions, summary["total_bytes"], stored)
     return Measured(
         data["perplexity"],
         data["seconds"],

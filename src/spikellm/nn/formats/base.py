@@ -17,18 +17,31 @@ from spikellm.core.offload import offload
 from spikellm.core.registry import Registry
 from spikellm.kernels.prepared import LinearWeights, PackedCodes
 from spikellm.kernels.spec import WITH_INTEGERS, IntegerForm
+from spikellm.nn.buffer_kinds import BufferKind, kind_of
 from spikellm.nn.layout import Layout
 from spikellm.recipe import LinearRecipe
 from spikellm.recipe.base import WeightOptions
 
 
 class Buffer(NamedTuple):
-    """A named buffer before anything is written to it; ``fill`` is its value everywhere."""
+    """A named buffer before anything is written to it.
+
+    Attributes:
+        fill: its value everywhere.
+        kind: what its bits are for where stored bits are counted; None for what its name says, see
+            :func:`spikellm.nn.buffer_kinds.kind_of`.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     fill: int
+    kind: BufferKind | None = None
+
+    @property
+    def stored_as(self) -> BufferKind:
+        """What its bits are for."""
+        return self.kind or kind_of(self.name, self.dtype)
 
 
 class LayerShape(NamedTuple):

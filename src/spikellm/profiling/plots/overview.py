@@ -13,11 +13,13 @@ from spikellm.profiling.plots.firing import (
 from spikellm.profiling.plots.massive import massive
 from spikellm.profiling.plots.picture import Picture
 from spikellm.profiling.plots.salient import channels
+from spikellm.profiling.plots.stored import stored
 from spikellm.profiling.plots.training import training
 from spikellm.profiling.report import Report
 
 _DRAWN = (
     accuracy,
+    stored,
     energy,
     published,
     steps_by_layer,

@@ -42,7 +42,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def write_pareto(points: Sequence[Point], original: float, text: str, path: Path) -> None:
     """Draw a panel for each cost that is not the same throughout: perplexity with error bars, the
-    front, and the original.
+    front, and the original; at the right its ratio to the original's.
 
     A perplexity far above the others stands at the upper edge with its number.
 
@@ -73,6 +73,8 @@ def write_pareto(points: Sequence[Point], original: float, text: str, path: Path
             front = _draw_panel(axis, points, cost)
             fronts.append(f"{cost}: front of {', '.join(point.name for point in front)}")
             label(axis, cost, "" if place % across else f"perplexity on {text}")
+            if place % across == across - 1:
+                _add_ratios(axis, original)
         key = "\n".join(
             f"{index}  {point.name}{_beyond(point, most)}"
             for index, point in enumerate(points, start=1)
@@ -101,6 +103,14 @@ def _heights(points: Sequence[Point], original: float) -> tuple[float, float]:
     high = max(one for one in found if one <= _FAR * low)
     margin = 0.15 * (high - low) or 0.05 * low
     return low - margin, high + margin
+
+
+def _add_ratios(axis: Any, original: float) -> None:
+    """A scale at the right of a panel: perplexity over that of the original."""
+    ratios = axis.secondary_yaxis(
+        "right", functions=(lambda value: value / original, lambda ratio: ratio * original)
+    )
+    ratios.set_ylabel("over the original's")
 
 
 def _beyond(point: Point, most: float) -> str:
