@@ -108,8 +108,8 @@ def test_shared_thresholds_with_equal_steps_are_refused() -> None:
             "algorithm.rounds would have no effect on weights of format 'affine', only on"
             " 'ternary'",
         ),
-        ("pbllm-90", "algorithm.rounds=1", "of format 'partly-binary', only on 'ternary'"),
-        ("pbllm-90", "algorithm.descents=1", "only on 'affine' or 'ternary'"),
+        ("pbllm-90", "algorithm.rounds=1", "of format 'partly-binary', only on 'bcq' or 'ternary'"),
+        ("pbllm-90", "algorithm.descents=1", "only on 'affine' or 'bcq' or 'ternary'"),
         (
             "ternary-1.4",
             "algorithm.search_range=true",

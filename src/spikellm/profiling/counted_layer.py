@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from spikellm.kernels.spec import Segment
 from spikellm.nn.layout import Layout
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.fan_out import fan_out
@@ -27,6 +28,8 @@ class CountedLayer(NamedTuple):
         average_steps: see :meth:`spikellm.nn.formats.WeightFormat.average_steps`.
         additive_share: of products.
         coder: how inputs are coded; None where they are not.
+        accumulators: segments of one output, once for each plane of weights that has scales of its
+            own.
         doublings: of one output's accumulators in phase execution, in an ordinary token.
         massive: whether some tokens take more steps.
     """
@@ -37,6 +40,7 @@ class CountedLayer(NamedTuple):
     average_steps: float | None
     additive_share: float
     coder: Coder | None
+    accumulators: tuple[Segment, ...]
     doublings: int
     massive: bool
 
@@ -55,6 +59,8 @@ def counted_layer(layer: SpikingLinear) -> CountedLayer:
 
 def _facts_of(layer: SpikingLinear, layout: Layout) -> CountedLayer:
     neuron, coder, doubled = layer.neuron, None, 0
+    planes = layer.format.planes_by_group(layer) or (1,) * len(layout.weight_groups)
+    sums = tuple(part for part in layout.segments for _ in range(planes[part.weight_group]))
     if neuron is not None:
         activations = layer.settings.activations
         coder = coder_of(
@@ -65,7 +71,7 @@ def _facts_of(layer: SpikingLinear, layout: Layout) -> CountedLayer:
             by_mean=activations.threshold_from == "mean",
         )
         steps = layer.stored(layer.channel_steps).long()
-        doubled = int(doublings(neuron, steps, layout.segments))
+        doubled = int(doublings(neuron, steps, sums))
     return CountedLayer(
         layout=layout,
         reach=fan_out(layer),
@@ -73,6 +79,7 @@ def _facts_of(layer: SpikingLinear, layout: Layout) -> CountedLayer:
         average_steps=layer.format.average_steps(layer),
         additive_share=layer.additive_share,
         coder=coder,
+        accumulators=sums,
         doublings=doubled,
         massive=layer.massive is not None,
     )

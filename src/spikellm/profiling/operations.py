@@ -155,8 +155,7 @@ class OperationCounter:
             self._work.fired(train, fired.firing)
             doubled = facts.doublings * tokens
             if facts.massive:
-                segments = facts.layout.segments
-                doubled = int(doublings(train.neuron, train.steps, segments).sum())
+                doubled = int(doublings(train.neuron, train.steps, facts.accumulators).sum())
             entry.shifts += doubled * module.out_features
             for mode, spikes in fired.firing.spikes.items():
                 entry.reached[mode] += spikes * module.out_features
