@@ -106,7 +106,7 @@ def test_shared_thresholds_with_equal_steps_are_refused() -> None:
             "gptq-w4a16",
             "algorithm.rounds=1",
             "algorithm.rounds would have no effect on weights of format 'affine', only on"
-            " 'ternary'",
+            " 'bcq' or 'ternary'",
         ),
         ("pbllm-90", "algorithm.rounds=1", "of format 'partly-binary', only on 'bcq' or 'ternary'"),
         ("pbllm-90", "algorithm.descents=1", "only on 'affine' or 'bcq' or 'ternary'"),
