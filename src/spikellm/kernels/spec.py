@@ -68,6 +68,8 @@ class LinearSpec:
         massive: tokens that take more steps in every channel; None where all take the same.
         shares: part of its range that each activation group codes, float32 numbers; empty where
             all code ``range_share``.
+        fixed: θ and z of each activation group, float32 numbers, where they are constants; empty
+            where every token has its own.
     """
 
     columns: int
@@ -89,6 +91,7 @@ class LinearSpec:
     massive: MassiveTokens | None = None
     shares: tuple[float, ...] = ()
     threshold_source: ThresholdSource = "range"
+    fixed: tuple[tuple[float, float], ...] = ()
 
     @property
     def has_integers(self) -> bool:

@@ -55,6 +55,7 @@ class PopulationTrace:
         mismatches: how many of them differ.
         output_equal: whether the layer's output, computed from the binary sums, has the same bits;
             None for attention.
+        constant_thresholds: whether its thresholds are the same whatever a token holds.
     """
 
     name: str
@@ -68,6 +69,7 @@ class PopulationTrace:
     integers: int
     mismatches: int
     output_equal: bool | None
+    constant_thresholds: bool
 
     @property
     def equal(self) -> bool:
@@ -226,4 +228,5 @@ def _found(
         run.shifts,
         *compared,
         equal,
+        population.constant,
     )
