@@ -16,7 +16,7 @@ from torch import Tensor
 from spikellm.quantization.thresholds import Threshold, threshold_for_range
 from spikellm.recipe import ActivationRecipe
 
-_TOKENS = 1024  # on which losses are compared
+_TOKENS = 4096  # on which losses are compared
 _CLIPPED = (0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.15)
 """Shares of values beyond an end of the range."""
 _PATIENCE = 4  # shares that lose more than the best before no larger one is tried

@@ -22,8 +22,8 @@ def check_thresholds(settings: Any) -> None:
     if settings.threshold_from != "mean":
         if factor != default:
             raise ValueError(
-                "mean_factor would have no effect: thresholds do not follow the mean of a token; set"
-                " threshold_from to mean"
+                "mean_factor would have no effect: thresholds do not follow the mean of a token;"
+                " set threshold_from to mean"
             )
         return
     if not settings.symmetric:
