@@ -9,6 +9,7 @@ between two of their percentiles: those with which the layers that read the tens
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,39 +89,56 @@ class _Range:
             signed=self._neuron.signed,
         )
 
-    def error(self, x: Tensor, clipped: tuple[float, float]) -> Tensor:
-        """Coded values less values of its columns, ``(tokens, columns)``."""
+    def error(
+        self, x: Tensor, clipped: tuple[float, float], token_scale: Tensor | None = None
+    ) -> Tensor:
+        """Coded values less values of its columns, ``(tokens, columns)``, times the scales."""
         parts = x.split([count for count, _ in self._parts], 1)
         coded = [
             self._neuron.fake_quantize(part, *self.threshold(steps, clipped), steps)
             for part, (_, steps) in zip(parts, self._parts, strict=True)
         ]
-        return torch.cat(coded, 1) - x
+        found = torch.cat(coded, 1) - x
+        return found if token_scale is None else found * token_scale
 
 
 def _search(ranges: list[_Range], x: Tensor, weight: Tensor, token_scale: Tensor | None) -> None:
     """Set the shares that every range clips to those that lose least on ``x``, ``(tokens, in)``."""
     energy, error = weight.T @ weight, torch.zeros_like(x)
-
-    def weighed(one: _Range, clipped: tuple[float, float]) -> Tensor:
-        found = one.error(x.index_select(1, one.columns), clipped)
-        return found if token_scale is None else found * token_scale
-
     ranges = [one for one in ranges if len(one.columns)]
-    for one in ranges:
-        error[:, one.columns] = weighed(one, one.clipped)
+    parts = [x.index_select(1, one.columns) for one in ranges]
+    for one, part in zip(ranges, parts, strict=True):
+        error[:, one.columns] = one.error(part, one.clipped, token_scale)
     for _ in range(_SWEEPS):
-        for one in ranges:
+        for one, part in zip(ranges, parts, strict=True):
             rows = energy.index_select(0, one.columns)
             error[:, one.columns] = 0.0
-            pull, inner = 2 * error @ rows.T, rows.index_select(1, one.columns)
+            moved = _Moved(one, part, token_scale, rows[:, one.columns], 2 * error @ rows.T)
+            one.clipped = _least(moved.loss, symmetric=one.symmetric)
+            error[:, one.columns] = one.error(part, one.clipped, token_scale)
 
-            def loss(clipped: tuple[float, float], one=one, inner=inner, pull=pull) -> float:
-                found = weighed(one, clipped)
-                return float(((found @ inner + pull) * found).sum(dtype=torch.float64))
 
-            one.clipped = _least(loss, symmetric=one.symmetric)
-            error[:, one.columns] = weighed(one, one.clipped)
+class _Moved(NamedTuple):
+    """A range whose ends move while the others stay.
+
+    Attributes:
+        range: whose.
+        x: its values, ``(tokens, columns)``.
+        token_scale: what errors of tokens are multiplied by.
+        energy: ``WᵀW`` of its columns.
+        pull: gradient that the errors of the others leave to its own.
+    """
+
+    range: _Range
+    x: Tensor
+    token_scale: Tensor | None
+    energy: Tensor
+    pull: Tensor
+
+    def loss(self, clipped: tuple[float, float]) -> float:
+        """What these shares lose, but for what no share of this range changes."""
+        error = self.range.error(self.x, clipped, self.token_scale)
+        return float(((error @ self.energy + self.pull) * error).sum(dtype=torch.float64))
 
 
 def _least(loss: Callable[[tuple[float, float]], float], *, symmetric: bool) -> tuple[float, float]:

@@ -143,8 +143,8 @@ class InputCoder:
                 continue
             part, count = x.index_select(-1, columns), _at_least(least, steps[group])
             if constants is not None:
-                own = (one[..., group : group + 1] for one in constants)
-                coded.index_copy_(-1, columns, code(part, *own, count))
+                theta, baseline = (one[..., group : group + 1] for one in constants)
+                coded.index_copy_(-1, columns, code(part, theta, baseline, count))
                 continue
             same = [one for one, r in zip(self._columns, ranges, strict=True) if r == of]
             shared = part if len(same) == 1 else x.index_select(-1, torch.cat(same))

@@ -133,12 +133,13 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
     """
     neuron = cast(SoftResetNeuron, spec.neuron)
     x = x.float() if spec.order is None else x.float().index_select(1, spec.order)
-    codes, found = [], []
+    codes: list[Tensor] = []
     if spec.fixed:
         found = _constants(spec, x)
-        for threshold, steps, (start, stop) in zip(found, spec.steps, spec.bounds, strict=True):
-            codes.append(neuron.encode(x[:, start:stop], *threshold, steps))
+        for threshold, common, (start, stop) in zip(found, spec.steps, spec.bounds, strict=True):
+            codes.append(neuron.encode(x[:, start:stop], *threshold, common))
         return torch.cat(codes, dim=1), found
+    found = []
     for group, (common, (start, stop), (first, last)) in enumerate(
         zip(spec.steps, spec.bounds, spec.ranges, strict=True)
     ):
