@@ -14,7 +14,6 @@ from native import needs_compiler
 from spikellm.commands.inspect import _spikes
 from spikellm.commands.trace import _thresholds_in_words
 from spikellm.core.errors import RequestError
-from spikellm.kernels.native.step_run import run_step
 from spikellm.nn.execution import set_execution_mode, spiking_linears
 from spikellm.nn.rotation import layer_name
 from spikellm.profiling.operations import count_operations
@@ -115,10 +114,16 @@ def test_coding_by_constants_takes_less(text_file: Path, tokens: torch.Tensor) -
 
 
 @needs_compiler
-def test_the_native_step_runs_constants(text_file: Path) -> None:
-    model, _ = convert("static-w4a8", text_file, "algorithm=rtn")
+def test_the_native_step_gives_the_same_tokens(converted: tuple[str, Any, Any]) -> None:
+    _, model, tokenizer = converted
+    tokens = tokenizer("def read(path):", return_tensors="pt").input_ids
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
     assert tried_step(model) == NATIVE
-    assert run_step is not None
+    found, own = model.generate(tokens, **options), model.__dict__.pop("forward")
+    try:
+        assert torch.equal(model.generate(tokens, **options), found)
+    finally:
+        model.forward = own
 
 
 def test_tokens_are_weighed_but_coded_as_they_are(text_file: Path) -> None:
@@ -142,7 +147,7 @@ def test_tokens_are_weighed_but_coded_as_they_are(text_file: Path) -> None:
     [
         ["algorithm=block-ap", "algorithm.epochs=1"],
         ["algorithm={name: omniquant, let: false, epochs: 1}"],
-        ["algorithm.compensate=true", "lm_head=true"],
+        ["algorithm.compensate=true", "lm_head=true", "transforms=[residual-rotation]"],
         ["activations.salient_rate=0.1", "activations.salient_steps=2"],
         ["transforms=[{name: online-rotation, layers: [down], choose: loss}]"],
         ["algorithm=gptq", "weights=ternary"],
