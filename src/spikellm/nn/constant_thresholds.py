@@ -2,14 +2,13 @@
 calibration inputs alone, so that no minimum or maximum is taken while the model runs.
 
 The range of a group is that of its values on the calibration text, or, where it is searched, that
-between two of their percentiles: those with which the layers that read the tensor lose least,
-``E‖(x̂ − x) Wᵀ‖²``, group after group with the errors of the others as they are.
+between two of their percentiles: those with which the errors of the group cost the layers that read
+the tensor least, ``E‖(x̂ − x) Wᵀ‖²`` over its own channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ _TOKENS = 4096  # on which losses are compared
 _CLIPPED = (0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.15)
 """Shares of values beyond an end of the range."""
 _PATIENCE = 4  # shares that lose more than the best before no larger one is tried
-_SWEEPS = 2
 _MOVES = ((True, True), (False, True), (True, False))  # which ends
 
 
@@ -46,7 +44,8 @@ def constant_thresholds(
     if settings.search_range:
         stride = -(-len(x) // _TOKENS)
         scale = None if token_scale is None else token_scale[::stride]
-        _search(ranges, x[::stride].float(), weight.detach().float().to(x.device), scale)
+        for one in ranges:
+            _search(one, x[::stride].float(), weight.detach().float().to(x.device), scale)
     pairs = [
         ranges[of].threshold(steps, ranges[of].clipped)
         for of, steps in zip(settings.group_ranges, settings.group_steps, strict=True)
@@ -89,56 +88,27 @@ class _Range:
             signed=self._neuron.signed,
         )
 
-    def error(
-        self, x: Tensor, clipped: tuple[float, float], token_scale: Tensor | None = None
-    ) -> Tensor:
-        """Coded values less values of its columns, ``(tokens, columns)``, times the scales."""
+    def error(self, x: Tensor, clipped: tuple[float, float]) -> Tensor:
+        """Coded values less values of its columns, ``(tokens, columns)``."""
         parts = x.split([count for count, _ in self._parts], 1)
         coded = [
             self._neuron.fake_quantize(part, *self.threshold(steps, clipped), steps)
             for part, (_, steps) in zip(parts, self._parts, strict=True)
         ]
-        found = torch.cat(coded, 1) - x
-        return found if token_scale is None else found * token_scale
+        return torch.cat(coded, 1) - x
 
 
-def _search(ranges: list[_Range], x: Tensor, weight: Tensor, token_scale: Tensor | None) -> None:
-    """Set the shares that every range clips to those that lose least on ``x``, ``(tokens, in)``."""
-    energy, error = weight.T @ weight, torch.zeros_like(x)
-    ranges = [one for one in ranges if len(one.columns)]
-    parts = [x.index_select(1, one.columns) for one in ranges]
-    for one, part in zip(ranges, parts, strict=True):
-        error[:, one.columns] = one.error(part, one.clipped, token_scale)
-    for _ in range(_SWEEPS):
-        for one, part in zip(ranges, parts, strict=True):
-            rows = energy.index_select(0, one.columns)
-            error[:, one.columns] = 0.0
-            moved = _Moved(one, part, token_scale, rows[:, one.columns], 2 * error @ rows.T)
-            one.clipped = _least(moved.loss, symmetric=one.symmetric)
-            error[:, one.columns] = one.error(part, one.clipped, token_scale)
+def _search(one: _Range, x: Tensor, weight: Tensor, token_scale: Tensor | None) -> None:
+    """Set the shares that a range clips to those that lose least on ``x``, ``(tokens, in)``."""
+    own, part = weight.index_select(1, one.columns), x.index_select(1, one.columns)
+    energy = own.T @ own
 
+    def loss(clipped: tuple[float, float]) -> float:
+        error = one.error(part, clipped)
+        error = error if token_scale is None else error * token_scale
+        return float(((error @ energy) * error).sum(dtype=torch.float64))
 
-class _Moved(NamedTuple):
-    """A range whose ends move while the others stay.
-
-    Attributes:
-        range: whose.
-        x: its values, ``(tokens, columns)``.
-        token_scale: what errors of tokens are multiplied by.
-        energy: ``WᵀW`` of its columns.
-        pull: gradient that the errors of the others leave to its own.
-    """
-
-    range: _Range
-    x: Tensor
-    token_scale: Tensor | None
-    energy: Tensor
-    pull: Tensor
-
-    def loss(self, clipped: tuple[float, float]) -> float:
-        """What these shares lose, but for what no share of this range changes."""
-        error = self.range.error(self.x, clipped, self.token_scale)
-        return float(((error @ self.energy + self.pull) * error).sum(dtype=torch.float64))
+    one.clipped = _least(loss, symmetric=one.symmetric)
 
 
 def _least(loss: Callable[[tuple[float, float]], float], *, symmetric: bool) -> tuple[float, float]:
