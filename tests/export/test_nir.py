@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from budget import examples
 from layers import fit
 from spikellm.core.errors import CheckpointError, DependencyError
-from spikellm.export.nir import layer_graph, segment_weights, write_graph
-from spikellm.export.nir_simulation import read_graph, run_graph
+from spikellm.export.nir import layer_graph, not_expressed, segment_weights, write_graph
+from spikellm.export.nir_simulation import read_graph, run_graph, run_graph_to_values
+from spikellm.models.rounding import fit_layer
+from spikellm.nn.channels import Groups
+from spikellm.nn.clusters import clusters_of
+from spikellm.nn.constant_thresholds import constant_thresholds
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.population import layer_population
 from spikellm.recipe import ActivationRecipe, LinearRecipe
@@ -84,3 +88,55 @@ def test_damage_and_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "nir", None)
     with pytest.raises(DependencyError, match=r"spikellm\[nir\]"):
         read_graph(tmp_path / "bad.nir")
+
+
+def static_layer(train: str = "centered", *, signed: bool = False) -> SpikingLinear:
+    torch.manual_seed(0)
+    kind = {"neuron": "ternary", "bits": 2, "symmetric": True} if signed else {"bits": 3}
+    settings = LinearRecipe.model_validate(
+        {
+            "weights": {"bits": 4},
+            "activations": {
+                **kind,
+                "clusters": 3,
+                "threshold_from": "calibration",
+                "train": train,
+            },
+        }
+    )
+    dense, x = torch.nn.Linear(11, 4, bias=False), torch.randn(50, 11) * torch.logspace(-1, 1, 11)
+    group = clusters_of(x, 3, 0)
+    fixed = constant_thresholds(settings.activations, group, x, dense.weight)
+    return fit_layer(dense, settings, Groups(group, None, fixed=fixed))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_constant_thresholds_are_those_of_the_graph_s_neurons(signed: bool, tmp_path: Path) -> None:
+    one, x = static_layer(signed=signed), 2 * torch.randn(3, 11)
+    write_graph(layer_graph(one), tmp_path / "layer.nir")
+    graph, population = read_graph(tmp_path / "layer.nir"), layer_population("layer", one, x)
+    assert one.fixed is not None
+    theta = one.fixed.theta[one.channel_group.long()]
+    assert torch.equal(torch.from_numpy(graph.nodes["neurons"].v_threshold), theta / 2)
+    y = one(x)
+    for token in range(len(x)):
+        spikes = population.of_token(token)
+        sums = segment_weights(one) @ population.fired[token].long()
+        assert torch.equal(run_graph(graph, spikes), sums)
+        values = run_graph_to_values(graph, spikes).view(-1, one.out_features).sum(0)
+        torch.testing.assert_close(values.float(), y[token])
+
+
+def test_what_graphs_leave_out_depends_on_thresholds() -> None:
+    def anew(*layers: SpikingLinear) -> bool:
+        return any("found anew" in line for line in not_expressed(layers))
+
+    def charge(*layers: SpikingLinear) -> bool:
+        return any("charge of baselines" in line for line in not_expressed(layers))
+
+    dynamic, _ = layer()
+    assert anew(dynamic)
+    assert anew(dynamic, static_layer())
+    assert not anew(static_layer())
+    assert not charge(static_layer())
+    assert charge(static_layer("published"))

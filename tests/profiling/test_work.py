@@ -50,7 +50,10 @@ def test_coding_by_hand() -> None:
     )
     signed = coder_of(ternary, 1, symmetric=False)
     assert work_of_coding(24, 3, signed)["add"] == 0
-    mean = coder_of(ternary, 1, symmetric=True, by_mean=True)
+    fixed = coder_of(gif, 8, symmetric=False, source="calibration")
+    constant = work_of_coding(10, 8, fixed)
+    assert constant == Work(compare=20, multiply=10, round=10, add=10), "nothing by threshold"
+    mean = coder_of(ternary, 1, symmetric=True, source="mean")
     assert work_of_coding(24, 3, mean) == Work(
         compare=24 * 2, multiply=24 + 3, add=24, round=24, divide=3
     )

@@ -87,3 +87,69 @@ def test_training_is_what_they_need() -> None:
     assert preset.activations.neuron == "elastic"
     with pytest.raises(RecipeError, match="needs training"):
         load_recipe("elastic-ternary-t2", ["training=null"])
+
+
+STATIC = {"threshold_from": "calibration"}
+FINER = {"salient_rate": 0.1, "salient_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bits": 16, "clusters": 8}, "clusters would have no effect"),
+        ({**STATIC, "mean_factor": 3.0}, "set threshold_from to mean"),
+        ({**STATIC, "token_steps": 2}, "leave token_steps out"),
+        ({**STATIC, "train": "centered", "spikes": 1.0}, "threshold_from is calibration, and a"),
+        ({"clusters": 4, "train": "centered", "spikes": 1.0}, "clusters is 4, and a budget"),
+        ({"clusters": 4, **FINER, "thresholds": "shared"}, "thresholds cannot be chosen with"),
+        ({"clusters": 4, **FINER, "saliency": "rms"}, "saliency cannot be chosen with clusters"),
+        ({"clusters": 4, **FINER, "allocation": "model"}, "allocation cannot be chosen with"),
+        ({"clusters": 4, "salient_rate": 0.1}, "raise salient_steps"),
+        ({"clusters": 65}, "less than or equal to 64"),
+    ],
+)
+def test_clusters_and_constants_are_refused_where_they_cannot_be(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message) as refused:
+        ActivationRecipe.model_validate(settings)
+    assert len(refused.value.errors()) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            {"attention": {"key": {"bits": 4, "clusters": 2}, "value": {"bits": 4}}},
+            "key.clusters is for linear layers",
+        ),
+        (
+            {"attention": {"key": {"bits": 4, **STATIC}, "value": {"bits": 4}}},
+            "key.threshold_from: calibration is for linear layers",
+        ),
+        (
+            {"activations": STATIC, "algorithm": "omniquant"},
+            "cannot be learned around: omniquant goes on",
+        ),
+        (
+            {
+                "overrides": [{"match": "*.down_proj", "activations": STATIC}],
+                "training": {"name": "end-to-end"},
+            },
+            "set training.shares to false",
+        ),
+    ],
+)
+def test_other_sections_refuse_them_too(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as refused:
+        recipe_from({"name": "r", **part}, "here")
+    assert "\n" not in str(refused.value)
+
+
+def test_groups_of_clusters() -> None:
+    plain = ActivationRecipe.model_validate({"clusters": 3})
+    assert (plain.group_ranges, plain.group_steps) == ((0, 1, 2), (1, 1, 1))
+    finer = ActivationRecipe.model_validate({"clusters": 2, **FINER})
+    assert (finer.group_ranges, finer.group_steps) == ((0, 0, 1, 1), (1, 2, 1, 2))
+    assert "clusters" not in ActivationRecipe().model_dump()
+    assert plain.model_dump()["clusters"] == 3

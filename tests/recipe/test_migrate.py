@@ -275,7 +275,10 @@ def test_the_same_field_in_words_of_both_versions(settings: list[str]) -> None:
         ({"pipeline": "gptq", "gptq": 3}, "expected keys and values, found 3"),
         ({"pipeline": ["gptq"]}, "unknown algorithm"),
         ({"version": 1, "weights": {"code": "ternary", "bits": 4}}, "unknown key 'weights.bits'"),
-        ({"version": 1, "weights": {"budget": 1.4}}, "unknown key 'weights.budget'.* of 'bcq' and 'ternary'"),
+        (
+            {"version": 1, "weights": {"budget": 1.4}},
+            "unknown key 'weights.budget'.* of 'bcq' and 'ternary'",
+        ),
         ({"version": 1, "weights": 3}, "weights: Input should be"),
         ({"version": 1, "rotation": 3}, "rotation: expected keys and values"),
         ({"version": 1, "overrides": 3}, "overrides: "),

@@ -132,6 +132,11 @@ class BlockContext:
             )
         return sample
 
+    def token_scale(self, name: str) -> Tensor | None:
+        """What the sampled tokens of a layer were multiplied by, ``(tokens, 1)``; None for ones."""
+        self.sample(name)
+        return self.samples.token_scale(name)
+
     def range_widths(self, name: str) -> Tensor:
         """:func:`spikellm.quantization.massive_tokens.range_width` of all calibration inputs of a
         layer, ``(tokens,)``.

@@ -232,14 +232,15 @@ def input_coders(
             for other in context.shared_input_layers(name)
             if other in found and _coded_alike(layer, layers[other])
         )
-        own = layer.channel_group, layer.range_share, layer.massive, layer.price
+        own = layer.channel_group, layer.range_share, layer.massive, layer.price, layer.fixed
         found[name] = next(same, None) or InputCoder(activations, *own)
     return found
 
 
 def _coded_alike(one: SpikingLinear, other: SpikingLinear) -> bool:
     facts = [(each.range_share, each.massive, each.price) for each in (one, other)]
-    return facts[0] == facts[1] and torch.equal(one.channel_group, other.channel_group)
+    tensors = [(each.channel_group, *(each.fixed or ())) for each in (one, other)]
+    return facts[0] == facts[1] and all(map(torch.equal, *tensors))
 
 
 def norms_of(block: nn.Module) -> list[str]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from spikellm.algorithms.base import BlockContext, InputCoding
 from spikellm.models.families import weight_and_bias
-from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, salient_columns
+from spikellm.nn.channels import Groups, Sample, grouped, salient_columns
+from spikellm.nn.constant_thresholds import constant_thresholds
 from spikellm.nn.fake_quant import InputCoder
 from spikellm.quantization.massive_tokens import find_massive
 from spikellm.quantization.thresholds import FULL_RANGE
@@ -46,24 +47,28 @@ def choose_groups(
         shared = not activations.spiking or activations.salient_for == "input"
         names = context.shared_input_layers(first) if shared else [first]
         pending = [name for name in pending if name not in names]
-        if activations.salient_rate > 0 and context.salient.get(first) != 0:
-            weights = torch.cat([evidence(name)[1] for name in names])
-            group = group_of(
-                salient_channels(
-                    Sample(evidence(first)[0], weights),
-                    activations,
-                    context.recipe.seed,
-                    first,
-                    count=context.salient.get(first),
-                )
+        weights = [evidence(name)[1] for name in names] if needs_inputs(activations) else []
+        if activations.clusters > 1 or (
+            activations.salient_rate > 0 and context.salient.get(first) != 0
+        ):
+            group = grouped(
+                Sample(evidence(first)[0], torch.cat(weights)),
+                activations,
+                context.recipe.seed,
+                first,
+                count=context.salient.get(first),
             )
         else:
             weight, _ = weight_and_bias(context.layers[first])
             group = torch.zeros(weight.shape[1], dtype=torch.uint8, device=weight.device)
+        fixed = None
+        if activations.static:
+            x, scale = evidence(first)[0], context.token_scale(first)
+            x = x if scale is None else x / scale
+            fixed = constant_thresholds(activations, group, x, torch.cat(weights), scale)
         share, price = context.coding.get(first, InputCoding(activations.range_share))
-        if activations.search_range and first not in context.coding:
-            weights = torch.cat([evidence(name)[1] for name in names])
-            share = search_share(activations, group, evidence(first)[0], weights)
+        if activations.searches_share and first not in context.coding:
+            share = search_share(activations, group, evidence(first)[0], torch.cat(weights))
         massive = None
         if steps := activations.token_steps:
             factor, rate = activations.token_factor, activations.token_rate
@@ -71,10 +76,18 @@ def choose_groups(
         yield (
             names,
             {
-                name: Groups(group, _column_steps(name, context, evidence), share, massive, price)
+                name: Groups(
+                    group, _column_steps(name, context, evidence), share, massive, price, fixed
+                )
                 for name in names
             },
         )
+
+
+def needs_inputs(settings: ActivationRecipe) -> bool:
+    """Whether a choice for inputs coded so takes a sample of them."""
+    searched = settings.search_range or settings.token_steps > 0 or settings.static
+    return settings.salient_rate > 0 or settings.clusters > 1 or searched
 
 
 def search_share(

@@ -82,8 +82,8 @@ class SequentialFit:
         context, activations = self._context, self._context.settings[name].activations
         coder = None
         if activations.spiking:
-            channel, _, share, massive, price = groups
-            coder = InputCoder(activations, channel, share, massive, price)
+            channel, _, share, massive, price, fixed = groups
+            coder = InputCoder(activations, channel, share, massive, price, fixed)
         hessian = cross_moment = torch.zeros(())
         for batch in range(len(context.inputs)):
             exact = self._exact_input(name, batch)

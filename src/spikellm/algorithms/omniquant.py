@@ -162,7 +162,13 @@ class _Fit:
             activations = self.context.settings[names[0]].activations
             first = shared[names[0]]
             coder = (
-                InputCoder(activations, first.channel, first.range_share, price=first.price)
+                InputCoder(
+                    activations,
+                    first.channel,
+                    first.range_share,
+                    price=first.price,
+                    fixed=first.fixed,
+                )
                 if activations.spiking
                 else None
             )

@@ -93,6 +93,13 @@ class OmniQuantOptions(AlgorithmOptions):
                 "activations.token_steps cannot be learned around: omniquant goes on scaling the"
                 " ranges by which massive tokens are told; use algorithm gptq or rtn"
             )
+        sources = recipe.activations.threshold_from, *_overridden(recipe, "threshold_from")
+        if self.let and "calibration" in sources:
+            raise ValueError(
+                "activations.threshold_from: calibration cannot be learned around: omniquant goes"
+                " on scaling the inputs that thresholds were fixed for; set algorithm.let to"
+                " false, or use algorithm gptq or rtn"
+            )
         ranked = (
             recipe.activations.salient_rate > 0
             or recipe.weights.salient_rate > 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from spikellm.algorithms.base import Algorithm, BlockContext, FittedBlock, algorithms
-from spikellm.algorithms.channel_choice import choose_groups
+from spikellm.algorithms.channel_choice import choose_groups, needs_inputs
 from spikellm.models.families import weight_and_bias
 from spikellm.models.rounding import fit_layer
 from spikellm.recipe import LinearRecipe
@@ -24,16 +24,14 @@ class RtnOptions(AlgorithmOptions):
 
 @algorithms.register("rtn")
 class RoundToNearest(Algorithm):
-    """Needs inputs only where channels are to be ranked, ranges to be searched or massive tokens to
-    be told.
+    """Needs inputs only where channels are to be ranked or clustered, ranges to be searched,
+    thresholds to be fixed or massive tokens to be told.
     """
 
     fits_alone = True
 
     def needs_inputs(self, settings: LinearRecipe) -> bool:
-        activations = settings.activations
-        ranks = activations.salient_rate + settings.weights.salient_rate > 0
-        return ranks or activations.search_range or activations.token_steps > 0
+        return needs_inputs(settings.activations) or settings.weights.salient_rate > 0
 
     def fit_block(self, context: BlockContext) -> FittedBlock:
         groups = choose_groups(

@@ -102,8 +102,17 @@ def _weights(layer: dict[str, Any]) -> str:
 
 
 def _spikes(layer: dict[str, Any]) -> str:
-    """The neuron before a layer, and the bits that its spikes stand for."""
-    return f"{layer['neuron']} {layer['spike_bits']}" if layer["neuron"] else "-"
+    """The neuron before a layer, and the bits that its spikes stand for; clusters of its channels,
+    and whether its thresholds are constants.
+    """
+    if not layer["neuron"]:
+        return "-"
+    parts = [
+        f"{layer['neuron']} {layer['spike_bits']}",
+        f"{layer['clusters']} clusters" if layer["clusters"] > 1 else "",
+        "static" if layer["static"] else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _steps(layer: dict[str, Any]) -> str:

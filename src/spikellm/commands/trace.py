@@ -213,6 +213,7 @@ def show(result: dict[str, Any]) -> None:
     )
     for line in (
         _output_in_words(result["output"], result["form"]),
+        *_thresholds_in_words(result["populations"]),
         *_nir_in_words(result.get("nir")),
     ):
         console.out.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -243,6 +244,14 @@ def _output_in_words(output: dict[str, Any], form: str) -> str:
         f"the block's output differs by at most {output['largest_difference']:.3g} between"
         f" {form} and merged execution{'' if output['exact'] else rounds}"
     )
+
+
+def _thresholds_in_words(populations: list[dict[str, Any]]) -> list[str]:
+    constant = [one["name"] for one in populations if one["constant_thresholds"]]
+    if not constant:
+        return []
+    which = "all populations" if len(constant) == len(populations) else ", ".join(constant)
+    return [f"thresholds of {which} are constants: no smallest or largest value is looked for"]
 
 
 def _nir_in_words(nir: dict[str, Any] | None) -> list[str]:

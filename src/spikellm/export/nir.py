@@ -7,12 +7,19 @@ that pass binary spikes on, integer weights, integrators.
 A moment of binary execution is one time step. Fed with the spikes of a token, which come in both
 signs where they are about the baseline, the integrators end in the layer's integer sums, one for
 each output and segment (columns that share a threshold and a weight scale), and for each plane
-where weights are planes of ±1. What NIR has no words
-for is listed in :data:`NOT_EXPRESSED`. As a format, ``nir`` is a folder with one graph a layer.
+where weights are planes of ±1. Thresholds that are constants are those of the graph's neurons: each
+fires where a spike's current θ comes, from half of it on, and behind the integrators constants
+scale sums to values,
+
+    input ─▶ IF(θ) ─▶ Linear ─▶ I ─▶ Scale(θ·s) ─▶ output
+
+What NIR has no words for, :func:`not_expressed` lists. As a format, ``nir`` is a folder with one
+graph a layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +40,16 @@ NO_PHASE = (
     "NIR has no words for spikes worth powers of two, since its synapses are the same at every"
     " moment"
 )
-NOT_EXPRESSED = (
+_ANEW = (
+    "thresholds and baselines found anew for every token, and with them the scaling of sums to"
+    " values"
+)
+_CHARGE = "the charge of baselines, constants that sums of trains as published hold"
+_ALWAYS = (
     "spikes of several levels (GIF): unrolled to binary ones",
     (
         "the soft reset and the start at half a threshold with which a current becomes spikes:"
         " NIR's IF resets to a constant, so the graph begins with spikes, not with currents"
-    ),
-    (
-        "thresholds and baselines found anew for every token, and with them the scaling of sums to"
-        " values"
     ),
     "phase spikes: NIR's synapses are the same at every moment, so trains are binary",
     "steps that differ by channel or token: with fewer steps spikes end earlier",
@@ -53,7 +61,7 @@ NOT_EXPRESSED = (
 class NirExporter:
     """Every layer whose inputs are spikes as a graph in a file of its own, ``LAYER.nir``."""
 
-    not_expressed: tuple[str, ...] = NOT_EXPRESSED
+    not_expressed: tuple[str, ...] = ()  # once it is known what was exported
 
     def __init__(self) -> None:
         require_nir()
@@ -78,7 +86,9 @@ class NirExporter:
         for name in source.layers:
             if name not in layers:
                 raise RequestError(unknown_name("layer", name, layers))
-        for name in source.layers or layers:
+        names = source.layers or tuple(layers)
+        self.not_expressed = not_expressed(layers[name] for name in names)
+        for name in names:
             graph = layer_graph(layers[name])
             write_graph(graph, folder / f"{name}.nir")
             outputs, inputs = graph.nodes["synapses"].weight.shape
@@ -93,6 +103,21 @@ class NirExporter:
         return files
 
 
+def not_expressed(layers: Iterable[SpikingLinear]) -> tuple[str, ...]:
+    """What these layers have and their graphs have no words for."""
+    layers = list(layers)
+    found = list(_ALWAYS)
+    if any(layer.fixed is None for layer in layers):
+        found.append(_ANEW)
+    if any(layer.fixed is not None and _charges(layer) for layer in layers):
+        found.append(_CHARGE)
+    return tuple(found)
+
+
+def _charges(layer: SpikingLinear) -> bool:
+    return layer.neuron is not None and not layer.neuron.both_signs
+
+
 def _layers(model: Any) -> dict[str, SpikingLinear]:
     """Layers whose inputs are spikes, by the full names that they have in their family."""
     return {
@@ -105,7 +130,8 @@ def _layers(model: Any) -> dict[str, SpikingLinear]:
 def layer_graph(layer: SpikingLinear) -> Any:
     """NIR graph of one layer.
 
-    Channels in their own order, outputs ``planes · segments · out``, one after the other.
+    Channels in their own order, outputs ``planes · segments · out``, one after the other: sums, or
+    where thresholds are constants, values.
 
     Raises:
         DependencyError: the package ``nir`` is not installed.
@@ -114,9 +140,10 @@ def layer_graph(layer: SpikingLinear) -> Any:
     weights = segment_weights(layer).numpy().astype(np.int32)
     inputs, outputs = weights.shape[1], weights.shape[0]
     ones = np.ones(inputs, np.float32)
+    current = ones if layer.fixed is None else channel_thresholds(layer).numpy()
 
     def relay() -> Any:
-        return nir.IF(r=ones, v_threshold=0.5 * ones, v_reset=0 * ones)
+        return nir.IF(r=ones, v_threshold=0.5 * current, v_reset=0 * ones)
 
     neuron = layer.neuron
     signed = neuron is not None and neuron.both_signs
@@ -142,7 +169,32 @@ def layer_graph(layer: SpikingLinear) -> Any:
         "sums": nir.I(np.ones(outputs, np.float32)),
         "output": nir.Output({"output": np.array([outputs])}),
     }
-    return nir.NIRGraph(nodes, [*edges, ("sums", "output")])
+    if layer.fixed is None:
+        return nir.NIRGraph(nodes, [*edges, ("sums", "output")])
+    nodes["values"] = nir.Scale(_scales(layer).numpy())
+    return nir.NIRGraph(nodes, [*edges, ("sums", "values"), ("values", "output")])
+
+
+def channel_thresholds(layer: SpikingLinear) -> Tensor:
+    """θ of every channel of a layer whose thresholds are constants, float32 ``(in,)``."""
+    assert layer.fixed is not None
+    return layer.fixed.theta[layer.channel_group.long()].float().cpu()
+
+
+def _scales(layer: SpikingLinear) -> Tensor:
+    """What turns the sums of every plane and segment into values, float32 ``(planes · segments ·
+    out,)``.
+    """
+    assert layer.fixed is not None
+    theta = layer.fixed.theta.float().cpu()
+    return torch.cat(
+        [
+            theta[segment.activation_group]
+            * plane.weight_scale.float().cpu()[:, segment.weight_group]
+            for plane in layer.planes()
+            for segment in layer.layout().segments
+        ]
+    )
 
 
 def segment_weights(layer: SpikingLinear) -> Tensor:

@@ -41,15 +41,30 @@ def run_graph(graph: Any, spikes: Tensor) -> Tensor:
     Raises:
         CheckpointError: the graph has a node that such graphs do not have.
     """
+    return torch.from_numpy(numpy().rint(_run(graph, spikes)["sums"])).long()
+
+
+def run_graph_to_values(graph: Any, spikes: Tensor) -> Tensor:
+    """The same, to what the graph puts out at the end, float64 ``(segments · out,)``.
+
+    Raises:
+        CheckpointError: the graph has a node that such graphs do not have.
+    """
+    return torch.from_numpy(_run(graph, spikes)["output"])
+
+
+def _run(graph: Any, spikes: Tensor) -> dict[str, Any]:
+    """What every node passes on at the last moment."""
     np = numpy()
     order, sources = _in_order(graph)
+    current = 2 * graph.nodes["neurons"].v_threshold.astype(np.float64)  # of a spike
     state: dict[str, Any] = dict.fromkeys(order, 0.0)
     value: dict[str, Any] = {}
-    for moment in spikes.numpy().astype(np.float64):
+    for moment in spikes.numpy().astype(np.float64) * current:
         for name in order:
             arriving = sum(value[source] for source in sources[name])
             state[name], value[name] = _step(graph.nodes[name], state[name], arriving, moment)
-    return torch.from_numpy(np.rint(value["output"]).astype(np.int64))
+    return value
 
 
 def _in_order(graph: Any) -> tuple[list[str], dict[str, list[str]]]:

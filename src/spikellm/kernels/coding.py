@@ -38,7 +38,8 @@ class InputCoding:
 
     def __init__(self, spec: LinearSpec) -> None:
         self._spec = spec
-        native = choice() != "torch" and misfit(spec) is None and backend.problem() is None
+        able = misfit(spec) is None and not spec.fixed
+        native = choice() != "torch" and able and backend.problem() is None
         self._plan = make_plan(spec) if native else None
         self._order = spec.order
 
@@ -112,6 +113,10 @@ class InputCoding:
         if self._order is not None:
             ordered = ordered.index_select(1, self._order)
         by_input, by_share = gradient.clone(), []
+        if spec.fixed:
+            if stops:
+                by_input *= self._within_constants(ordered)
+            return CodedGradients(self._unordered(by_input).to(x.dtype), torch.zeros_like(shares))
         for (start, stop), (first, last), share in zip(
             spec.bounds, spec.ranges, shares.tolist(), strict=True
         ):
@@ -125,6 +130,15 @@ class InputCoding:
             if stops:
                 by_input[:, part] *= within_share(ordered[:, part], share, ends)
         return CodedGradients(self._unordered(by_input).to(x.dtype), torch.stack(by_share))
+
+    def _within_constants(self, ordered: Tensor) -> Tensor:
+        """1 where values lie in the range of thresholds that are constants, else 0."""
+        spec, found = self._spec, torch.zeros_like(ordered)
+        for (theta, z), top, (start, stop) in zip(spec.fixed, spec.tops, spec.bounds, strict=True):
+            low = top if spec.thresholds == "signed" else z
+            part = ordered[:, start:stop]
+            found[:, start:stop] = (part >= -low * theta) & (part <= (top - z) * theta)
+        return found
 
     def _unordered(self, values: Tensor) -> Tensor:
         if self._order is None:

@@ -69,6 +69,8 @@ class LinearSpec:
         massive: tokens that take more steps in every channel; None where all take the same.
         shares: part of its range that each activation group codes, float32 numbers; empty where
             all code ``range_share``.
+        fixed: θ and z of each activation group, float32 numbers, where they are constants; empty
+            where every token has its own.
         planes: of each weight group, where weights are sums of planes, each with scales of its own
             (see :mod:`spikellm.kernels.planes`); a group's scales stand side by side.
         scale_terms: signed powers of two whose sum every scale is at most; None for any scales.
@@ -93,6 +95,7 @@ class LinearSpec:
     massive: MassiveTokens | None = None
     shares: tuple[float, ...] = ()
     threshold_source: ThresholdSource = "range"
+    fixed: tuple[tuple[float, float], ...] = ()
     planes: tuple[int, ...] = ()
     scale_terms: int | None = None
 

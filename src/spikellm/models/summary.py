@@ -47,6 +47,8 @@ class LayerSummary:
     rotated_channels: int = 0  # of the inputs, while the model runs
     token_steps: int = 0  # steps of massive tokens; 0 where there are none
     massive_share: float = 0.0  # share of massive tokens in the calibration text
+    clusters: int = 1  # of input channels, each with a range
+    static: bool = False  # whether thresholds are constants
     stored: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -174,12 +176,9 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
         activations = module.settings.activations
         dense = module.in_features * module.out_features * _DENSE_BYTES
         columns = 0 if module.weight_steps is None else int((module.weight_steps > 1).sum())
-        salient, own = (int((module.channel_group >= group).sum()) for group in (1, 2))
-        neuron, thresholds = (
-            (activations.neuron, activations.thresholds if salient else None)
-            if activations.spiking
-            else (None, None)
-        )
+        salient, own = int(module.salient.sum()), int(module.own_range.sum())
+        split = activations.thresholds if salient and activations.clusters == 1 else None
+        neuron, thresholds = (activations.neuron, split) if activations.spiking else (None, None)
         return LayerSummary(
             name,
             True,
@@ -199,6 +198,8 @@ def _summarize(name: str, module: nn.Module) -> LayerSummary:
             module.additive_share,
             token_steps=0 if module.massive is None else module.massive.steps,
             massive_share=0.0 if module.massive is None else module.massive.share,
+            clusters=activations.clusters,
+            static=activations.static,
         )
     if isinstance(module, CodedHead):
         table, products = module.table, module.in_features * module.out_features

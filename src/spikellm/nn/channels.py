@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikellm.nn.clusters import clusters_of, with_steps
 from spikellm.nn.layout import make_layout
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import WeightCoding
-from spikellm.quantization.thresholds import FULL_RANGE
+from spikellm.quantization.thresholds import FULL_RANGE, Threshold
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 from spikellm.saliency import Evidence, Selection, criteria, salient_count
 
@@ -100,6 +101,7 @@ class Groups(NamedTuple):
         range_share: see :func:`spikellm.quantization.thresholds.coded_range`.
         massive: tokens that take more steps.
         price: of a spike, see :mod:`spikellm.neurons.price`.
+        fixed: θ and z of every activation group, float32 ``(groups,)``, where they are constants.
     """
 
     channel: Tensor
@@ -107,6 +109,26 @@ class Groups(NamedTuple):
     range_share: int = FULL_RANGE
     massive: MassiveTokens | None = None
     price: float = 0.0
+    fixed: Threshold | None = None
+
+
+def grouped(
+    sample: Sample, settings: ActivationRecipe, seed: int, name: str, count: int | None = None
+) -> Tensor:
+    """Group of every channel (see ``ActivationRecipe.group_ranges``), uint8 ``(in,)``: clusters,
+    and salient channels.
+
+    Arguments as for :func:`salient_channels`.
+    """
+    if settings.clusters > 1:
+        cluster = clusters_of(sample.x, settings.clusters, seed_of(f"{name}.clusters", seed))
+        if settings.salient_rate == 0:
+            return cluster
+        most = salient_count(settings.salient_rate, len(cluster))
+        return with_steps(settings, cluster, sample.x, sample.weight, most)
+    if settings.salient_rate == 0 or count == 0:
+        return torch.zeros(sample.x.shape[1], dtype=torch.uint8, device=sample.x.device)
+    return group_of(salient_channels(sample, settings, seed, name, count))
 
 
 def group_of(selection: Selection) -> Tensor:

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from spikellm.neurons.base import Steps
 from spikellm.quantization.massive_tokens import MassiveTokens
 from spikellm.quantization.ste import pass_through
-from spikellm.quantization.thresholds import coded_range, share_of, threshold_for_range
+from spikellm.quantization.thresholds import (
+    Threshold,
+    coded_range,
+    held,
+    share_of,
+    threshold_for_range,
+)
 from spikellm.recipe import ActivationRecipe
 
 
@@ -29,6 +35,8 @@ class InputCoder:
             default.
         massive: tokens that take more steps.
         price: of a spike, see :mod:`spikellm.neurons.price`.
+        fixed: θ and z of every group, ``(groups,)``, where the settings say that they are
+            constants.
     """
 
     def __init__(
@@ -38,9 +46,12 @@ class InputCoder:
         range_share: int | None = None,
         massive: MassiveTokens | None = None,
         price: float = 0.0,
+        fixed: Threshold | None = None,
     ) -> None:
+        if settings.static != (fixed is not None):
+            raise ValueError("thresholds are given where, and only where, they are constants")
         self.range_share = settings.range_share if range_share is None else range_share
-        self.massive = massive
+        self.massive, self.fixed = massive, fixed
         self.settings, self.neuron = settings, settings.make_neuron(price)
         self._columns = [
             (channel_group == group).nonzero().squeeze(1)
@@ -91,6 +102,8 @@ class InputCoder:
     def _coded(self, x: Tensor, code: Callable[[Tensor, Tensor, Tensor, Steps], Tensor]) -> Tensor:
         ranges, steps = self.settings.group_ranges, self.settings.group_steps
         least = None if self.massive is None else self.massive.steps_of(x, 0)
+        if self.settings.clusters > 1 or self.fixed is not None:
+            return self._by_group(x, code, least)
         own = [
             columns
             for columns, of in zip(self._columns, ranges, strict=True)
@@ -114,6 +127,29 @@ class InputCoder:
                         _at_least(least, count),
                     ),
                 )
+        return coded
+
+    def _by_group(
+        self,
+        x: Tensor,
+        code: Callable[[Tensor, Tensor, Tensor, Steps], Tensor],
+        least: Tensor | None,
+    ) -> Tensor:
+        """The same where every range is that of a group, or of two, or thresholds are constants."""
+        coded, constants = torch.empty_like(x), self.fixed and held(self.fixed, x)
+        ranges, steps = self.settings.group_ranges, self.settings.group_steps
+        for group, (columns, of) in enumerate(zip(self._columns, ranges, strict=True)):
+            if not len(columns):
+                continue
+            part, count = x.index_select(-1, columns), _at_least(least, steps[group])
+            if constants is not None:
+                theta, baseline = (one[..., group : group + 1] for one in constants)
+                coded.index_copy_(-1, columns, code(part, theta, baseline, count))
+                continue
+            same = [one for one, r in zip(self._columns, ranges, strict=True) if r == of]
+            shared = part if len(same) == 1 else x.index_select(-1, torch.cat(same))
+            within = self._range_of(shared, shared.shape[-1])
+            coded.index_copy_(-1, columns, self._in_range(code, part, within, count))
         return coded
 
     def _range_of(self, x: Tensor, channels: int) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,12 @@ def make_layout(
     order = torch.sort(key, stable=True).indices if sum(count > 0 for count in counts) > 1 else None
     members = [[a for a, r in enumerate(group_ranges) if r == of] for of in group_ranges]
     ranges = [(bounds[groups[0]], bounds[groups[-1] + 1]) for groups in members]
-    sections = {stop for _, stop in ranges} if column_steps is None else set(ends)
+    if column_steps is not None:
+        sections = set(ends)
+    elif settings.activations.clusters > 1:  # scales of their own would cost more than codes
+        sections = {columns}
+    else:
+        sections = {stop for _, stop in ranges}
     weight_groups = column_groups(sorted(sections - {0}), settings.weights.group_size)
     weight_steps = [
         1 if column_steps is None else bisect_right(ends, start) - 1 for start, _ in weight_groups
@@ -81,5 +86,6 @@ def most_weight_groups(columns: int, settings: LinearRecipe, classes: int = 1) -
     numbers of steps.
     """
     ranges = settings.activations.group_ranges
-    sections = classes * len(ranges) if classes > 1 else len(set(ranges))
+    one = settings.activations.clusters > 1
+    sections = classes * len(ranges) if classes > 1 else 1 if one else len(set(ranges))
     return len(column_groups(columns, settings.weights.group_size)) + sections - 1

@@ -15,7 +15,6 @@ sum is taken that of a kernel backend (:mod:`spikellm.kernels`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from spikellm.kernels.prepared import LinearWeights, PackedCodes, PreparedLinear
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.linear import encode
 from spikellm.neurons.price import whole_price
+from spikellm.nn.coding_buffers import FIXED, coding_buffers
 from spikellm.nn.formats import WeightFormat, format_of
 from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.hooks import SpikeTrain, spike_observer
@@ -58,9 +58,8 @@ class SpikingLinear(LinearFacts):
 
     Persistent state, all named buffers: those of the weight format, ``channel_group`` (uint8,
     ``(in,)``: activation group of every channel) and ``group_steps`` (uint8, ``(groups,)``: steps T
-    of each group); ``input_range`` (uint8, ``(1,)``) where it is searched; ``token_threshold`` and
-    ``token_share`` (float32, ``(1,)``) where massive tokens take more steps; ``spike_price``
-    (float32, ``(1,)``) where spikes have a price; ``bias`` as it was.
+    of each group); what :func:`spikellm.nn.coding_buffers.coding_buffers` names; ``bias`` as it
+    was.
 
     Kernels are chosen and prepared at the first call, and forgotten as
     :class:`spikellm.nn.prepared.PreparedModule` says.
@@ -99,17 +98,8 @@ class SpikingLinear(LinearFacts):
         self.register_buffer("channel_group", group)
         steps = torch.tensor(settings.activations.group_steps, dtype=torch.uint8, device=device)
         self.register_buffer("group_steps", steps)
-        if settings.activations.search_range:
-            share = torch.full((1,), FULL_RANGE, dtype=torch.uint8, device=device)
-            self.register_buffer("input_range", share)
-        if settings.activations.token_steps:
-            for name, value in (("token_threshold", math.inf), ("token_share", 0.0)):
-                self.register_buffer(
-                    name, torch.full((1,), value, dtype=torch.float32, device=device)
-                )
-        if settings.activations.spikes:
-            free = torch.zeros(1, dtype=torch.float32, device=device)
-            self.register_buffer("spike_price", free)
+        for name, size, dtype, value in coding_buffers(settings.activations):
+            self.register_buffer(name, torch.full((size,), value, dtype=dtype, device=device))
         self.bias = (
             nn.Parameter(torch.zeros(out_features, **factory), requires_grad=False)
             if bias
@@ -134,13 +124,17 @@ class SpikingLinear(LinearFacts):
         range_share: int = FULL_RANGE,
         massive: MassiveTokens | None = None,
         price: float = 0.0,
+        fixed: Threshold | None = None,
     ) -> None:
         """Set the activation group of every channel, where weights take several steps, the steps of
         every column, ``(in,)`` each, where it is searched, the share of the range, the tokens that
-        take more steps, and the price of a spike, where it has one.
+        take more steps, the price of a spike, where it has one, and θ and z where they are
+        constants.
         """
         self.channel_group.copy_(channel_group)
-        if self.settings.activations.search_range:
+        for name, value in zip(FIXED, fixed or (), strict=False):
+            self.get_buffer(name).copy_(value)
+        if self.settings.activations.searches_share:
             self.get_buffer("input_range").fill_(range_share)
         if massive is not None:
             self.get_buffer("token_threshold").fill_(massive.beyond)

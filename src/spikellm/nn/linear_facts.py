@@ -13,7 +13,7 @@ from spikellm.nn.formats.base import LayerShape
 from spikellm.nn.layout import Layout, make_layout
 from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization.massive_tokens import MassiveTokens
-from spikellm.quantization.thresholds import share_of
+from spikellm.quantization.thresholds import Threshold, share_of
 from spikellm.recipe import LinearRecipe
 
 
@@ -64,6 +64,27 @@ class LinearFacts(PreparedModule):
         was trained; None where all code :attr:`range_share`.
         """
         return self._buffers.get("group_share")
+
+    @property
+    def fixed(self) -> Threshold | None:
+        """θ and z of each activation group, float32 ``(groups,)``, where they are constants; None
+        where every token has its own.
+        """
+        if not self.settings.activations.static:
+            return None
+        return Threshold(self.get_buffer("group_threshold"), self.get_buffer("group_baseline"))
+
+    @property
+    def salient(self) -> Tensor:
+        """Channels that were chosen to be salient, bool ``(in,)``."""
+        if self.settings.activations.clusters > 1:
+            return self.channel_steps > self.settings.activations.steps
+        return self.channel_group > 0
+
+    @property
+    def own_range(self) -> Tensor:
+        """Salient channels with a range of their own, bool ``(in,)``."""
+        return (self.channel_group >= 2) & (self.settings.activations.clusters == 1)
 
     @property
     def massive(self) -> MassiveTokens | None:

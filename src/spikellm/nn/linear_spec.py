@@ -13,6 +13,7 @@ from spikellm.neurons import SoftResetNeuron
 from spikellm.nn.formats import WeightFormat
 from spikellm.nn.formats.base import Stored
 from spikellm.quantization.massive_tokens import MassiveTokens
+from spikellm.quantization.thresholds import Threshold
 
 
 class Described(Stored, Protocol):
@@ -26,6 +27,9 @@ class Described(Stored, Protocol):
 
     @property
     def shares(self) -> Tensor | None: ...
+
+    @property
+    def fixed(self) -> Threshold | None: ...
 
     @property
     def massive(self) -> MassiveTokens | None: ...
@@ -46,7 +50,7 @@ def linear_spec(layer: Described) -> LinearSpec:
             f"execution mode {layer.execution_mode!r} unrolls input spikes, and this layer does not"
             " code its inputs (activations.bits is 16); use 'merged'"
         )
-    weights = shape.settings.weights
+    weights, fixed = shape.settings.weights, layer.fixed
     return LinearSpec(
         columns=shape.columns,
         rows=shape.rows,
@@ -69,4 +73,5 @@ def linear_spec(layer: Described) -> LinearSpec:
         massive=layer.massive,
         shares=() if layer.shares is None else tuple(layer.shares.tolist()),
         threshold_source=shape.settings.activations.threshold_from,
+        fixed=() if fixed is None else tuple(zip(*(one.tolist() for one in fixed), strict=True)),
     )

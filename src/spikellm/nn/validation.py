@@ -33,7 +33,7 @@ _STORED = {  # names of types in safetensors' headers
 }
 
 
-_FLOATS = ("_scale", "_mean", "_map", "_threshold", "_share", "_price", "offset")
+_FLOATS = ("_scale", "_mean", "_map", "_threshold", "_baseline", "_share", "_price", "offset")
 """Ends of names of float32 buffers."""
 
 
@@ -140,9 +140,27 @@ def _of_layer(layer: SpikingLinear) -> str | None:
                 f"token_threshold and token_share hold {float(threshold):g} and {float(share):g},"
                 " expected a positive number and a share"
             )
-    if problem := _of_price(layer, "spike_price"):
+    if problem := _of_price(layer, "spike_price") or _of_constants(layer):
         return problem
     return _of_scales(layer) or layer.validation_error()
+
+
+def _of_constants(layer: SpikingLinear) -> str | None:
+    fixed, neuron, settings = layer.fixed, layer.neuron, layer.settings.activations
+    if fixed is None or neuron is None:
+        return None
+    if not bool((torch.isfinite(fixed.theta) & (fixed.theta > 0)).all()):
+        return "group_threshold holds values that are not finite and positive"
+    top = torch.tensor([int(neuron.top(steps)) for steps in settings.group_steps])
+    least, most = torch.zeros_like(top), top
+    if neuron.signed:
+        most = least
+    elif settings.symmetric:
+        least = most = top // 2
+    z = fixed.baseline.cpu()
+    if not bool(((z >= least) & (z <= most) & (z == z.round())).all()):
+        return f"group_baseline holds {z.tolist()}, expected whole numbers up to {most.tolist()}"
+    return None
 
 
 def _of_price(module: nn.Module, name: str) -> str | None:

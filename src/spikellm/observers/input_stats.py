@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikellm.core import distributed
-from spikellm.observers.token_weights import SamplePlan, TokenWeights, weighed
+from spikellm.observers.token_weights import SamplePlan, TokenWeights, token_scale
 from spikellm.quantization.massive_tokens import range_width
 
 
@@ -29,6 +29,7 @@ class TokenSample:
         self._position = plan.before
         self._parts: list[Tensor] = []
         self._widths: list[Tensor] = []
+        self._scales: list[Tensor] = []
         self.hessian: Tensor | None = None
 
     def update(self, x: Tensor, *, hessian: bool = False) -> None:
@@ -45,7 +46,11 @@ class TokenSample:
         if not hessian and self._plan.weights.rule == "equal":
             self._parts.append(tokens[first :: self._stride].float())
             return
-        tokens = weighed(tokens, self._plan.weights.rule)
+        scale = token_scale(tokens, self._plan.weights.rule)
+        tokens = tokens.float()
+        if scale is not None:
+            tokens = tokens * scale
+            self._scales.append(scale[first :: self._stride].clone())
         self._parts.append(tokens[first :: self._stride].clone())
         if hessian:
             tokens = self._plan.weights.stressed(tokens)
@@ -55,6 +60,8 @@ class TokenSample:
     def all_gather(self) -> None:
         """Take over what other ranks saw."""
         self._parts = [distributed.all_gather(self.tokens())]
+        if (scale := self.scale()) is not None:
+            self._scales = [distributed.all_gather(scale)]
         if self._plan.widths:
             self._widths = [distributed.all_gather(self.widths())]
         if self.hessian is not None:
@@ -65,6 +72,10 @@ class TokenSample:
         if len(self._parts) > 1:
             self._parts = [torch.cat(self._parts)]
         return self._parts[0]
+
+    def scale(self) -> Tensor | None:
+        """What its tokens were multiplied by, ``(tokens, 1)``; None for ones."""
+        return torch.cat(self._scales) if self._scales else None
 
     def widths(self) -> Tensor:
         """Widths of the ranges of all tokens as they came, float32 ``(tokens,)``, if the plan asks
@@ -109,6 +120,10 @@ class SampledInputs:
         None if it was not asked for or the layer not watched.
         """
         return self._of[name].hessian if name in self._of else None
+
+    def token_scale(self, name: str) -> Tensor | None:
+        """What the sampled tokens of a layer were multiplied by, ``(tokens, 1)``; None for ones."""
+        return self._of[name].scale()
 
     def range_widths(self, name: str) -> Tensor:
         """Of all tokens that a layer was fed, see :meth:`TokenSample.widths`."""

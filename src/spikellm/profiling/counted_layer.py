@@ -67,8 +67,8 @@ def _facts_of(layer: SpikingLinear, layout: Layout) -> CountedLayer:
             neuron,
             sum(start < stop for start, stop in pairwise(layout.bounds)),
             symmetric=activations.symmetric,
-            shared=activations.search_range,
-            by_mean=activations.threshold_from == "mean",
+            shared=activations.searches_share,
+            source=activations.threshold_from,
         )
         steps = layer.stored(layer.channel_steps).long()
         doubled = int(doublings(neuron, steps, sums))

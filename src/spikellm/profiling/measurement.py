@@ -60,7 +60,7 @@ def make_report(
         ),
         table=pricing.table,
         steps={short: layer.channel_steps.cpu() for short, layer in coding.items()},
-        own_range={short: (layer.channel_group >= 2).cpu() for short, layer in coding.items()},
+        own_range={short: layer.own_range.cpu() for short, layer in coding.items()},
         glimpses=glimpses(model, coding, windows[:1, :_DRAWN]) if coding else {},
         extra=extra_steps(model, windows),
         origin=origin,

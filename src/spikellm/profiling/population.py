@@ -34,6 +34,8 @@ class Population(NamedTuple):
         neuron: the neuron that fired.
         thresholds: θ and z ``(tokens, groups)`` of a layer, float32; None for attention.
         code_steps: T of every code, int64 ``(tokens, channels)``: more in massive tokens.
+        own_range: salient channels with a range of their own, bool ``(channels,)``; None for none.
+        constant: whether thresholds are the same for all tokens, whatever these hold.
     """
 
     name: str
@@ -44,13 +46,16 @@ class Population(NamedTuple):
     neuron: SoftResetNeuron
     thresholds: Threshold | None
     code_steps: Tensor
+    own_range: Tensor | None = None
+    constant: bool = False
 
     @property
     def salient(self) -> Tensor:
         """Channels with more steps than the least, or with a range of their own, bool
         ``(channels,)``.
         """
-        return (self.steps > self.steps.min()) | (self.group >= 2)
+        finer = self.steps > self.steps.min()
+        return finer if self.own_range is None else finer | self.own_range
 
     def of_token(self, token: int, form: EventForm = "binary") -> Tensor:
         """Spikes of one token, int8 ``(moments, channels)``."""
@@ -97,6 +102,8 @@ def layer_population(name: str, layer: SpikingLinear, x: Tensor) -> Population:
         neuron,
         found,
         code_steps.cpu(),
+        layer.own_range.cpu(),
+        layer.fixed is not None,
     )
 
 

@@ -56,6 +56,7 @@ class PopulationTrace:
         mismatches: how many of them differ.
         output_equal: whether the layer's output, computed from the binary sums, has the same bits;
             None for attention.
+        constant_thresholds: whether its thresholds are the same whatever a token holds.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PopulationTrace:
     integers: int
     mismatches: int
     output_equal: bool | None
+    constant_thresholds: bool
 
     @property
     def equal(self) -> bool:
@@ -246,4 +248,5 @@ def _found(
         run.shifts,
         *compared,
         equal,
+        population.constant,
     )

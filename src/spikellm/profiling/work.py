@@ -12,6 +12,7 @@ from typing import NamedTuple
 from spikellm.neurons import SoftResetNeuron
 from spikellm.profiling.counts import Firing
 from spikellm.profiling.elementary import Work
+from spikellm.quantization.thresholds import ThresholdSource
 
 ROWS: dict[str, str] = {
     "coding": "coding: ranges, thresholds, rounding",
@@ -37,6 +38,7 @@ class Coder(NamedTuple):
         centered: whether trains are of what is above the baseline. Otherwise sums hold the
             baseline's charge, which is taken off; those of merged codes always do.
         by_mean: whether thresholds follow the mean magnitude, not the range.
+        fixed: whether thresholds are constants, so that nothing is done to find them.
     """
 
     ranges: int
@@ -45,6 +47,7 @@ class Coder(NamedTuple):
     shared: bool = False
     centered: bool = False
     by_mean: bool = False
+    fixed: bool = False
 
     def charges(self, mode: str) -> bool:
         """Whether sums of an execution mode hold the baseline's charge."""
@@ -57,11 +60,15 @@ def coder_of(
     *,
     symmetric: bool,
     shared: bool = False,
-    by_mean: bool = False,
+    source: ThresholdSource = "range",
 ) -> Coder:
     """How a neuron codes."""
-    placed = not (symmetric or neuron.signed)
-    return Coder(ranges, not neuron.signed, placed, shared, neuron.centered, by_mean)
+    placed, by_mean, fixed = (
+        not (symmetric or neuron.signed),
+        source == "mean",
+        source == "calibration",
+    )
+    return Coder(ranges, not neuron.signed, placed, shared, neuron.centered, by_mean, fixed)
 
 
 @lru_cache(maxsize=256)  # many layers are alike; what is given is not written into
@@ -74,9 +81,13 @@ def work_of_coding(values: int, thresholds: int, coder: Coder) -> Work:
     comparison. A symmetric one takes a comparison and a product instead of the sum.
 
     For a mean, the magnitude of a value is added up instead of the two comparisons with the range,
-    and a threshold is the sum times one number, in which its share and T·L are.
+    and a threshold is the sum times one number, in which its share and T·L are. Thresholds that are
+    constants take nothing, and no value is compared with the range.
     """
     each = Work(compare=4, multiply=1, round=1, add=int(coder.baseline))
+    if coder.fixed:
+        each.update({"compare": -2})
+        return many(each, values)
     if coder.by_mean:
         each.update({"compare": -2, "add": 1})
         return many(each, values) + many(Work(multiply=1, divide=1), thresholds)

@@ -139,6 +139,6 @@ def _coders_of(spikes: SpikingAttention) -> Mapping[str, Coder]:
                 settings.make_neuron(),
                 len(set(settings.group_ranges)),
                 symmetric=settings.symmetric,
-                by_mean=settings.threshold_from == "mean",
+                source=settings.threshold_from,
             )
     return found

@@ -56,13 +56,15 @@ MOST_FACTOR = 64.0
 """A token is never coded up to a larger multiple of its mean magnitude."""
 _WHOLE = 2.0**24  # parts of the largest magnitude in which others are added up
 
-ThresholdSource = Literal["range", "mean"]
-"""What of a token sets its threshold: its smallest and largest value, or its mean magnitude."""
+ThresholdSource = Literal["range", "mean", "calibration"]
+"""What sets thresholds: of a token its smallest and largest value, or its mean magnitude; or the
+calibration text, for all tokens alike.
+"""
 
 
 def share_of(count: int, source: ThresholdSource) -> float:
     """What :func:`coded_range` takes for a number of 64ths of a range, or of 16ths of a mean."""
-    return count / (FULL_RANGE if source == "range" else MEAN_UNIT)
+    return count / (MEAN_UNIT if source == "mean" else FULL_RANGE)
 
 
 def part_of_range(low: Tensor, high: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -113,7 +115,7 @@ def coded_range(
     Returns:
         ``(low, high)``, each ``(..., 1)``.
     """
-    if source == "range":
+    if source != "mean":
         return part_of_range(*token_range(x), share)
     reach = (token_mean(x, channels) * share).clamp(max=torch.finfo(torch.float32).max)
     return -reach, reach
@@ -150,3 +152,19 @@ def threshold_for_range(
         )
     theta = torch.where(theta < torch.finfo(torch.float32).tiny, 1.0, theta)
     return Threshold(theta.masked_fill(~torch.isfinite(theta), float("nan")), baseline)
+
+
+def held(threshold: Threshold, x: Tensor) -> Threshold:
+    """Thresholds that are constants, as those of every token: θ is NaN where the token is not
+    finite, so that the output is too. Nothing else of the token is looked at.
+
+    Args:
+        threshold: of every group, ``(groups,)``.
+        x: float32, ``(..., channels)``.
+
+    Returns:
+        θ and z, each ``(..., groups)``.
+    """
+    finite = torch.isfinite(x).all(-1, keepdim=True)
+    theta = torch.where(finite, threshold.theta, float("nan"))
+    return Threshold(theta, threshold.baseline.expand_as(theta))

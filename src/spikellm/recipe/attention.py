@@ -114,8 +114,13 @@ class AttentionRecipe(GrownSection):
                 )
         for name in ("query", "key", "value", "probabilities"):
             part: ActivationRecipe = getattr(self, name)
-            if part.search_range:
-                raise ValueError(f"{name}.search_range is for linear layers; leave it out")
+            for field, is_set in (
+                ("search_range", part.search_range),
+                ("clusters", part.clusters > 1),
+                ("threshold_from: calibration", part.static),
+            ):
+                if is_set:
+                    raise ValueError(f"{name}.{field} is for linear layers; leave it out")
             if part.spiking and not make_neuron(part.neuron, part.bits).unrolls:
                 raise ValueError(
                     f"{name}.neuron {part.neuron!r} is for linear layers: no train of spikes"

@@ -13,14 +13,20 @@ from spikellm.neurons import (
     TrainForm,
     make_neuron,
     neurons,
-    price_misfit,
     with_price,
     with_train,
 )
 from spikellm.quantization.thresholds import FULL_RANGE, MEAN_UNIT, ThresholdSource, share_of
-from spikellm.recipe.activation_checks import check_thresholds, check_tokens
+from spikellm.recipe.activation_checks import (
+    MOST_CLUSTERS,
+    check_clusters,
+    check_price,
+    check_salient,
+    check_thresholds,
+    check_tokens,
+)
 from spikellm.recipe.base import GrownSection
-from spikellm.saliency import Ranking, criteria, rankings
+from spikellm.saliency import criteria
 
 MAX_STEPS = 255  # steps are stored in one byte
 MAX_TOP_CODE = 4095  # T·L; keeps sums of products exact and codes in two bytes
@@ -41,6 +47,7 @@ class ActivationRecipe(GrownSection):
         "spikes_of",
         "threshold_from",
         "mean_factor",
+        "clusters",
     )
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
@@ -89,8 +96,9 @@ class ActivationRecipe(GrownSection):
     search_range: bool = Field(
         False,
         description=(
-            "code each tensor in the share of a token's range, or up to the multiple of its mean"
-            " magnitude, that loses least on a sample; what lies beyond takes the last code"
+            "code each tensor in the share of a token's range, up to the multiple of its mean"
+            " magnitude, or between the percentiles of calibration inputs, that loses least on a"
+            " sample; what lies beyond takes the last code"
         ),
         strict=True,
     )
@@ -150,7 +158,8 @@ class ActivationRecipe(GrownSection):
         "range",
         description=(
             "thresholds follow the smallest and largest value of a token, or its mean magnitude"
-            " (mean), which suits spikes of few levels; symmetric ranges only"
+            " (mean), which suits spikes of few levels, in symmetric ranges only; or they are"
+            " constants that calibration inputs decide (calibration)"
         ),
     )
     mean_factor: float = Field(
@@ -160,6 +169,13 @@ class ActivationRecipe(GrownSection):
             "how many times its mean magnitude a token's range reaches, in sixteenths, where it is"
             " not searched"
         ),
+    )
+    clusters: int = Field(
+        1,
+        ge=1,
+        le=MOST_CLUSTERS,
+        description="clusters of channels with a range each, by their least and largest values",
+        strict=True,
     )
 
     def make_neuron(self, price: float = 0.0) -> SoftResetNeuron:
@@ -176,13 +192,23 @@ class ActivationRecipe(GrownSection):
     @property
     def range_share(self) -> int:
         """64ths of a range, or 16ths of a mean, that are coded where nothing was searched."""
-        by_range = self.threshold_from == "range"
-        return FULL_RANGE if by_range else round(self.mean_factor * MEAN_UNIT)
+        by_mean = self.threshold_from == "mean"
+        return round(self.mean_factor * MEAN_UNIT) if by_mean else FULL_RANGE
 
     @property
     def coded_share(self) -> float:
         """:attr:`range_share` as kernels take it."""
         return share_of(self.range_share, self.threshold_from)
+
+    @property
+    def static(self) -> bool:
+        """Whether thresholds are constants."""
+        return self.spiking and self.threshold_from == "calibration"
+
+    @property
+    def searches_share(self) -> bool:
+        """Whether the share of a token's range is searched for every tensor."""
+        return self.search_range and not self.static
 
     @property
     def allocated_over_model(self) -> bool:
@@ -194,7 +220,11 @@ class ActivationRecipe(GrownSection):
         """Which range each channel group is coded in.
 
         Groups: ordinary channels, then salient ones in the common range, then salient ones with
-        a range of their own (with split thresholds)."""
+        a range of their own (with split thresholds). Of clusters, each has a range: its ordinary
+        channels, then its salient ones."""
+        if self.clusters > 1:
+            kinds = 1 if self.salient_rate == 0 else 2
+            return tuple(group // kinds for group in range(kinds * self.clusters))
         if self.salient_rate == 0:
             return (0,)
         return (0, 0, 1) if self.thresholds == "split" else (0, 0)
@@ -202,6 +232,9 @@ class ActivationRecipe(GrownSection):
     @property
     def group_steps(self) -> tuple[int, ...]:
         """Steps T of each channel group."""
+        if self.clusters > 1:
+            kinds = (self.steps,) if self.salient_rate == 0 else (self.steps, self.salient_steps)
+            return kinds * self.clusters
         return (self.steps, self.salient_steps, self.salient_steps)[: len(self.group_ranges)]
 
     @model_validator(mode="after")
@@ -212,10 +245,11 @@ class ActivationRecipe(GrownSection):
             raise ValueError(criteria.unknown(self.saliency))
         if self.spiking:
             self._check_spikes()
-            self._check_salient()
+            check_salient(self)
             check_thresholds(self)
+            check_clusters(self)
             check_tokens(self)
-            self._check_price()
+            check_price(self)
         elif idle := self.changed(set(type(self).model_fields) - _OF_SPIKES):
             raise ValueError(
                 f"{', '.join(idle)} would have no effect: bits is 16, so inputs are not coded; set"
@@ -254,46 +288,4 @@ class ActivationRecipe(GrownSection):
         if self.symmetric and not neuron.signed and neuron.top(self.steps) < 2:
             raise ValueError(
                 "a symmetric range needs a top code T·L of at least 2; raise bits or steps"
-            )
-
-    def _check_price(self) -> None:
-        if self.spikes == 0:
-            if self.spikes_of != "phase":
-                raise ValueError(
-                    "spikes_of would have no effect while spikes is 0; set spikes to a budget"
-                )
-        elif reason := price_misfit(self.make_neuron()):
-            raise ValueError(
-                f"spikes is {self.spikes:g}, and a spike cannot have a price: {reason}"
-            )
-
-    def _check_salient(self) -> None:
-        if self.salient_rate == 0:
-            if idle := self.changed(
-                {"salient_steps", "invert", "saliency", "thresholds", "salient_for", "allocation"}
-            ):
-                raise ValueError(
-                    f"{', '.join(idle)} would have no effect while salient_rate is 0; set"
-                    " salient_rate above 0"
-                )
-            return
-        if self.salient_steps < self.steps:
-            raise ValueError(
-                f"salient_steps ({self.salient_steps}) is below steps ({self.steps}); salient"
-                " channels get at least as many"
-            )
-        if self.allocated_over_model and self.salient_for == "layer":
-            raise ValueError(
-                "allocation: model shares steps out to the tensors that layers read; leave"
-                " salient_for at input"
-            )
-        if self.invert and not isinstance(criteria[self.saliency], Ranking):
-            raise ValueError(
-                f"{self.saliency} ranks nothing, so it cannot be inverted; choose a saliency that"
-                f" ranks: {', '.join(rankings())}"
-            )
-        if self.thresholds == "shared" and self.salient_steps == self.steps:
-            raise ValueError(
-                "with shared thresholds and equal steps salient channels are coded like all others;"
-                " raise salient_steps or use split"
             )

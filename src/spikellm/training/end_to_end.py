@@ -48,6 +48,14 @@ class EndToEndOptions(StageOptions):
         ),
     )
 
+    def check(self, recipe: Any) -> None:
+        own = [one.activations.get("threshold_from") for one in recipe.overrides]
+        if self.shares and "calibration" in (recipe.activations.threshold_from, *own):
+            raise ValueError(
+                "training.shares trains parts of the ranges of tokens, and threshold_from:"
+                " calibration does without such ranges; set training.shares to false"
+            )
+
 
 @stages.register("end-to-end")
 class EndToEnd(Stage):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spikellm.core.errors import RequestError
 from spikellm.models.attention_interface import CHILD, spiking_attentions
 from spikellm.models.families import is_linear
 from spikellm.nn.attention import SpikingAttention
@@ -28,10 +29,19 @@ def scales_of(model: nn.Module) -> list[Trainable]:
 
 
 def shares_of(model: nn.Module) -> list[Trainable]:
-    """Parts of ranges that are coded: of every activation group, and of Q, K and V."""
+    """Parts of ranges that are coded: of every activation group, and of Q, K and V.
+
+    Raises:
+        RequestError: the thresholds of a layer are constants.
+    """
     found = []
     for name, layer in spiking_linears(model).items():
         if layer.neuron is not None:
+            if layer.fixed is not None:
+                raise RequestError(
+                    f"the thresholds of {name} are constants, so it codes no part of a token's"
+                    " range that could be trained; set shares to false"
+                )
             layer.share_ranges()
             found.append(_positive(f"{name}.group_share", layer.get_buffer("group_share")))
     for name, spikes in spiking_attentions(model).items():

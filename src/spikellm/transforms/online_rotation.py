@@ -21,7 +21,8 @@ from spikellm.models.families import (
 )
 from spikellm.models.rounding import fit_layer
 from spikellm.models.swap import replace_module
-from spikellm.nn.channels import Groups, Sample, group_of, salient_channels, seed_of
+from spikellm.nn.channels import Groups, Sample, grouped, seed_of
+from spikellm.nn.constant_thresholds import constant_thresholds
 from spikellm.nn.formats.affine_options import AffineOptions
 from spikellm.nn.rotation import Rotated, Rotation, layer_name, rotation_of
 from spikellm.quantization.hadamard import random_signs
@@ -175,16 +176,17 @@ class Trial:
         activations = self.settings.activations
         rotation = Rotation.of(signs)
         turned, columns = rotation(self.x).float(), rotation(self.weight).float()
-        group = torch.zeros_like(signs)
-        if activations.salient_rate > 0 and not activations.allocated_over_model:
-            sample = Sample(turned, columns)
-            group = group_of(salient_channels(sample, activations, self.seed, self.name))
+        count = 0 if activations.allocated_over_model else None  # not known yet
+        group = grouped(Sample(turned, columns), activations, self.seed, self.name, count)
+        fixed = None
+        if activations.static:
+            fixed = constant_thresholds(activations, group, turned, columns)
         outputs, inputs = self.weight.shape
         dense = nn.Linear(inputs, outputs, bias=False, device=self.weight.device)
         dense.weight = nn.Parameter(columns, requires_grad=False)
         bits = min(max(self.settings.weights.bits, _LEAST_BITS), _MOST_BITS)
         plain = LinearRecipe(weights=AffineOptions(bits=bits), activations=activations)
-        found = fit_layer(dense, plain, Groups(group, None))(turned)
+        found = fit_layer(dense, plain, Groups(group, None, fixed=fixed))(turned)
         return float((found - self.exact).square().sum())
 
     def candidates(self, everything: Tensor) -> Iterator[Tensor]:

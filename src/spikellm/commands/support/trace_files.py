@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from spikellm.core.errors import RequestError
-from spikellm.export.nir import NOT_EXPRESSED, layer_graph, segment_weights, write_graph
+from spikellm.export.nir import layer_graph, not_expressed, segment_weights, write_graph
 from spikellm.export.nir_simulation import read_graph, run_graph
 from spikellm.profiling.plots.canvas import axes, write_svg
 from spikellm.profiling.plots.membrane import (
@@ -129,5 +129,5 @@ def write_nir(found: BlockTrace, population: Population, token: int, path: Path)
         "layer": population.name,
         "sums": sums.numel(),
         "mismatches": int((sums != expected).sum()),
-        "not_expressed": list(NOT_EXPRESSED),
+        "not_expressed": list(not_expressed([layer])),
     }

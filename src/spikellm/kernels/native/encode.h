@@ -84,6 +84,14 @@ static inline Threshold threshold_of(float low, float high, int finite, int32_t 
     return found;
 }
 
+/* Whether all of x are finite. */
+static inline int all_finite(const float *x, int32_t count) {
+    float zeros = 0.0f;
+#pragma omp simd reduction(+ : zeros)
+    for (int32_t i = 0; i < count; i++) zeros += x[i] * 0.0f;
+    return zeros == 0.0f;
+}
+
 /* Whether a token takes the steps of massive ones: quantization/massive_tokens.py. */
 static inline int is_massive(const Header *head, const float *ordered) {
     float low, high;
@@ -129,17 +137,23 @@ static inline const float *in_order(const Plan *plan, const float *x, float *roo
    Signed counts are raised by their group's top, or by that of massive tokens where there are any, as if that were a baseline. */
 static inline void code_token(const Plan *plan, const float *ordered, const float *shares, uint8_t *codes, Threshold *thresholds) {
     const Header *head = &plan->head;
-    const int massive = is_massive(head, ordered);
+    const int massive = is_massive(head, ordered), lost = head->fixed && !all_finite(ordered, head->in);
     for (int32_t a = 0; a < head->groups; a++) {
         Group group = plan->groups[a];
         const int32_t raised = head->massive_top ? head->massive_top : group.top;
         if (massive) group.top = head->massive_top;
-        Range range = plan->ranges[group.range];
-        float low, high, top = (float)group.top;
-        const float share = shares ? shares[a] : group.share;
-        const int32_t count = range.stop - range.start;
-        const int finite = coded_range(ordered + range.start, count, share, head->by_mean, count, &low, &high);
-        Threshold threshold = thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
+        const float top = (float)group.top;
+        if (head->fixed) {
+            thresholds[a] = (Threshold){lost ? NAN : group.theta, group.baseline};
+        } else {
+            const Range range = plan->ranges[group.range];
+            float low, high;
+            const float share = shares ? shares[a] : group.share;
+            const int32_t count = range.stop - range.start;
+            const int finite = coded_range(ordered + range.start, count, share, head->by_mean, count, &low, &high);
+            thresholds[a] = threshold_of(low, high, finite, group.top, head->mode);
+        }
+        const Threshold threshold = thresholds[a];
         if (head->mode == SIGNED) thresholds[a].baseline = raised;
         float theta = threshold.theta, baseline = (float)threshold.baseline;
         if (plan->price.any) {

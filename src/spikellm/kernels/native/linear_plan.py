@@ -45,12 +45,16 @@ def make_plan(spec: LinearSpec) -> Tensor:
     """The array, int32, of a layer that fits."""
     bits, spans = spec.weight_bits, list(dict.fromkeys(spec.ranges))
     placed = place_columns(spec)
+    constants = spec.fixed or [(0.0, 0.0)] * len(spec.tops)
     groups = [
         word
-        for group, (top, (start, stop), span) in enumerate(
-            zip(spec.tops, spec.bounds, spec.ranges, strict=True)
+        for group, (top, (start, stop), span, (theta, z)) in enumerate(
+            zip(spec.tops, spec.bounds, spec.ranges, constants, strict=True)
         )
-        for word in (start, stop, top, spans.index(span), bits_of(spec.share(group)))
+        for word in (
+            *(start, stop, top, spans.index(span)),
+            *(bits_of(spec.share(group)), bits_of(theta), int(z)),
+        )
     ]
     most = max(map(spec.most_steps, range(len(spec.steps))))
     price = price_words(spec.neuron, most, max([*spec.tops, spec.massive_top]))
@@ -69,6 +73,7 @@ def make_plan(spec: LinearSpec) -> Tensor:
         int(spec.threshold_source == "mean"),
         int(spec.neuron is not None and spec.neuron.stops_gradients),
         spec.massive_top,
+        int(bool(spec.fixed)),
         bits_of(spec.massive.beyond if spec.massive is not None else math.inf),
         *price.header,
     ]

@@ -1,6 +1,6 @@
 /* What a call of spike_linear needs to know of a layer, as one array of 32-bit integers; made by linear_plan.py, which says the same in Python.
 
-   header, then for each activation group: first and last stored column, largest code, range, share of it (a float); for each range: first and last stored column; for each segment: first and
+   header, then for each activation group: first and last stored column, largest code, range, share of it (a float), θ (a float) and z where they are constants; for each range: first and last stored column; for each segment: first and
    last stored column, activation group, weight group, where its spikes stand in the buffer, first block of the packed row, blocks; then for each stored column the
    channel it comes from, and where its spike count stands in the buffer; then what price.h says.
 
@@ -13,13 +13,17 @@
 enum { ASYMMETRIC = 0, SYMMETRIC = 1, SIGNED = 2 };
 
 typedef struct {
-    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, by_mean, stops, massive_top;
-    /* by_mean: thresholds follow mean magnitudes; stops: gradients end at the ends of what is coded */
+    int32_t in, out, bits, mode, groups, ranges, segments, buffer, row_bytes, scales, block, by_mean, stops, massive_top, fixed;
+    /* by_mean: thresholds follow mean magnitudes; stops: gradients end at the ends of what is coded; fixed: thresholds are constants */
     float massive_beyond; /* width of a token's range beyond which its codes reach massive_top, which is 0 where no token's do */
     PriceHeader price;
 } Header;
 
-typedef struct { int32_t start, stop, top, range; float share; } Group; /* share: part of its range that is coded */
+typedef struct {
+    int32_t start, stop, top, range;
+    float share, theta; /* share: part of its range that is coded */
+    int32_t baseline;
+} Group;
 typedef struct { int32_t start, stop; } Range;
 typedef struct { int32_t start, stop, group, weight_group, offset, first_block, blocks; } Segment;
 

@@ -25,6 +25,7 @@ from spikellm.quantization.powers import ShiftedScales
 from spikellm.quantization.thresholds import (
     Threshold,
     coded_range,
+    held,
     threshold_for_range,
 )
 
@@ -141,7 +142,13 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
     """
     neuron = cast(SoftResetNeuron, spec.neuron)
     x = x.float() if spec.order is None else x.float().index_select(1, spec.order)
-    codes, found = [], []
+    codes: list[Tensor] = []
+    if spec.fixed:
+        found = _constants(spec, x)
+        for threshold, common, (start, stop) in zip(found, spec.steps, spec.bounds, strict=True):
+            codes.append(neuron.encode(x[:, start:stop], *threshold, common))
+        return torch.cat(codes, dim=1), found
+    found = []
     for group, (common, (start, stop), (first, last)) in enumerate(
         zip(spec.steps, spec.bounds, spec.ranges, strict=True)
     ):
@@ -153,6 +160,13 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
         codes.append(neuron.encode(x[:, start:stop], *threshold, steps))
         found.append(threshold)
     return torch.cat(codes, dim=1), found
+
+
+def _constants(spec: LinearSpec, x: Tensor) -> list[Threshold]:
+    """Thresholds that are the same for every token, ``(tokens, 1)`` of each activation group."""
+    theta, baseline = held(Threshold(*x.new_tensor(spec.fixed).unbind(1)), x)
+    pairs = zip(theta.split(1, 1), baseline.split(1, 1), strict=True)
+    return [Threshold(*pair) for pair in pairs]
 
 
 def spikes_of(

@@ -69,4 +69,6 @@ def coding_misfit(spec: LinearSpec | HeadSpec) -> str | None:
         return "its spikes have a price, or levels of their own"
     if spec.threshold_source == "mean":
         return "its thresholds follow the mean magnitude"
+    if spec.threshold_source == "calibration":
+        return "its thresholds are constants"
     return None
