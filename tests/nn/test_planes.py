@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from layers import PLANES
 from native import planes
 from spikellm.kernels.base import select
+from spikellm.nn.constant_thresholds import constant_thresholds
 from spikellm.nn.execution import set_execution_mode
 from spikellm.nn.linear import SpikingLinear
 from spikellm.profiling.fan_out import fan_out
@@ -109,6 +111,39 @@ def test_no_multiplication_where_scales_are_sums_of_powers_of_two(terms: int) ->
         assert (one is free) == bool(ran.names & MULTIPLICATIONS), ran.names
         if one is layer:
             torch.testing.assert_close(found, merged, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["stepped", "binary", "phase"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_no_multiplication_with_spikes_of_thresholds_of_powers_of_two(
+    form: Any, symmetric: bool
+) -> None:
+    activations = ActivationRecipe(
+        bits=4,
+        threshold_from="calibration",
+        power_of_two=True,
+        train="centered",
+        symmetric=symmetric,
+        salient_rate=0.1,
+        salient_steps=2,
+    )
+    weights = {"format": "bcq", "group_size": 20, "scale_terms": 3}
+    x = torch.randn(60, 50) * torch.rand(50)
+    layer = planes(50, 9, weights, torch.Generator().manual_seed(1), activations=activations)
+    dense = layer.dense_weight()
+    fixed = constant_thresholds(activations, layer.channel_group, x, dense)
+    assert all(math.frexp(theta)[0] == 0.5 for theta in fixed.theta.tolist())
+    layer.set_groups(layer.channel_group, fixed=fixed)
+    merged = layer(x)
+    assert float((merged - x @ dense.T).square().mean() / (x @ dense.T).square().mean()) < 0.05
+    set_execution_mode(layer, form)
+    layer(x)
+    with Operations() as ran:
+        found = layer(x)
+    assert not ran.names & MULTIPLICATIONS, ran.names & MULTIPLICATIONS
+    assert torch.equal(found, merged), "the bits of the products"
+    x[3, 4] = float("nan")
+    assert torch.equal(layer(x).isnan().any(1), torch.arange(60) == 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

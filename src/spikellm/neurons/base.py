@@ -109,14 +109,16 @@ class SoftResetNeuron(Trains):
             int32 codes of the shape of ``current``, in ``[0, T·L]`` or ``[−T·L, T·L]``. Infinite
             current saturates; NaN gives 0.
         """
-        top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=current.device)
-        units = (current.float() / theta.float()).nan_to_num(0.0, torch.inf, -torch.inf)
-        units = self.worth(units, steps)
+        return self.encode_units(current.float() / theta.float(), baseline, steps)
+
+    @final
+    def encode_units(self, units: Tensor, baseline: Tensor, steps: Steps = 1) -> Tensor:
+        """:meth:`encode` of a current in thresholds, float32; for neurons that keep that method."""
+        top = torch.as_tensor(self.top(steps), dtype=torch.float32, device=units.device)
+        units = self.worth(units.nan_to_num(0.0, torch.inf, -torch.inf), steps)
         if self.signed:
-            return (
-                torch.sign(units)
-                * torch.minimum(half_up(units.abs().clamp(max=_CHARGE_LIMIT)), top)
-            ).to(torch.int32)
+            size = torch.minimum(half_up(units.abs().clamp(max=_CHARGE_LIMIT)), top)
+            return size.copysign_(units).to(torch.int32)
         code = half_up(units.clamp(-_CHARGE_LIMIT, _CHARGE_LIMIT)) + baseline
         return torch.minimum(code.clamp(min=0), top).to(torch.int32)
 

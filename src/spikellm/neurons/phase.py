@@ -38,13 +38,14 @@ def iterate_digits(count: Tensor, top: int, recoding: Recoding) -> Iterator[tupl
     Returns:
         ``(digits, k)``: int8 {−1, 0, 1} of the shape of ``count``, each worth 2^k.
     """
-    size, sign = count.abs().to(torch.int32), torch.sign(count).to(torch.int8)
+    size, negative = count.abs().to(torch.int32), count < 0
     plus, minus = size, torch.zeros_like(size)
     if recoding == "signed-digit":
-        plus, minus = (3 * size & ~size) >> 1, (size & ~(3 * size)) >> 1
+        thrice = size + (size << 1)
+        plus, minus = (thrice & ~size) >> 1, (size & ~thrice) >> 1
     for place in reversed(range(places(top, recoding))):
-        digit = (plus >> place & 1) - (minus >> place & 1)
-        yield digit.to(torch.int8) * sign, place
+        digit = ((plus >> place & 1) - (minus >> place & 1)).to(torch.int8)
+        yield torch.where(negative, -digit, digit), place
 
 
 def digits_that_fire(top: int, recoding: Recoding) -> Tensor:

@@ -98,10 +98,12 @@ class Trains:
     def iterate_stepped(self, count: Tensor, steps: Steps = 1) -> Iterator[Tensor]:
         """The slices of :meth:`stepped`, one at a time."""
         self._check(count, steps)
-        sign, magnitude = torch.sign(count), count.abs()
+        negative, magnitude = count < 0, count.abs()
         for step in range(horizon(steps)):
             spike = (magnitude - step * self.levels).clamp(0, self.levels)
-            yield (sign * spike if self.both_signs else spike).to(torch.int32)
+            yield (torch.where(negative, -spike, spike) if self.both_signs else spike).to(
+                torch.int32
+            )
 
     def iterate_binary(self, count: Tensor, steps: Steps = 1) -> Iterator[Tensor]:
         """The slices of :meth:`binary`, one at a time: spike k of a step fires where the step's
@@ -110,7 +112,7 @@ class Trains:
         for spike in self.iterate_stepped(count, steps):
             for level in range(self.levels):
                 plane = (spike.abs() > level).to(torch.int8)
-                yield plane * torch.sign(spike).to(torch.int8) if self.both_signs else plane
+                yield torch.where(spike < 0, -plane, plane) if self.both_signs else plane
 
     def iterate_phase(self, count: Tensor, steps: Steps = 1) -> Iterator[tuple[Tensor, int]]:
         """The slices of :meth:`phase`, one at a time, with the k of what each is worth, 2^k."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spikellm.quantization.thresholds import Threshold, threshold_for_range
+from spikellm.quantization.thresholds import Threshold, at_power_of_two, threshold_for_range
 from spikellm.recipe import ActivationRecipe
 
 _TOKENS = 4096  # on which losses are compared
@@ -65,6 +65,7 @@ class _Range:
         self, settings: ActivationRecipe, channel_group: Tensor, x: Tensor, place: int
     ) -> None:
         self.symmetric, self._neuron = settings.symmetric, settings.make_neuron()
+        self._power_of_two = settings.power_of_two
         groups = [group for group, of in enumerate(settings.group_ranges) if of == place]
         members = [(channel_group == group).nonzero().squeeze(1) for group in groups]
         self._parts = [
@@ -80,13 +81,11 @@ class _Range:
         if len(values):
             low = values[round(clipped[0] * last)].clamp(max=0.0)
             high = values[last - round(clipped[1] * last)].clamp(min=0.0)
-        return threshold_for_range(
-            low,
-            high,
-            self._neuron.top(steps),
-            symmetric=self.symmetric,
-            signed=self._neuron.signed,
-        )
+        top, signed = self._neuron.top(steps), self._neuron.signed
+        found = threshold_for_range(low, high, top, symmetric=self.symmetric, signed=signed)
+        if not self._power_of_two:
+            return found
+        return at_power_of_two(found, low, top, placed=not (self.symmetric or signed))
 
     def error(self, x: Tensor, clipped: tuple[float, float]) -> Tensor:
         """Coded values less values of its columns, ``(tokens, columns)``."""

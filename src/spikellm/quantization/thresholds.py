@@ -165,6 +165,25 @@ def held(threshold: Threshold, x: Tensor) -> Threshold:
     Returns:
         θ and z, each ``(..., groups)``.
     """
-    finite = torch.isfinite(x).all(-1, keepdim=True)
+    finite = (x - x == 0).all(-1, keepdim=True)
     theta = torch.where(finite, threshold.theta, float("nan"))
     return Threshold(theta, threshold.baseline.expand_as(theta))
+
+
+def at_power_of_two(
+    threshold: Threshold, low: Tensor, top: Tensor | int, *, placed: bool
+) -> Threshold:
+    """The same range with the power of two next to its θ, so that a current in thresholds, and a
+    sum of spikes in values, is a shift away.
+
+    Args:
+        threshold: as :func:`threshold_for_range` gives it, of normal numbers.
+        low: lower end of the range, at most 0.
+        top: largest code.
+        placed: whether the range places the baseline; otherwise it stays.
+    """
+    mantissa, exponent = torch.frexp(threshold.theta)
+    theta = torch.ldexp(torch.ones_like(mantissa), exponent - (mantissa < 0.5**0.5).int())
+    if not placed:
+        return Threshold(theta, threshold.baseline)
+    return Threshold(theta, half_up(-low / theta).minimum(torch.as_tensor(top).to(theta)))

@@ -132,6 +132,11 @@ def check_clusters(settings: Any) -> None:
             "token_steps would ask for the range of every token, which threshold_from: calibration"
             " does without; leave token_steps out"
         )
+    if settings.power_of_two and not settings.static:
+        raise ValueError(
+            "power_of_two rounds thresholds that are constants, and a threshold that every token"
+            " has anew takes a division; set threshold_from to calibration"
+        )
     for reason, is_so in (
         ("threshold_from is calibration", settings.static),
         (f"clusters is {settings.clusters}", settings.clusters > 1),

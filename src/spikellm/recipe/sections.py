@@ -48,6 +48,7 @@ class ActivationRecipe(GrownSection):
         "threshold_from",
         "mean_factor",
         "clusters",
+        "power_of_two",
     )
 
     bits: int = Field(4, description="bits of one spike, 1 to 8; 16 for no spikes", strict=True)
@@ -175,6 +176,15 @@ class ActivationRecipe(GrownSection):
         ge=1,
         le=MOST_CLUSTERS,
         description="clusters of channels with a range each, by their least and largest values",
+        strict=True,
+    )
+
+    power_of_two: bool = Field(
+        False,
+        description=(
+            "round thresholds that are constants (threshold_from: calibration) to powers of two, so"
+            " that they are shifts"
+        ),
         strict=True,
     )
 

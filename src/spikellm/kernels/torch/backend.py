@@ -10,6 +10,7 @@ from spikellm.kernels.spec import HeadSpec, LinearSpec, MixSpec, RowSpec, Spec
 from spikellm.kernels.torch.heads import TorchHeads
 from spikellm.kernels.torch.linear import TorchLinear
 from spikellm.kernels.torch.rows import TorchRows
+from spikellm.kernels.torch.shifting import ShiftingLinear, shifts
 from spikellm.quantization.hadamard import mix
 
 
@@ -25,7 +26,7 @@ class TorchBackend(Backend):
         return "it runs planes one after the other" if of_planes else None
 
     def prepare_linear(self, spec: LinearSpec, weights: LinearWeights) -> TorchLinear:
-        return TorchLinear(spec, weights)
+        return (ShiftingLinear if shifts(spec) else TorchLinear)(spec, weights)
 
     def prepare_heads(self, spec: HeadSpec) -> TorchHeads:
         return TorchHeads(spec)

@@ -21,7 +21,6 @@ from spikellm.kernels.prepared import LinearWeights, Observed, by_column
 from spikellm.kernels.spec import ExecutionMode, LinearSpec
 from spikellm.kernels.torch.product import integer_product, sum_of_chosen
 from spikellm.neurons import SoftResetNeuron
-from spikellm.quantization.powers import ShiftedScales
 from spikellm.quantization.thresholds import (
     Threshold,
     coded_range,
@@ -68,7 +67,7 @@ class TorchLinear:
     def _spiking(self, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spec, scale = self.spec, self._weights.weight_scale.float()
         neuron = cast(SoftResetNeuron, spec.neuron)
-        codes, thresholds = encode(spec, tokens)
+        codes, thresholds = self._encode(tokens)
         y = torch.zeros(tokens.shape[0], spec.rows, dtype=torch.float32, device=tokens.device)
         for start, stop, group, weight_group in spec.segments:
             steps, (theta, baseline), k = (
@@ -81,11 +80,11 @@ class TorchLinear:
             count = own if merged else neuron.fired(own, baseline)
             charge = torch.zeros((), device=tokens.device)
             for plane, doubles in spikes_of(count, neuron, steps, spec.execution):
-                product = integer_product(plane, k, largest)
-                charge = (charge * 2 if doubles else charge).to(product.dtype) + product
+                product = self._product(plane, k, largest)
+                charge = (charge + charge if doubles else charge).to(product.dtype) + product
             if merged or not neuron.centered:
                 charge -= baseline.to(charge.dtype) * k.sum(1, dtype=torch.int32).to(charge.dtype)
-            y += self._scaled(charge.float() * theta, scale[:, weight_group])
+            y += self._scaled(self._in_values(charge, theta, group), scale[:, weight_group])
         z = [threshold.baseline.to(torch.int32).flatten() for threshold in thresholds]
         return y, codes, by_column(z, spec.bounds)
 
@@ -121,13 +120,17 @@ class TorchLinear:
             parts.append(self._scaled(charge, scale[:, weight_group]))
         return cast(Tensor, sum(parts))
 
+    def _encode(self, tokens: Tensor) -> tuple[Tensor, list[Threshold]]:
+        return encode(self.spec, tokens)
+
+    def _product(self, plane: Tensor, weights: Tensor, largest: int) -> Tensor:
+        return integer_product(plane, weights, largest)
+
+    def _in_values(self, charge: Tensor, theta: Tensor, group: int) -> Tensor:
+        return charge.float() * theta
+
     def _scaled(self, charge: Tensor, scale: Tensor) -> Tensor:
-        """``charge · scale``; by shifts and additions where spikes are unrolled and scales are sums
-        of powers of two, to the same bits.
-        """
-        if self.spec.scale_terms is None or self.spec.execution == "merged":
-            return charge * scale
-        return ShiftedScales(scale)(charge)
+        return charge * scale
 
 
 def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
@@ -141,10 +144,10 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
         ``(tokens, 1)`` of each activation group.
     """
     neuron = cast(SoftResetNeuron, spec.neuron)
-    x = x.float() if spec.order is None else x.float().index_select(1, spec.order)
+    x = in_stored_order(spec, x)
     codes: list[Tensor] = []
     if spec.fixed:
-        found = _constants(spec, x)
+        found = constants(spec, x)
         for threshold, common, (start, stop) in zip(found, spec.steps, spec.bounds, strict=True):
             codes.append(neuron.encode(x[:, start:stop], *threshold, common))
         return torch.cat(codes, dim=1), found
@@ -162,7 +165,12 @@ def encode(spec: LinearSpec, x: Tensor) -> tuple[Tensor, list[Threshold]]:
     return torch.cat(codes, dim=1), found
 
 
-def _constants(spec: LinearSpec, x: Tensor) -> list[Threshold]:
+def in_stored_order(spec: LinearSpec, x: Tensor) -> Tensor:
+    """Inputs ``(tokens, in)`` in float32, columns in stored order."""
+    return x.float() if spec.order is None else x.float().index_select(1, spec.order)
+
+
+def constants(spec: LinearSpec, x: Tensor) -> list[Threshold]:
     """Thresholds that are the same for every token, ``(tokens, 1)`` of each activation group."""
     theta, baseline = held(Threshold(*x.new_tensor(spec.fixed).unbind(1)), x)
     pairs = zip(theta.split(1, 1), baseline.split(1, 1), strict=True)
