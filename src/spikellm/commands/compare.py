@@ -68,9 +68,9 @@ def compare(
 
     Returns:
         ``{"model", "settings", "texts", "bos", "energy_table", "rows": [{"recipe", "perplexity":
-        {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
-        "weight_ratio", "ace_ratio", "energy_ratio": {mode: …}, "energy_unknown",
-        "spikes_a_value": {mode: …}, "sops_ratio": {mode: …}, "seconds", …}]}``, the original
+        {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps",
+        "weight_density", "weight_bytes", "weight_ratio", "ace_ratio", "energy_ratio": {mode: …},
+        "energy_unknown", "spikes_a_value": {mode: …}, "sops_ratio": {mode: …}, "seconds", …}]}``, the original
         first; ``ratio`` is to the original, ``seconds`` of one conversion. See
         :func:`spikellm.commands.support.grid.run_grid`.
 
@@ -135,6 +135,8 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
         "additive",
         "ACE",
         "spikes a value",
+        "density",
+        "SOPs/MACs",
         "energy*",
         "block weights",
         "conversion",
@@ -147,7 +149,9 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
     if style == "table":
         table = result["energy_table"]
         console.out.print(
-            "Spikes a value are binary/phase, before linear layers. *"
+            "Spikes a value are binary/phase, before linear layers; density is the share of weights"
+            " that are not zero; SOPs over the original's MACs, binary/phase, are spikes times"
+            " density. *"
             f" {'/'.join(result['rows'][0]['energy_ratio'])} over the original, estimated from"
             f" operation counts of the whole model ({table['name']}); leaves out"
             f" {table['omits']}{_unknown(result['rows'])}",
@@ -162,7 +166,7 @@ def _unknown(rows: list[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any], texts: list[str]) -> list[str]:
-    from spikellm.commands.support.costs import spikes_in_words
+    from spikellm.commands.support.costs import sops_in_words, spikes_in_words
     from spikellm.commands.support.measure import energy_in_words, perplexity_in_words
 
     return [
@@ -172,6 +176,8 @@ def _cells(row: dict[str, Any], texts: list[str]) -> list[str]:
         "-" if row["additive_share"] is None else f"{row['additive_share']:.2f}",
         f"{row['ace_ratio']:.3f}×",
         spikes_in_words(row),
+        "-" if row["weight_density"] is None else f"{row['weight_density']:.2f}",
+        sops_in_words(row),
         "/".join(map(energy_in_words, row["energy_ratio"].values())),
         f"{console.size(row['weight_bytes'])} ({row['weight_ratio']:.2f}×)",
         "-" if row["seconds"] is None else f"{row['seconds']:.1f} s",

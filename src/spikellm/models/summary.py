@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from spikellm.models.attention_interface import spiking_attentions
@@ -17,6 +18,7 @@ from spikellm.nn.rotation import layer_name, rotations
 from spikellm.nn.vocabulary import CodedHead
 
 _DENSE_BYTES = 2  # a weight of the 16-bit original
+_ROWS = 4096  # of a layer, unpacked at a time
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class LayerSummary:
     rotated_channels: int = 0  # of the inputs, while the model runs
     token_steps: int = 0  # steps of massive tokens; 0 where there are none
     massive_share: float = 0.0  # share of massive tokens in the calibration text
+    weight_density: float | None = None  # share of the integer weights that are not 0, if counted
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,20 @@ class ModelSummary:
         )
 
     @property
+    def weight_density(self) -> float | None:
+        """Share of the weights of converted layers that are not zero, where that was counted.
+
+        None where no layer has integer weights.
+        """
+        counted = [
+            (layer.weight_density, layer.in_features * layer.out_features)
+            for layer in self.layers
+            if layer.weight_density is not None
+        ]
+        total = sum(weights for _, weights in counted)
+        return sum(share * weights for share, weights in counted) / total if total else None
+
+    @property
     def weight_bytes(self) -> int:
         return sum(layer.weight_bytes for layer in self.layers if layer.spiking)
 
@@ -117,14 +134,20 @@ class ModelSummary:
         return sum(layer.dense_bytes for layer in self.layers if layer.spiking)
 
 
-def summarize(model: nn.Module) -> ModelSummary:
-    """Summary of a model, converted or not."""
+def summarize(model: nn.Module, *, density: bool = False) -> ModelSummary:
+    """Summary of a model, converted or not.
+
+    Args:
+        density: whether weights that are not zero are counted, which unpacks all of them.
+    """
     turned = {
         name.rpartition(".")[0]: rotation.rotated for name, rotation in rotations(model).items()
     }
     layers = [
         replace(
-            _summarize(layer_name(name), module), rotated_channels=turned.get(layer_name(name), 0)
+            _summarize(layer_name(name), module),
+            rotated_channels=turned.get(layer_name(name), 0),
+            weight_density=_density(module) if density else None,
         )
         for name, module in model.named_modules()
         if isinstance(module, (SpikingLinear, CodedHead)) or is_linear(module)
@@ -137,6 +160,18 @@ def summarize(model: nn.Module) -> ModelSummary:
         _summarize_attention(name, spikes) for name, spikes in spiking_attentions(model).items()
     ]
     return ModelSummary(type(model).__name__, layers, attentions, sum(tensors.values()))
+
+
+def _density(module: nn.Module) -> float | None:
+    """Share of a layer's integer weights that are not zero; None where it has none."""
+    if not isinstance(module, SpikingLinear) or not module.format.has_integers:
+        return None
+    rows = range(0, module.out_features, _ROWS)
+    found = sum(
+        int(torch.count_nonzero(module.integer_weights(slice(row, row + _ROWS)))) for row in rows
+    )
+    module.format.release(module)
+    return found / (module.in_features * module.out_features)
 
 
 def _summarize_attention(name: str, spikes: SpikingAttention) -> AttentionSummary:
