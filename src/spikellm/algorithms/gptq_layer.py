@@ -85,8 +85,9 @@ def fit_layer(
         for _ in range(start, stop)
     ]
     weight, power, order = weight[:, stored], hessian.diagonal()[stored].float(), place[coding]
-    if options.zeros_of is not None and options.activation_order:
-        order = order_of_groups(power, options.zeros_of[1])
+    if options.zeros_of is not None:
+        m = options.zeros_of[1]
+        order = order_of_groups(power, m, by_power=options.activation_order)
         factor, damping = inverse_factor(hessian, options.percdamp, name, stored[order])
     pruning = Pruning(weight, power, order, factor, options) if options.zero_share else None
     if pruning is not None and pruning.decided:

@@ -97,13 +97,16 @@ def _beforehand(weight: Tensor, power: Tensor, options: GptqOptions) -> Tensor:
     return lowest(scores, round(options.sparsity * weight.numel()))
 
 
-def order_of_groups(power: Tensor, m: int) -> Tensor:
+def order_of_groups(power: Tensor, m: int, *, by_power: bool) -> Tensor:
     """The order of coding in which every m stored columns lie together: groups by falling power of
-    their inputs, and columns within them; a last group of fewer columns comes last.
+    their inputs, and columns within them; a last group of fewer columns comes last. Without power
+    columns are coded as they are stored.
 
     Args:
         power: of the inputs of stored columns, ``(in,)``.
     """
+    if not by_power:
+        return torch.arange(len(power), device=power.device)
     whole = len(power) // m * m
     grouped = power[:whole].view(-1, m)
     groups = torch.sort(grouped.sum(1), descending=True, stable=True).indices

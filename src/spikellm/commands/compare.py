@@ -70,8 +70,8 @@ def compare(
         ``{"model", "settings", "texts", "bos", "energy_table", "rows": [{"recipe", "perplexity":
         {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps",
         "weight_density", "weight_bytes", "weight_ratio", "ace_ratio", "energy_ratio": {mode: …},
-        "energy_unknown", "spikes_a_value": {mode: …}, "sops_ratio": {mode: …}, "seconds", …}]}``, the original
-        first; ``ratio`` is to the original, ``seconds`` of one conversion. See
+        "energy_unknown", "spikes_a_value": {mode: …}, "sops_ratio": {mode: …}, "seconds", …}]}``,
+        the original first; ``ratio`` is to the original, ``seconds`` of one conversion. See
         :func:`spikellm.commands.support.grid.run_grid`.
 
     Raises:

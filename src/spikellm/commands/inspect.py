@@ -30,8 +30,8 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
     Returns:
         ``{"model", "kind", "recipe", "record", "average_steps", "additive_share",
         "weight_density", "bytes": {"weights", "dense", "total"}, "layers": [...], "attention":
-        [...], "trains": [...], "prices": {layer, or attention module and part: price of a spike}, "vocabulary":
-        {"embedding", "head", "shared", "bits", "bytes"} or None, "kernels": [...],
+        [...], "trains": [...], "prices": {layer, or attention module and part: price of a spike},
+        "vocabulary": {"embedding", "head", "shared", "bits", "bytes"} or None, "kernels": [...],
         "decoder_step": "native", or why tokens are decoded by the model library}``.
     """
     from spikellm import api
