@@ -189,7 +189,10 @@ def test_a_coder_that_loses_zeros_is_told(monkeypatch: pytest.MonkeyPatch) -> No
             ),
             "spends by second-order, not by magnitude",
         ),
-        (("weights={format: partly-binary, salient_rate: 0.1}", "algorithm.sparsity=0.5"), "hold zero"),
+        (
+            ("weights={format: partly-binary, salient_rate: 0.1}", "algorithm.sparsity=0.5"),
+            "hold zero",
+        ),
         (
             ("algorithm={name: block-ap, start: {name: gptq, sparsity: 0.5}}",),
             "weights would not stay zero",
