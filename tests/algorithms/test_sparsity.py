@@ -205,11 +205,14 @@ def test_what_cannot_be_is_refused(settings: tuple[str, ...], said: str) -> None
     assert "\n" not in str(refused.value)
 
 
-def test_recipes_without_zeros_are_saved_as_before() -> None:
+def test_recipes_without_zeros_are_saved_as_before(tmp_path: Path) -> None:
     algorithm = load_recipe("gptq-w4a16").model_dump(mode="json")["algorithm"]
     assert not {"sparsity", "pattern", "prune_by", "sparsity_over"} & set(algorithm)
     saved = load_recipe("gptq-w4a16", ("algorithm.pattern=2:4",)).model_dump(mode="json")
     assert saved["algorithm"]["pattern"] == "2:4"
+    written = load_recipe("gptq-w4a16", ("algorithm.pattern=1:2",))
+    (tmp_path / "mine.yaml").write_text(written.to_yaml())
+    assert load_recipe(tmp_path / "mine.yaml").algorithm == written.algorithm
 
 
 def convert(recipe: str, text_file: Path, *settings: str, **keywords: Any) -> tuple[Any, Any]:
