@@ -35,7 +35,8 @@ def test_the_survey_ends_with_the_error_of_an_algorithm(monkeypatch: pytest.Monk
     context: Any = SimpleNamespace(
         surveyed=True,
         recipe=recipe,
-        algorithm=SimpleNamespace(needs_survey=lambda _: True, survey=fail),
+        algorithm=SimpleNamespace(survey=fail),
+        algorithm_looks_at=lambda _: True,
         plan=[SimpleNamespace(linears={"layer": recipe.for_module("layer")})],
     )
     with pytest.raises(ValueError, match="no") as error:

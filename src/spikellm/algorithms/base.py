@@ -236,6 +236,12 @@ class Algorithm(ABC):
         """Whether a layer with these settings is to be seen before any block is converted."""
         return False
 
+    def surveys_all(self, recipe: Recipe) -> bool:
+        """Whether all layers are to be seen before any block is converted, whatever their
+        settings.
+        """
+        return False
+
     def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:  # noqa: B027  most look at nothing
         """Look at the layers that it surveys.
 

@@ -68,6 +68,10 @@ class BlockAp(Algorithm):
     def needs_survey(self, settings: LinearRecipe) -> bool:
         return any(start.needs_survey(settings) for start in self._starts.values())
 
+    def surveys_all(self, recipe: Recipe) -> bool:
+        start, own = self._start(recipe)
+        return start.surveys_all(own)
+
     def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:
         start, own = self._start(recipe)
         start.survey(layers, own)

@@ -94,6 +94,11 @@ class BlockApOptions(AlgorithmOptions):
 
     def check(self, recipe: Any) -> None:
         self.start.check(recipe)
+        if self.epochs and isinstance(self.start, GptqOptions) and self.start.zero_share:
+            raise ValueError(
+                "algorithm.start: Block-AP learns codes, so that weights would not stay zero; leave"
+                " sparsity out, or set algorithm to gptq"
+            )
         kinds = {formats[name].coding for name in recipe.formats}
         if self.start.name == "rtn" and (others := kinds - set(RoundToNearest.formats)):
             raise ValueError(

@@ -23,8 +23,9 @@ from spikellm.algorithms.compensation import Moments, SequentialFit, target_weig
 from spikellm.algorithms.gptq_coders import column_coders
 from spikellm.algorithms.gptq_layer import SharedInverse, Target, fit_layer
 from spikellm.algorithms.gptq_options import GptqOptions
-from spikellm.algorithms.step_budget import over_model, spend_over_model
+from spikellm.algorithms.step_budget import WeighedLayer, over_model, spend_over_model
 from spikellm.algorithms.survey import SurveyedLayer
+from spikellm.algorithms.zero_budget import share_zeros
 from spikellm.core import distributed
 from spikellm.models.families import weight_and_bias
 from spikellm.models.swap import spiking_for
@@ -44,6 +45,7 @@ class Gptq(Algorithm):
 
     def __init__(self) -> None:
         self._steps: dict[str, Tensor] = {}  # of columns whose budget is spent over the model
+        self._zeros: dict[str, float] = {}  # shares, likewise
 
     @property
     def formats(self) -> tuple[str, ...]:  # type: ignore[override]  # plugins add coders
@@ -53,13 +55,23 @@ class Gptq(Algorithm):
     def needs_survey(self, settings: LinearRecipe) -> bool:
         return over_model(settings)
 
+    def surveys_all(self, recipe: Recipe) -> bool:
+        return recipe.options(GptqOptions).sparsity_over == "model"
+
     def survey(self, layers: Iterable[SurveyedLayer], recipe: Recipe) -> None:
         options = recipe.options(GptqOptions)
+        weighed: Iterable[WeighedLayer] = (
+            WeighedLayer.of(layer, options.percdamp, by_power=options.activation_order)
+            for layer in layers
+            if self.surveys_all(recipe) or over_model(layer.settings)
+        )
+        if self.surveys_all(recipe):
+            weighed = list(weighed)
+            self._zeros = share_zeros(weighed, options.sparsity)
         self._steps = spend_over_model(
-            (layer for layer in layers if over_model(layer.settings)),
-            options.percdamp,
+            (one for one in weighed if over_model(one.layer.settings)),
             lambda weights: column_coders[format_of(weights).coding]().step_errors,
-            by_power=options.activation_order,
+            self._zeros,
         )
 
     def needs_inputs(self, settings: LinearRecipe) -> bool:
@@ -138,6 +150,11 @@ class Gptq(Algorithm):
                     f"{name} spends its budget of steps by itself: weights.allocation: model"
                     " spends over the layers of the blocks"
                 )
+            if self.surveys_all(context.recipe) and name not in self._zeros:
+                notes.append(
+                    f"{name} has the recipe's share of zeros: algorithm.sparsity_over: model shares"
+                    " them out over the layers of the blocks"
+                )
         return {name: layers[name] for name in groups}
 
     def _fit(
@@ -152,6 +169,8 @@ class Gptq(Algorithm):
             groups = groups._replace(column_steps=self._steps[name].to(groups.channel.device))
         layer, settings = context.layers[name], context.settings[name]
         options = context.recipe.options(GptqOptions)
+        if name in self._zeros:
+            options = options.model_copy(update={"sparsity": self._zeros[name]})
         if moments is None:
             return fit_layer(name, layer, settings, groups, Target(context.hessian(name)), options)
         weight = target_weight(

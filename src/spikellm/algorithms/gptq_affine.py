@@ -14,7 +14,9 @@ _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a range, tried where it is searched
 
 @column_coders.register("affine")
 class AffineCoder(ColumnCoder):
-    """Ranges by row and group from the weights as they came, searched if the recipe says so."""
+    """Ranges by row and group from the weights as they came, or where some are pruned from those
+    that remain; searched if the recipe says so.
+    """
 
     options = ("search_range", "descents")
 
@@ -22,14 +24,15 @@ class AffineCoder(ColumnCoder):
         """Coded from ``w + zero·scale``, so that a code is ``w/scale`` rounded."""
         weights = problem.settings.weights
         tops = [weights.top(steps) for steps in problem.steps]
-        low, high = weight_range(problem.weight, problem.groups)
+        weight = problem.remaining()
+        low, high = weight_range(weight, problem.groups)
         if problem.options.search_range:
-            low, high = _searched_range(problem, tops, low, high)
+            low, high = _searched_range(problem._replace(weight=weight), tops, low, high)
         _, scale, zero = codes_in_range(
-            problem.weight, tops, problem.groups, low, high, symmetric=weights.symmetric
+            weight, tops, problem.groups, low, high, symmetric=weights.symmetric
         )
         least = [top % 2 if weights.symmetric else 0 for top in tops]
-        lifted = problem._replace(weight=problem.weight + (zero * scale)[:, problem.owner])
+        lifted = problem.lifted(zero * scale)
         coded = ScaleCodes(lifted, scale, least, tops)
         lifted.propagate_error(coded.error)
         descend_in_turn(problem, coded, zero)

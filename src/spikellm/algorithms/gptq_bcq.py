@@ -39,6 +39,7 @@ class BcqCoder(ColumnCoder):
     """Planes and scales fitted in turn until the layer's error stops falling."""
 
     options = ("rounds", "descents")
+    has_zero = False
 
     def column_steps(
         self, chosen: Tensor | None, weight: Tensor, importance: Tensor, settings: WeightOptions

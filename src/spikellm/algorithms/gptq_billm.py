@@ -31,6 +31,8 @@ _LEAST = 2.0**-100
 class BillmCoder(ColumnCoder):
     """Salient columns and magnitudes searched group by group, scales as they came."""
 
+    has_zero = False
+
     def column_steps(
         self, chosen: Tensor | None, weight: Tensor, importance: Tensor, settings: WeightOptions
     ) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from spikellm.algorithms.gptq_options import limit_option
+from spikellm.algorithms.gptq_options import limit_option, refuse_zeros
 from spikellm.algorithms.gptq_problem import GPTQProblem
 from spikellm.algorithms.step_budget import ternary_errors
 from spikellm.core.registry import Registry
@@ -25,9 +25,13 @@ class ColumnCoder(ABC):
     Attributes:
         options: those of :class:`spikellm.algorithms.gptq_options.GptqOptions` that have an effect
             only on kinds whose coder names them.
+        has_zero: whether a weight can be zero, so that weights may be pruned. A coder that codes
+            columns by :meth:`GPTQProblem.propagate_error` then keeps zeros without knowing of them,
+            if it codes 0 (what :meth:`GPTQProblem.lifted` makes of it) as zero.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
+    has_zero: ClassVar[bool] = True
 
     def column_steps(
         self, chosen: Tensor | None, weight: Tensor, importance: Tensor, settings: WeightOptions
@@ -65,6 +69,8 @@ class _ColumnCoders(Registry[type[ColumnCoder]]):
             enter(coder)
             for option in coder.options:
                 limit_option(option, name)
+            if not coder.has_zero:
+                refuse_zeros(name)
             return coder
 
         return enter_with_options

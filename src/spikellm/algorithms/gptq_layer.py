@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from spikellm.algorithms.gptq_coders import column_coders
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.algorithms.gptq_problem import GPTQProblem
+from spikellm.algorithms.gptq_pruning import Pruning, order_of_groups
 from spikellm.algorithms.step_budget import importance_of, order_of_coding
+from spikellm.core.errors import RequestError
 from spikellm.models.families import weight_and_bias
 from spikellm.models.swap import fitted_layer
 from spikellm.nn.channels import Groups
@@ -61,6 +63,7 @@ def fit_layer(
 
     Raises:
         NumericalError: see :func:`spikellm.quantization.column_update.inverse_factor`.
+        RequestError: a coder does not keep what is pruned zero.
     """
     hessian, weight, shared = target
     weight = (weight_and_bias(module)[0].detach() if weight is None else weight).float()
@@ -81,17 +84,32 @@ def fit_layer(
         for group, (start, stop) in enumerate(layout.weight_groups)
         for _ in range(start, stop)
     ]
+    weight, power, order = weight[:, stored], hessian.diagonal()[stored].float(), place[coding]
+    if options.zeros_of is not None:
+        m = options.zeros_of[1]
+        order = order_of_groups(power, m, by_power=options.activation_order)
+        factor, damping = inverse_factor(hessian, options.percdamp, name, stored[order])
+    pruning = Pruning(weight, power, order, factor, options) if options.zero_share else None
+    if pruning is not None and pruning.decided:
+        weight = weight.masked_fill(pruning.marks.T, 0.0)
     problem = GPTQProblem(
-        weight[:, stored],
+        weight,
         hessian if layout.order is None else permuted(hessian, stored),
-        place[coding],
+        order,
         factor,
         layout.weight_groups,
         owner,
         layout.weight_steps,
         settings,
         options,
+        pruning,
     )
-    return fitted_layer(
+    fitted = fitted_layer(
         module, settings, groups._replace(column_steps=steps), coder.code(problem)
-    ), damping
+    )
+    if pruning is not None and bool((fitted.integer_weights().T[pruning.marks] != 0).any()):
+        raise RequestError(
+            f"layer {name}: the coder of {format_of(settings.weights).coding!r} made weights that"
+            " are pruned other than zero; leave algorithm.sparsity out, or mend the coder"
+        )
+    return fitted, damping

@@ -17,6 +17,8 @@ from spikellm.recipe.base import WeightOptions
 class PartlyBinaryCoder(ColumnCoder):
     """Salient by ``w²/[U]_jj²``, the others ``±mean|w|`` of their row (and group)."""
 
+    has_zero = False
+
     def column_steps(
         self, chosen: Tensor | None, weight: Tensor, importance: Tensor, settings: WeightOptions
     ) -> None:

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikellm.algorithms.gptq_options import GptqOptions
+from spikellm.algorithms.gptq_pruning import Pruning
 from spikellm.algorithms.step_budget import importance_of
 from spikellm.quantization.column_update import CodeColumn, permuted, propagate_error
 from spikellm.quantization.coordinate_descent import descend, pull_of
@@ -31,6 +33,8 @@ class GPTQProblem(NamedTuple):
         owner: group of every stored column.
         steps: T of every group.
         settings, options: of the layer.
+        pruning: which weights are zero; None where any may be anything.
+        zero: what stands for a weight of zero, ``(out, groups)``; 0 by default.
     """
 
     weight: Tensor
@@ -42,20 +46,69 @@ class GPTQProblem(NamedTuple):
     steps: list[int]
     settings: LinearRecipe
     options: GptqOptions
+    pruning: Pruning | None = None
+    zero: Tensor | None = None
 
     @property
     def importance(self) -> Tensor:
         """What a squared error in a stored column costs, ``(in,)``."""
         return importance_of(self.factor, self.order)
 
+    def lifted(self, zero: Tensor) -> GPTQProblem:
+        """The same with ``zero`` ``(out, groups)`` added to every weight, for codes that start
+        there.
+        """
+        return self._replace(weight=self.weight + zero[:, self.owner], zero=zero)
+
     def propagate_error(self, code: CodeColumn) -> None:
-        """Error feedback, with columns named by their stored place."""
-        places = self.order.tolist()
+        """Error feedback, with columns named by their stored place.
+
+        What is pruned is given to ``code`` as zero, whatever error feedback made of it.
+        """
+        places, code = self.order.tolist(), self._pruned(code)
+        windows = None
+        if self.pruning is not None:
+            zeros = None if self.zero is None else self.zero[:, self.owner][:, self.order].T
+            windows = self.pruning.windows(zeros)
         propagate_error(
             self.weight[:, self.order],
             self.factor,
             lambda column, w, error: code(places[column], w, error),
+            windows,
         )
+
+    def _pruned(self, code: CodeColumn) -> CodeColumn:
+        if self.pruning is None:
+            return code
+        marks, zeros = self.pruning.marks, self.zeros()
+
+        def code_kept(column: int, w: Tensor, error: Tensor) -> None:
+            kept = torch.where(marks[column], zeros[self.owner[column]], w)
+            code(column, kept, error)
+            error.add_(w - kept)
+
+        return code_kept
+
+    def zeros(self) -> Sequence[Tensor]:
+        """What stands for a weight of zero, ``(out,)`` of each group."""
+        if self.zero is None:
+            return [self.weight.new_zeros(self.weight.shape[0])] * len(self.groups)
+        return self.zero.T.contiguous().unbind()
+
+    def remaining(self) -> Tensor:
+        """The weights to be coded, ``(out, in)``: as they came, or where some are pruned, 0 there
+        and elsewhere what error feedback of these zeros alone makes of them.
+        """
+        if self.pruning is None or self.pruning.decided:
+            return self.weight
+        values = torch.empty_like(self.weight.T)
+
+        def keep(column: int, w: Tensor, error: Tensor) -> None:
+            values[column] = w
+            error.zero_()
+
+        self._replace(pruning=self.pruning.anew()).propagate_error(keep)
+        return values.T.contiguous()
 
     def error(self, values: Tensor) -> float:
         """Squared error of the layer's output with these weights in the place of its own."""
@@ -117,15 +170,23 @@ def descend_in_turn(problem: GPTQProblem, coded: ScaleCodes, zero: Tensor) -> No
     if not problem.options.descents:
         return
     order, places = problem.order, problem.order.tolist()
+    marks = None if problem.pruning is None else problem.pruning.marks
     pull = pull_of(permuted(problem.hessian, order), problem.options.percdamp)
     lift, moves = zero[:, problem.owner], True
     for _ in range(problem.options.descents):
-        each = coded.scale[:, problem.owner]
+        each, zeros = coded.scale[:, problem.owner], (zero * coded.scale).T.contiguous()
+
+        def recode(column: int, w: Tensor, value: Tensor, zeros: Tensor = zeros) -> None:
+            place = places[column]
+            if marks is not None:
+                w = torch.where(marks[place], zeros[problem.owner[place]], w)
+            coded.value(place, w, value)
+
         _, changed = descend(
             (problem.weight + lift * each)[:, order],
             (coded.codes.T * each)[:, order],
             pull,
-            lambda column, w, value: coded.value(places[column], w, value),
+            recode,
         )
         if not changed:
             break

@@ -35,9 +35,10 @@ class TernaryCoder(ColumnCoder):
     def code(self, problem: GPTQProblem) -> AffineWeights:
         """From searched scales on; the best pair goes on to coordinate descent."""
         problem, importance = problem._replace(hessian=problem.hessian.float()), problem.importance
+        weight = problem.remaining()
         scale = torch.cat(
             [
-                search_scale(problem.weight[:, start:stop], importance[start:stop], steps)
+                search_scale(weight[:, start:stop], importance[start:stop], steps)
                 for (start, stop), steps in zip(problem.groups, problem.steps, strict=True)
             ],
             dim=1,

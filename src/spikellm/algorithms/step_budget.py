@@ -4,7 +4,9 @@ over those of all layers by what they cost the loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from spikellm.algorithms.survey import SurveyedLayer
 from spikellm.models.families import weight_and_bias
 from spikellm.quantization.column_update import inverse_factor
+from spikellm.quantization.pruning import lowest
 from spikellm.quantization.ternary import step_errors
 from spikellm.recipe import LinearRecipe
 from spikellm.recipe.base import WeightOptions
@@ -70,36 +73,67 @@ def over_model(settings: LinearRecipe) -> bool:
     return settings.weights.budget is not None and settings.weights.allocation == "model"
 
 
+class WeighedLayer(NamedTuple):
+    """What errors in the weights of a surveyed layer cost.
+
+    Attributes:
+        importance: of a squared error in each column, ``(in,)``, see :func:`importance_of`.
+        fires: whether the input of each column is ever other than 0, ``(in,)``.
+    """
+
+    layer: SurveyedLayer
+    importance: Tensor
+    fires: Tensor
+
+    @classmethod
+    def of(cls, layer: SurveyedLayer, damping: float, *, by_power: bool) -> WeighedLayer:
+        """Weigh a layer, and let go of its Hessian.
+
+        Raises:
+            NumericalError: see :func:`spikellm.quantization.column_update.inverse_factor`.
+        """
+        assert layer.hessian is not None
+        order = order_of_coding(layer.hessian, by_power=by_power)
+        factor, _ = inverse_factor(layer.hessian, damping, layer.name, order)
+        fires = layer.hessian.diagonal() > 0
+        return cls(replace(layer, hessian=None), importance_of(factor, order), fires)
+
+    @property
+    def weight(self) -> Tensor:
+        """Float32, ``(out, in)``."""
+        weight = weight_and_bias(self.layer.module)[0].detach()
+        return weight.float().to(self.importance.device)
+
+    def zero_losses(self) -> Tensor:
+        """What the expected loss grows by if a weight were zero, ``(out, in)``."""
+        costs = torch.where(self.fires, self.importance, 0.0)
+        rows = self.layer.sensitivity.to(costs.device).unsqueeze(1)
+        return self.weight.square_() * costs * rows
+
+
 def spend_over_model(
-    layers: Iterable[SurveyedLayer],
-    damping: float,
+    layers: Iterable[WeighedLayer],
     errors_of: Callable[[WeightOptions], StepErrors],
-    *,
-    by_power: bool,
+    zeros: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
-    """Steps of every column of all layers that take part, uint8 ``(in,)`` each: a step goes where
-    it lowers the expected loss most for the weights it takes.
+    """Steps of every column of all layers, uint8 ``(in,)`` each: a step goes where it lowers the
+    expected loss most for the weights it takes.
 
     Layers with different budgets spend each their own.
 
     Args:
         errors_of: how the columns of a layer with such weights err.
-
-    Raises:
-        NumericalError: see :func:`spikellm.quantization.column_update.inverse_factor`.
+        zeros: share of the weights of a layer that are zero whatever the steps.
     """
     tables: dict[float, dict[str, tuple[Tensor, int]]] = {}
-    for layer in layers:
+    for weighed in layers:
+        layer, weight = weighed.layer, weighed.weight
         settings = layer.settings.weights
         budget = settings.budget
         assert budget is not None
-        assert layer.hessian is not None
-        weight = weight_and_bias(layer.module)[0].detach().float().to(layer.hessian.device)
-        order = order_of_coding(layer.hessian, by_power=by_power)
-        factor, _ = inverse_factor(layer.hessian, damping, layer.name, order)
-        errors = errors_of(settings)(
-            weight, importance_of(factor, order), settings, layer.sensitivity
-        )
+        if count := round((zeros or {}).get(layer.name, 0.0) * weight.numel()):
+            weight = weight.masked_fill(lowest(weighed.zero_losses(), count), 0.0)
+        errors = errors_of(settings)(weight, weighed.importance, settings, layer.sensitivity)
         tables.setdefault(budget, {})[layer.name] = errors.cpu(), weight.shape[0]
     steps: dict[str, Tensor] = {}
     for budget, table in tables.items():

@@ -69,9 +69,9 @@ def compare(
 
     Returns:
         ``{"model", "settings", "texts", "bos", "energy_table", "rows": [{"recipe", "perplexity":
-        {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_bytes",
-        "weight_ratio", "stored": {"bits_a_weight", "bits_a_parameter", "bytes", "bits": {kind: …},
-        "weights", "parameters"}, "ace_ratio", "energy_ratio": {mode: …}, "energy_unknown",
+        {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_density",
+        "weight_bytes", "weight_ratio", "stored": {"bits_a_weight", "bits_a_parameter", "bytes",
+        "bits": {kind: …}, "weights", "parameters"}, "ace_ratio", "energy_ratio": {mode: …}, "energy_unknown",
         "spikes_a_value": {mode: …}, "sops_ratio": {mode: …}, "seconds", "front": {cost: bool},
         …}]}``, the original first, which is on no front; ``ratio`` is to the original, ``seconds``
         of one conversion; costs are those of :data:`spikellm.commands.support.costs.COSTS`. See
@@ -139,6 +139,8 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
         "additive",
         "ACE",
         "spikes a value",
+        "density",
+        "SOPs/MACs",
         "energy*",
         "stored bits**",
         "MiB**",
@@ -153,7 +155,9 @@ def show(result: dict[str, Any], style: console.Style = "table") -> None:
     if style == "table":
         table = result["energy_table"]
         console.out.print(
-            "Spikes a value are binary/phase, before linear layers. *"
+            "Spikes a value are binary/phase, before linear layers; density is the share of weights"
+            " that are not zero; SOPs over the original's MACs, binary/phase, are spikes times"
+            " density. *"
             f" {'/'.join(result['rows'][0]['energy_ratio'])} over the original, estimated from"
             f" operation counts of the whole model ({table['name']}); leaves out"
             f" {table['omits']}{_unknown(result['rows'])}. ** bits a weight of converted layers,"
@@ -171,7 +175,7 @@ def _unknown(rows: list[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any], texts: list[str]) -> list[str]:
-    from spikellm.commands.support.costs import fronts_in_words, spikes_in_words
+    from spikellm.commands.support.costs import fronts_in_words, sops_in_words, spikes_in_words
     from spikellm.commands.support.measure import (
         energy_in_words,
         perplexity_in_words,
@@ -185,6 +189,8 @@ def _cells(row: dict[str, Any], texts: list[str]) -> list[str]:
         "-" if row["additive_share"] is None else f"{row['additive_share']:.2f}",
         f"{row['ace_ratio']:.3f}×",
         spikes_in_words(row),
+        "-" if row["weight_density"] is None else f"{row['weight_density']:.2f}",
+        sops_in_words(row),
         "/".join(map(energy_in_words, row["energy_ratio"].values())),
         stored_in_words(row),
         f"{row['weight_bytes'] / 2**20:,.2f}/{row['stored']['bytes'] / 2**20:,.2f}",

@@ -31,10 +31,10 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
     Example: spikellm inspect out/w4a4
 
     Returns:
-        ``{"model", "kind", "recipe", "record", "average_steps", "additive_share", "bytes":
-        {"weights", "dense", "total"}, "stored": {"bits_a_weight", "bits_a_parameter", "bytes",
-        "bits": {kind: bits}, "weights", "parameters"}, "layers": [...], "attention": [...],
-        "trains": [...], "prices": {layer, or attention module and part: price of a spike},
+        ``{"model", "kind", "recipe", "record", "average_steps", "additive_share",
+        "weight_density", "bytes": {"weights", "dense", "total"}, "stored": {"bits_a_weight",
+        "bits_a_parameter", "bytes", "bits": {kind: bits}, "weights", "parameters"}, "layers":
+        [...], "attention": [...], "trains": [...], "prices": {layer, or attention module and part: price of a spike},
         "vocabulary": {"embedding", "head", "shared", "bits", "bytes"} or None, "kernels": [...],
         "decoder_step": "native", or why tokens are decoded by the model library}``.
     """
@@ -46,7 +46,7 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
     from spikellm.runtime.decoder_step.summary import tried_step
 
     loaded, _ = api.load(model, trust_remote_code=options.trust_remote_code)
-    summary, config = api.summarize(loaded), spike_config(loaded)
+    summary, config = api.summarize(loaded, density=True), spike_config(loaded)
     return {
         "model": model,
         "kind": summary.kind,
@@ -54,6 +54,7 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
         "record": config.record if config else None,
         "average_steps": summary.average_steps,
         "additive_share": summary.additive_share,
+        "weight_density": summary.weight_density,
         "bytes": {
             "weights": summary.weight_bytes,
             "dense": summary.dense_bytes,
@@ -139,6 +140,7 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "layer": lambda layer: str(layer["name"]),
     "out × in": lambda layer: f"{layer['out_features']} × {layer['in_features']}",
     "weight bits": _weights,
+    "density": lambda layer: density_in_words(layer["weight_density"]),
     "spike bits": _spikes,
     "steps": _steps,
     "salient (own range)": _salient,
@@ -157,7 +159,8 @@ def _converted(result: dict[str, Any]) -> list[str]:
     sizes = result["bytes"]
     whole = (
         f"average steps {result['average_steps']:.3f}; additive share of the products of"
-        f" converted layers {result['additive_share']:.3f}; converted weights"
+        f" converted layers {result['additive_share']:.3f}; of the weights"
+        f" {density_in_words(result['weight_density'])} are not zero; converted weights"
         f" {console.size(sizes['weights'])}, {sizes['weights'] / sizes['dense']:.3f} of 16 bits"
         f" a weight; whole model {console.size(sizes['total'])}"
     )
@@ -202,6 +205,11 @@ def _attention(modules: list[dict[str, Any]]) -> str:
         f"attention spikes in {len(modules)} modules: query {one['query_bits']}, key"
         f" {one['key_bits']}, value {one['value_bits']} bits; {cache}"
     )
+
+
+def density_in_words(share: float | None) -> str:
+    """Share of the weights that are not zero; a dash where there are no integers to count."""
+    return "-" if share is None else f"{share:.3f}"
 
 
 def prices_in_words(prices: dict[str, float]) -> str:

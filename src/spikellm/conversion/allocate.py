@@ -24,7 +24,7 @@ def allocate_over_model(context: ConversionContext) -> Allocated:
     recipe, algorithm = context.recipe, context.algorithm
     shares, spikes = StepShares(recipe.seed), SpikeShares()
     settings = [one for block in context.plan for one in block.linears.values()]
-    algorithm_looks = any(map(algorithm.needs_survey, settings))
+    algorithm_looks = any(map(context.algorithm_looks_at, settings))
     allocates = any(
         one.activations.allocated_over_model or one.activations.spikes for one in settings
     )

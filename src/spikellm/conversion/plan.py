@@ -51,7 +51,11 @@ class ConversionPlan:
         """Whether a layer with these settings is to be seen before any block is converted."""
         activations = settings.activations
         allocated = activations.allocated_over_model or activations.spikes > 0
-        return allocated or self.algorithm.needs_survey(settings)
+        return allocated or self.algorithm_looks_at(settings)
+
+    def algorithm_looks_at(self, settings: LinearRecipe) -> bool:
+        """Whether the algorithm is to see a layer with these settings before that."""
+        return self.algorithm.surveys_all(self.recipe) or self.algorithm.needs_survey(settings)
 
     @property
     def surveyed(self) -> bool:

@@ -17,6 +17,7 @@ MOST_JSON_BYTES = 100_000_000  # of a JSON file: as many as the header of a shar
 MOST_NODES = 100_000  # values and keys of YAML
 MOST_DEPTH = 100
 _MERGE = "tag:yaml.org,2002:merge"
+_INTEGER, _STRING = "tag:yaml.org,2002:int", "tag:yaml.org,2002:str"
 
 
 class PlainDataError(ValueError):
@@ -44,7 +45,9 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data without anchors and aliases, of bounded size and depth, each key once."""
+    """Plain data without anchors and aliases, of bounded size and depth, each key once; ``2:4`` is
+    a string, as in YAML 1.2, not a number to base sixty.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -63,6 +66,10 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return _STRING if tag == _INTEGER and ":" in value else tag
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         known = set()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from spikellm.models.attention_interface import spiking_attentions
@@ -18,6 +19,7 @@ from spikellm.nn.rotation import layer_name, rotations
 from spikellm.nn.vocabulary import CodedHead
 
 _DENSE_BYTES = 2  # a weight of the 16-bit original
+_ROWS = 4096  # of a layer, unpacked at a time
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class LayerSummary:
     massive_share: float = 0.0  # share of massive tokens in the calibration text
     clusters: int = 1  # of input channels, each with a range
     static: bool = False  # whether thresholds are constants
+    weight_density: float | None = None  # share of the integer weights that are not 0, if counted
     stored: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -120,6 +123,20 @@ class ModelSummary:
         )
 
     @property
+    def weight_density(self) -> float | None:
+        """Share of the weights of converted layers that are not zero, where that was counted.
+
+        None where no layer has integer weights.
+        """
+        counted = [
+            (layer.weight_density, layer.in_features * layer.out_features)
+            for layer in self.layers
+            if layer.weight_density is not None
+        ]
+        total = sum(weights for _, weights in counted)
+        return sum(share * weights for share, weights in counted) / total if total else None
+
+    @property
     def weight_bytes(self) -> int:
         return sum(layer.weight_bytes for layer in self.layers if layer.spiking)
 
@@ -128,8 +145,12 @@ class ModelSummary:
         return sum(layer.dense_bytes for layer in self.layers if layer.spiking)
 
 
-def summarize(model: nn.Module) -> ModelSummary:
-    """Summary of a model, converted or not."""
+def summarize(model: nn.Module, *, density: bool = False) -> ModelSummary:
+    """Summary of a model, converted or not.
+
+    Args:
+        density: whether weights that are not zero are counted, which unpacks all of them.
+    """
     turned = {
         name.rpartition(".")[0]: rotation.rotated for name, rotation in rotations(model).items()
     }
@@ -138,6 +159,7 @@ def summarize(model: nn.Module) -> ModelSummary:
             _summarize(layer_name(name), module),
             rotated_channels=turned.get(layer_name(name), 0),
             stored=layer_bits(module),
+            weight_density=_density(module) if density else None,
         )
         for name, module in model.named_modules()
         if isinstance(module, (SpikingLinear, CodedHead)) or is_linear(module)
@@ -147,6 +169,18 @@ def summarize(model: nn.Module) -> ModelSummary:
     ]
     stored = stored_bits(model)
     return ModelSummary(type(model).__name__, layers, attentions, stored.total // 8, stored)
+
+
+def _density(module: nn.Module) -> float | None:
+    """Share of a layer's integer weights that are not zero; None where it has none."""
+    if not isinstance(module, SpikingLinear) or not module.format.has_integers:
+        return None
+    rows = range(0, module.out_features, _ROWS)
+    found = sum(
+        int(torch.count_nonzero(module.integer_weights(slice(row, row + _ROWS)))) for row in rows
+    )
+    module.format.release(module)
+    return found / (module.in_features * module.out_features)
 
 
 def _summarize_attention(name: str, spikes: SpikingAttention) -> AttentionSummary:

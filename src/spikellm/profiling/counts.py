@@ -131,6 +131,14 @@ class Operations:
         return self.sops["merged"] / self.reached["merged"] if self.reached["merged"] else 1.0
 
     @property
+    def sparse_rate(self) -> float:
+        """Spike rate times weight density: of all steps of all synapses, those at which a spike
+        meets a weight that is not zero.
+        """
+        reached = self.reached["stepped"]
+        return self.spike_rate * self.sops["stepped"] / reached if reached else 0.0
+
+    @property
     def additive_share(self) -> float:
         """Share of the executed multiply-accumulates that are additions or subtractions."""
         return self.additions / self.executed if self.executed else 0.0

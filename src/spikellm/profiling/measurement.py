@@ -43,7 +43,7 @@ def make_report(
             time as well.
         text: where the windows come from, and the perplexity on them.
     """
-    summary, prefill = summarize(model), _prefill(model, windows)
+    summary, prefill = summarize(model, density=True), _prefill(model, windows)
     last = min(_DECODED, windows.shape[1] - 1)
     coding = {}
     for full, layer in spiking_linears(model).items():

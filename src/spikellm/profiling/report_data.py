@@ -23,6 +23,7 @@ def operations_data(entry: Operations) -> dict[str, Any]:
         "ace": entry.ace,
         "dense_ace": entry.dense_ace,
         "spike_rate": entry.spike_rate,
+        "sparse_rate": entry.sparse_rate,
         "codes": entry.codes,
         "spikes": {mode: entry.spikes[mode] for mode in EXECUTION_MODES},
         "spikes_from_zero": {mode: entry.spikes_from_zero[mode] for mode in EXECUTION_MODES},

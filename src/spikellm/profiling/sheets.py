@@ -200,12 +200,15 @@ def layers(report: Report) -> Sheet:
         "steps",
         "ACE",
         "spike rate",
+        "weights not zero",
+        "rate × weights",
         "synaptic operations, binary",
         "additive",
         "stored bits a weight",
     ]
     rows, known = [], {layer.name: layer for layer in report.summary.layers}
     for name, entry in report.prefill.layers.items():
+        density = known[name].weight_density if name in known else None
         bits = ", ".join(f"{a} × {b}" for a, b in sorted(entry.by_bits))
         rate = f"{entry.spike_rate:.1%}" if entry.slots else "-"
         rows.append(
@@ -215,6 +218,8 @@ def layers(report: Report) -> Sheet:
                 f"{entry.average_steps:.3f}",
                 count(entry.ace),
                 rate,
+                "-" if density is None else f"{density:.1%}",
+                f"{entry.sparse_rate:.1%}" if entry.slots else "-",
                 count(entry.sops["binary"]),
                 f"{entry.additive_share:.0%}",
                 f"{known[name].stored_bits:.3f}" if name in known else "-",
@@ -223,7 +228,9 @@ def layers(report: Report) -> Sheet:
     return (
         columns,
         rows,
-        "Attention stands as its two products: scores (Q and K) and values (probabilities and V).",
+        "Attention stands as its two products: scores (Q and K) and values (probabilities and V)."
+        " Rate × weights is the share of a step's synapses at which anything is done: a spike that"
+        " meets a weight other than zero.",
     )
 
 

@@ -25,6 +25,19 @@ CodeColumn = Callable[[int, Tensor, Tensor], object]
 """
 
 
+class Windows(NamedTuple):
+    """What looks at columns before they are coded.
+
+    Attributes:
+        width: columns of a window, at most :data:`BLOCK`; the last one may be narrower.
+        look: ``look(first, w)`` is called when column ``first`` is next, with the weights of the
+            window as error feedback has left them, ``(columns, out)``.
+    """
+
+    width: int
+    look: Callable[[int, Tensor], object]
+
+
 class InverseFactor(NamedTuple):
     """Upper Cholesky factor of the inverse of a damped Hessian, float32, ``(in, in)``, and the
     damping that it took.
@@ -80,13 +93,16 @@ def inverse_factor(
     )
 
 
-def propagate_error(weight: Tensor, factor: Tensor, code: CodeColumn) -> Tensor:
+def propagate_error(
+    weight: Tensor, factor: Tensor, code: CodeColumn, windows: Windows | None = None
+) -> Tensor:
     """Code a weight matrix column by column.
 
     Args:
         weight: ``(out, in)``, columns in the order of coding; not changed.
         factor: ``upper`` of :func:`inverse_factor`, in the same order.
         code: codes one column.
+        windows: what looks at columns ahead of that.
 
     Returns:
         The squared output error that coding added, by row, ``(out,)``.
@@ -96,13 +112,18 @@ def propagate_error(weight: Tensor, factor: Tensor, code: CodeColumn) -> Tensor:
     diagonal = factor.diagonal().unsqueeze(1)
     shares = (factor / diagonal).T.contiguous()  # [j, i]: share of column i's error moved to j
     loss = rows.new_zeros(outputs)
-    for first in range(0, columns, BLOCK):
-        last = min(first + BLOCK, columns)
+    block = BLOCK if windows is None else BLOCK // windows.width * windows.width
+    for first in range(0, columns, block):
+        last = min(first + block, columns)
         errors = rows.new_empty(last - first, outputs)
         made, now = errors.T, slice(first, last)
         for place, (row, error, share) in enumerate(
             zip(rows[now].unbind(), errors.unbind(), shares[now, now].unbind(), strict=True)
         ):
+            if windows is not None and place % windows.width == 0:
+                ahead = slice(first + place, min(first + place + windows.width, last))
+                moved = shares[ahead, now][:, :place] @ errors[:place]
+                windows.look(first + place, rows[ahead] - moved)
             if place:
                 row.addmv_(made[:, :place], share[:place], alpha=-1)
             code(first + place, row, error)

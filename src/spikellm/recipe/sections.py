@@ -178,13 +178,9 @@ class ActivationRecipe(GrownSection):
         description="clusters of channels with a range each, by their least and largest values",
         strict=True,
     )
-
     power_of_two: bool = Field(
         False,
-        description=(
-            "round thresholds that are constants (threshold_from: calibration) to powers of two, so"
-            " that they are shifts"
-        ),
+        description="round thresholds that are constants to powers of two, so that they are shifts",
         strict=True,
     )
 

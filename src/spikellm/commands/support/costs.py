@@ -117,5 +117,11 @@ def spikes_in_words(row: dict[str, Any]) -> str:
     return "-" if found is None else "/".join(f"{found[mode]:.2f}" for mode in _UNROLLED)
 
 
+def sops_in_words(row: dict[str, Any]) -> str:
+    """Binary and phase synaptic operations over multiply-accumulates of a row."""
+    found = row["sops_ratio"]
+    return "-" if found is None else "/".join(f"{found[mode]:.2f}" for mode in _UNROLLED)
+
+
 def _perplexity(row: dict[str, Any], text: str) -> float:
     return float(row["perplexity"][text]["value"])

@@ -64,8 +64,9 @@ def measure(
         {mode: found[mode] / max(over, 1) for mode in EXECUTION_MODES} if linear.codes else {}
         for found, over in ((linear.spikes, linear.codes), (linear.sops, linear.macs))
     )
+    summary = api.summarize(model, density=True)
     ace, energy = whole.ace / whole.dense_ace, estimate(counts, table)
-    return Measured(values, seconds, api.summarize(model), ace, energy, spikes, sops)
+    return Measured(values, seconds, summary, ace, energy, spikes, sops)
 
 
 def row_of(
@@ -92,6 +93,7 @@ def row_of(
         "perplexity": perplexity,
         "average_steps": summary.average_steps if spiking else None,
         "additive_share": summary.additive_share if spiking else None,
+        "weight_density": mean_if_known([run.summary.weight_density for run in runs]),
         "weight_bytes": summary.weight_bytes if spiking else None,
         "weight_ratio": summary.weight_bytes / summary.dense_bytes if spiking else 1.0,
         "stored": _mean_stored([run.summary.stored for run in runs]),
