@@ -18,7 +18,7 @@ from spikellm.nn.hooks import spike_observer
 from spikellm.nn.linear import SpikingLinear
 from spikellm.nn.prepared import PreparedModule
 from spikellm.quantization.affine import AffineWeights
-from spikellm.quantization.bcq import rounding_of
+from spikellm.quantization.bcq import Rounding
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 needs_compiler = pytest.mark.skipif(
@@ -133,7 +133,7 @@ def planes(
     if "budget" in weights:  # no bits of planes that a column lacks
         patterns &= (1 << layer.stored(layer.get_buffer("column_steps")).long()) - 1
     scale = torch.rand(shape, generator=generator) + 0.1
-    rounding = rounding_of(settings.weights.scale_bits, settings.weights.scale_terms)
+    rounding = Rounding(settings.weights.scale_bits, settings.weights.scale_terms)
     layer.set_weights(PlaneWeights(patterns.to(torch.uint8), rounding(scale)))
     if layer.bias is not None:
         layer.bias.data = torch.randn(outputs, generator=generator)

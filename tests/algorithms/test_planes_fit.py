@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikellm.algorithms.gptq_layer import Target, fit_layer
 from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.nn.channels import Groups
-from spikellm.quantization.bcq import fit_scales, plane_errors
+from spikellm.quantization.bcq import Rounding, fit_scales, plane_errors
 from spikellm.quantization.powers import terms_of
 from spikellm.recipe import LinearRecipe
 
@@ -77,7 +77,7 @@ def test_scales_are_fitted_to_the_weights() -> None:
     signs = torch.randint(0, 2, (2, 5, 64), generator=generator) * 2.0 - 1
     true = torch.tensor([[0.75, 0.25]]).expand(5, 2)
     weight = torch.einsum("poc,op->oc", signs, true)
-    found = fit_scales(weight, torch.ones(64), 2, lambda scale: scale)
+    found = fit_scales(weight, torch.ones(64), 2, Rounding())
     assert torch.allclose(found.sort(1, descending=True).values, true, atol=1e-5)
 
 

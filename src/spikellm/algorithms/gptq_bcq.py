@@ -23,7 +23,6 @@ from spikellm.quantization.bcq import (
     fit_scales,
     plane_errors,
     refit_scales,
-    rounding_of,
     signs_of,
 )
 from spikellm.quantization.column_update import permuted
@@ -58,7 +57,7 @@ class BcqCoder(ColumnCoder):
         """From scales fitted to the weights on; the best pair goes on to coordinate descent."""
         problem = problem._replace(hessian=problem.hessian.float())
         settings = cast(PlaneOptions, problem.settings.weights)
-        rounding = rounding_of(settings.scale_bits, settings.scale_terms)
+        rounding = Rounding(settings.scale_bits, settings.scale_terms)
         importance = problem.importance
         planes = problem.steps if settings.budget else [settings.most_planes] * len(problem.groups)
         scales = [

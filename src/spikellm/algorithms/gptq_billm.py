@@ -19,7 +19,7 @@ from spikellm.nn.formats.bcq import PlaneWeights
 from spikellm.nn.formats.billm import REST, SALIENT
 from spikellm.nn.formats.billm_options import BillmOptions
 from spikellm.quantization.affine import column_groups
-from spikellm.quantization.bcq import rounding_of
+from spikellm.quantization.bcq import Rounding
 from spikellm.recipe.base import WeightOptions
 
 _SPLITS = tuple(step / 20 for step in range(2, 19))  # of a row's largest magnitude
@@ -57,7 +57,7 @@ class BillmCoder(ColumnCoder):
     def code(self, problem: GPTQProblem) -> PlaneWeights:
         weight, importance = problem.weight, problem.importance
         options = cast(BillmOptions, problem.settings.weights)
-        rounding = rounding_of(options.scale_bits, options.scale_terms)
+        rounding = Rounding(options.scale_bits, options.scale_terms)
         scales = []
         for (start, stop), kind in zip(problem.groups, problem.steps, strict=True):
             part, costs = weight[:, start:stop], importance[start:stop]

@@ -71,10 +71,10 @@ def compare(
         ``{"model", "settings", "texts", "bos", "energy_table", "rows": [{"recipe", "perplexity":
         {text: {"value", "deviation", "ratio", "seeds"}}, "average_steps", "weight_density",
         "weight_bytes", "weight_ratio", "stored": {"bits_a_weight", "bits_a_parameter", "bytes",
-        "bits": {kind: …}, "weights", "parameters"}, "ace_ratio", "energy_ratio": {mode: …}, "energy_unknown",
-        "spikes_a_value": {mode: …}, "sops_ratio": {mode: …}, "seconds", "front": {cost: bool},
-        …}]}``, the original first, which is on no front; ``ratio`` is to the original, ``seconds``
-        of one conversion; costs are those of :data:`spikellm.commands.support.costs.COSTS`. See
+        "bits": {kind: …}, "weights", "parameters"}, "ace_ratio", "energy_ratio": {mode: …},
+        "energy_unknown", "spikes_a_value": {mode: …}, "sops_ratio": {mode: …}, "seconds",
+        "front": {cost: bool}, …}]}``, the original first, which is on no front; ``ratio`` is to
+        the original, ``seconds`` of one conversion; costs are those of :data:`spikellm.commands.support.costs.COSTS`. See
         :func:`spikellm.commands.support.grid.run_grid`.
 
     Raises:

@@ -34,7 +34,8 @@ def inspect(model: Model, options: InspectOptions = _DEFAULT) -> dict[str, Any]:
         ``{"model", "kind", "recipe", "record", "average_steps", "additive_share",
         "weight_density", "bytes": {"weights", "dense", "total"}, "stored": {"bits_a_weight",
         "bits_a_parameter", "bytes", "bits": {kind: bits}, "weights", "parameters"}, "layers":
-        [...], "attention": [...], "trains": [...], "prices": {layer, or attention module and part: price of a spike},
+        [...], "attention": [...], "trains": [...], "prices": {layer, or attention module and
+        part: price of a spike},
         "vocabulary": {"embedding", "head", "shared", "bits", "bytes"} or None, "kernels": [...],
         "decoder_step": "native", or why tokens are decoded by the model library}``.
     """

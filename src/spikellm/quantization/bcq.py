@@ -8,7 +8,8 @@ set where ``b_p = +1``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,23 +19,36 @@ from spikellm.quantization.ternary import SEARCHED
 
 MOST_PLANES = 4
 _ROUNDS = 20  # of weights and scales in turn, before error feedback
+_ROUNDED = 4  # the last of them, in which scales are as they are stored
 _RIDGE = 1e-6  # added to the Gram matrix of planes, as a share of its mean diagonal
 _LEAST = 2.0**-100  # scale
 
-Rounding = Callable[[Tensor], Tensor]
-"""What of a scale is stored."""
+_NEAR = {1: 2**0.5, 2: 1.1, 3: 1.03}
+"""By what scales are moved to meet their neighbours among sums of so many powers of two."""
 
 
-def rounding_of(scale_bits: int, terms: int | None) -> Rounding:
-    """How scales are rounded: to sums of powers of two, to bfloat16, or not at all."""
+class Rounding(NamedTuple):
+    """What of a scale is stored: a sum of ``terms`` powers of two, or ``bits`` bits."""
 
-    def rounded(scale: Tensor) -> Tensor:
+    bits: int = 32
+    terms: int | None = None
+
+    def __call__(self, scale: Tensor) -> Tensor:
+        """The nearest scale that is stored."""
         scale = scale.clamp(min=_LEAST)
-        if terms is not None:
-            return nearest_sum_of_powers(scale, terms)
-        return scale.to(torch.bfloat16).float() if scale_bits == 16 else scale
+        if self.terms is not None:
+            return nearest_sum_of_powers(scale, self.terms)
+        return scale.to(torch.bfloat16).float() if self.bits == 16 else scale
 
-    return rounded
+    def around(self, scale: Tensor) -> list[Tensor]:
+        """Stored scales around ``(out, planes)``, which may lose less together than each nearest
+        one does: all combinations of neighbours.
+        """
+        if self.terms is None:
+            return [self(scale)]
+        by = _NEAR[self.terms]
+        factors = product((1.0, 1 / by, by), repeat=scale.shape[1])
+        return [self(scale * scale.new_tensor(one)) for one in factors]
 
 
 def signs_of(patterns: Tensor, planes: int) -> Tensor:
@@ -81,16 +95,20 @@ def fit_scales(weight: Tensor, importance: Tensor, planes: int, rounding: Roundi
         rest = rest - torch.where(rest > 0, size, -size)
     best = scale = torch.cat(greedy, 1).clamp(min=_LEAST)
     least = torch.full_like(scale[:, :1], torch.inf)
-    for _ in range(_ROUNDS):
-        table = PlaneTable(rounding(scale))
-        patterns, values = table.code(weight)
-        error = (weight - values).square_() @ importance.unsqueeze(1)
-        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    for turn in range(_ROUNDS):
+        tried = rounding.around(scale) if turn >= _ROUNDS - _ROUNDED else [scale]
+        if turn == _ROUNDS - _ROUNDED:
+            least.fill_(torch.inf)  # from here on of what is stored
+        for one in tried:
+            _, values = PlaneTable(one).code(weight)
+            error = (weight - values).square_() @ importance.unsqueeze(1)
+            best, least = torch.where(error < least, one, best), torch.minimum(error, least)
+        patterns, _ = PlaneTable(best).code(weight)
         signs = signs_of(patterns, planes)
         weighted = signs * importance
         gram = torch.einsum("poc,qoc->opq", weighted, signs)
         scale = solved(gram, torch.einsum("poc,oc->op", weighted, weight), scale)
-    return rounding(best)
+    return best
 
 
 def solved(gram: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
@@ -124,10 +142,9 @@ def refit_scales(
     gram = torch.einsum("poc,qoc->opq", weighted, signs)
     pull = torch.einsum("poc,oc->op", signs, residual @ hessian[:, columns])
     own = torch.einsum("opq,oq->op", gram, scale)
-    joint = rounding(solved(gram, pull + own, scale))
-    one_by_one = _in_turn(gram, pull + own, joint, rounding)
+    joint = solved(gram, pull + own, scale)
     best, least = scale, torch.zeros_like(scale[:, 0])
-    for tried in (joint, one_by_one):
+    for tried in (*rounding.around(joint), _in_turn(gram, pull + own, rounding(joint), rounding)):
         step = tried - scale
         change = (torch.einsum("opq,oq->op", gram, step) - 2 * pull).mul_(step).sum(1)
         better = (change < least).unsqueeze(1)
@@ -163,7 +180,7 @@ def plane_errors(
     rows = (weight.new_ones(weight.shape[0]) if rows is None else rows)[::stride] * share
     weight, errors = weight[::stride], []
     for planes in range(1, most + 1):
-        scale = fit_scales(weight, importance, planes, lambda found: found.clamp(min=_LEAST))
+        scale = fit_scales(weight, importance, planes, Rounding())
         _, values = PlaneTable(scale).code(weight)
         errors.append(rows @ (weight - values).square_() * importance)
     return torch.stack(errors)
