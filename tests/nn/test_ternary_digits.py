@@ -1,0 +1,142 @@
+"""Ternary weights stored as digits: the layer that has the same codes as planes, in less memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import spikellm
+from conftest import BUNDLED
+from spikellm.algorithms.gptq import Target, fit_layer
+from spikellm.algorithms.gptq_options import GptqOptions
+from spikellm.nn.channels import Groups
+from spikellm.nn.execution import set_execution_mode, spiking_linears
+from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.validation import validation_error
+from spikellm.recipe import LinearRecipe
+from spikellm.recipe.load import load_recipe
+
+INPUTS = st.sampled_from(
+    [
+        {"bits": 16},
+        {"bits": 3},
+        {"bits": 4, "salient_rate": 0.3, "salient_steps": 2},
+    ]
+)
+
+
+def fitted(
+    inputs: int, seed: int, weights: dict[str, Any], activations: dict[str, Any] | None = None
+) -> SpikingLinear:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(60, inputs, generator=generator)
+    x = x @ torch.randn(inputs, inputs, generator=generator)
+    dense = torch.nn.Linear(inputs, 6).requires_grad_(False)
+    dense.weight.data = torch.randn(6, inputs, generator=generator)
+    dense.bias.data = torch.randn(6, generator=generator)
+    settings = LinearRecipe.model_validate(
+        {"weights": {"format": "ternary", **weights}, "activations": activations or {"bits": 16}}
+    )
+    groups = (torch.arange(inputs) % len(settings.activations.group_steps)).to(torch.uint8)
+    target = Target((x.T @ x).double())
+    return fit_layer("layer", dense, settings, Groups(groups, None), target, GptqOptions())[0]
+
+
+@given(
+    st.sampled_from([None, 1.0, 1.4, 2.0, 3.3]),
+    st.sampled_from([None, 5]),
+    st.integers(1, 40),
+    INPUTS,
+    st.sampled_from(["auto", "torch"]),
+    st.integers(0, 999),
+)
+def test_it_is_the_layer_that_planes_give(
+    budget: float | None,
+    size: int | None,
+    inputs: int,
+    activations: dict[str, Any],
+    kernels: str,
+    seed: int,
+) -> None:
+    weights = {"budget": budget, "group_size": size}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPIKELLM_KERNELS", kernels)
+        planes, digits = (
+            fitted(inputs, seed, {**weights, "packing": packing}, activations)
+            for packing in ("planes", "digits")
+        )
+        assert torch.equal(digits.integer_weights(), planes.integer_weights())
+        assert torch.equal(digits.dense_weight(), planes.dense_weight())
+        x = torch.randn(4, inputs, generator=torch.Generator().manual_seed(seed))
+        for form in ("merged", "stepped", "binary"):
+            for layer in (planes, digits):
+                set_execution_mode(layer, form)  # type: ignore[arg-type]
+            assert torch.equal(digits(x), planes(x)), form
+        pairs = (layer.format.planes(layer) for layer in (planes, digits))
+        for one, other in zip(*pairs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        sizes = digits.format.sizes_of(digits.state_dict())
+        again = SpikingLinear(inputs, 6, digits.settings, sizes=sizes)
+        again.load_state_dict(digits.state_dict())
+        assert validation_error(again) is None
+        set_execution_mode(again, "binary")
+        assert torch.equal(again(x), digits(x))
+        assert digits.average_steps == planes.average_steps
+        assert digits.weight_bytes <= planes.weight_bytes
+
+
+def test_bits_of_a_weight() -> None:
+    layer = fitted(640, 0, {"packing": "digits", "scale_bits": 16, "group_size": 64})
+    assert "column_steps" not in dict(layer.named_buffers())
+    stored = 8 * (layer.get_buffer("spike_digits").nbytes + layer.weight_scale.nbytes)
+    assert stored / layer.integer_weights().numel() == 1.6 + 16 / 64
+
+
+def test_damage_is_seen() -> None:
+    layer = fitted(23, 0, {"packing": "digits"})
+    layer.get_buffer("spike_digits")[2, 1] = 243
+    assert "spike_digits holds bytes that are no digits of base 3" in str(validation_error(layer))
+    layer = fitted(23, 0, {"packing": "digits", "budget": 1.4})
+    layer.get_buffer("column_steps")[0] ^= 3
+    assert "column_steps fits" in str(validation_error(layer))
+
+
+def test_older_recipes_do_not_name_it() -> None:
+    """So that their hashes, and with them resumed conversions, stay as they were."""
+    saved = load_recipe("ternary-1.4").model_dump()["weights"]
+    assert "packing" not in saved
+    digits = load_recipe("ternary-1.4", ["weights.packing=digits"]).model_dump()["weights"]
+    assert digits == {**saved, "packing": "digits"}
+
+
+@pytest.mark.parametrize("budget", [None, 1.5])
+def test_a_model_is_saved_resumed_and_trained(
+    budget: float | None, tmp_path: Path, text_file: Path, tokens: torch.Tensor
+) -> None:
+    settings = [
+        "weights.packing=digits",
+        f"weights.budget={'null' if budget is None else budget}",
+        "training={name: end-to-end, steps: 2, seqlen: 16, batch: 1, held_out: 0}",
+    ]
+    states = []
+    for place in (tmp_path / "journal", tmp_path / "journal", None):
+        model, tokenizer = spikellm.load(BUNDLED)
+        recipe = "ternary-1.0"
+        given = {"samples": 2, "seqlen": 32, "settings": settings, "journal": place}
+        spikellm.convert(model, tokenizer, recipe, str(text_file), **given)
+        states.append(model.state_dict())
+    for other in states[1:]:
+        assert states[0].keys() == other.keys()
+        assert all(torch.equal(states[0][name], other[name]) for name in other)
+    assert all(
+        "spike_digits" in dict(one.named_buffers()) for one in spiking_linears(model).values()
+    )
+    spikellm.save(model, tokenizer, tmp_path / "out")
+    again, _ = spikellm.load(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
