@@ -42,8 +42,8 @@ def pack_digits(digits: Tensor, base: int) -> Tensor:
     (count, size), length = _word(base), digits.shape[-1]
     if length == 0:
         return digits.to(torch.uint8)
-    padded = torch.nn.functional.pad(digits.long(), (0, -length % count)).unflatten(-1, (-1, count))
-    numbers = padded[..., count - 1]
+    padded = torch.nn.functional.pad(digits, (0, -length % count)).unflatten(-1, (-1, count))
+    numbers = padded[..., count - 1].long()
     for place in reversed(range(count - 1)):
         numbers = numbers * base + padded[..., place]
     parts = [(numbers >> (8 * place)) & 255 for place in range(size)]
