@@ -97,6 +97,29 @@ def test_bits_of_a_weight() -> None:
     assert stored / layer.integer_weights().numel() == 1.6 + 16 / 64
 
 
+@pytest.mark.parametrize(
+    ("preset", "steps", "most"),
+    [
+        ("best-ternary-1.0", 1.0, 1.7),
+        ("best-ternary-1.4", 1.4, 2.3),
+        ("best-ternary-1.7", 1.7, 2.31),
+    ],
+)
+def test_stored_bits_of_the_presets(preset: str, steps: float, most: float) -> None:
+    """All that stands for the weights, of layers as small as those of an 8M model, were
+    no column to take more than two steps (with three, where they gain more, it is less).
+    """
+    settings = load_recipe(preset).for_module("model.layers.0.mlp.up_proj")
+    assert settings is not None
+    stored = weights = 0
+    for rows, columns, count in ((256, 256, 4), (688, 256, 2), (256, 688, 1)):
+        sizes = (columns, round((steps - 1) * columns)) if steps > 1 else ()
+        layer = SpikingLinear(columns, rows, settings, bias=False, sizes=sizes)
+        stored += count * 8 * layer.weight_bytes
+        weights += count * rows * columns
+    assert most - 0.15 < stored / weights <= most
+
+
 def test_damage_is_seen() -> None:
     layer = fitted(23, 0, {"packing": "digits"})
     layer.get_buffer("spike_digits")[2, 1] = 243
