@@ -141,7 +141,7 @@ class SpikingLinear(LinearFacts):
             self.get_buffer("token_share").fill_(massive.share)
         if self.settings.activations.spikes:
             self.get_buffer("spike_price").fill_(whole_price(price))
-        if column_steps is not None:
+        if column_steps is not None and "column_steps" in self._buffers:  # else all take one
             self.get_buffer("column_steps").copy_(column_steps)
         self.forget()
 

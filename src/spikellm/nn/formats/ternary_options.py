@@ -12,9 +12,9 @@ from spikellm.recipe.base import GrownSection, register_options
 
 @register_options
 class TernaryOptions(SalientColumnOptions, GrownSection):
-    """Two bits a step, no zero-point; columns take several steps by saliency or from a budget."""
+    """No zero-point; columns take several steps by saliency or from a budget."""
 
-    added: ClassVar[tuple[str, ...]] = ("scale_bits",)
+    added: ClassVar[tuple[str, ...]] = ("scale_bits", "packing")
     format: Literal["ternary"] = "ternary"
     group_size: int | None = Field(
         None,
@@ -24,6 +24,13 @@ class TernaryOptions(SalientColumnOptions, GrownSection):
         strict=True,
     )
     scale_bits: Literal[32, 16] = Field(32, description="bits of a scale; bfloat16 at 16")
+    packing: Literal["planes", "digits"] = Field(
+        "planes",
+        description=(
+            "how codes are stored: planes of spikes, 2 bits a weight and step, or digits, 1.6 bits"
+            " for one step, 2.33 for two, 2.82 for three; the layer is the same"
+        ),
+    )
     budget: float | None = Field(
         None,
         ge=1.0,
@@ -40,7 +47,7 @@ class TernaryOptions(SalientColumnOptions, GrownSection):
 
     @property
     def bits(self) -> int:
-        """Bits of one step."""
+        """Bits of one step, as a plane of +1 and one of −1."""
         return 2
 
     @property
