@@ -74,7 +74,8 @@ def compare(
         "bits": {kind: …}, "weights", "parameters"}, "ace_ratio", "energy_ratio": {mode: …},
         "energy_unknown", "spikes_a_value": {mode: …}, "sops_ratio": {mode: …}, "seconds",
         "front": {cost: bool}, …}]}``, the original first, which is on no front; ``ratio`` is to
-        the original, ``seconds`` of one conversion; costs are those of :data:`spikellm.commands.support.costs.COSTS`. See
+        the original, ``seconds`` of one conversion; costs are those of
+        :data:`spikellm.commands.support.costs.COSTS`. See
         :func:`spikellm.commands.support.grid.run_grid`.
 
     Raises:
