@@ -139,6 +139,7 @@ def test_additions_alone_give_the_model_s_logits(text_file: Path) -> None:
         ("ternary-1.4", ()),
         ("bcq-2", ("weights.planes=null", "weights.budget=1.5", "weights.allocation=model")),
         ("billm", ()),
+        ("static-w4a8", ()),
     ],
 )
 def test_resumed_it_ends_in_the_same_weights(

@@ -94,6 +94,8 @@ def launched(
         pytest.param("ternary-1.4", (), marks=pytest.mark.long),
         pytest.param("bcq-2", (), marks=pytest.mark.long),
         pytest.param("billm", (), marks=pytest.mark.long),
+        pytest.param("static-w4a8", (), marks=pytest.mark.long),
+        pytest.param("sparse-50-w4a16", (), marks=pytest.mark.long),
         pytest.param("spike-w4a4-t2", ("--samples", "32", *_QUICK), marks=pytest.mark.long),
         pytest.param("best-w4a4-1.10", (), marks=pytest.mark.long),
         pytest.param("rtn-w2a16", ("--samples", "32", *_LEARNED), marks=pytest.mark.long),
