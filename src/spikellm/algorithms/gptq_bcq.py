@@ -18,6 +18,7 @@ from spikellm.algorithms.step_budget import spend_in_layer
 from spikellm.nn.formats.bcq import PlaneWeights
 from spikellm.nn.formats.plane_options import PlaneOptions
 from spikellm.quantization.bcq import (
+    STILL,
     PlaneTable,
     Rounding,
     fit_scales,
@@ -69,7 +70,7 @@ class BcqCoder(ColumnCoder):
             coded = PlaneCodes(problem, scales)
             problem.propagate_error(coded.error)
             scales = coded.refit(rounding)
-            error = problem.error(coded.values())
+            error = problem.error(coded.values.T)
             gained = best_error - error
             if gained > 0:
                 best, best_error = coded, error
@@ -84,12 +85,14 @@ class PlaneCodes:
 
     Args:
         scales: of each group, ``(out, planes)``.
+
+    Attributes:
+        values: what codes stand for, float32 ``(in, out)``: a column at a time is contiguous.
     """
 
     def __init__(self, problem: GPTQProblem, scales: list[Tensor]) -> None:
         self._problem = problem
-        shape = problem.weight.shape[::-1]  # a column at a time is contiguous
-        self._patterns = torch.zeros(shape, dtype=torch.uint8, device=problem.weight.device)
+        self.values = torch.zeros_like(problem.weight.T, memory_format=torch.contiguous_format)
         self._rescale(scales)
 
     def _rescale(self, scales: list[Tensor]) -> None:
@@ -97,9 +100,7 @@ class PlaneCodes:
 
     def _code(self, column: int, w: Tensor) -> Tensor:
         table = self._tables[self._problem.owner[column]]
-        pattern, value = table.code(w.unsqueeze(1))
-        self._patterns[column] = pattern[:, 0]
-        return value[:, 0]
+        return self.values[column].copy_(table.nearest(w))
 
     def error(self, column: int, w: Tensor, error: Tensor) -> None:
         """Code a column and write what it misses, as error feedback wants it."""
@@ -109,39 +110,40 @@ class PlaneCodes:
         """Code a column and write what it holds, as coordinate descent wants it."""
         value.copy_(self._code(column, w))
 
-    def signs(self, group: int) -> Tensor:
-        """Planes of a group, float32 ``(planes, out, columns)``."""
-        start, stop = self._problem.groups[group]
-        return signs_of(self._patterns[start:stop].T, self.scales[group].shape[1])
-
-    def values(self) -> Tensor:
-        """What the codes stand for, ``(out, in)``."""
-        parts = [
-            torch.einsum("poc,op->oc", self.signs(group), scale)
-            for group, scale in enumerate(self.scales)
+    def _patterns(self) -> list[Tensor]:
+        """Of each group, uint8 ``(out, columns)``."""
+        return [
+            table.patterns(self.values[start:stop].T)
+            for table, (start, stop) in zip(self._tables, self._problem.groups, strict=True)
         ]
-        return torch.cat(parts, 1)
 
     def refit(self, rounding: Rounding) -> list[Tensor]:
         """Take scales fitted by least squares, and give them."""
         problem, scales = self._problem, list(self.scales)
-        residual = problem.weight - self.values()
+        signs = [
+            signs_of(patterns, scale.shape[1])
+            for patterns, scale in zip(self._patterns(), scales, strict=True)
+        ]
+        residual = problem.weight - self.values.T
         for _ in range(_SWEEPS):
             for group, (start, stop) in enumerate(problem.groups):
                 scales[group] = refit_scales(
                     residual,
-                    self.signs(group),
+                    signs[group],
                     problem.hessian,
                     slice(start, stop),
                     scales[group],
                     rounding,
                 )
+        for group, (start, stop) in enumerate(problem.groups):
+            own = torch.einsum("poc,op->oc", signs[group], scales[group])
+            self.values[start:stop] = own.T
         self._rescale(scales)
         return scales
 
     def descend(self, rounding: Rounding) -> None:
         """Coordinate descent on planes and least squares of scales, in turn, where asked for."""
-        problem, options = self._problem, self._problem.options
+        problem, options, moves = self._problem, self._problem.options, True
         if not options.descents:
             return
         order, places = problem.order, problem.order.tolist()
@@ -149,13 +151,17 @@ class PlaneCodes:
         for _ in range(options.descents):
             _, changed = descend(
                 problem.weight[:, order],
-                self.values()[:, order],
+                self.values.T[:, order],
                 pull,
                 lambda column, w, value: self.value(places[column], w, value),
             )
             if not changed:
                 break
-            self.refit(rounding)
+            if moves:
+                before = torch.cat(self.scales, 1)
+                moves = (
+                    float((torch.cat(self.refit(rounding), 1) / before - 1).abs().mean()) > STILL
+                )
 
     def weights(self) -> PlaneWeights:
         """As formats take them over."""
@@ -163,4 +169,4 @@ class PlaneCodes:
         scale = torch.ones(len(self.scales), self._problem.weight.shape[0], most)
         for group, own in enumerate(self.scales):
             scale[group, :, : own.shape[1]] = own
-        return PlaneWeights(self._patterns.T.contiguous(), scale.transpose(0, 1).contiguous())
+        return PlaneWeights(torch.cat(self._patterns(), 1), scale.transpose(0, 1).contiguous())

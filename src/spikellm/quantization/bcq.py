@@ -19,7 +19,9 @@ from spikellm.quantization.ternary import SEARCHED
 
 MOST_PLANES = 4
 _ROUNDS = 20  # of weights and scales in turn, before error feedback
-_ROUNDED = 4  # the last of them, in which scales are as they are stored
+_ROUNDED = 4  # rounds after them, in which scales are as they are stored
+STILL = 5e-3
+"""Relative change of scales below which they are fitted no more."""
 _RIDGE = 1e-6  # added to the Gram matrix of planes, as a share of its mean diagonal
 _LEAST = 2.0**-100  # scale
 
@@ -58,26 +60,39 @@ def signs_of(patterns: Tensor, planes: int) -> Tensor:
 
 
 class PlaneTable:
-    """The values of every row in one group of columns, in rising order.
+    """The values of every row in one group of columns.
 
     Args:
         scale: ``(out, planes)``, positive.
     """
 
     def __init__(self, scale: Tensor) -> None:
-        planes = scale.shape[1]
-        patterns = torch.arange(1 << planes, device=scale.device)
-        values = scale @ signs_of(patterns, planes)
-        self._values, order = values.sort(dim=1, stable=True)
-        self._patterns = order.to(torch.uint8)
-        self._middles = ((self._values[:, 1:] + self._values[:, :-1]) / 2).contiguous()
+        patterns = torch.arange(1 << scale.shape[1], device=scale.device)
+        values, order = (scale @ signs_of(patterns, scale.shape[1])).sort(dim=1, stable=True)
+        self._values, self._patterns = values, order.to(torch.uint8)
+        self._middles = ((values[:, 1:] + values[:, :-1]) / 2).contiguous()
+        sizes = values[:, values.shape[1] // 2 :]  # values are the same about zero
+        self._sizes = sizes.T.contiguous().unbind()
+        self._cuts = ((sizes[:, 1:] + sizes[:, :-1]) / 2).T.contiguous().unbind()
 
-    def code(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Patterns and values nearest to weights, ``(out, columns)``; between two values, the
-        lower one.
-        """
-        place = torch.searchsorted(self._middles, w.contiguous())
-        return self._patterns.gather(1, place), self._values.gather(1, place)
+    def nearest(self, w: Tensor) -> Tensor:
+        """Values nearest to one weight of each row, ``(out,)``; between two, the smaller one."""
+        size, found = w.abs(), self._sizes[0]
+        for cut, value in zip(self._cuts, self._sizes[1:], strict=True):
+            found = torch.where(size > cut, value, found)
+        return found.copysign(w)
+
+    def patterns(self, values: Tensor) -> Tensor:
+        """Patterns, uint8, of values of the table, ``(out, columns)``."""
+        place = torch.searchsorted(self._middles, values.contiguous())
+        return self._patterns.gather(1, place)
+
+    def values(self, patterns: Tensor) -> Tensor:
+        """What patterns of weights stand for, ``(out, columns)``."""
+        place = torch.empty_like(self._patterns, dtype=torch.int64)
+        whole = torch.arange(place.shape[1], device=place.device).expand_as(place)
+        place.scatter_(1, self._patterns.long(), whole)
+        return self._values.gather(1, place.gather(1, patterns.long()))
 
 
 def fit_scales(weight: Tensor, importance: Tensor, planes: int, rounding: Rounding) -> Tensor:
@@ -93,22 +108,28 @@ def fit_scales(weight: Tensor, importance: Tensor, planes: int, rounding: Roundi
         size = (rest.abs() @ importance / total).unsqueeze(1)
         greedy.append(size)
         rest = rest - torch.where(rest > 0, size, -size)
-    best = scale = torch.cat(greedy, 1).clamp(min=_LEAST)
-    least = torch.full_like(scale[:, :1], torch.inf)
-    for turn in range(_ROUNDS):
-        tried = rounding.around(scale) if turn >= _ROUNDS - _ROUNDED else [scale]
-        if turn == _ROUNDS - _ROUNDED:
-            least.fill_(torch.inf)  # from here on of what is stored
-        for one in tried:
-            _, values = PlaneTable(one).code(weight)
-            error = (weight - values).square_() @ importance.unsqueeze(1)
-            best, least = torch.where(error < least, one, best), torch.minimum(error, least)
-        patterns, _ = PlaneTable(best).code(weight)
-        signs = signs_of(patterns, planes)
-        weighted = signs * importance
-        gram = torch.einsum("poc,qoc->opq", weighted, signs)
-        scale = solved(gram, torch.einsum("poc,oc->op", weighted, weight), scale)
+    scale = torch.cat(greedy, 1).clamp(min=_LEAST)
+    for _ in range(_ROUNDS):
+        before, scale = scale, _refined(weight, importance, scale)
+        if float((scale / before - 1).abs().mean()) < STILL:
+            break
+    best, least = scale, torch.full_like(scale[:, :1], torch.inf)
+    for _ in range(_ROUNDED if rounding.terms is not None else 1):
+        for tried in rounding.around(scale):
+            table = PlaneTable(tried)
+            error = (weight - table.values(table.patterns(weight))).square_()
+            lost = error @ importance.unsqueeze(1)
+            best, least = torch.where(lost < least, tried, best), torch.minimum(lost, least)
+        scale = _refined(weight, importance, best)
     return best
+
+
+def _refined(weight: Tensor, importance: Tensor, scale: Tensor) -> Tensor:
+    """Scales that fit the patterns which other scales give."""
+    signs = signs_of(PlaneTable(scale).patterns(weight), scale.shape[1])
+    weighted = signs * importance
+    gram = torch.einsum("poc,qoc->opq", weighted, signs)
+    return solved(gram, torch.einsum("poc,oc->op", weighted, weight), scale)
 
 
 def solved(gram: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
@@ -181,6 +202,7 @@ def plane_errors(
     weight, errors = weight[::stride], []
     for planes in range(1, most + 1):
         scale = fit_scales(weight, importance, planes, Rounding())
-        _, values = PlaneTable(scale).code(weight)
-        errors.append(rows @ (weight - values).square_() * importance)
+        table = PlaneTable(scale)
+        lost = (weight - table.values(table.patterns(weight))).square_()
+        errors.append(rows @ lost * importance)
     return torch.stack(errors)
