@@ -136,7 +136,7 @@ def test_saliency_is_measured_on_the_converted_stream(
         seen[name] = sample.x.clone()
         return original(sample, settings, seed, name, **more)
 
-    monkeypatch.setattr("spikellm.algorithms.channel_choice.salient_channels", watch)
+    monkeypatch.setattr("spikellm.nn.channels.salient_channels", watch)
     model, tokenizer = bundled
     result = spikellm.convert(
         model,
