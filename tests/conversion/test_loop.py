@@ -132,9 +132,9 @@ def test_saliency_is_measured_on_the_converted_stream(
     seen: dict[str, torch.Tensor] = {}
     original = channels.salient_channels
 
-    def watch(sample: channels.Sample, settings: Any, seed: int, name: str, **more: Any) -> Any:
+    def watch(sample: channels.Sample, settings: Any, seed: int, name: str, *more: Any) -> Any:
         seen[name] = sample.x.clone()
-        return original(sample, settings, seed, name, **more)
+        return original(sample, settings, seed, name, *more)
 
     monkeypatch.setattr("spikellm.nn.channels.salient_channels", watch)
     model, tokenizer = bundled
