@@ -40,6 +40,9 @@ PRESETS = {
 }
 
 
+MIXED = ("weights.planes=null", "weights.budget=1.5", "weights.allocation=model")
+
+
 def convert(
     recipe: str, text_file: Path, *settings: str, **keywords: Any
 ) -> tuple[Any, Any, spikellm.Conversion]:
@@ -56,7 +59,7 @@ def convert(
     "recipe",
     mostly_slow(
         [*PRESETS, "ternary-1.4-a4-t2", "bcq-2-a4-t2", "billm", "reference-billm"],
-        {"gptq-w4a16", "pbllm-90", "ternary-1.4", "ternary-1.4-a4-t2", "bcq-2-a4-t2", "billm"},
+        {"gptq-w4a16", "pbllm-90", "ternary-1.4", "ternary-1.4-a4-t2", "billm"},
     ),
 )
 def test_presets_convert_count_save_and_generate(
@@ -137,9 +140,9 @@ def test_additions_alone_give_the_model_s_logits(text_file: Path) -> None:
     ("recipe", "settings"),
     [
         ("ternary-1.4", ()),
-        ("bcq-2", ("weights.planes=null", "weights.budget=1.5", "weights.allocation=model")),
-        ("billm", ()),
-        ("static-w4a8", ()),
+        pytest.param("bcq-2", MIXED, marks=pytest.mark.slow),
+        pytest.param("billm", (), marks=pytest.mark.slow),
+        pytest.param("static-w4a8", (), marks=pytest.mark.slow),
     ],
 )
 def test_resumed_it_ends_in_the_same_weights(

@@ -22,8 +22,8 @@ from spikellm.quantization.affine import column_groups
 from spikellm.quantization.bcq import Rounding
 from spikellm.recipe.base import WeightOptions
 
-_SPLITS = tuple(step / 20 for step in range(2, 19))  # of a row's largest magnitude
-_COUNTS = 12  # of salient columns that are tried in a group
+_SPLITS = tuple(step / 10 for step in range(1, 10))  # of a row's largest magnitude
+_COUNTS = 6  # of salient columns that are tried in a group
 _LEAST = 2.0**-100
 
 
