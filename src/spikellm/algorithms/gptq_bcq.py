@@ -7,6 +7,7 @@ rotations that its layers do not run, is left out; scales belong to a row and a 
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import cast
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor
 from spikellm.algorithms.gptq_coders import ColumnCoder, column_coders
 from spikellm.algorithms.gptq_problem import GPTQProblem
 from spikellm.algorithms.step_budget import spend_in_layer
+from spikellm.core.errors import NumericalError
 from spikellm.nn.formats.bcq import PlaneWeights
 from spikellm.nn.formats.plane_options import PlaneOptions
 from spikellm.quantization.bcq import (
-    STILL,
     PlaneTable,
     Rounding,
     fit_scales,
@@ -76,6 +77,11 @@ class BcqCoder(ColumnCoder):
                 best, best_error = coded, error
             if gained <= _ENOUGH * error:
                 break
+        if not isfinite(best_error):
+            raise NumericalError(
+                "the error of weights in planes is not finite; the layer's inputs or weights are too"
+                " large for float32"
+            )
         best.descend(rounding)
         return best.weights()
 
@@ -143,7 +149,7 @@ class PlaneCodes:
 
     def descend(self, rounding: Rounding) -> None:
         """Coordinate descent on planes and least squares of scales, in turn, where asked for."""
-        problem, options, moves = self._problem, self._problem.options, True
+        problem, options = self._problem, self._problem.options
         if not options.descents:
             return
         order, places = problem.order, problem.order.tolist()
@@ -157,11 +163,7 @@ class PlaneCodes:
             )
             if not changed:
                 break
-            if moves:
-                before = torch.cat(self.scales, 1)
-                moves = (
-                    float((torch.cat(self.refit(rounding), 1) / before - 1).abs().mean()) > STILL
-                )
+            self.refit(rounding)
 
     def weights(self) -> PlaneWeights:
         """As formats take them over."""

@@ -20,8 +20,7 @@ from spikellm.quantization.ternary import SEARCHED
 MOST_PLANES = 4
 _ROUNDS = 20  # of weights and scales in turn, before error feedback
 _ROUNDED = 4  # rounds after them, in which scales are as they are stored
-STILL = 5e-3
-"""Relative change of scales below which they are fitted no more."""
+_STILL = 1e-3  # relative change of scales below which they are fitted no more
 _RIDGE = 1e-6  # added to the Gram matrix of planes, as a share of its mean diagonal
 _LEAST = 2.0**-100  # scale
 
@@ -111,7 +110,7 @@ def fit_scales(weight: Tensor, importance: Tensor, planes: int, rounding: Roundi
     scale = torch.cat(greedy, 1).clamp(min=_LEAST)
     for _ in range(_ROUNDS):
         before, scale = scale, _refined(weight, importance, scale)
-        if float((scale / before - 1).abs().mean()) < STILL:
+        if float((scale / before - 1).abs().mean()) < _STILL:
             break
     best, least = scale, torch.full_like(scale[:, :1], torch.inf)
     for _ in range(_ROUNDED if rounding.terms is not None else 1):
