@@ -13,11 +13,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layers import PLANES
 from native import planes
+from spikellm.algorithms.gptq_layer import Target, fit_layer
+from spikellm.algorithms.gptq_options import GptqOptions
 from spikellm.kernels.base import select
+from spikellm.models.swap import spiking_for
+from spikellm.nn.channels import Groups
 from spikellm.nn.constant_thresholds import constant_thresholds
 from spikellm.nn.execution import set_execution_mode
 from spikellm.nn.linear import SpikingLinear
+from spikellm.nn.validation import validation_error
+from spikellm.profiling.counted_layer import counted_layer
 from spikellm.profiling.fan_out import fan_out
+from spikellm.profiling.population import layer_population
+from spikellm.profiling.trace import _check_layer
 from spikellm.recipe import ActivationRecipe, LinearRecipe
 
 KINDS = sorted(PLANES)
@@ -147,10 +155,66 @@ def test_no_multiplication_with_spikes_of_thresholds_of_powers_of_two(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_inputs_are_trained_about_constant_weights(kind: str) -> None:
+    layer = layer_of(kind, bits=4)
+    layer.share_ranges()
+    shares = layer.get_buffer("group_share").requires_grad_(True)
+    x = torch.randn(5, 70, requires_grad=True)
+    y = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-4)
+    y.sum().backward()
+    assert shares.grad is not None
+    assert bool(torch.isfinite(shares.grad).all())
+    assert x.grad is not None
+    assert bool((x.grad != 0).any())
+
+
+@pytest.mark.parametrize("form", ["binary", "phase"])
+def test_traces_leave_out_accumulators_that_do_not_exist(form: Any) -> None:
+    layer = layer_of("mixed", bits=4, train="centered")
+    x = torch.randn(6, 70)
+    found = _check_layer(layer_population("layer", layer, x), layer, layer(x), form)
+    assert found.equal
+    assert not found.mismatches
+    facts, sums = counted_layer(layer), sum(layer.spec().planes)
+    assert len(facts.accumulators) == sums < 4 * len(layer.layout().segments)
+    assert found.integers == 6 * layer.out_features * sums
+    assert found.shifts == (facts.doublings * 6 * layer.out_features if form == "phase" else 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_is_summed_in_single(kind: str) -> None:
     layer = layer_of(kind)
     x = torch.randn(3, 70).to(torch.bfloat16)
     assert torch.equal(layer(x), layer(x.float()).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"format": "ternary", "packing": "digits"},
+        {"format": "ternary", "packing": "digits", "budget": 1.5},
+        {"format": "ternary"},
+        {"format": "bcq"},
+        {"format": "bcq", "budget": 1.5},
+        {"format": "billm"},
+        {"format": "partly-binary", "salient_rate": 0.1},
+    ],
+)
+def test_sizes_are_those_of_the_tensors(weights: dict[str, Any]) -> None:
+    """Fitted and taken from a file or a journal, a layer is described in the same words."""
+    settings = LinearRecipe.model_validate({"weights": weights, "activations": {"bits": 16}})
+    dense = torch.nn.Linear(40, 8).requires_grad_(False)
+    x = torch.randn(90, 40)
+    groups = Groups(torch.zeros(40, dtype=torch.uint8), None)
+    options = GptqOptions(rounds=1) if weights["format"] in ("ternary", "bcq") else GptqOptions()
+    layer, _ = fit_layer("l", dense, settings, groups, Target((x.T @ x).double()), options)
+    state = layer.state_dict()
+    assert spiking_for(dense, settings, state).sizes == layer.sizes
+    assert validation_error(layer) is None
+    layer.shape = layer.shape._replace(sizes=(*layer.sizes, 5))
+    assert "sizes in config.json" in str(validation_error(layer))
 
 
 def test_stored_bytes() -> None:
@@ -169,7 +233,8 @@ def test_kernels_of_ternary_layers_run_them(native_kernels: object, level: str) 
 @pytest.mark.parametrize(
     ("kind", "name", "value", "says"),
     [
-        ("mixed", "column_steps", 9, "columns by plane"),
+        ("mixed", "column_steps", 9, "expected 1 to 4"),
+        ("mixed", "column_steps", 0, "expected 1 to 4"),
         ("billm", "column_steps", 0, "other than 1 and 2"),
         ("billm", "weight_scale", 1.625, "more than 2 powers of two"),
     ],
@@ -187,6 +252,7 @@ def test_damage_is_found(kind: str, name: str, value: float, says: str) -> None:
         ({"format": "bcq", "allocation": "model"}, "no effect without a budget"),
         ({"format": "bcq", "scale_bits": 32, "scale_terms": 1}, "take 16 bits"),
         ({"format": "bcq", "planes": 5}, "less than or equal to 4"),
+        ({"format": "bcq", "budget": 1.0}, "greater than 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(weights: dict[str, Any], says: str) -> None:

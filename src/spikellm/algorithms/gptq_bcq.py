@@ -79,7 +79,7 @@ class BcqCoder(ColumnCoder):
                 break
         if not isfinite(best_error):
             raise NumericalError(
-                "the error of weights in planes is not finite; the layer's inputs or weights are too"
+                "the error of a layer in planes is not finite; its inputs or weights are too"
                 " large for float32"
             )
         best.descend(rounding)

@@ -119,13 +119,13 @@ def spend_over_model(
     """Steps of every column of all layers, uint8 ``(in,)`` each: a step goes where it lowers the
     expected loss most for the weights it takes.
 
-    Layers with different budgets spend each their own.
+    Layers with different budgets, or weight formats, spend each their own.
 
     Args:
         errors_of: how the columns of a layer with such weights err.
         zeros: share of the weights of a layer that are zero whatever the steps.
     """
-    tables: dict[float, dict[str, tuple[Tensor, int]]] = {}
+    tables: dict[tuple[float, str], dict[str, tuple[Tensor, int]]] = {}
     for weighed in layers:
         layer, weight = weighed.layer, weighed.weight
         settings = layer.settings.weights
@@ -134,9 +134,9 @@ def spend_over_model(
         if count := round((zeros or {}).get(layer.name, 0.0) * weight.numel()):
             weight = weight.masked_fill(lowest(weighed.zero_losses(), count), 0.0)
         errors = errors_of(settings)(weight, weighed.importance, settings, layer.sensitivity)
-        tables.setdefault(budget, {})[layer.name] = errors.cpu(), weight.shape[0]
+        tables.setdefault((budget, settings.format), {})[layer.name] = errors.cpu(), weight.shape[0]
     steps: dict[str, Tensor] = {}
-    for budget, table in tables.items():
+    for (budget, _), table in tables.items():
         widths = [errors.shape[1] for errors, _ in table.values()]
         costs = [outputs for errors, outputs in table.values() for _ in range(errors.shape[1])]
         found = spend(torch.cat([errors for errors, _ in table.values()], 1), budget, costs).to(

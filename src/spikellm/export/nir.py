@@ -191,8 +191,9 @@ def _scales(layer: SpikingLinear) -> Tensor:
         [
             theta[segment.activation_group]
             * plane.weight_scale.float().cpu()[:, segment.weight_group]
-            for plane in layer.planes()
+            for number, plane in enumerate(layer.planes())
             for segment in layer.layout().segments
+            if layer.format.has_plane(layer, number, segment.weight_group)
         ]
     )
 
@@ -202,9 +203,11 @@ def segment_weights(layer: SpikingLinear) -> Tensor:
     outside its columns.
     """
     layout, order, parts = layer.layout(), channel_order(layer), []
-    for plane in layer.planes():
+    for number, plane in enumerate(layer.planes()):
         stored = plane.integer_weights().long().cpu()
         for segment in layout.segments:
+            if not layer.format.has_plane(layer, number, segment.weight_group):
+                continue
             part = torch.zeros(layer.out_features, layer.in_features, dtype=torch.int64)
             part[:, order[segment.start : segment.stop]] = stored[:, segment.start : segment.stop]
             parts.append(part)

@@ -69,7 +69,10 @@ def fitted_layer(
         weights: coded for these groups, of the kind that the format takes over.
         device: see :func:`spiking_like`.
     """
-    sizes = format_of(settings.weights).fitted_sizes(weights, groups.column_steps)
+    stored = format_of(settings.weights)
+    if not stored.keeps_steps(settings.weights):
+        groups = groups._replace(column_steps=None)
+    sizes = stored.fitted_sizes(weights, groups.column_steps)
     layer = spiking_like(module, settings, device, sizes)
     layer.set_groups(*groups)
     layer.set_weights(weights)

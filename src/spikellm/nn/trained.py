@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spikellm.kernels.coding import InputCoding
 from spikellm.kernels.spec import LinearSpec
-from spikellm.nn.formats.base import Stored
+from spikellm.nn.formats.base import Stored, WeightFormat
 
 _precision: ContextVar[torch.dtype] = ContextVar("spikellm_product", default=torch.float32)
 Groups = list[tuple[int, int]]  # columns of weight groups
@@ -37,6 +37,9 @@ class Trained(Stored, Protocol):
     """What of a layer is trained, and what is constant."""
 
     bias: Any
+    format: WeightFormat
+
+    def dense_weight(self) -> Tensor: ...
 
     @property
     def shares(self) -> Tensor | None: ...
@@ -63,9 +66,13 @@ def trained_output(layer: Trained, x: Tensor) -> Tensor:
         tokens = _Coded.apply(tokens, shares, coding, precision)  # type: ignore[no-untyped-call]
     elif layout.order is not None:
         tokens = _Reordered.apply(tokens, layout.order, precision)  # type: ignore[no-untyped-call]
-    weight = _Scaled.apply(  # type: ignore[no-untyped-call]
-        layer.weight_scale, layer.integer_weights, layout.weight_groups, precision
-    )
+    if layer.format.has_integers:
+        weight = _Scaled.apply(  # type: ignore[no-untyped-call]
+            layer.weight_scale, layer.integer_weights, layout.weight_groups, precision
+        )
+    else:  # a constant
+        weight = layer.dense_weight().to(precision)
+        weight = weight if layout.order is None else weight.index_select(1, layout.order)
     bias = None if layer.bias is None else layer.bias.to(precision)
     y = torch.nn.functional.linear(tokens.to(precision), weight, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)

@@ -142,7 +142,15 @@ def _of_layer(layer: SpikingLinear) -> str | None:
             )
     if problem := _of_price(layer, "spike_price") or _of_constants(layer):
         return problem
-    return _of_scales(layer) or layer.validation_error()
+    return _of_scales(layer) or _of_sizes(layer) or layer.validation_error()
+
+
+def _of_sizes(layer: SpikingLinear) -> str | None:
+    try:
+        held = layer.format.sizes_of(dict(layer.named_buffers(recurse=False)))
+    except ValueError as error:
+        return str(error)
+    return None if held == layer.sizes else "sizes in config.json are not those of its tensors"
 
 
 def _of_constants(layer: SpikingLinear) -> str | None:

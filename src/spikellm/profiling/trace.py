@@ -174,15 +174,15 @@ def _check_layer(
     """
     y, integers, mismatches = torch.zeros(()), 0, 0
     runs: list[EventRun] = []
-    for plane in layer.planes():
-        run = run_events(
-            events_of(population, form),
-            synapses := synapses_of(layer, plane),
-            moments_by_segment(population, synapses, form),
-        )
+    segments = layer.layout().segments
+    for number, plane in enumerate(layer.planes()):
+        there = [layer.format.has_plane(layer, number, part.weight_group) for part in segments]
+        synapses = synapses_of(layer, plane)
+        moments = moments_by_segment(population, synapses, form) * torch.tensor(there)
+        run = run_events(events_of(population, form), synapses, moments)
         of_plane, differ = _outputs(population, layer, plane, run)
         y, mismatches = y + of_plane, mismatches + differ
-        runs, integers = [*runs, run], integers + run.sums.numel()
+        runs, integers = [*runs, run], integers + run.sums[:, torch.tensor(there)].numel()
     if layer.bias is not None:
         y = y + layer.bias.float().cpu()
     equal = torch.equal(y.to(output.dtype), output.reshape(-1, layer.out_features).cpu())

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spikellm.core.errors import RequestError
+from spikellm.nn.formats import formats
 from spikellm.recipe.base import register_options
 from spikellm.recipe.training import StageOptions
 from spikellm.training.base import Stage, Trainable, stages
@@ -55,6 +56,14 @@ class EndToEndOptions(StageOptions):
                 "training.shares trains parts of the ranges of tokens, and threshold_from:"
                 " calibration does without such ranges; set training.shares to false"
             )
+        scaled = any(formats[name].has_integers for name in recipe.formats)
+        coded = self.shares and (recipe.activations.spiking or recipe.attention.spiking)
+        if not (scaled or coded or self.biases):
+            raise ValueError(
+                f"training has nothing to train: weights of format"
+                f" {' and '.join(map(repr, sorted(recipe.formats)))} keep their scales, and inputs"
+                " are not coded; set training.biases to true"
+            )
 
 
 @stages.register("end-to-end")
@@ -70,7 +79,7 @@ class EndToEnd(Stage):
         if not found:
             raise RequestError(
                 "the model has no scale, threshold or bias that could be trained: none of its"
-                " layers is spiking"
+                " layers is spiking, or their weights keep their scales; set biases to true"
             )
         return found + (gains_of(model) if options.gains else [])
 

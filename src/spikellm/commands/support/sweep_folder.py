@@ -119,7 +119,10 @@ class SweepFolder:
         if path is None or not path.exists():
             return None
         try:
-            found = _from_data(read_json(path)["measured"])
+            data = read_json(path)["measured"]
+            if "stored" not in data["summary"]:
+                return None  # of an earlier version, which did not count stored bits
+            found = _from_data(data)
             row_of("", [found], found.perplexity)  # what its figures are for
             whole = found.perplexity.keys() == self._texts
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):

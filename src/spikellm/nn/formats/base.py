@@ -110,6 +110,10 @@ class WeightFormat(ABC):
         """
         return ()
 
+    def keeps_steps(self, weights: WeightOptions) -> bool:
+        """Whether a layer with such weights stores the steps of its columns, if they have any."""
+        return True
+
     def fitted_sizes(self, weights: Any, column_steps: Tensor | None) -> tuple[int, ...]:
         """``LayerShape.sizes`` of the layer that takes over these weights: what :meth:`sizes_of`
         gives once :meth:`write` has put them into buffers.
@@ -138,6 +142,11 @@ class WeightFormat(ABC):
         ``planes``; else none.
         """
         return ()
+
+    def has_plane(self, layer: Stored, plane: int, group: int) -> bool:
+        """Whether a weight group has that plane."""
+        planes = self.planes_by_group(layer)
+        return not planes or plane < planes[group]
 
     def as_planes(self, layer: Stored) -> Sequence[LinearWeights]:
         """Those planes, ternary weights of one step; none where weights have one integer form."""

@@ -24,7 +24,9 @@ from spikellm.nn.formats.base import Buffer, LayerShape, Stored, WeightFormat, r
 from spikellm.nn.formats.plane import Plane, scaled_sum
 from spikellm.nn.formats.plane_options import PlaneOptions
 from spikellm.nn.formats.ternary import plane_sizes
+from spikellm.nn.formats.ternary_digits import scale_groups
 from spikellm.nn.layout import most_weight_groups
+from spikellm.quantization.bcq import MOST_PLANES
 from spikellm.quantization.packing import pack, packed_length, unpack
 from spikellm.quantization.powers import terms_of
 
@@ -57,14 +59,18 @@ class BcqFormat(WeightFormat):
     unrolls = True
 
     def buffers(self, shape: LayerShape) -> list[Buffer]:
-        sizes, classes = self.plane_sizes(shape), self._classes(shape)
-        groups = most_weight_groups(shape.columns, shape.settings, classes)
+        sizes, mixed = self.plane_sizes(shape), shape.settings.weights.budget is not None
+        groups = (
+            scale_groups(shape, sizes)
+            if mixed
+            else most_weight_groups(shape.columns, shape.settings)
+        )
         length = sum(packed_length(columns, 1) for columns in sizes)
         found = [
             Buffer("weight_planes", (shape.rows, length), torch.uint8, 0),
             self.scale_buffer(shape, groups),
         ]
-        if classes > 1:
+        if mixed:
             found.append(Buffer("column_steps", (shape.columns,), torch.uint8, 1))
         return found
 
@@ -81,11 +87,6 @@ class BcqFormat(WeightFormat):
             return (shape.columns,) * weights.most_planes
         return shape.sizes or (shape.columns,)
 
-    def _classes(self, shape: LayerShape) -> int:
-        """Kinds of columns, by planes, at least two of which have scales of their own."""
-        mixed = shape.settings.weights.budget is not None
-        return max(2, len(self.plane_sizes(shape))) if mixed else 1
-
     def sizes_of(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:
         steps = state.get("column_steps")
         if steps is None:
@@ -98,7 +99,8 @@ class BcqFormat(WeightFormat):
         return () if column_steps is None else plane_sizes(column_steps)
 
     def column_steps(self, layer: Stored) -> Tensor | None:
-        return layer.get_buffer("column_steps") if self._classes(layer.shape) > 1 else None
+        mixed = layer.shape.settings.weights.budget is not None
+        return layer.get_buffer("column_steps") if mixed else None
 
     def write(self, layer: Stored, weights: PlaneWeights) -> None:
         present = self.present(layer)
@@ -165,11 +167,11 @@ class BcqFormat(WeightFormat):
         return tuple(layout.weight_steps)
 
     def validation_error(self, layer: Stored) -> str | None:
-        steps, sizes = self.column_steps(layer), layer.shape.sizes
-        if steps is not None and (plane_sizes(steps) != sizes or int(steps.min()) < 1):
-            return (
-                f"column_steps fits {plane_sizes(steps)} columns by plane, config.json says {sizes}"
-            )
+        steps = self.column_steps(layer)
+        if steps is not None:
+            least, most = int(steps.min()), int(steps.max())
+            if least < 1 or most > MOST_PLANES:
+                return f"column_steps holds {least} to {most}, expected 1 to {MOST_PLANES}"
         return self.scale_error(layer)
 
     def scale_error(self, layer: Stored) -> str | None:

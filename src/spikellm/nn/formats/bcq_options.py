@@ -27,7 +27,7 @@ class BcqOptions(PlaneOptions):
     )
     budget: float | None = Field(
         None,
-        ge=1.0,
+        gt=1.0,
         le=MOST_PLANES,
         description="average planes of a column, spent where a plane gains most",
     )
@@ -50,9 +50,8 @@ class BcqOptions(PlaneOptions):
             raise ValueError(
                 "budget and planes both say how many planes columns take; leave one of them out"
             )
-        if self.allocation == "model" and self.budget in (None, 1):
+        if self.allocation == "model" and self.budget is None:
             raise ValueError(
-                "allocation has no effect without a budget above 1; set budget, or leave"
-                " allocation out"
+                "allocation has no effect without a budget; set budget, or leave allocation out"
             )
         return self

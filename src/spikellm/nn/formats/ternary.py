@@ -34,6 +34,7 @@ from spikellm.nn.formats.ternary_digits import (
 from spikellm.nn.layout import most_weight_groups
 from spikellm.quantization.affine import AffineWeights
 from spikellm.quantization.packing import pack, packed_length, unpack
+from spikellm.recipe.base import WeightOptions
 
 
 @register
@@ -75,6 +76,9 @@ class TernaryFormat(WeightFormat):
         if steps.dtype != torch.uint8:
             raise ValueError(f"column_steps holds {steps.dtype}, expected {torch.uint8}")
         return plane_sizes(steps)
+
+    def keeps_steps(self, weights: WeightOptions) -> bool:
+        return stores_steps(weights)
 
     def fitted_sizes(self, weights: AffineWeights, column_steps: Tensor | None) -> tuple[int, ...]:
         return () if column_steps is None else plane_sizes(column_steps)
