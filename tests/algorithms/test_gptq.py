@@ -101,7 +101,6 @@ def last_loss(recipe: str, text_file: Path) -> float:
             ("ternary-1.7", "pbllm-90"),
             ("ternary-2.4", "pbllm-80"),
             ("bcq-3", "bcq-2", "gptq-w2a16"),
-            ("billm", "reference-billm"),
         ],
         {("gptq-w4a16", "gptq-w2a16", "rtn-w2a16"), ("ternary-1.4", "pbllm-95")},
     ),

@@ -126,7 +126,7 @@ def test_damage_is_seen() -> None:
     assert "spike_digits holds bytes that are no digits of base 3" in str(validation_error(layer))
     layer = fitted(23, 0, {"packing": "digits", "budget": 1.4})
     layer.get_buffer("column_steps")[0] ^= 3
-    assert "column_steps fits" in str(validation_error(layer))
+    assert "sizes in config.json are not those" in str(validation_error(layer))
 
 
 def test_older_recipes_do_not_name_it() -> None:
