@@ -120,7 +120,7 @@ class SweepFolder:
             return None
         try:
             data = read_json(path)["measured"]
-            if "stored" not in data["summary"]:
+            if "stored" not in data["summary"] and "layers" in data["summary"]:
                 return None  # of an earlier version, which did not count stored bits
             found = _from_data(data)
             row_of("", [found], found.perplexity)  # what its figures are for
