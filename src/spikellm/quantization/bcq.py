@@ -81,17 +81,16 @@ class PlaneTable:
             found = torch.where(size > cut, value, found)
         return found.copysign(w)
 
-    def patterns(self, values: Tensor) -> Tensor:
-        """Patterns, uint8, of values of the table, ``(out, columns)``."""
-        place = torch.searchsorted(self._middles, values.contiguous())
-        return self._patterns.gather(1, place)
+    def patterns(self, weight: Tensor) -> Tensor:
+        """Patterns, uint8, nearest to weights, ``(out, columns)``."""
+        return self._patterns.gather(1, self._places(weight))
 
-    def values(self, patterns: Tensor) -> Tensor:
-        """What patterns of weights stand for, ``(out, columns)``."""
-        place = torch.empty_like(self._patterns, dtype=torch.int64)
-        whole = torch.arange(place.shape[1], device=place.device).expand_as(place)
-        place.scatter_(1, self._patterns.long(), whole)
-        return self._values.gather(1, place.gather(1, patterns.long()))
+    def rounded(self, weight: Tensor) -> Tensor:
+        """What those patterns stand for, ``(out, columns)``."""
+        return self._values.gather(1, self._places(weight))
+
+    def _places(self, weight: Tensor) -> Tensor:
+        return torch.searchsorted(self._middles, weight.contiguous())
 
 
 def fit_scales(weight: Tensor, importance: Tensor, planes: int, rounding: Rounding) -> Tensor:
@@ -115,8 +114,7 @@ def fit_scales(weight: Tensor, importance: Tensor, planes: int, rounding: Roundi
     best, least = scale, torch.full_like(scale[:, :1], torch.inf)
     for _ in range(_ROUNDED if rounding.terms is not None else 1):
         for tried in rounding.around(scale):
-            table = PlaneTable(tried)
-            error = (weight - table.values(table.patterns(weight))).square_()
+            error = (weight - PlaneTable(tried).rounded(weight)).square_()
             lost = error @ importance.unsqueeze(1)
             best, least = torch.where(lost < least, tried, best), torch.minimum(lost, least)
         scale = _refined(weight, importance, best)
@@ -201,7 +199,6 @@ def plane_errors(
     weight, errors = weight[::stride], []
     for planes in range(1, most + 1):
         scale = fit_scales(weight, importance, planes, Rounding())
-        table = PlaneTable(scale)
-        lost = (weight - table.values(table.patterns(weight))).square_()
+        lost = (weight - PlaneTable(scale).rounded(weight)).square_()
         errors.append(rows @ lost * importance)
     return torch.stack(errors)

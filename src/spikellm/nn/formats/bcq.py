@@ -23,7 +23,7 @@ from spikellm.nn.formats.affine import SCALE_TYPES
 from spikellm.nn.formats.base import Buffer, LayerShape, Stored, WeightFormat, register
 from spikellm.nn.formats.plane import Plane, scaled_sum
 from spikellm.nn.formats.plane_options import PlaneOptions
-from spikellm.nn.formats.ternary import plane_sizes
+from spikellm.nn.formats.ternary import plane_sizes, stored_sizes
 from spikellm.nn.formats.ternary_digits import scale_groups
 from spikellm.nn.layout import most_weight_groups
 from spikellm.quantization.bcq import MOST_PLANES
@@ -88,12 +88,7 @@ class BcqFormat(WeightFormat):
         return shape.sizes or (shape.columns,)
 
     def sizes_of(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:
-        steps = state.get("column_steps")
-        if steps is None:
-            return ()
-        if steps.dtype != torch.uint8:
-            raise ValueError(f"column_steps holds {steps.dtype}, expected {torch.uint8}")
-        return plane_sizes(steps)
+        return stored_sizes(state)
 
     def fitted_sizes(self, weights: PlaneWeights, column_steps: Tensor | None) -> tuple[int, ...]:
         return () if column_steps is None else plane_sizes(column_steps)

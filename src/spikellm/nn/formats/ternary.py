@@ -70,12 +70,7 @@ class TernaryFormat(WeightFormat):
         return [*codes, Buffer("weight_scale", (rows, groups), scales, 1)]
 
     def sizes_of(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:
-        steps = state.get("column_steps")
-        if steps is None:
-            return ()
-        if steps.dtype != torch.uint8:
-            raise ValueError(f"column_steps holds {steps.dtype}, expected {torch.uint8}")
-        return plane_sizes(steps)
+        return stored_sizes(state)
 
     def keeps_steps(self, weights: WeightOptions) -> bool:
         return stores_steps(weights)
@@ -165,6 +160,20 @@ class TernaryFormat(WeightFormat):
             problem = "spikes_plus and spikes_minus fire at once" if overlap else None
         self.release(layer)
         return problem
+
+
+def stored_sizes(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """:func:`plane_sizes` of a layer with these buffers; none where it stores no steps.
+
+    Raises:
+        ValueError: the steps are no bytes.
+    """
+    steps = state.get("column_steps")
+    if steps is None:
+        return ()
+    if steps.dtype != torch.uint8:
+        raise ValueError(f"column_steps holds {steps.dtype}, expected {torch.uint8}")
+    return plane_sizes(steps)
 
 
 def plane_sizes(column_steps: Tensor) -> tuple[int, ...]:
