@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 from spikellm.profiling.comparison import converted, original_of
-from spikellm.profiling.plots.canvas import MUTED, SERIES, axes, inline_svg, label, legend
+from spikellm.profiling.plots.canvas import SERIES, axes, inline_svg, label, legend
 from spikellm.profiling.plots.picture import Picture
+from spikellm.profiling.plots.published_marks import mark_published
 from spikellm.profiling.published import CAUTION, MODEL, PUBLISHED
 from spikellm.profiling.report import Report
-
-_MARKERS = "osvPX^<>"  # of what others published
 
 
 def published(report: Report) -> Picture | None:
@@ -23,19 +20,9 @@ def published(report: Report) -> Picture | None:
     title = "Beside published systems"
     told = []
     with axes(height=3.4) as (figure, axis):
-        for one, marker in zip(PUBLISHED, cycle(_MARKERS), strict=False):
-            least, most = one.effort
-            axis.scatter(
-                [(least * most) ** 0.5],
-                [one.ratio],
-                s=40,
-                marker=marker,
-                facecolors="none",
-                edgecolors=SERIES[1] if one.spikes else MUTED,
-                linewidths=1.3,
-                label=f"{one.system} {one.setting}",
-            )
-            told.append(f"{one.system} {one.setting}: {one.ratio:.3g} at {least:.3f}")
+        mark_published(axis, lambda one: (one.effort[0] * one.effort[1]) ** 0.5)
+        for one in PUBLISHED:
+            told.append(f"{one.system} {one.setting}: {one.ratio:.3g} at {one.effort[0]:.3f}")
         for index, row in enumerate(own):
             ratio, effort = row.perplexity / original.perplexity, row.ace / row.dense_ace
             color = SERIES[0] if index + 1 == len(own) else SERIES[2 + index % 4]

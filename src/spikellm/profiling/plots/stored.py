@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from typing import Any, NamedTuple
 
 from spikellm.profiling.comparison import original_of
-from spikellm.profiling.plots.canvas import MUTED, SERIES, axes, inline_svg, label, legend
+from spikellm.profiling.plots.canvas import SERIES, axes, inline_svg, label, legend
 from spikellm.profiling.plots.pareto import pareto_front
 from spikellm.profiling.plots.picture import Picture
+from spikellm.profiling.plots.published_marks import mark_published
 from spikellm.profiling.published import MODEL, PUBLISHED
 from spikellm.profiling.report import Report
-
-_MARKERS = "osvPX^<>"  # of what others published
 
 
 class _Mark(NamedTuple):
@@ -90,17 +88,8 @@ def _marks(report: Report, base: float) -> list[_Mark]:
 
 def _draw_published(axis: Any) -> list[str]:
     """Draw what others published; returns it in words."""
-    told = []
-    for one, marker in zip(PUBLISHED, cycle(_MARKERS), strict=False):
-        axis.scatter(
-            [one.bits[0]],
-            [one.ratio],
-            s=40,
-            marker=marker,
-            facecolors="none",
-            edgecolors=SERIES[1] if one.spikes else MUTED,
-            linewidths=1.3,
-            label=f"{one.system} {one.setting}",
-        )
-        told.append(f"{one.system} {one.setting}: {one.ratio:.3g} at {one.bits[0]} bits of codes")
-    return told
+    mark_published(axis, lambda one: one.bits[0])
+    return [
+        f"{one.system} {one.setting}: {one.ratio:.3g} at {one.bits[0]} bits of codes"
+        for one in PUBLISHED
+    ]
